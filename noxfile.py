@@ -1,0 +1,122 @@
+"""Every environment the project is built, tested and measured in. `nox -l` lists them."""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["tests", "lint", "types"]
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+CONSTRAINTS = ("-c", "constraints.txt")
+# The originals declare more than their model files need (one of them a GPU-only package).
+UPSTREAM = ("PaLM-pytorch==0.2.2", "PaLM-jax==0.1.2")
+
+
+def group(name: str) -> list[str]:
+    return nox.project.dependency_groups(PYPROJECT, name)
+
+
+def install(session: nox.Session, extras: str = "", *groups: str) -> None:
+    """Install palm with `extras` and dependency `groups`, everything pinned by constraints.txt."""
+    requirements = [requirement for name in groups for requirement in group(name)]
+    session.install(*CONSTRAINTS, "-e", f".[{extras}]" if extras else ".", *requirements)
+
+
+def install_upstream(session: nox.Session) -> None:
+    session.install("--no-deps", *UPSTREAM)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The whole suite: core, both wings, parity, and the four originals as oracles."""
+    install(session, "all", "tests")
+    install_upstream(session)
+    session.run("pytest", "-n", "2", "--dist", "worksteal", *session.posargs)
+
+
+@nox.session
+def core(session: nox.Session) -> None:
+    """What must work with neither framework installed."""
+    install(session, "", "tests")
+    session.run("pytest", "tests/core", *session.posargs)
+
+
+@nox.session
+def torch_only(session: nox.Session) -> None:
+    """The torch wing on a machine without JAX."""
+    install(session, "torch", "tests")
+    session.run("pytest", "tests/core", "tests/torch_impl", *session.posargs)
+
+
+@nox.session
+def jax_only(session: nox.Session) -> None:
+    """The JAX wing on a machine without torch."""
+    install(session, "jax", "tests")
+    session.run("pytest", "tests/core", "tests/jax_impl", *session.posargs)
+
+
+@nox.session
+def parity(session: nox.Session) -> None:
+    """The parity grid alone; `nox -s parity -- --platform gpu` runs it on an accelerator."""
+    install(session, "all", "tests")
+    session.run("pytest", "tests/parity", *session.posargs)
+
+
+@nox.session
+def upstream(session: nox.Session) -> None:
+    """Against the four published originals, installed from the registry."""
+    install(session, "all", "tests")
+    install_upstream(session)
+    session.run("pytest", "tests/upstream", *session.posargs)
+
+
+@nox.session
+def compare(session: nox.Session) -> None:
+    """The main job: build one config in both frameworks and report where they differ."""
+    install(session, "all")
+    session.run("palm", "compare", *session.posargs)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The HTML report in a real headless Chromium (Debian's `chromium` must be installed)."""
+    install(session, "", "tests", "browser")
+    session.run("pytest", "tests/browser", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and format."""
+    session.install(*CONSTRAINTS, *group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types, and that the public surface is completely typed."""
+    install(session, "all", "types")
+    session.run("pyright")
+    session.run("pyright", "--ignoreexternal", "--verifytypes", "palm")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Benchmarks; results are kept with the machine they came from."""
+    install(session, "all", "bench")
+    session.run("python", "benchmarks/compile_time.py", *session.posargs)
+
+
+@nox.session
+def constraints(session: nox.Session) -> None:
+    """Resolve every extra and group anew and write constraints.txt."""
+    requirements = [r for name in PYPROJECT["dependency-groups"] for r in group(name)]
+    pins = ("torch==2.13.0", "jax==0.10.2", "equinox==0.13.8")
+    session.install("--upgrade", *pins, "-e", ".[all]", *requirements)
+    frozen = session.run("pip", "freeze", "--exclude-editable", silent=True)
+    # A local version (+cpu) exists on one index only; the public part is the pin.
+    lines = [line.split("+")[0] for line in frozen.splitlines() if "==" in line]
+    with open("constraints.txt", "w", encoding="utf-8") as file:
+        file.write("# Written by `nox -s constraints`.\n" + "\n".join(lines) + "\n")

@@ -1,0 +1,57 @@
+"""palm: the PaLM language model natively in PyTorch and in JAX/Equinox, and the proof that the two agree.
+
+Importing palm imports neither framework: each wing is loaded when it is first asked for.
+"""
+
+from palm.backends import (
+    activations,
+    available_backends,
+    backend_of,
+    build,
+    config_of,
+    convert,
+    dtype_of,
+    from_numpy,
+    to_numpy,
+    value_and_grad,
+)
+from palm.config import PaLMConfig
+from palm.errors import (
+    BackendError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MissingFrameworkError,
+    PalmError,
+    TokenError,
+    UpstreamError,
+    WeightsError,
+)
+from palm.presets import PRESETS, preset
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "BackendError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "MissingFrameworkError",
+    "PaLMConfig",
+    "PalmError",
+    "TokenError",
+    "UpstreamError",
+    "WeightsError",
+    "activations",
+    "available_backends",
+    "backend_of",
+    "build",
+    "config_of",
+    "convert",
+    "dtype_of",
+    "from_numpy",
+    "preset",
+    "to_numpy",
+    "value_and_grad",
+]

@@ -1,0 +1,181 @@
+"""From a backend's name to its wing, and the doors that lead to both.
+
+A wing is imported when it is first asked for: `import palm` must work, and be quick, where only one
+framework, or neither, is installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from palm.config import BACKENDS, Backend, PaLMConfig, check_backend
+from palm.errors import BackendError, ConfigError, MissingFrameworkError
+from palm.params import DType, check_array, check_names, numpy_dtype
+
+_FRAMEWORKS: dict[Backend, tuple[str, ...]] = {"torch": ("torch",), "jax": ("jax", "equinox")}
+ATTENTION_PATHS = ("fused", "textbook")
+
+
+def available_backends() -> tuple[Backend, ...]:
+    """The backends whose frameworks are installed here. Imports neither."""
+    return tuple(backend for backend in BACKENDS if not _missing(backend))
+
+
+def wing(backend: Backend) -> ModuleType:
+    """The wing's package, `palm.torch_impl` or `palm.jax_impl`.
+
+    Raises `BackendError` for an unknown backend, `MissingFrameworkError` if its framework is not installed.
+    """
+    check_backend(backend)
+    if missing := _missing(backend):
+        raise MissingFrameworkError(
+            f'backend="{backend}" needs {" and ".join(_FRAMEWORKS[backend])}; {missing[0]} is not installed. '
+            f'Run: pip install "palm-dual[{backend}]".'
+        )
+    return importlib.import_module(f"palm.{backend}_impl")
+
+
+def wing_of(model: Any) -> ModuleType:
+    """The wing a model belongs to. Raises `BackendError` if it is not one of palm's."""
+    for backend in BACKENDS:
+        loaded = sys.modules.get(f"palm.{backend}_impl")
+        if loaded is not None and isinstance(model, loaded.PaLM):
+            return loaded
+    raise BackendError(
+        f"model must be one that palm built; got {type(model).__module__}.{type(model).__qualname__}. "
+        "Bring models from elsewhere in with palm.from_upstream."
+    )
+
+
+def backend_of(model: Any) -> Backend:
+    """The name of the backend a model belongs to."""
+    return wing_of(model).__name__.removeprefix("palm.").removesuffix("_impl")
+
+
+def config_of(model: Any) -> PaLMConfig:
+    """The resolved config of a model. Raises `BackendError` if it is not one of palm's."""
+    wing_of(model)
+    return model.config
+
+
+def dtype_of(model: Any) -> DType:
+    """The name of the dtype of a model's weights."""
+    return wing_of(model).dtype_of(model)
+
+
+def build(
+    config: PaLMConfig,
+    *,
+    backend: Backend,
+    seed: int = 0,
+    dtype: DType = "float32",
+    device: Any = None,
+    attention: str = "fused",
+) -> Any:
+    """A freshly initialised model: an `nn.Module` (torch) or an `eqx.Module` (jax).
+
+    Open choices of the config are resolved to the backend's original. The same seed gives bit-identical
+    weights in both backends. `device` is the framework's own or its name; `attention` is "fused" or
+    "textbook" and changes speed and rounding, never the function.
+
+    Raises `ConfigError`, `BackendError` (unknown backend or device) or `MissingFrameworkError`.
+    """
+    implementation = wing(backend)
+    _check_options(config, dtype, attention)
+    return implementation.initialise(
+        config.resolve(backend), seed, dtype=dtype, device=device, attention=attention
+    )
+
+
+def from_numpy(
+    config: PaLMConfig,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    backend: Backend,
+    dtype: DType | None = None,
+    device: Any = None,
+    attention: str = "fused",
+) -> Any:
+    """A model with the given weights, by canonical name and in canonical layout.
+
+    `dtype` None keeps the arrays' own, which must then be one and the same. Checked as a whole before
+    anything is built: raises `WeightsError` for missing, unknown, mis-shaped, wrong-dtype or non-finite
+    arrays, and what `build` raises.
+    """
+    implementation = wing(backend)
+    resolved = config.resolve(backend)
+    check_names(resolved, arrays)
+    dtype = dtype or common_dtype(arrays)
+    _check_options(config, dtype, attention)
+
+    def fetch(parameter):
+        array = np.asarray(arrays[parameter.name])
+        check_array(parameter, array)
+        return array
+
+    return implementation.from_arrays(resolved, fetch, dtype=dtype, device=device, attention=attention)
+
+
+def to_numpy(model: Any) -> dict[str, np.ndarray]:
+    """A model's weights by canonical name, in canonical layout, copied; bfloat16 is `ml_dtypes.bfloat16`."""
+    return wing_of(model).to_arrays(model)
+
+
+def convert(
+    model: Any, *, backend: Backend, dtype: DType | None = None, device: Any = None, attention: str = "fused"
+) -> Any:
+    """The same model in `backend`; bitwise, unless `dtype` asks for another precision.
+
+    Raises what `from_numpy` raises.
+    """
+    return from_numpy(
+        config_of(model), to_numpy(model), backend=backend, dtype=dtype, device=device, attention=attention
+    )
+
+
+def activations(model: Any, tokens: Any) -> dict[str, np.ndarray]:
+    """Every tap of one forward pass, in dataflow order, under the same names in both backends.
+
+    `embed`; `blocks.{i}.norm`, `.q`, `.k`, `.v` (after the position step, before the scale), `.attention`
+    (heads merged), `.attention_out`, `.feedforward` (the gated product), `.feedforward_out`, `.out`; `norm`;
+    `logits`. Shapes (..., n, width). Raises `TokenError`.
+    """
+    return wing_of(model).activations(model, tokens)
+
+
+def value_and_grad(model: Any, tokens: Any) -> tuple[float, dict[str, np.ndarray]]:
+    """Mean next-token cross-entropy in nats, and its gradient by canonical name.
+
+    Raises `TokenError`, also if n < 2.
+    """
+    return wing_of(model).value_and_grad(model, tokens)
+
+
+def common_dtype(arrays: Mapping[str, np.ndarray]) -> DType:
+    """The one dtype all arrays have. Raises `ConfigError` if they differ or palm has no such dtype."""
+    names = sorted({np.asarray(array).dtype.name for array in arrays.values()})
+    if len(names) != 1:
+        raise ConfigError(f"dtype must be given because the weights mix {', '.join(names)}; got dtype=None.")
+    numpy_dtype(names[0])
+    return names[0]
+
+
+def _check_options(config: PaLMConfig, dtype: DType, attention: str) -> None:
+    if not isinstance(config, PaLMConfig):
+        raise ConfigError(f"config must be a PaLMConfig; got {type(config).__name__}. See palm.PaLMConfig.")
+    numpy_dtype(dtype)
+    if attention not in ATTENTION_PATHS:
+        raise ConfigError(
+            f"attention must be one of {', '.join(ATTENTION_PATHS)}; got attention={attention!r}. Choose one."
+        )
+
+
+def _missing(backend: Backend) -> list[str]:
+    return [name for name in _FRAMEWORKS[backend] if importlib.util.find_spec(name) is None]

@@ -1,0 +1,209 @@
+"""The one config that drives both wings.
+
+A config may leave `positions`, `norm` and `share_kv` open; each backend then builds its original's
+architecture. `resolve` writes the choices out, and a resolved config is one function in both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from palm.errors import BackendError, ConfigError
+
+Positions = Literal["alibi", "rotary"]
+NormKind = Literal["rmsnorm", "layernorm"]
+EpsMode = Literal["clamp", "add"]
+Init = Literal["paper", "reference"]
+Backend = Literal["torch", "jax"]
+
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+
+# What each backend's original computes: palm_pytorch.palm_lite and palm_jax.palm.
+_ORIGINALS: dict[Backend, dict[str, Any]] = {
+    "torch": {"positions": "alibi", "norm": "rmsnorm", "share_kv": True},
+    "jax": {"positions": "rotary", "norm": "layernorm", "share_kv": False},
+}
+# The published eps of each norm and how it enters the denominator.
+_NORM_DEFAULTS: dict[NormKind, tuple[float, EpsMode]] = {
+    "rmsnorm": (1e-8, "clamp"),
+    "layernorm": (1e-5, "add"),
+}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "positions": get_args(Positions),
+    "norm": get_args(NormKind),
+    "norm_eps_mode": get_args(EpsMode),
+    "init": get_args(Init),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaLMConfig:
+    """A PaLM model: the complete description of one function of its weights and tokens.
+
+    Source: PaLM (arXiv:2204.02311) §2; the field names are those of the two original repositories.
+
+    - `num_tokens`: vocabulary size v.
+    - `dim`: width of the residual stream, d.
+    - `depth`: number of parallel blocks.
+    - `heads`: query heads h; there is always one key head and one value head (multi-query).
+    - `dim_head`: width e of each head; h·e is independent of dim. Must be even with rotary.
+    - `ff_mult`: feed-forward width over dim, f = ff_mult·d.
+    - `positions`: "alibi" | "rotary" | None (the backend's original).
+    - `norm`: "rmsnorm" | "layernorm" | None (the backend's original). Neither has a bias.
+    - `share_kv`: one tensor serves as keys and values; None (the backend's original).
+    - `norm_eps`: None means the norm's published value, 1e-8 for RMSNorm and 1e-5 for LayerNorm.
+    - `norm_eps_mode`: "clamp" divides by max(sqrt(m), eps), "add" by sqrt(m + eps), m the mean
+      square (about the mean for LayerNorm). None means "clamp" for RMSNorm, "add" for LayerNorm.
+    - `rope_theta`: base θ of the rotary frequencies.
+    - `tie_embeddings`: logits use the transposed embedding; otherwise a second matrix.
+    - `init`: "paper" draws embeddings from N(0, 1) and multiplies logits by dim^-1/2; "reference"
+      draws them from N(0, 0.02²) and leaves logits alone. Part of the function, not only of its start.
+
+    Raises `ConfigError` if any field breaks its invariant. Instances are frozen and hashable.
+    """
+
+    num_tokens: int
+    dim: int
+    depth: int
+    heads: int = 8
+    dim_head: int = 64
+    ff_mult: int = 4
+    positions: Positions | None = None
+    norm: NormKind | None = None
+    share_kv: bool | None = None
+    norm_eps: float | None = None
+    norm_eps_mode: EpsMode | None = None
+    rope_theta: float = 10_000.0
+    tie_embeddings: bool = True
+    init: Init = "paper"
+
+    def __post_init__(self) -> None:
+        for name in ("num_tokens", "dim", "depth", "heads", "dim_head", "ff_mult"):
+            object.__setattr__(self, name, _positive_int(name, getattr(self, name)))
+        for name, choices in _CHOICES.items():
+            _check_choice(name, getattr(self, name), choices, optional=name != "init")
+        for name in ("share_kv", "tie_embeddings"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and not (value is None and name == "share_kv"):
+                raise ConfigError(f"{name} must be true or false; got {name}={value!r}. Use True or False.")
+        object.__setattr__(self, "rope_theta", _real("rope_theta", self.rope_theta, above=1.0))
+        if self.norm_eps is not None:
+            # The clamp convention squares eps, which must stay a normal float32.
+            object.__setattr__(self, "norm_eps", _real("norm_eps", self.norm_eps, above=1e-18))
+        if self.positions == "rotary" and self.dim_head % 2:
+            raise ConfigError(
+                f"dim_head must be even because rotary rotates pairs; got dim_head={self.dim_head}. "
+                f"Use {self.dim_head + 1}{f' or {self.dim_head - 1}' if self.dim_head > 1 else ''}."
+            )
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether no choice is left to a backend."""
+        return None not in (self.positions, self.norm, self.share_kv, self.norm_eps, self.norm_eps_mode)
+
+    def resolve(self, backend: Backend) -> PaLMConfig:
+        """Write out every open choice as `backend`'s original has it.
+
+        The result builds one and the same function in both backends. A resolved config is returned
+        unchanged. Raises `BackendError` for an unknown backend, `ConfigError` if a choice written
+        out breaks an invariant (rotary with an odd `dim_head`).
+        """
+        check_backend(backend)
+        original = _ORIGINALS[backend]
+        chosen = {name: value for name, value in original.items() if getattr(self, name) is None}
+        norm: NormKind = chosen.get("norm") or self.norm
+        eps, mode = _NORM_DEFAULTS[norm]
+        if self.norm_eps is None:
+            chosen["norm_eps"] = eps
+        if self.norm_eps_mode is None:
+            chosen["norm_eps_mode"] = mode
+        return dataclasses.replace(self, **chosen)
+
+    @property
+    def inner_dim(self) -> int:
+        """Width h·e of all query heads together."""
+        return self.heads * self.dim_head
+
+    @property
+    def ff_dim(self) -> int:
+        """Width f = ff_mult·d of the feed-forward."""
+        return self.ff_mult * self.dim
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor on the logits: dim^-1/2 with the paper's initialisation (§5), otherwise 1."""
+        return self.dim**-0.5 if self.init == "paper" else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain Python values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> PaLMConfig:
+        """Inverse of `to_dict`. Raises `ConfigError` for unknown or missing fields."""
+        if not isinstance(fields, Mapping):
+            raise ConfigError(f"a config must be a JSON object; got {type(fields).__name__}. Use to_json().")
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        for name in fields:
+            if name not in known:
+                raise ConfigError(
+                    f"a config must have only known fields; got {name}={fields[name]!r}. "
+                    f"Known fields: {', '.join(known)}."
+                )
+        missing = [n for n, f in known.items() if f.default is dataclasses.MISSING and n not in fields]
+        if missing:
+            raise ConfigError(
+                f"a config must name {', '.join(missing)}; got {', '.join(fields) or 'nothing'}. Add it."
+            )
+        return cls(**fields)
+
+    def to_json(self) -> str:
+        """The config as a JSON object, one field a line."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> PaLMConfig:
+        """Inverse of `to_json`. Raises `ConfigError` if the text is not such an object."""
+        try:
+            fields = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"a config must be valid JSON; {error}. Write it with to_json().") from None
+        return cls.from_dict(fields)
+
+
+def check_backend(backend: object) -> None:
+    """Raise `BackendError` unless `backend` is one of palm's."""
+    if backend not in BACKENDS:
+        raise BackendError(
+            f"backend must be one of {', '.join(BACKENDS)}; got backend={backend!r}. Choose one of them."
+        )
+
+
+def _positive_int(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if isinstance(value, bool) or number < 1:
+        raise ConfigError(f"{name} must be a whole number of at least 1; got {name}={value!r}. Use an int.")
+    return number
+
+
+def _real(name: str, value: Any, *, above: float) -> float:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or value <= above:
+        raise ConfigError(
+            f"{name} must be a finite number above {above:g}; got {name}={value!r}. Use a larger number."
+        )
+    return float(value)
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...], *, optional: bool) -> None:
+    if value not in choices and not (optional and value is None):
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {name}={value!r}. Choose one.")

@@ -1,0 +1,40 @@
+"""Every error a user of palm can meet: one class per kind, the same in both wings.
+
+Messages follow one template: `<field> must <invariant>; got <field>=<value>. <How to fix it.>`
+"""
+
+
+class PalmError(Exception):
+    """Base of every error palm raises on purpose; `except palm.PalmError` catches them all."""
+
+
+class ConfigError(PalmError, ValueError):
+    """A configuration breaks an invariant, or a build option has no such value."""
+
+
+class TokenError(PalmError, ValueError):
+    """Tokens are empty, not integers, negative, or outside the vocabulary."""
+
+
+class BackendError(PalmError, ValueError):
+    """A backend or device that does not exist or is not available."""
+
+
+class MissingFrameworkError(PalmError, ImportError):
+    """The backend is known, but its framework is not installed."""
+
+
+class WeightsError(PalmError, ValueError):
+    """A weight is missing, unknown, duplicated, mis-shaped, of the wrong dtype, or not finite."""
+
+
+class CheckpointError(PalmError, ValueError):
+    """A checkpoint directory is incomplete, damaged, or of another format version."""
+
+
+class UpstreamError(PalmError, ValueError):
+    """A model from elsewhere is not the architecture its `source` names."""
+
+
+class DataError(PalmError, ValueError):
+    """A corpus cannot be read or is too short."""

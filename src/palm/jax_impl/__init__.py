@@ -1,0 +1,35 @@
+"""PaLM in JAX and Equinox. `palm.build(cfg, backend="jax")` is the usual door; the parts are here."""
+
+from palm.jax_impl.attention import ATTENTION, Attention, fused_attention, textbook_attention
+from palm.jax_impl.block import Block
+from palm.jax_impl.feedforward import FeedForward, swiglu
+from palm.jax_impl.init import initialise
+from palm.jax_impl.loss import next_token_loss
+from palm.jax_impl.model import PaLM
+from palm.jax_impl.norm import Norm
+from palm.jax_impl.position import alibi_bias, rotate, rotation_table
+from palm.jax_impl.probe import activations, value_and_grad, widened
+from palm.jax_impl.weights import dtype_of, from_arrays, to_arrays
+
+__all__ = [
+    "ATTENTION",
+    "Attention",
+    "Block",
+    "FeedForward",
+    "Norm",
+    "PaLM",
+    "activations",
+    "alibi_bias",
+    "dtype_of",
+    "from_arrays",
+    "fused_attention",
+    "initialise",
+    "next_token_loss",
+    "rotate",
+    "rotation_table",
+    "swiglu",
+    "textbook_attention",
+    "to_arrays",
+    "value_and_grad",
+    "widened",
+]

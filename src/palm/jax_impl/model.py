@@ -1,0 +1,116 @@
+"""The PaLM model of the JAX wing.
+
+Letters: n sequence, d dim, v num_tokens. Mirror: palm.torch_impl.model; differs in that blocks are a stack here
+and a list there, and that weights come with the constructor here.
+"""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from palm.config import PaLMConfig
+from palm.errors import TokenError
+from palm.jax_impl.block import Block
+from palm.jax_impl.norm import Norm
+from palm.jax_impl.position import Rotation, alibi_bias, rotation_table
+from palm.taps import BLOCK_TAPS
+from palm.tokens import check_range, check_shape
+
+
+class PaLM(eqx.Module):
+    """PaLM as an `eqx.Module`: tokens (..., n) -> logits (..., n, v).
+
+    embed; `depth` parallel blocks; norm; times the transposed embedding (or the untied matrix), times
+    `config.logit_scale`. Source: PaLM (arXiv:2204.02311) §2.
+
+    Build it with `palm.build`. The arrays of all blocks are stacked along a first axis, `layers`, and the
+    blocks run as one scan, so that compile time does not grow with depth. Every leaf is a parameter of
+    `palm.params`; everything derived is formed while tracing. A call outside jit is compiled and cached.
+    """
+
+    embedding: Array
+    blocks: Block
+    norm: Norm
+    unembedding: Array | None
+    config: PaLMConfig = eqx.field(static=True)
+
+    def __call__(self, tokens: Array) -> Array:
+        """Logits of tokens; any integer dtype, any batch dimensions, also none.
+
+        Shapes: (..., n) -> (..., n, v). Raises `TokenError`; inside jit ids cannot be checked, and those
+        out of range give NaN logits.
+        """
+        check(tokens, self.config)
+        return _forward(self, jnp.asarray(tokens))
+
+    def activations(self, tokens: Array) -> dict[str, Array]:
+        """Every tap of the forward pass, in dataflow order; the last is `logits`."""
+        check(tokens, self.config)
+        embedded, stacked, y, logits = _activations(self, jnp.asarray(tokens))
+        taps = {"embed": embedded}
+        for i in range(self.config.depth):
+            taps.update({f"blocks.{i}.{name}": stacked[name][i] for name in BLOCK_TAPS})
+        return taps | {"norm": y, "logits": logits}
+
+    def positions(self, length: int, x: Array) -> tuple[Rotation | None, Array | None]:
+        """What the blocks need of positions, formed once a pass: rotary's (cos, sin), or ALiBi's bias."""
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        if self.config.positions == "rotary":
+            return rotation_table(self.config, length, dtype=dtype), None
+        return None, alibi_bias(self.config, length, dtype=dtype)
+
+    def logits(self, y: Array) -> Array:
+        """The output layer. Shapes: y (..., n, d) -> (..., n, v)."""
+        weight = self.embedding.T if self.config.tie_embeddings else self.unembedding
+        return y @ weight * self.config.logit_scale
+
+
+def check(tokens: Array, config: PaLMConfig) -> None:
+    """Raise `TokenError` for tokens no model accepts. Ids can be read only outside tracing."""
+    if not isinstance(tokens, (jax.Array, np.ndarray)):
+        raise TokenError(f"tokens must be a jax.Array; got {type(tokens).__name__}. Use jnp.asarray.")
+    check_shape(tokens.shape, jnp.issubdtype(tokens.dtype, jnp.integer), str(tokens.dtype))
+    if not isinstance(tokens, jax.core.Tracer):
+        check_range(int(tokens.min()), int(tokens.max()), config)
+
+
+@eqx.filter_jit
+def _forward(model: PaLM, tokens: Array) -> Array:
+    with _full_precision(model):
+        x = _embed(model, tokens)
+        rotation, bias = model.positions(tokens.shape[-1], x)
+        x, _ = lax.scan(lambda x, block: (block(x, rotation, bias), None), x, model.blocks)
+        return model.logits(model.norm(x))
+
+
+@eqx.filter_jit
+def _activations(model: PaLM, tokens: Array) -> tuple[Array, dict[str, Array], Array, Array]:
+    """The embedding, each block's taps stacked over layers, the last norm, and the logits."""
+
+    def step(x: Array, block: Block) -> tuple[Array, dict[str, Array]]:
+        taps = block.activations(x, rotation, bias)
+        return taps["out"], taps
+
+    with _full_precision(model):
+        embedded = _embed(model, tokens)
+        rotation, bias = model.positions(tokens.shape[-1], embedded)
+        x, stacked = lax.scan(step, embedded, model.blocks)
+        y = model.norm(x)
+        return embedded, stacked, y, model.logits(y)
+
+
+def _embed(model: PaLM, tokens: Array) -> Array:
+    # JAX's plain indexing clamps ids that are too large and wraps negative ones, without a word.
+    return model.embedding.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+
+
+def _full_precision(model: PaLM):
+    """Float32 products in float32, as torch has them; a GPU's default in JAX is TF32. The user's word wins."""
+    chosen = jax.config.jax_default_matmul_precision
+    if chosen is None and model.embedding.dtype != jnp.bfloat16:
+        chosen = "highest"
+    return jax.default_matmul_precision(chosen)

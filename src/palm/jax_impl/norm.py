@@ -1,0 +1,44 @@
+"""The bias-free norms of the JAX wing.
+
+Letters: n sequence, d dim. Mirror: palm.torch_impl.norm.
+"""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import Array, lax
+
+from palm.config import PaLMConfig
+
+
+class Norm(eqx.Module):
+    """RMSNorm or LayerNorm with a scale and no bias, always computed in float32 or wider.
+
+    m = mean(x²), about the mean for LayerNorm; y = x / max(sqrt(m), eps) · g ("clamp")
+    or x / sqrt(m + eps) · g ("add"). The variance is the two-pass one: E[x²] − E[x]² cancels.
+    Source: PaLM (arXiv:2204.02311) §2; Zhang & Sennrich (arXiv:1910.07467).
+    Shapes: x (..., n, d) -> (..., n, d).
+    """
+
+    weight: Array
+    config: PaLMConfig = eqx.field(static=True)
+
+    def __call__(self, x: Array) -> Array:
+        """Shapes: x (..., n, d) -> (..., n, d)."""
+        eps = self.config.norm_eps
+        wide = widen(x)
+        if self.config.norm == "layernorm":
+            wide = wide - wide.mean(-1, keepdims=True)
+        mean_square = jnp.square(wide).mean(-1, keepdims=True)
+        if self.config.norm_eps_mode == "clamp":
+            # Clamped before the root, so that the gradient of an all-zero row is 0 and not NaN.
+            inverse = lax.rsqrt(jnp.maximum(mean_square, eps**2))
+        else:
+            inverse = lax.rsqrt(mean_square + eps)
+        return (wide * inverse * widen(self.weight)).astype(x.dtype)
+
+
+def widen(x: Array) -> Array:
+    """x in float32, or in its own dtype if that is wider."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,0 +1,48 @@
+"""What the instrument reads from a JAX model, as NumPy arrays. Mirror: palm.torch_impl.probe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from palm.jax_impl.loss import next_token_loss
+from palm.jax_impl.model import PaLM
+from palm.jax_impl.weights import canonical
+from palm.tokens import check_tokens
+
+
+def activations(model: PaLM, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """Every tap of one forward pass, in dataflow order."""
+    taps = model.activations(on_device(model, tokens))
+    return {name: np.asarray(tap) for name, tap in taps.items()}
+
+
+def value_and_grad(model: PaLM, tokens: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
+    """Mean next-token loss and its gradient by canonical name."""
+    loss, grads = _value_and_grad(model, on_device(model, tokens, at_least=2))
+    return float(loss), canonical(model, grads)
+
+
+@contextmanager
+def widened(model: PaLM) -> Iterator[PaLM]:
+    """The same model, same weights, computing in float64 as long as the block lasts."""
+    with jax.enable_x64(True):
+        yield jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model)
+
+
+def on_device(model: PaLM, tokens: np.ndarray, *, at_least: int = 1) -> Array:
+    """Checked tokens where the model is."""
+    ids = check_tokens(tokens, model.config, at_least=at_least).astype(np.int32)
+    return jax.device_put(ids, model.embedding.sharding)
+
+
+@eqx.filter_jit
+@eqx.filter_value_and_grad
+def _value_and_grad(model: PaLM, tokens: Array) -> Array:
+    return next_token_loss(model(tokens), tokens)

@@ -1,0 +1,112 @@
+"""Between the JAX wing's modules and the canonical parameter table.
+
+A parameter `name` of the table is the attribute of that path; those of blocks are stacked over layers.
+Mirror: palm.torch_impl.weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import attrgetter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from palm.config import PaLMConfig
+from palm.errors import BackendError, ConfigError
+from palm.jax_impl.attention import Attention
+from palm.jax_impl.block import Block
+from palm.jax_impl.feedforward import FeedForward
+from palm.jax_impl.model import PaLM
+from palm.jax_impl.norm import Norm
+from palm.params import DType, Parameter, numpy_dtype, parameters
+
+
+def from_arrays(
+    config: PaLMConfig,
+    fetch: Callable[[Parameter], np.ndarray],
+    *,
+    dtype: DType,
+    device: jax.Device | str | None,
+    attention: str,
+) -> PaLM:
+    """A model of the weights that `fetch` gives for each row of the table, one stack in memory at a time.
+
+    Raises `ConfigError` for float64 without JAX's x64 mode, which would silently give float32.
+    """
+    target = find_device(device)
+    wanted = numpy_dtype(dtype)
+    if dtype == "float64" and not jax.config.jax_enable_x64:
+        raise ConfigError(
+            'dtype must be float32 or bfloat16 while jax_enable_x64 is off; got dtype="float64". '
+            'Call jax.config.update("jax_enable_x64", True) first.'
+        )
+    table = parameters(config)
+
+    def one(name: str) -> Array:
+        return jax.device_put(fetch(table[name]).astype(wanted), target)
+
+    def stack(name: str) -> Array:
+        rows = [fetch(table[f"blocks.{i}.{name}"]).astype(wanted) for i in range(config.depth)]
+        return jax.device_put(np.stack(rows), target)
+
+    shared = config.share_kv
+    return PaLM(
+        embedding=one("embedding"),
+        blocks=Block(
+            norm=Norm(stack("norm"), config),
+            attention=Attention(
+                query=stack("attention.query"),
+                key_value=stack("attention.key_value") if shared else None,
+                key=None if shared else stack("attention.key"),
+                value=None if shared else stack("attention.value"),
+                out=stack("attention.out"),
+                config=config,
+                path=attention,
+            ),
+            feedforward=FeedForward(
+                up=stack("feedforward.up"), gate=stack("feedforward.gate"), down=stack("feedforward.down")
+            ),
+        ),
+        norm=Norm(one("norm"), config),
+        unembedding=None if config.tie_embeddings else one("unembedding"),
+        config=config,
+    )
+
+
+def to_arrays(model: PaLM) -> dict[str, np.ndarray]:
+    """The model's weights under their canonical names, copied."""
+    return canonical(model, model)
+
+
+def canonical(model: PaLM, tree: PaLM) -> dict[str, np.ndarray]:
+    """The leaves of a tree shaped like `model` (its gradients, say), as arrays in the canonical layout."""
+    stacks: dict[str, np.ndarray] = {}
+    arrays = {}
+    for name, parameter in parameters(model.config).items():
+        if parameter.kind not in stacks:
+            node = attrgetter(parameter.kind)(tree)
+            stacks[parameter.kind] = np.asarray(node.weight if isinstance(node, Norm) else node)
+        stack = stacks[parameter.kind]
+        layer = name.split(".")[1] if name.startswith("blocks.") else None
+        arrays[name] = np.array(stack if layer is None else stack[int(layer)], order="C")
+    return arrays
+
+
+def dtype_of(model: PaLM) -> DType:
+    """The name of the dtype of the model's weights."""
+    return jnp.dtype(model.embedding.dtype).name
+
+
+def find_device(device: jax.Device | str | None) -> jax.Device | None:
+    """The device a user means: "cpu", "gpu", "gpu:1", … Raises `BackendError` if it does not exist here."""
+    if device is None or isinstance(device, jax.Device):
+        return device
+    platform, _, index = str(device).partition(":")
+    try:
+        return jax.devices(platform)[int(index or 0)]
+    except (RuntimeError, IndexError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BackendError(f"device must be available to jax; got device={device!r}: {reason}") from None

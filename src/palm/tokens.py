@@ -1,0 +1,50 @@
+"""What a model accepts as tokens, checked alike in all three readings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from palm.config import PaLMConfig
+from palm.errors import TokenError
+
+
+def check_tokens(tokens: Any, config: PaLMConfig, *, at_least: int = 1) -> np.ndarray:
+    """Tokens (NumPy's, either framework's, or nested lists) as a checked int64 array (..., n).
+
+    Raises `TokenError` unless they are integers in [0, num_tokens) with n ≥ `at_least`.
+    """
+    if hasattr(tokens, "detach"):  # a torch tensor, perhaps on a device
+        tokens = tokens.detach().cpu()
+    try:
+        array = np.asarray(tokens)
+    except (TypeError, ValueError) as error:
+        raise TokenError(f"tokens must be an array of integers; {error}. Use equal lengths.") from None
+    check_shape(array.shape, np.issubdtype(array.dtype, np.integer), str(array.dtype), at_least=at_least)
+    check_range(int(array.min()), int(array.max()), config)
+    return array.astype(np.int64)
+
+
+def check_shape(shape: tuple[int, ...], is_integer: bool, dtype: str, *, at_least: int = 1) -> None:
+    """The part of the check that needs no values: a wing can make it while tracing."""
+    if 0 in shape or len(shape) == 0:
+        raise TokenError(
+            f"tokens must have shape (..., n) with at least one token; got shape={shape}. Pass n ≥ 1 ids."
+        )
+    if not is_integer:
+        raise TokenError(f"tokens must be integers; got dtype={dtype}. Cast them to int64.")
+    if shape[-1] < at_least:
+        raise TokenError(
+            f"tokens must have n ≥ {at_least} because the loss predicts the next token; got n={shape[-1]}. "
+            "Pass longer sequences."
+        )
+
+
+def check_range(low: int, high: int, config: PaLMConfig) -> None:
+    """The part of the check that needs the smallest and the largest id."""
+    if low < 0 or high >= config.num_tokens:
+        raise TokenError(
+            f"tokens must lie in [0, num_tokens) = [0, {config.num_tokens}); got "
+            f"token={low if low < 0 else high}. Check the tokenizer, or raise num_tokens."
+        )

@@ -1,0 +1,35 @@
+"""PaLM in PyTorch. `palm.build(cfg, backend="torch")` is the usual door; the parts are here."""
+
+from palm.torch_impl.attention import ATTENTION, Attention, fused_attention, textbook_attention
+from palm.torch_impl.block import Block
+from palm.torch_impl.feedforward import FeedForward, swiglu
+from palm.torch_impl.init import initialise
+from palm.torch_impl.loss import next_token_loss
+from palm.torch_impl.model import PaLM
+from palm.torch_impl.norm import Norm
+from palm.torch_impl.position import alibi_bias, rotate, rotation_table
+from palm.torch_impl.probe import activations, value_and_grad, widened
+from palm.torch_impl.weights import dtype_of, from_arrays, to_arrays
+
+__all__ = [
+    "ATTENTION",
+    "Attention",
+    "Block",
+    "FeedForward",
+    "Norm",
+    "PaLM",
+    "activations",
+    "alibi_bias",
+    "dtype_of",
+    "from_arrays",
+    "fused_attention",
+    "initialise",
+    "next_token_loss",
+    "rotate",
+    "rotation_table",
+    "swiglu",
+    "textbook_attention",
+    "to_arrays",
+    "value_and_grad",
+    "widened",
+]

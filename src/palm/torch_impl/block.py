@@ -1,0 +1,44 @@
+"""The parallel block of the torch wing.
+
+Letters: n sequence, d dim. Mirror: palm.jax_impl.block.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from palm.config import PaLMConfig
+from palm.torch_impl.attention import Attention
+from palm.torch_impl.feedforward import FeedForward
+from palm.torch_impl.norm import Norm
+from palm.torch_impl.position import Rotation
+
+
+class Block(nn.Module):
+    """out = x + attention(norm(x)) + feedforward(norm(x)): one norm, both branches side by side.
+
+    Source: PaLM (arXiv:2204.02311) §2, "Parallel Layers". Shapes: x (..., n, d) -> (..., n, d).
+    """
+
+    def __init__(
+        self, config: PaLMConfig, path: str, *, device: torch.device | None, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.norm = Norm(config, device=device, dtype=dtype)
+        self.attention = Attention(config, path, device=device, dtype=dtype)
+        self.feedforward = FeedForward(config, device=device, dtype=dtype)
+
+    def activations(self, x: Tensor, rotation: Rotation | None, bias: Tensor | None) -> dict[str, Tensor]:
+        """Every tap of the block, in dataflow order; the last is `out`."""
+        y = self.norm(x)
+        taps = {
+            "norm": y,
+            **self.attention.activations(y, rotation, bias),
+            **self.feedforward.activations(y),
+        }
+        return {**taps, "out": x + taps["attention_out"] + taps["feedforward_out"]}
+
+    def forward(self, x: Tensor, rotation: Rotation | None, bias: Tensor | None) -> Tensor:
+        """Shapes: x (..., n, d) -> (..., n, d)."""
+        return self.activations(x, rotation, bias)["out"]

@@ -1,0 +1,38 @@
+"""The SwiGLU feed-forward of the torch wing.
+
+Letters: n sequence, d dim, f ff_mult·dim. Mirror: palm.jax_impl.feedforward.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from palm.config import PaLMConfig
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """swish(gate) · up, with swish(x) = x / (1 + e^-x).
+
+    Source: Shazeer (arXiv:2002.05202) §2. Shapes: two of (..., f) -> (..., f).
+    """
+    return F.silu(gate) * up
+
+
+class FeedForward(nn.Module):
+    """(swish(y W_gate) · (y W_up)) W_down, without biases.
+
+    Source: PaLM (arXiv:2204.02311) §2. Shapes: y (..., n, d) -> (..., n, d).
+    """
+
+    def __init__(self, config: PaLMConfig, *, device: torch.device | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.dim, config.ff_dim, bias=False, device=device, dtype=dtype)
+        self.gate = nn.Linear(config.dim, config.ff_dim, bias=False, device=device, dtype=dtype)
+        self.down = nn.Linear(config.ff_dim, config.dim, bias=False, device=device, dtype=dtype)
+
+    def activations(self, y: Tensor) -> dict[str, Tensor]:
+        """The taps feedforward (the gated product) and feedforward_out."""
+        gated = swiglu(self.gate(y), self.up(y))
+        return {"feedforward": gated, "feedforward_out": self.down(gated)}

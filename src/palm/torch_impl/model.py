@@ -1,0 +1,99 @@
+"""The PaLM model of the torch wing.
+
+Letters: n sequence, d dim, v num_tokens. Mirror: palm.jax_impl.model; differs in that blocks are a list here
+and a stack there, and that weights are filled in place here.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from palm.config import PaLMConfig
+from palm.errors import TokenError
+from palm.tokens import check_range, check_shape
+from palm.torch_impl.block import Block
+from palm.torch_impl.norm import Norm
+from palm.torch_impl.position import Rotation, alibi_bias, rotation_table
+
+
+class PaLM(nn.Module):
+    """PaLM as an `nn.Module`: tokens (..., n) -> logits (..., n, v).
+
+    embed; `depth` parallel blocks; norm; times the transposed embedding (or the untied matrix), times
+    `config.logit_scale`. Source: PaLM (arXiv:2204.02311) §2.
+
+    Build it with `palm.build`. The constructor only allocates, on any device, "meta" too; `initialise` or
+    `load_state_dict` fills it. Its state_dict holds the parameters of `palm.params` and nothing derived.
+    """
+
+    def __init__(
+        self,
+        config: PaLMConfig,
+        *,
+        attention: str = "fused",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        device = None if device is None else torch.device(device)
+        self.config = config
+        self.embedding = nn.Embedding(config.num_tokens, config.dim, device=device, dtype=dtype)
+        self.blocks = nn.ModuleList(
+            Block(config, attention, device=device, dtype=dtype) for _ in range(config.depth)
+        )
+        self.norm = Norm(config, device=device, dtype=dtype)
+        if not config.tie_embeddings:
+            self.unembedding = nn.Linear(
+                config.dim, config.num_tokens, bias=False, device=device, dtype=dtype
+            )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of tokens; any integer dtype, any batch dimensions, also none.
+
+        Shapes: (..., n) -> (..., n, v). Raises `TokenError`; inside torch.compile ids are not checked.
+        """
+        check(tokens, self.config)
+        x = self.embedding(tokens.long())
+        rotation, bias = self.positions(tokens.shape[-1], x)
+        for block in self.blocks:
+            x = block(x, rotation, bias)
+        return self.logits(self.norm(x))
+
+    def activations(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Every tap of the forward pass, in dataflow order; the last is `logits`."""
+        check(tokens, self.config)
+        taps = {"embed": self.embedding(tokens.long())}
+        x = taps["embed"]
+        rotation, bias = self.positions(tokens.shape[-1], x)
+        for i, block in enumerate(self.blocks):
+            for name, value in block.activations(x, rotation, bias).items():
+                taps[f"blocks.{i}.{name}"] = value
+            x = taps[f"blocks.{i}.out"]
+        taps["norm"] = self.norm(x)
+        taps["logits"] = self.logits(taps["norm"])
+        return taps
+
+    def positions(self, length: int, x: Tensor) -> tuple[Rotation | None, Tensor | None]:
+        """What the blocks need of positions, formed once a pass: rotary's (cos, sin), or ALiBi's bias."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        if self.config.positions == "rotary":
+            return rotation_table(self.config, length, device=x.device, dtype=dtype), None
+        return None, alibi_bias(self.config, length, device=x.device, dtype=dtype)
+
+    def logits(self, y: Tensor) -> Tensor:
+        """The output layer. Shapes: y (..., n, d) -> (..., n, v)."""
+        weight = self.embedding.weight if self.config.tie_embeddings else self.unembedding.weight
+        return F.linear(y, weight) * self.config.logit_scale
+
+
+def check(tokens: Tensor, config: PaLMConfig) -> None:
+    """Raise `TokenError` for tokens no model accepts. Ids can be read only outside compilation."""
+    if not isinstance(tokens, Tensor):
+        raise TokenError(f"tokens must be a torch.Tensor; got {type(tokens).__name__}. Use torch.as_tensor.")
+    is_integer = not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
+    check_shape(tuple(tokens.shape), is_integer, str(tokens.dtype))
+    if not torch.compiler.is_compiling() and not tokens.is_meta:
+        low, high = tokens.aminmax()
+        check_range(int(low), int(high), config)

@@ -1,0 +1,88 @@
+"""Between the torch wing's modules and the canonical parameter table.
+
+A parameter `name` of the table is `name.weight` in the state_dict; nn.Linear stores the transpose.
+Mirror: palm.jax_impl.weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from palm.config import PaLMConfig
+from palm.errors import BackendError
+from palm.params import DTYPES, DType, Parameter, numpy_dtype, parameters
+from palm.torch_impl.model import PaLM
+
+
+def from_arrays(
+    config: PaLMConfig,
+    fetch: Callable[[Parameter], np.ndarray],
+    *,
+    dtype: DType,
+    device: torch.device | str | None,
+    attention: str,
+) -> PaLM:
+    """A model of the weights that `fetch` gives for each row of the table, one row in memory at a time."""
+    target = find_device(device)
+    wanted = numpy_dtype(dtype)
+    model = PaLM(config, attention=attention, device="meta", dtype=getattr(torch, dtype))
+    state = {}
+    for name, parameter in parameters(config).items():
+        tensor = to_tensor(fetch(parameter).astype(wanted)).to(target)
+        state[f"{name}.weight"] = (tensor.T if is_linear(model, name) else tensor).contiguous()
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def to_arrays(model: PaLM) -> dict[str, np.ndarray]:
+    """The model's weights under their canonical names, copied."""
+    return canonical(model, {name: parameter.detach() for name, parameter in model.named_parameters()})
+
+
+def canonical(model: PaLM, state: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """Tensors that belong to `model.named_parameters()`, as arrays in the canonical layout."""
+    arrays = {}
+    for name in parameters(model.config):
+        array = to_array(state[f"{name}.weight"])
+        arrays[name] = np.array(array.T if is_linear(model, name) else array, order="C")
+    return arrays
+
+
+def dtype_of(model: PaLM) -> DType:
+    """The name of the dtype of the model's weights."""
+    return next(name for name in DTYPES if getattr(torch, name) == model.embedding.weight.dtype)
+
+
+def find_device(device: torch.device | str | None) -> torch.device:
+    """The device a user means. Raises `BackendError` if it does not exist here."""
+    try:
+        found = torch.device("cpu" if device is None else device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BackendError(f"device must be available to torch; got device={device!r}: {reason}") from None
+    return found
+
+
+def is_linear(model: PaLM, name: str) -> bool:
+    """Whether the parameter belongs to an nn.Linear, and so is stored transposed."""
+    return isinstance(model.get_submodule(name), nn.Linear)
+
+
+def to_tensor(array: np.ndarray) -> Tensor:
+    """The same bits as a tensor; torch does not know NumPy's bfloat16, so those travel as int16."""
+    if array.dtype == DTYPES["bfloat16"]:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def to_array(tensor: Tensor) -> np.ndarray:
+    """The same bits as an array."""
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().view(DTYPES["bfloat16"])
+    return tensor.numpy()
