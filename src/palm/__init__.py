@@ -15,6 +15,8 @@ from palm.backends import (
     to_numpy,
     value_and_grad,
 )
+from palm.checkpoint import load, save
+from palm.compare import Comparison, Finding, compare
 from palm.config import PaLMConfig
 from palm.errors import (
     BackendError,
@@ -35,8 +37,10 @@ __all__ = [
     "PRESETS",
     "BackendError",
     "CheckpointError",
+    "Comparison",
     "ConfigError",
     "DataError",
+    "Finding",
     "MissingFrameworkError",
     "PaLMConfig",
     "PalmError",
@@ -47,11 +51,14 @@ __all__ = [
     "available_backends",
     "backend_of",
     "build",
+    "compare",
     "config_of",
     "convert",
     "dtype_of",
     "from_numpy",
+    "load",
     "preset",
+    "save",
     "to_numpy",
     "value_and_grad",
 ]

@@ -1,7 +1,8 @@
 """The referee: PaLM's whole forward pass in NumPy float64, slow and obvious. It is the specification.
 
-Letters: n sequence, i query position, j key position, d dim, h heads, e dim_head, f ff_mult·dim, v num_tokens;
-`...` any batch dimensions. Every matrix is applied from the right. Source: PaLM (arXiv:2204.02311) §2.
+Letters: n sequence, i query position, j key position, d dim, h heads, e dim_head, f ff_mult·dim,
+v num_tokens; `...` any batch dimensions. Every matrix is applied from the right.
+Source: PaLM (arXiv:2204.02311) §2.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from palm.jax_impl.loss import next_token_loss
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.norm import Norm
 from palm.jax_impl.position import alibi_bias, rotate, rotation_table
-from palm.jax_impl.probe import activations, value_and_grad, widened
+from palm.jax_impl.probe import activations, device_name, value_and_grad, widened
 from palm.jax_impl.weights import dtype_of, from_arrays, to_arrays
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "PaLM",
     "activations",
     "alibi_bias",
+    "device_name",
     "dtype_of",
     "from_arrays",
     "fused_attention",

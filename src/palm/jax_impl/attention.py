@@ -36,8 +36,11 @@ def textbook_attention(q: Array, k: Array, v: Array, bias: Array | None) -> Arra
 def fused_attention(q: Array, k: Array, v: Array, bias: Array | None) -> Array:
     """`textbook_attention` by jax.nn.dot_product_attention; the one key head is not copied.
 
-    It wants (batch, n, heads, e) with exactly one batch dimension. Shapes: as there.
+    It wants (batch, n, heads, e) with exactly one batch dimension, and takes its softmax in float32 whatever
+    it is given: float64 goes by the textbook. Shapes: as there.
     """
+    if q.dtype == jnp.float64:
+        return textbook_attention(q, k, v, bias)
     attended = jax.nn.dot_product_attention(
         rearrange(q.reshape(-1, *q.shape[-3:]), "b h n e -> b n h e"),
         k.reshape(-1, k.shape[-2], 1, k.shape[-1]),

@@ -1,10 +1,12 @@
 """The PaLM model of the JAX wing.
 
-Letters: n sequence, d dim, v num_tokens. Mirror: palm.torch_impl.model; differs in that blocks are a stack here
-and a list there, and that weights come with the constructor here.
+Letters: n sequence, d dim, v num_tokens. Mirror: palm.torch_impl.model; differs in that blocks are a stack
+here and a list there, and that weights come with the constructor here.
 """
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager
 
 import equinox as eqx
 import jax
@@ -108,8 +110,8 @@ def _embed(model: PaLM, tokens: Array) -> Array:
     return model.embedding.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
-def _full_precision(model: PaLM):
-    """Float32 products in float32, as torch has them; a GPU's default in JAX is TF32. The user's word wins."""
+def _full_precision(model: PaLM) -> AbstractContextManager[None]:
+    """Float32 products in float32, as in torch; JAX's default on a GPU is TF32. The user's word wins."""
     chosen = jax.config.jax_default_matmul_precision
     if chosen is None and model.embedding.dtype != jnp.bfloat16:
         chosen = "highest"

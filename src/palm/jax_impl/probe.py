@@ -36,6 +36,11 @@ def widened(model: PaLM) -> Iterator[PaLM]:
         yield jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model)
 
 
+def device_name(model: PaLM) -> str:
+    """The device the model is on, by its maker's name where it has one."""
+    return next(iter(model.embedding.devices())).device_kind
+
+
 def on_device(model: PaLM, tokens: np.ndarray, *, at_least: int = 1) -> Array:
     """Checked tokens where the model is."""
     ids = check_tokens(tokens, model.config, at_least=at_least).astype(np.int32)

@@ -1,7 +1,7 @@
 """The PaLM model of the torch wing.
 
-Letters: n sequence, d dim, v num_tokens. Mirror: palm.jax_impl.model; differs in that blocks are a list here
-and a stack there, and that weights are filled in place here.
+Letters: n sequence, d dim, v num_tokens. Mirror: palm.jax_impl.model; differs in that blocks are a list
+here and a stack there, and that weights are filled in afterwards here.
 """
 
 from __future__ import annotations

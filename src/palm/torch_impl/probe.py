@@ -40,6 +40,12 @@ def widened(model: PaLM) -> Iterator[PaLM]:
     yield copy.deepcopy(model).double()
 
 
+def device_name(model: PaLM) -> str:
+    """The device the model is on, by its maker's name where it has one."""
+    device = model.embedding.weight.device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
 def on_device(model: PaLM, tokens: np.ndarray, *, at_least: int = 1) -> Tensor:
     """Checked tokens where the model is."""
     ids = check_tokens(tokens, model.config, at_least=at_least)
