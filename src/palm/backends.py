@@ -29,17 +29,19 @@ def available_backends() -> tuple[Backend, ...]:
 
 
 def wing(backend: Backend) -> ModuleType:
-    """The wing's package, `palm.torch_impl` or `palm.jax_impl`.
+    """The wing's package, `palm.torch_impl` or `palm.jax_impl`. Raises what `check_installed` raises."""
+    check_installed(backend)
+    return importlib.import_module(f"palm.{backend}_impl")
 
-    Raises `BackendError` for an unknown backend, `MissingFrameworkError` if its framework is not installed.
-    """
+
+def check_installed(backend: Backend) -> None:
+    """Raise `BackendError` for an unknown backend, `MissingFrameworkError` if it lacks its framework."""
     check_backend(backend)
     if missing := _missing(backend):
         raise MissingFrameworkError(
             f'backend="{backend}" needs {" and ".join(_FRAMEWORKS[backend])}; {missing[0]} is not installed. '
             f'Run: pip install "palm-dual[{backend}]".'
         )
-    return importlib.import_module(f"palm.{backend}_impl")
 
 
 def wing_of(model: Any) -> ModuleType:

@@ -38,3 +38,7 @@ class UpstreamError(PalmError, ValueError):
 
 class DataError(PalmError, ValueError):
     """A corpus cannot be read or is too short."""
+
+
+class ProbeError(PalmError, RuntimeError):
+    """One side of a comparison ended before it had recorded anything."""

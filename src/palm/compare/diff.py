@@ -234,12 +234,10 @@ def _check_comparable(a: Recording, b: Recording) -> None:
         if getattr(a.config, name) != getattr(b.config, name):
             raise ConfigError(
                 f"{name} must be the same on both sides because their taps are compared; got "
-                f"{name}={getattr(a.config, name)} and {getattr(b.config, name)}. Compare models of one shape."
+                f"{name}={getattr(a.config, name)} and {getattr(b.config, name)}. Compare equal shapes."
             )
     if not np.array_equal(a.tokens, b.tokens):
-        raise ConfigError(
-            "tokens must be the same on both sides; got two arrays that differ. Record again."
-        )
+        raise ConfigError("tokens must be the same on both sides; got two arrays that differ. Record again.")
 
 
 def _relabel(side: Recording, suffix: str) -> Recording:

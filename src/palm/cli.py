@@ -1,0 +1,182 @@
+"""The command line: one thin layer over the library. `palm --help`, `python -m palm --help`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+from tyro.conf import Positional
+
+import palm
+from palm.checkpoint import load_arrays, save_arrays
+from palm.compare.html import write_html
+from palm.compare.probe import STEPS
+from palm.compare.processes import Source, compare_backends
+from palm.compare.terminal import print_comparison
+from palm.config import BACKENDS, Backend
+from palm.data import read_text, sample_windows, standard_library_text
+from palm.errors import PalmError
+from palm.info import describe
+from palm.params import DType
+from palm.presets import preset as find_preset
+from palm.upstream import read_upstream
+
+AGREE, DIFFER, BAD_USAGE = 0, 1, 2
+Attention = Literal["fused", "textbook"]
+
+
+def compare(
+    preset: str = "small",
+    checkpoint: Path | None = None,
+    architecture: Backend = "torch",
+    dtype: DType = "float32",
+    data: Path | None = None,
+    batch: int = 2,
+    length: int = 256,
+    seed: int = 0,
+    device: str | None = None,
+    attention: Attention = "fused",
+    out: Path = Path("palm-compare"),
+) -> int:
+    """Build one model in both wings and report where, and by how much more than rounding, they differ.
+
+    Each side runs in its own process on the same real text; a float64 NumPy referee judges both. Exit
+    status: 0 agree, 1 differ, 2 bad usage.
+
+    Args:
+        preset: Which config to build from the seed; `palm info` lists them.
+        checkpoint: Compare this checkpoint directory instead of a preset.
+        architecture: Whose original an open preset resolves to.
+        dtype: Working precision of both sides.
+        data: Text to run on, as bytes; default: Python's own standard library sources.
+        batch: Number of text windows.
+        length: Tokens in each window.
+        seed: Draws the weights and the windows.
+        device: Where both sides run: cpu, or an accelerator's name (torch: cuda, jax: gpu).
+        attention: Attention path of both sides.
+        out: Folder for report.json and report.html.
+    """
+    console = Console()
+    if checkpoint is None:
+        config = find_preset(preset).resolve(architecture)
+    else:
+        config, _ = load_arrays(checkpoint)
+    text = standard_library_text() if data is None else read_text(data)
+    tokens = sample_windows(text, config, batch=batch, length=length, seed=seed)
+    source = Source(config.to_dict(), seed, None if checkpoint is None else str(checkpoint))
+    with _progress() as progress:
+        tasks = {side: progress.add_task(side, total=len(STEPS), step="starting") for side in BACKENDS}
+        tasks["referee"] = progress.add_task("referee", total=1, step="waiting")
+
+        def on_step(side: str, step: str) -> None:
+            progress.update(tasks[side], advance=1, step=step)
+
+        comparison = compare_backends(
+            source, tokens, dtype=dtype, device=device, attention=attention, on_step=on_step
+        )
+    report = comparison.to_dict()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        write_html(report, out / "report.html")
+    except OSError as error:
+        raise PalmError(f"out must be a writable folder; got out={out}: {error.strerror}.") from None
+    print_comparison(comparison, console)
+    console.print(f"\n{out / 'report.html'}\n{out / 'report.json'}", highlight=False)
+    return AGREE if comparison.agree else DIFFER
+
+
+def info(preset: Positional[str] = "small", /, *, architecture: Backend = "torch", length: int = 2048) -> int:
+    """Print a preset's config, parameters by kind, FLOPs per token and memory.
+
+    Args:
+        preset: Its name.
+        architecture: Whose original an open preset resolves to.
+        length: Sequence length for attention's FLOPs.
+    """
+    config = find_preset(preset).resolve(architecture)
+    sizes = describe(config, length)
+    console = Console()
+    table = Table(box=None, padding=(0, 2), show_header=False)
+    table.add_column(overflow="fold")
+    table.add_column(justify="right", overflow="fold")
+    for name, value in config.to_dict().items():
+        table.add_row(name, str(value))
+    table.add_section()
+    for kind, count in sizes.parameters.items():
+        table.add_row(kind, f"{count:,}")
+    table.add_row("parameters", f"{sizes.total:,}")
+    table.add_section()
+    table.add_row(f"forward FLOPs per token at {length}", f"{sizes.forward_flops:.4g}")
+    table.add_row("training FLOPs per token", f"{sizes.training_flops:.4g}")
+    for dtype, size in sizes.weight_bytes.items():
+        table.add_row(f"weights in {dtype}", _bytes(size))
+    table.add_row("training state in float32, two moments", _bytes(sizes.training_bytes))
+    table.add_row("keys and values of one position, bfloat16", _bytes(sizes.cache_bytes))
+    console.print(table, highlight=False)
+    return 0
+
+
+def import_(source: Positional[str], file: Positional[Path], out: Positional[Path], /) -> int:
+    """Turn weights of one of the four original models into a palm checkpoint.
+
+    Args:
+        source: Which original the weights belong to.
+        file: Its weights: .pt or .safetensors (torch), .eqx (Equinox).
+        out: Checkpoint directory to write; it must not exist.
+    """
+    config, arrays = read_upstream(file, source)
+    save_arrays(config, arrays, out)
+    count = sum(array.size for array in arrays.values())
+    Console().print(f"{out}: {count:,} parameters of {source}", highlight=False)
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    try:
+        return tyro.extras.subcommand_cli_from_dict(
+            {"compare": compare, "info": info, "import": import_},
+            prog="palm",
+            description=palm.__doc__,
+            args=arguments,
+        )
+    except PalmError as error:
+        print(f"palm: {error}", file=sys.stderr)
+        return BAD_USAGE
+
+
+def _progress() -> Progress:
+    # Progress is for the watcher and no part of the result: it goes to standard error, if that is a terminal.
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description:8}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[step]}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def _bytes(size: int) -> str:
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.4g} TiB"

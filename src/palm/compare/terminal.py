@@ -1,0 +1,74 @@
+"""A comparison on the terminal: within 80 columns, coloured only where it is not piped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from palm.compare.diff import Comparison, Finding
+from palm.params import parameters
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """Taps, loss, gradients (the worst of each kind), predictions, and the verdict."""
+    taps = [finding for finding in comparison.findings if finding.kind == "tap"]
+    console.print(_table(comparison, "tap", taps))
+    console.print(_table(comparison, "gradient (worst)", _worst_gradients(comparison)))
+    console.print(_predictions(comparison))
+    style = "bold green" if comparison.agree else "bold red"
+    mark = "AGREE" if comparison.agree else "DIFFER"
+    console.print(Text.assemble((mark, style), "  ", comparison.verdict))
+
+
+def _table(comparison: Comparison, what: str, findings: Iterable[Finding]) -> Table:
+    a, b = comparison.label_a, comparison.label_b
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column(what, overflow="fold")
+    for heading in (f"{a} error", f"{b} error", f"{a}−{b}", "bound", "ratio"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for finding in findings:
+        measured = (finding.error_a, finding.error_b, finding.cross, max(finding.bound_a, finding.bound_b))
+        style = "red" if finding.fault else ""
+        table.add_row(
+            finding.name.removeprefix("grad:"),
+            *(f"{value:.1e}" for value in measured),
+            f"{finding.ratio:.3g}",
+            "✗" if finding.fault else "✓",
+            style=style,
+        )
+    return table
+
+
+def _worst_gradients(comparison: Comparison) -> list[Finding]:
+    """Of the gradients of one kind, the one with a fault if any has, then the largest ratio."""
+    table = parameters(comparison.recordings[0].config)
+    worst: dict[str, Finding] = {}
+    for finding in comparison.findings:
+        if finding.kind != "gradient":
+            continue
+        kind = table[finding.name.removeprefix("grad:")].kind
+        held = worst.get(kind)
+        if held is None or _badness(finding) > _badness(held):
+            worst[kind] = finding
+    return list(worst.values())
+
+
+def _badness(finding: Finding) -> tuple[bool, float]:
+    return finding.fault is not None, finding.ratio
+
+
+def _predictions(comparison: Comparison) -> str:
+    a, b = comparison.label_a, comparison.label_b
+    loss_a, loss_b, exact = comparison.losses
+    loss = next(finding for finding in comparison.findings if finding.kind == "loss")
+    same = "bit-identical" if comparison.weights_identical else "DIFFERENT"
+    return (
+        f"\n loss in nats: {a} {loss_a:.9g}, {b} {loss_b:.9g}, referee {exact:.9g} (ratio {loss.ratio:.2g})\n"
+        f" predictions: top-1 agreement {comparison.top1_agreement:.2%}, "
+        f"KL({a}‖{b}) {comparison.kl_divergence:.1e} nats\n"
+        f" weights: {same}\n"
+    )

@@ -1,0 +1,50 @@
+"""Options of the whole suite. Nothing here may need a framework: tests/core runs without either."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+
+PLATFORMS = ("cpu", "gpu", "tpu")
+
+# The suite must say the same thing twice; the deep profile looks further: `--hypothesis-profile=deep`.
+settings.register_profile("suite", derandomize=True, deadline=None, max_examples=8)
+settings.register_profile("deep", deadline=None, max_examples=200)
+settings.load_profile("suite")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--platform",
+        choices=PLATFORMS,
+        default="cpu",
+        help="where the parity tests run; one that is absent is an error, the others are not collected",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    platform = config.getoption("--platform")
+    if platform != "cpu":
+        missing = _missing(platform)
+        if missing:
+            raise pytest.UsageError(f"--platform {platform} was asked for, but {missing} has no such device")
+
+
+def _missing(platform: str) -> str | None:
+    import jax
+
+    try:
+        jax.devices(platform)
+    except RuntimeError:
+        return "jax"
+    if platform == "gpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            return "torch"
+    return None
+
+
+@pytest.fixture(scope="session")
+def platform(request: pytest.FixtureRequest) -> str:
+    return request.config.getoption("--platform")

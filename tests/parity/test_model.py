@@ -1,0 +1,140 @@
+"""The whole model, forward and backward, in both wings against the referee."""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import draw_tokens, pair, perturbed_weights
+
+import palm
+from palm import reference, reference_grad
+from palm.rounding import RATIO_BAR, rms
+
+COMBINATIONS = list(
+    itertools.product(
+        ("alibi", "rotary"),
+        ("rmsnorm", "layernorm"),
+        (True, False),  # share_kv
+        (True, False),  # tie_embeddings
+        ("clamp", "add"),
+        ("paper", "reference"),
+    )
+)
+
+
+def combination(positions, norm, share_kv, tied, mode, init, **sizes) -> palm.PaLMConfig:
+    plain = palm.PaLMConfig(
+        **{"num_tokens": 37, "dim": 20, "depth": 2, "heads": 3, "dim_head": 6, "ff_mult": 2} | sizes,
+        positions=positions,
+        norm=norm,
+        share_kv=share_kv,
+        tie_embeddings=tied,
+        norm_eps_mode=mode,
+        init=init,
+    )
+    return plain.resolve("torch")
+
+
+def relative(value: np.ndarray, exact: np.ndarray) -> float:
+    return rms(value - exact) / (rms(exact) or 1.0)
+
+
+@pytest.fixture(params=COMBINATIONS, ids=lambda choices: "-".join(map(str, choices)))
+def every_config(request) -> palm.PaLMConfig:
+    return combination(*request.param)
+
+
+def test_float64_taps_and_gradients_of_every_combination(every_config, platform):
+    # Op by op instead of compiled: 64 compilations would take minutes, and the mathematics is the same.
+    tokens = draw_tokens(every_config, (2, 11))
+    weights = perturbed_weights(every_config, 0)
+    exact = reference.activations(every_config, weights, tokens)
+    loss, grads = reference_grad.value_and_grad(every_config, weights, tokens)
+    with jax.enable_x64(True), jax.disable_jit():
+        for model in pair(every_config, "float64", platform):
+            taps = palm.activations(model, tokens)
+            assert list(taps) == list(exact)
+            assert max(relative(taps[name], exact[name]) for name in exact) <= 1e-13
+            own_loss, own_grads = palm.value_and_grad(model, tokens)
+            assert abs(own_loss - loss) <= 1e-13 * loss
+            assert list(own_grads) == list(grads)
+            assert max(relative(own_grads[name], grads[name]) for name in grads) <= 1e-12
+
+
+def test_changing_a_token_leaves_earlier_logits_bitwise_alone(every_config, platform):
+    before = draw_tokens(every_config, (2, 11))
+    after = before.copy()
+    after[:, 7] = (after[:, 7] + 1) % every_config.num_tokens
+    with jax.enable_x64(True), jax.disable_jit():
+        for model in pair(every_config, "float64", platform):
+            a, b = (palm.activations(model, tokens)["logits"] for tokens in (before, after))
+            np.testing.assert_array_equal(a[:, :7], b[:, :7])
+            assert (a[:, 7:] != b[:, 7:]).any(-1).all()
+
+
+# Compiled, in every dtype: each shape once, architectures and sizes spread over them.
+GRID = [
+    combination("alibi", "rmsnorm", True, True, "clamp", "paper", heads=1, dim_head=10),
+    combination("rotary", "layernorm", False, True, "add", "paper", heads=6, dim_head=4),
+    combination("alibi", "layernorm", False, False, "add", "reference", heads=12, dim_head=3, depth=5),
+    combination("rotary", "rmsnorm", True, False, "clamp", "paper", heads=8, dim_head=8, dim=64, ff_mult=4),
+]
+
+
+@pytest.mark.parametrize(("batch", "length"), [((), 127), ((2,), 2), ((1, 2), 33)])
+@pytest.mark.parametrize("cfg", GRID, ids=lambda c: f"{c.positions}-{c.norm}-{c.heads}")
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_compiled_models_differ_by_rounding_only(dtype, cfg, batch, length, platform):
+    tokens = draw_tokens(cfg, (*batch, length))
+    with jax.enable_x64(dtype == "float64"):
+        found = palm.compare(*pair(cfg, dtype, platform), tokens)
+    assert found.agree, found.verdict
+    assert max(found.ratios.values()) <= RATIO_BAR
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_300_token_model_differs_by_rounding_only(dtype, platform):
+    cfg = combination("alibi", "rmsnorm", True, True, "clamp", "paper", heads=3, dim_head=16, dim=40)
+    found = palm.compare(*pair(cfg, dtype, platform), draw_tokens(cfg, (300,)))
+    assert found.agree, found.verdict
+
+
+def test_logits_of_a_single_token(platform):
+    cfg = GRID[0]
+    tokens = draw_tokens(cfg, (1,))
+    exact = reference.activations(cfg, perturbed_weights(cfg, 0), tokens)["logits"]
+    with jax.enable_x64(True):
+        for model in pair(cfg, "float64", platform):
+            assert relative(palm.activations(model, tokens)["logits"], exact) <= 1e-13
+
+
+@given(data=st.data())
+def test_any_config_differs_by_rounding_only(data, platform):
+    draw = data.draw
+    cfg = combination(
+        *draw(st.sampled_from(COMBINATIONS)),
+        num_tokens=draw(st.integers(2, 80)),
+        dim=draw(st.integers(1, 48)),
+        depth=draw(st.integers(1, 4)),
+        heads=draw(st.integers(1, 13)),
+        dim_head=2 * draw(st.integers(1, 10)),
+        ff_mult=draw(st.integers(1, 4)),
+    )
+    seed = draw(st.integers(0, 99))
+    tokens = draw_tokens(cfg, (draw(st.integers(1, 3)), draw(st.integers(2, 40))), seed)
+    dtype = draw(st.sampled_from(["float32", "bfloat16"]))
+    found = palm.compare(*pair(cfg, dtype, platform, seed), tokens)
+    assert found.agree, found.verdict
+
+
+@pytest.mark.parametrize("attention", ["fused", "textbook"])
+def test_attention_paths_are_one_function(attention, platform):
+    cfg = dataclasses.replace(GRID[0], heads=3)
+    torch_model, _ = pair(cfg, "float32", platform, attention="fused")
+    _, jax_model = pair(cfg, "float32", platform, attention=attention)
+    found = palm.compare(torch_model, jax_model, draw_tokens(cfg, (2, 33)))
+    assert found.agree, found.verdict
