@@ -31,6 +31,7 @@ from palm.errors import (
     WeightsError,
 )
 from palm.presets import PRESETS, preset
+from palm.upstream import from_upstream
 
 __version__ = "0.1.0"
 
@@ -58,6 +59,7 @@ __all__ = [
     "convert",
     "dtype_of",
     "from_numpy",
+    "from_upstream",
     "load",
     "preset",
     "save",

@@ -17,7 +17,7 @@ import numpy as np
 
 from palm.config import BACKENDS, Backend, PaLMConfig, check_backend
 from palm.errors import BackendError, ConfigError, MissingFrameworkError
-from palm.params import DType, check_array, check_names, numpy_dtype
+from palm.params import DTYPES, DType, Parameter, check_array, check_names, numpy_dtype
 
 _FRAMEWORKS: dict[Backend, tuple[str, ...]] = {"torch": ("torch",), "jax": ("jax", "equinox")}
 ATTENTION_PATHS = ("fused", "textbook")
@@ -58,7 +58,8 @@ def wing_of(model: Any) -> ModuleType:
 
 def backend_of(model: Any) -> Backend:
     """The name of the backend a model belongs to."""
-    return wing_of(model).__name__.removeprefix("palm.").removesuffix("_impl")
+    module = wing_of(model)
+    return next(backend for backend in BACKENDS if module.__name__ == f"palm.{backend}_impl")
 
 
 def config_of(model: Any) -> PaLMConfig:
@@ -117,7 +118,7 @@ def from_numpy(
     dtype = dtype or common_dtype(arrays)
     _check_options(config, dtype, attention)
 
-    def fetch(parameter):
+    def fetch(parameter: Parameter) -> np.ndarray:
         array = np.asarray(arrays[parameter.name])
         check_array(parameter, array)
         return array
@@ -162,11 +163,14 @@ def value_and_grad(model: Any, tokens: Any) -> tuple[float, dict[str, np.ndarray
 
 def common_dtype(arrays: Mapping[str, np.ndarray]) -> DType:
     """The one dtype all arrays have. Raises `ConfigError` if they differ or palm has no such dtype."""
-    names = sorted({np.asarray(array).dtype.name for array in arrays.values()})
-    if len(names) != 1:
-        raise ConfigError(f"dtype must be given because the weights mix {', '.join(names)}; got dtype=None.")
-    numpy_dtype(names[0])
-    return names[0]
+    found = sorted({np.asarray(array).dtype.name for array in arrays.values()})
+    known: list[DType] = [name for name in DTYPES if name in found]
+    if len(found) != 1 or not known:
+        raise ConfigError(
+            f"dtype must be given unless all weights are of one of {', '.join(DTYPES)}; got dtype=None for "
+            f"weights of {', '.join(found) or 'no dtype'}. Pass dtype=."
+        )
+    return known[0]
 
 
 def _check_options(config: PaLMConfig, dtype: DType, attention: str) -> None:

@@ -129,7 +129,7 @@ def _write_files(config: PaLMConfig, arrays: Mapping[str, np.ndarray], folder: P
         # safetensors writes the buffer behind a strided view as it lies: only contiguous arrays are safe.
         contiguous = {name: np.ascontiguousarray(arrays[name]) for name in group}
         save_file(contiguous, file)
-        sums = {name: zlib.crc32(array.view(np.uint8)) for name, array in contiguous.items()}
+        sums = {name: zlib.crc32(array.tobytes()) for name, array in contiguous.items()}
         files[file.name] = {**_fingerprint(file), "tensors": sums}
     manifest = {"format": FORMAT, "version": VERSION, "dtype": common_dtype(arrays), "files": files}
     (folder / MANIFEST).write_text(_sealed(manifest), encoding="utf-8")

@@ -14,6 +14,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
@@ -78,7 +79,9 @@ def compare(
     tokens = sample_windows(text, config, batch=batch, length=length, seed=seed)
     source = Source(config.to_dict(), seed, None if checkpoint is None else str(checkpoint))
     with _progress() as progress:
-        tasks = {side: progress.add_task(side, total=len(STEPS), step="starting") for side in BACKENDS}
+        tasks: dict[str, TaskID] = {
+            side: progress.add_task(side, total=len(STEPS), step="starting") for side in BACKENDS
+        }
         tasks["referee"] = progress.add_task("referee", total=1, step="waiting")
 
         def on_step(side: str, step: str) -> None:
@@ -135,13 +138,15 @@ def import_(source: Positional[str], file: Positional[Path], out: Positional[Pat
 
     Args:
         source: Which original the weights belong to.
-        file: Its weights: .pt or .safetensors (torch), .eqx (Equinox).
+        file: Its weights: .pt, .pth, .safetensors, .eqx (Equinox) or .npz.
         out: Checkpoint directory to write; it must not exist.
     """
     config, arrays = read_upstream(file, source)
     save_arrays(config, arrays, out)
     count = sum(array.size for array in arrays.values())
-    Console().print(f"{out}: {count:,} parameters of {source}", highlight=False)
+    # Read from the shapes alone: the one thing for a user to check.
+    sizes = ", ".join(f"{name} {getattr(config, name)}" for name in ("depth", "dim", "heads", "dim_head"))
+    Console().print(f"{out}: {source}, {count:,} parameters, {sizes}", highlight=False)
     return 0
 
 

@@ -30,7 +30,7 @@ _ORIGINALS: dict[Backend, dict[str, Any]] = {
     "jax": {"positions": "rotary", "norm": "layernorm", "share_kv": False},
 }
 # The published eps of each norm and how it enters the denominator.
-_NORM_DEFAULTS: dict[NormKind, tuple[float, EpsMode]] = {
+_NORM_DEFAULTS: dict[NormKind | None, tuple[float, EpsMode]] = {
     "rmsnorm": (1e-8, "clamp"),
     "layernorm": (1e-5, "add"),
 }
@@ -117,13 +117,18 @@ class PaLMConfig:
         check_backend(backend)
         original = _ORIGINALS[backend]
         chosen = {name: value for name, value in original.items() if getattr(self, name) is None}
-        norm: NormKind = chosen.get("norm") or self.norm
-        eps, mode = _NORM_DEFAULTS[norm]
+        eps, mode = _NORM_DEFAULTS[chosen.get("norm") or self.norm]
         if self.norm_eps is None:
             chosen["norm_eps"] = eps
         if self.norm_eps_mode is None:
             chosen["norm_eps_mode"] = mode
         return dataclasses.replace(self, **chosen)
+
+    @property
+    def eps(self) -> float:
+        """`norm_eps` of a resolved config."""
+        assert self.norm_eps is not None
+        return self.norm_eps
 
     @property
     def inner_dim(self) -> int:

@@ -40,8 +40,12 @@ def read_text(path: str | os.PathLike[str]) -> bytes:
 def sample_windows(text: bytes, config: PaLMConfig, *, batch: int, length: int, seed: int) -> np.ndarray:
     """`batch` windows of `length` byte tokens at places that `seed` draws. Shape (batch, length), int64.
 
-    Raises `DataError` if the text is shorter than one window or has bytes the vocabulary lacks.
+    Raises `DataError` if the text is shorter than one window or has bytes the vocabulary lacks, or if the
+    window is too short to have a next token.
     """
+    for name, value, least in (("batch", batch, 1), ("length", length, 2)):
+        if value < least:
+            raise DataError(f"{name} must be at least {least}; got {name}={value}. Use a larger one.")
     if len(text) < length:
         raise DataError(
             f"data must be at least one window long; got {len(text)} bytes for length={length}. "

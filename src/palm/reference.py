@@ -28,8 +28,8 @@ def normalise(x: np.ndarray, scale: np.ndarray, config: PaLMConfig) -> np.ndarra
         x = x - x.mean(-1, keepdims=True)
     mean_square = (x**2).mean(-1, keepdims=True)
     if config.norm_eps_mode == "clamp":
-        return x / np.maximum(np.sqrt(mean_square), config.norm_eps) * scale
-    return x / np.sqrt(mean_square + config.norm_eps) * scale
+        return x / np.maximum(np.sqrt(mean_square), config.eps) * scale
+    return x / np.sqrt(mean_square + config.eps) * scale
 
 
 def rotate(x: np.ndarray, config: PaLMConfig) -> np.ndarray:

@@ -85,10 +85,10 @@ def normalise(
         x = x - x.mean(-1, keepdims=True)
     mean_square = (x**2).mean(-1, keepdims=True)
     if config.norm_eps_mode == "clamp":
-        root = np.maximum(np.sqrt(mean_square), config.norm_eps)
-        moves = np.sqrt(mean_square) > config.norm_eps
+        root = np.maximum(np.sqrt(mean_square), config.eps)
+        moves = np.sqrt(mean_square) > config.eps
     else:
-        root, moves = np.sqrt(mean_square + config.norm_eps), True
+        root, moves = np.sqrt(mean_square + config.eps), True
     u = d_y * scale
     d_x = u / root - moves * x * (u * x).mean(-1, keepdims=True) / root**3
     if config.norm == "layernorm":

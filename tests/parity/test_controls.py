@@ -10,8 +10,17 @@ from support import draw_tokens, perturbed_weights
 
 import palm
 from palm import jax_impl, torch_impl
+from palm.compare import record
+from palm.rounding import RATIO_BAR
 
 DEPTH = 3
+
+
+@pytest.fixture(autouse=True)
+def op_by_op():
+    """Compiling each faulty program would take minutes; a fault is one op by op, too."""
+    with jax.disable_jit():
+        yield
 
 
 def plain(positions: str, **changes) -> palm.PaLMConfig:
@@ -98,19 +107,15 @@ FAULTS = {
     change_theta: ("rotary", {}, "blocks.0.q"),
     forget_the_logit_scale: ("alibi", {}, "logits"),
 }
-# A bfloat16 weight moved by half is as large as everything rounding does to 576 others.
-BELOW_BFLOAT16 = (perturb_eps, drop_the_clamp, move_one_weight)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize(
     ("fault", "side"),
     [(fault, ("torch", "jax")[i % 2]) for i, fault in enumerate(FAULTS)],
     ids=lambda x: getattr(x, "__name__", x),
 )
 def test_a_fault_in_one_side_is_caught_at_its_tap(fault, side, dtype):
-    if dtype == "bfloat16" and fault in BELOW_BFLOAT16:
-        dtype = "float32"
     positions, choices, tap = FAULTS[fault]
     cfg = plain(positions, **({"share_kv": False, "norm_eps_mode": "add"} | choices))
     weights = perturbed_weights(cfg, 3, dtype)
@@ -164,29 +169,19 @@ def test_a_fault_in_the_code_is_caught_at_its_tap(wing, name, patch, positions, 
     weights = perturbed_weights(cfg, 3, "float32")
     models = [palm.from_numpy(cfg, weights, backend=backend) for backend in ("torch", "jax")]
     tokens = draw_tokens(cfg, (300,))
-    jax.clear_caches()  # a compiled model does not see the patch
     assert palm.compare(*models, tokens).agree
     monkeypatch.setattr(wing.model, name, patch(getattr(wing.model, name)))
-    jax.clear_caches()
     found = palm.compare(*models, tokens)
-    monkeypatch.undo()
-    jax.clear_caches()
     assert found.first_divergence == tap, found.verdict
 
 
 def test_precision_lost_on_one_side_is_caught_by_the_bound():
     """A float32 side whose program rounds to bfloat16 inside: the ratio forgives it, the bound does not."""
     cfg = plain("rotary")
-    weights = perturbed_weights(cfg, 3, "float32")
-    right = palm.from_numpy(cfg, weights, backend="torch")
-    coarse = {n: w.astype(palm.params.DTYPES["bfloat16"]).astype(np.float32) for n, w in weights.items()}
-    tokens = draw_tokens(cfg, (2, 24))
-    low = palm.from_numpy(cfg, coarse, backend="jax", dtype="bfloat16")
-    found = palm.compare(right, low, tokens)
-    assert not found.agree
-    recorded = palm.compare.__globals__["record"](low, tokens)
-    claimed = dataclasses.replace(recorded, dtype="float32", label="claims float32")
-    again = palm.compare(recorded, claimed)
-    assert max(again.ratios.values()) <= 1.5
-    assert again.first_divergence is not None
-    assert "where rounding allows" in again.verdict
+    model = palm.from_numpy(cfg, perturbed_weights(cfg, 3, "float32"), backend="torch")
+    right = record(model, draw_tokens(cfg, (2, 24)))
+    rounded = {n: t.astype(palm.params.DTYPES["bfloat16"]).astype(np.float32) for n, t in right.taps.items()}
+    found = palm.compare(right, dataclasses.replace(right, label="coarse", taps=rounded))
+    assert max(found.ratios.values()) <= RATIO_BAR
+    assert found.first_divergence == "embed"
+    assert "where rounding allows" in found.verdict

@@ -35,7 +35,7 @@ def test_alibi_bias_is_bit_identical_and_rounded_once(heads, length, platform):
 
 
 def test_alibi_distance_is_exact_in_bfloat16_models(platform):
-    # Of a bfloat16 model's bias, every distance up to n − 1 must come back exactly; bfloat16 itself ends at 256.
+    # Every distance up to n − 1 must come back exactly; bfloat16 itself cannot count beyond 256.
     cfg = palm.PaLMConfig(num_tokens=8, dim=16, depth=1, heads=1, dim_head=8).resolve("torch")
     for backend in ("torch", "jax"):
         model = palm.build(cfg, backend=backend, dtype="bfloat16")

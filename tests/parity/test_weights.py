@@ -17,9 +17,9 @@ CONFIGS = [
 
 def assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
     assert list(a) == list(b)
-    for name in a:
-        assert a[name].dtype == b[name].dtype
-        assert a[name].tobytes() == b[name].tobytes(), name
+    for name, array in a.items():
+        assert array.dtype == b[name].dtype
+        assert array.tobytes() == b[name].tobytes(), name
 
 
 @pytest.mark.parametrize("cfg", CONFIGS, ids=["alibi", "rotary", "untied"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -69,7 +70,10 @@ def compare_backends(
 def _side(backend: Backend, request: dict[str, Any], on_step: OnStep) -> Iterator[Callable[[], None]]:
     """Start one side; yields a function that waits for it. The process never outlives the block."""
     command = [sys.executable, "-m", "palm.compare.probe", json.dumps({**request, "backend": backend})]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "JAX_ENABLE_X64": str(request["dtype"] == "float64")}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     complaints: list[str] = []
     readers = [
         threading.Thread(target=_follow, args=(process.stdout, lambda line: on_step(backend, line))),

@@ -26,7 +26,7 @@ class Norm(eqx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Shapes: x (..., n, d) -> (..., n, d)."""
-        eps = self.config.norm_eps
+        eps = self.config.eps
         wide = widen(x)
         if self.config.norm == "layernorm":
             wide = wide - wide.mean(-1, keepdims=True)

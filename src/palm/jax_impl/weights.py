@@ -10,7 +10,6 @@ from collections.abc import Callable
 from operator import attrgetter
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -21,7 +20,7 @@ from palm.jax_impl.block import Block
 from palm.jax_impl.feedforward import FeedForward
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.norm import Norm
-from palm.params import DType, Parameter, numpy_dtype, parameters
+from palm.params import DTYPES, DType, Parameter, numpy_dtype, parameters
 
 
 def from_arrays(
@@ -97,7 +96,7 @@ def canonical(model: PaLM, tree: PaLM) -> dict[str, np.ndarray]:
 
 def dtype_of(model: PaLM) -> DType:
     """The name of the dtype of the model's weights."""
-    return jnp.dtype(model.embedding.dtype).name
+    return next(name for name, dtype in DTYPES.items() if dtype == model.embedding.dtype)
 
 
 def find_device(device: jax.Device | str | None) -> jax.Device | None:

@@ -68,6 +68,7 @@ class PaLM(nn.Module):
         x = taps["embed"]
         rotation, bias = self.positions(tokens.shape[-1], x)
         for i, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
             for name, value in block.activations(x, rotation, bias).items():
                 taps[f"blocks.{i}.{name}"] = value
             x = taps[f"blocks.{i}.out"]

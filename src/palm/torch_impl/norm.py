@@ -27,7 +27,7 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes: x (..., n, d) -> (..., n, d)."""
-        eps = self.config.norm_eps
+        eps = self.config.eps
         wide = widen(x)
         if self.config.norm == "layernorm":
             wide = wide - wide.mean(-1, keepdim=True)

@@ -1,0 +1,65 @@
+"""Elements and numbers as markup: the one place where text that is not ours gets escaped."""
+
+from __future__ import annotations
+
+import html
+import math
+
+from palm.compare.diff import Finding
+
+
+def tag(name: str, *children: str, **attributes: object) -> str:
+    """An element; `children` are markup already, attributes are escaped here. `class_` means `class`."""
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    return f"<{name}{written}>{''.join(children)}</{name}>"
+
+
+def text(value: object) -> str:
+    """Text as markup."""
+    return html.escape(str(value))
+
+
+def breakable(name: str) -> str:
+    """A long dotted name as markup; it may break after a dot."""
+    return text(name).replace(".", ".<wbr>")
+
+
+def short(value: float) -> str:
+    """Three significant digits, for the eye."""
+    if not math.isfinite(value):
+        return "∞" if value > 0 else str(value)
+    if value == 0:
+        return "0"
+    return f"{value:#.3g}".rstrip(".") if 0.01 <= abs(value) < 999.5 else f"{value:.2e}"
+
+
+def tiny(value: float) -> str:
+    """A ratio in at most five characters, for inside a cell."""
+    if not math.isfinite(value) or value == 0:
+        return short(value)
+    if value < 999.5:
+        return f"{value:.2f}" if value < 9.995 else f"{value:.0f}"
+    return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
+
+
+def number(value: float, suffix: str = "") -> str:
+    """`value` in short, with all its digits in the title."""
+    return tag("span", text(short(value) + suffix), title=repr(value), class_="number")
+
+
+def in_words(finding: Finding, label_a: str, label_b: str) -> str:
+    """Everything known about a finding, line by line with all digits, for a title."""
+    lines = [
+        finding.name,
+        f"ratio {finding.ratio!r}",
+        f"{label_a} error {finding.error_a!r}",
+        f"{label_b} error {finding.error_b!r}",
+        f"{label_a} − {label_b} {finding.cross!r}",
+        f"{label_a} bound {finding.bound_a!r}",
+        f"{label_b} bound {finding.bound_b!r}",
+    ]
+    return "\n".join([*lines, f"FAULT: {finding.fault}"] if finding.fault else lines)

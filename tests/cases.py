@@ -1,0 +1,79 @@
+"""What the tests of several folders share, without a framework: small configs, weights, and subprocesses."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from palm import PaLMConfig
+from palm.params import initial_value, numpy_dtype, parameters
+
+ROOT = Path(__file__).parents[1]
+FRAMEWORKS = ("torch", "jax", "equinox")
+DTYPES = ("float64", "float32", "bfloat16")
+
+# Sizes that differ pairwise, so that no two axes can be mistaken for each other.
+SIZES: dict[str, int] = {"num_tokens": 13, "dim": 6, "depth": 2, "heads": 3, "dim_head": 4, "ff_mult": 3}
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "positions": ("alibi", "rotary"),
+    "norm": ("rmsnorm", "layernorm"),
+    "norm_eps_mode": ("clamp", "add"),
+    "share_kv": (True, False),
+    "tie_embeddings": (True, False),
+    "init": ("paper", "reference"),
+}
+# Every architecture there is.
+ARCHITECTURES = [dict(zip(_CHOICES, values, strict=True)) for values in itertools.product(*_CHOICES.values())]
+
+
+def small(**changes: Any) -> PaLMConfig:
+    """A resolved config of a few hundred parameters: what torch's original computes, but for `changes`."""
+    return PaLMConfig(**{**SIZES, **changes}).resolve("torch")
+
+
+def architecture_id(choices: dict[str, Any]) -> str:
+    shared = "shared" if choices["share_kv"] else "separate"
+    tied = "tied" if choices["tie_embeddings"] else "untied"
+    names = (choices["positions"], choices["norm"], choices["norm_eps_mode"], shared, tied, choices["init"])
+    return "-".join(names)
+
+
+def draw_weights(config: PaLMConfig, seed: int = 0, dtype: str = "float64") -> dict[str, np.ndarray]:
+    """Initial weights with norm scales drawn around one: a fresh model's ones hide a forgotten scale."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: rng.uniform(0.5, 1.5, parameter.shape).astype(numpy_dtype(dtype))
+        if parameter.std is None
+        else initial_value(parameter, seed, dtype)
+        for name, parameter in parameters(config).items()
+    }
+
+
+def draw_tokens(config: PaLMConfig, *shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, config.num_tokens, shape)
+
+
+def assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    assert set(a) == set(b)
+    for name, array in a.items():
+        assert (array.dtype, array.shape) == (b[name].dtype, b[name].shape), name
+        assert array.tobytes() == b[name].tobytes(), name
+
+
+def assert_explains(raised: Any, *parts: str) -> None:
+    """An error message names the field, the value received and the fix: `parts`, in this order."""
+    rest = str(raised.value)
+    for part in parts:
+        _, found, rest = rest.partition(part)
+        assert found, f"{part!r} is not in, or not in its place in: {raised.value}"
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a Python of its own, with warnings as errors."""
+    command = [sys.executable, "-W", "error", "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

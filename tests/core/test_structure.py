@@ -1,0 +1,224 @@
+"""The shape of the source, read with `ast`: mirrored wings, one-way imports, short files, no pickle."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cases import ROOT
+
+SOURCE = ROOT / "src" / "palm"
+FILES = {file.relative_to(SOURCE).as_posix(): file for file in sorted(SOURCE.rglob("*.py"))}
+WINGS = {"torch": "torch_impl", "jax": "jax_impl"}
+MIRRORED = sorted(name.removeprefix("torch_impl/") for name in FILES if name.startswith("torch_impl/"))
+# What one framework needs and the other does not: nn.Linear stores the transpose, torch has its own bfloat16.
+ONE_SIDED = {"weights.py": {"is_linear", "to_tensor", "to_array"}}
+# The ways each framework has of being called: no method of ours.
+CALLS = {"__init__", "__call__", "forward"}
+# The specification and what it stands on: each knows only what is named here.
+FOUNDATIONS = {
+    "errors": set(),
+    "taps": set(),
+    "config": {"errors"},
+    "rng": {"errors"},
+    "positions": {"errors"},
+    "params": {"errors", "config", "rng"},
+    "tokens": {"errors", "config"},
+    "presets": {"errors", "config"},
+    "rounding": {"config", "params"},
+    "reference": {"config", "params", "positions", "tokens"},
+    "reference_grad": {"config", "positions", "reference", "taps", "tokens"},
+}
+
+
+def parse(name: str) -> ast.Module:
+    return ast.parse(FILES[name].read_text(encoding="utf-8"))
+
+
+def imports(tree: ast.Module) -> set[str]:
+    """Every module that is imported anywhere in a file, under its full name."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.add(full if is_module(full) else str(node.module))
+    return found
+
+
+def is_module(dotted: str) -> bool:
+    path = dotted.removeprefix("palm.").replace(".", "/")
+    return dotted.startswith("palm.") and (f"{path}.py" in FILES or f"{path}/__init__.py" in FILES)
+
+
+def module_of(file: str) -> str:
+    parts = ["palm", *file.removesuffix(".py").split("/")]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def packages(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def public(body: list[ast.stmt]) -> Iterator[str]:
+    """Public classes, functions and methods in their order, methods as Class.method."""
+    for node in body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield node.name
+            yield from (f"{node.name}.{method}" for method in public(node.body) if method not in CALLS)
+        elif isinstance(node, ast.FunctionDef) and (not node.name.startswith("_") or node.name in CALLS):
+            yield node.name
+
+
+def unpickles(tree: ast.Module) -> list[str]:
+    """Everything in a file that could run code it was given: pickle, eval, and loaders left to unpickle."""
+    banned = {"pickle", "cPickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
+    found = [name for name in imports(tree) if name.split(".")[0] in banned]
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        function = ast.unparse(call.func)
+        options = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        reads_arrays = function in ("np.load", "numpy.load") or function.endswith("read_array")
+        if (
+            function in ("eval", "exec", "compile")
+            or options.get("allow_pickle", "not given" if reads_arrays else "False") != "False"
+            or options.get("weights_only", "not given" if function == "torch.load" else "True") != "True"
+        ):
+            found.append(function)
+    return found
+
+
+def test_both_wings_have_the_same_files():
+    assert {name.removeprefix("jax_impl/") for name in FILES if name.startswith("jax_impl/")} == set(MIRRORED)
+    assert len(MIRRORED) >= 10
+
+
+@pytest.mark.parametrize("file", MIRRORED)
+def test_a_pair_of_files_has_the_same_public_names_in_the_same_order(file):
+    torch, jax = (list(public(parse(f"{wing}/{file}").body)) for wing in WINGS.values())
+    own = ONE_SIDED.get(file, set())
+    assert own <= set(torch)
+    assert [name for name in torch if name not in own] == jax
+
+
+def test_both_wings_export_the_same_names():
+    exported = []
+    for wing in WINGS.values():
+        assigned = [node for node in parse(f"{wing}/__init__.py").body if isinstance(node, ast.Assign)]
+        exported.append(ast.literal_eval(assigned[0].value))
+    assert exported[0] == exported[1]
+    assert len(exported[0]) > 15
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_framework_is_imported_in_its_own_wing_only(file):
+    found = imports(parse(file))
+    inside = next((wing for wing in WINGS.values() if file.startswith(f"{wing}/")), None)
+    allowed = {"torch_impl": {"torch"}, "jax_impl": {"jax", "equinox"}}.get(inside, set())
+    assert packages(found) & {"torch", "jax", "jaxlib", "equinox", "optax", "flax"} <= allowed
+    of_wings = {name for name in found if name.startswith(("palm.torch_impl", "palm.jax_impl"))}
+    assert all(inside and name.startswith(f"palm.{inside}") for name in of_wings)
+
+
+@pytest.mark.parametrize("module", FOUNDATIONS)
+def test_the_specification_knows_only_what_it_stands_on(module):
+    ours = {name for name in imports(parse(f"{module}.py")) if name.split(".")[0] == "palm"}
+    assert ours <= {f"palm.{name}" for name in FOUNDATIONS[module]}
+
+
+def test_imports_go_one_way():
+    graph = {module_of(file): imports(parse(file)) for file in FILES}
+    done: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, f"a circle of imports: {' -> '.join([*above, module])}"
+        if module in done or module not in graph:
+            return
+        for imported in sorted(graph[module]):
+            visit(imported, (*above, module))
+        done.add(module)
+
+    for module in graph:
+        visit(module, ())
+    assert done == set(graph)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_nothing_is_unpickled_or_evaluated(file):
+    assert unpickles(parse(file)) == []
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_source_file_is_short_enough_to_read_at_a_sitting(file):
+    assert len(FILES[file].read_text(encoding="utf-8").splitlines()) <= 300
+
+
+def test_every_source_file_says_what_it_is():
+    assert [name for name in FILES if not ast.get_docstring(parse(name))] == []
+
+
+def project_files() -> Iterator[Path]:
+    """Every text file of the project, and nothing that is built or cached."""
+    hidden, built = (".github", ".ci"), ("build", "dist", "palm-compare", "__pycache__")
+    kinds = (".py", ".md", ".toml", ".txt", ".yml", ".yaml", ".html", ".json", ".css", ".js", ".typed", "")
+    for entry in sorted(ROOT.iterdir()):
+        if entry.name in built or (entry.name.startswith(".") and entry.name not in hidden):
+            continue
+        for file in [entry] if entry.is_file() else entry.rglob("*"):
+            inside = file.relative_to(ROOT).parts
+            if file.is_file() and file.suffix in kinds and not set(inside) & set(built):
+                yield file
+
+
+# Written so that this file does not contain what it looks for.
+PRIVATE = re.compile(r"\.\./share[d]|(?<![\w.])/(?:roo[t]|wor[k])/|\.librar[y]\b")
+
+
+def test_no_file_speaks_of_the_place_where_it_was_written():
+    files = list(project_files())
+    assert {ROOT / "README.md", ROOT / "src/palm/config.py", Path(__file__)} <= set(files)
+    found = [
+        f"{file.relative_to(ROOT)}: {match.group()}"
+        for file in files
+        for match in PRIVATE.finditer(file.read_text(encoding="utf-8"))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("words", ["see ../share" + "d/x", "cd /wor" + "k/main", "'/roo" + "t/x'"])
+def test_such_words_would_be_found(words):
+    assert PRIVATE.search(words)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "def f():\n    from pickle import loads",
+        "eval('1')",
+        "exec(text)",
+        "np.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "np.lib.format.read_array(file)",
+        "torch.load(path)",
+        "load(path, weights_only=False)",
+    ],
+)
+def test_what_unpickles_or_evaluates_would_be_found(code):
+    assert unpickles(ast.parse(code))
+
+
+def test_what_is_compared_between_the_wings_is_read_in_order():
+    methods = "def forward(self): ...\n def b(self): ...\n def _c(self): ..."
+    code = f"class A:\n {methods}\ndef d(): ...\ndef _e(): ..."
+    assert list(public(ast.parse(code).body)) == ["A", "A.b", "d"]
+    assert imports(ast.parse("from palm import reference\nfrom palm.config import x\nimport a.b")) == {
+        "palm.reference",
+        "palm.config",
+        "a.b",
+    }

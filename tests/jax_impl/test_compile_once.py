@@ -1,0 +1,74 @@
+"""How often and how much is compiled: once, and no more for a deeper model."""
+
+import dataclasses
+import logging
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import palm
+
+
+@pytest.fixture
+def compilations(caplog):
+    """Counts what JAX compiles while something is called."""
+
+    def count(call) -> int:
+        caplog.clear()
+        with jax.log_compiles(True), caplog.at_level(logging.WARNING):
+            call()
+        return sum("Finished XLA compilation" in record.getMessage() for record in caplog.records)
+
+    return count
+
+
+def test_a_second_call_compiles_nothing(model, config, tokens, compilations):
+    model(tokens)
+    others = (tokens + 1) % config.num_tokens
+    assert compilations(lambda: model(tokens)) == 0
+    assert compilations(lambda: model(others)) == 0
+
+
+def test_another_model_of_the_same_config_compiles_nothing(model, config, tokens, compilations):
+    model(tokens)
+    other = palm.build(config, backend="jax", seed=9)
+    assert compilations(lambda: other(tokens)) == 0
+
+
+def test_another_length_is_compiled_and_would_be_counted(model, tokens, compilations):
+    """The twin of the tests above: the same count with another answer."""
+    shorter = tokens[:, :3]
+    assert compilations(lambda: model(shorter)) >= 1
+    assert compilations(lambda: model(shorter)) == 0
+
+
+def count_equations(jaxpr) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        total += 1
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                total += count_equations(inner)
+    return total
+
+
+@pytest.mark.parametrize("what", ["forward", "gradient"])
+def test_the_program_does_not_grow_with_depth(config, what):
+    def program(model, tokens):
+        return model(tokens).sum()
+
+    sizes = []
+    for depth in (2, 3, 9):
+        model = palm.build(dataclasses.replace(config, depth=depth), backend="jax")
+        traced = jax.make_jaxpr(jax.grad(program) if what == "gradient" else program)
+        sizes.append(count_equations(traced(model, jnp.array([1, 2, 3])).jaxpr))
+    assert sizes[0] > 50
+    assert len(set(sizes)) == 1
+
+
+def test_derived_tables_are_no_arguments_of_the_program(model, config):
+    """Only parameters and tokens go in: cos, sin and masks are formed or folded while tracing."""
+    traced = jax.make_jaxpr(lambda model, tokens: model(tokens))(model, jnp.array([1, 2, 3]))
+    assert len(traced.jaxpr.invars) == len(jax.tree.leaves(model)) + 1
