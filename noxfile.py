@@ -33,7 +33,11 @@ def tests(session: nox.Session) -> None:
     """The whole suite: core, both wings, parity, and the four originals. Only `browser` is apart."""
     install(session, "all", "tests")
     install_upstream(session)
-    session.run("pytest", "-n", "2", "--dist", "worksteal", "--ignore=tests/browser", *session.posargs)
+    session.run(
+        *("pytest", "-n", "2", "--dist", "worksteal", "--ignore=tests/browser", *session.posargs),
+        # Hundreds of small programs are compiled once and run once. `parity` runs the grid at full effort.
+        env={"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+    )
 
 
 @nox.session
@@ -59,7 +63,7 @@ def jax_only(session: nox.Session) -> None:
 
 @nox.session
 def parity(session: nox.Session) -> None:
-    """The parity grid alone; `nox -s parity -- --platform gpu` runs it on an accelerator."""
+    """The parity grid alone, compiled as users have it; `-- --platform gpu` runs it on an accelerator."""
     install(session, "all", "tests")
     session.run("pytest", "tests/parity", *session.posargs)
 

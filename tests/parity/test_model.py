@@ -49,12 +49,11 @@ def every_config(request) -> palm.PaLMConfig:
 
 
 def test_float64_taps_and_gradients_of_every_combination(every_config, platform):
-    # Op by op instead of compiled: 64 compilations would take minutes, and the mathematics is the same.
     tokens = draw_tokens(every_config, (2, 11))
     weights = perturbed_weights(every_config, 0)
     exact = reference.activations(every_config, weights, tokens)
     loss, grads = reference_grad.value_and_grad(every_config, weights, tokens)
-    with jax.enable_x64(True), jax.disable_jit():
+    with jax.enable_x64(True):
         for model in pair(every_config, "float64", platform):
             taps = palm.activations(model, tokens)
             assert list(taps) == list(exact)
@@ -69,7 +68,7 @@ def test_changing_a_token_leaves_earlier_logits_bitwise_alone(every_config, plat
     before = draw_tokens(every_config, (2, 11))
     after = before.copy()
     after[:, 7] = (after[:, 7] + 1) % every_config.num_tokens
-    with jax.enable_x64(True), jax.disable_jit():
+    with jax.enable_x64(True):
         for model in pair(every_config, "float64", platform):
             a, b = (palm.activations(model, tokens)["logits"] for tokens in (before, after))
             np.testing.assert_array_equal(a[:, :7], b[:, :7])
