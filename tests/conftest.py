@@ -8,7 +8,7 @@ from hypothesis import settings
 PLATFORMS = ("cpu", "gpu", "tpu")
 
 # The suite must say the same thing twice; the deep profile looks further: `--hypothesis-profile=deep`.
-settings.register_profile("suite", derandomize=True, deadline=None, max_examples=6)
+settings.register_profile("suite", derandomize=True, deadline=None, max_examples=5)
 settings.register_profile("deep", deadline=None, max_examples=200)
 settings.load_profile("suite")
 

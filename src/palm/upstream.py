@@ -17,7 +17,6 @@ Letters: d dim, h heads, e dim_head, f ff_mult·dim, v num_tokens, p a rotary pa
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -133,13 +132,13 @@ def _config(arrays: Arrays, names: Mapping[str, str], eps: set[float], source: s
     if source == "palm_jax.palm_lite":  # its eps joins the sum of squares, palm's joins their mean
         norm_eps /= sizes["dim"]
     output = arrays.get("unembedding")
-    return dataclasses.replace(
-        published,
+    changes = {
         **sizes,
-        norm_eps=norm_eps,
-        rope_theta=_only("inv_freq", thetas or {published.rope_theta}),
-        tie_embeddings=output is None or np.array_equal(output.T, arrays["embedding"]),
-    )
+        "norm_eps": norm_eps,
+        "rope_theta": _only("inv_freq", thetas or {published.rope_theta}),
+        "tie_embeddings": output is None or np.array_equal(output.T, arrays["embedding"]),
+    }
+    return PaLMConfig.from_dict(published.to_dict() | changes)
 
 
 def _sizes(arrays: Arrays, names: Mapping[str, str], published: PaLMConfig) -> dict[str, int]:
@@ -171,7 +170,7 @@ def _rope_theta(name: str, frequencies: np.ndarray) -> float:
     """
     pairs = len(frequencies)
     exponents = -np.arange(pairs) / pairs
-    tolerance = max(16 * np.finfo(np.float32).eps, float(ml_dtypes.finfo(frequencies.dtype).eps))
+    tolerance = max(16 * float(np.finfo(np.float32).eps), float(ml_dtypes.finfo(frequencies.dtype).eps))
     given = frequencies.astype(np.float64)
     with np.errstate(all="ignore"):
         estimate = float(given[-1] ** (1 / exponents[-1])) if pairs > 1 else 10_000.0

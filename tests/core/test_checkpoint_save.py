@@ -3,6 +3,8 @@
 import errno
 import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,7 +60,7 @@ def test_a_path_below_a_file_cannot_be_written(tmp_path):
     path = tmp_path / "file" / "checkpoint"
     with pytest.raises(CheckpointError) as raised:
         save_arrays(CONFIG, NEW, path)
-    assert_explains(raised, "path must be writable", f"path={path}", "Not a directory", "Choose another")
+    assert_explains(raised, "path must be writable", f"path={path}", "Choose another")
     assert (tmp_path / "file").read_text() == "notes"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
@@ -142,3 +144,97 @@ def test_every_file_is_synced_before_the_rename_and_the_parent_after_it(tmp_path
     of_files = [file.stat().st_ino for file in path.iterdir()]
     assert sorted(synced[:-2]) == sorted((inode, False) for inode in of_files)
     assert synced[-2:] == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+
+
+@pytest.mark.xfail(reason="safetensors reports I/O errors as SafetensorError, which save lets through")
+def test_a_disk_that_is_really_full_is_a_checkpoint_error(tmp_path):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(CheckpointError, match="path must be writable") as raised:
+            save_arrays(CONFIG, NEW, tmp_path / "checkpoint")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "File too large" in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+def while_saving(monkeypatch, happens: Callable[[], object]) -> None:
+    """Let something happen in the middle of the next save, and only then."""
+    original = checkpoint.save_file
+
+    def save_file(*arguments):
+        monkeypatch.setattr(checkpoint, "save_file", original)
+        happens()
+        original(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
+
+
+@pytest.mark.xfail(reason="the temporary folder is named by the process alone, and deleted by whoever fails")
+def test_of_two_saves_to_one_path_one_succeeds_and_is_whole(tmp_path, monkeypatch):
+    path, failed = tmp_path / "checkpoint", []
+
+    def try_to_save(weights: dict[str, np.ndarray]) -> None:
+        try:
+            save_arrays(CONFIG, weights, path)
+        except CheckpointError:
+            failed.append(weights)
+
+    while_saving(monkeypatch, lambda: try_to_save(OLD))
+    try_to_save(NEW)
+    assert len(failed) == 1
+    assert_same_bits(load_arrays(path)[1], OLD if failed[0] is NEW else NEW)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.xfail(reason="whether the path exists is asked before writing, and not again when publishing")
+def test_without_overwrite_what_appears_meanwhile_is_not_replaced(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint"
+
+    def someone_else_writes() -> None:
+        path.mkdir()
+        (path / "notes").write_text("notes")
+
+    while_saving(monkeypatch, someone_else_writes)
+    with pytest.raises(CheckpointError, match="path must not exist yet"):
+        save_arrays(CONFIG, NEW, path)
+    assert (path / "notes").read_text() == "notes"
+
+
+@pytest.mark.xfail(reason="nothing takes the older checkpoint back to its name")
+def test_a_failed_rename_leaves_the_older_checkpoint_under_its_name(tmp_path, monkeypatch):
+    old = save_arrays(CONFIG, OLD, tmp_path / "old")
+    original = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if target == old and ".tmp" in self.name:
+            raise OSError(errno.EIO, "Input/output error")
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        save_arrays(CONFIG, NEW, old, overwrite=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["old"]
+    assert_same_bits(load_arrays(old)[1], OLD)
+
+
+@pytest.mark.xfail(reason="rmtree refuses links: the new checkpoint is in place, and save raises")
+def test_a_link_to_a_checkpoint_is_overwritten_and_its_target_left_alone(tmp_path):
+    old = save_arrays(CONFIG, OLD, tmp_path / "old")
+    link = tmp_path / "latest"
+    link.symlink_to(old)
+    save_arrays(CONFIG, NEW, link, overwrite=True)
+    assert_same_bits(load_arrays(link)[1], NEW)
+    assert_same_bits(load_arrays(old)[1], OLD)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["latest", "old"]
+
+
+@pytest.mark.xfail(reason="with_name and mkdir raise ValueError for these")
+@pytest.mark.parametrize("path", [".", "/", "a\0b"])
+def test_a_path_that_cannot_be_a_folder_of_its_own_is_a_checkpoint_error(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="path must"):
+        save_arrays(CONFIG, NEW, path, overwrite=True)

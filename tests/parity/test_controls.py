@@ -1,7 +1,6 @@
 """Negative controls: a fault put into one side must be caught, and at the right tap."""
 
 import dataclasses
-import itertools
 
 import jax
 import numpy as np
@@ -124,7 +123,7 @@ def test_a_fault_in_one_side_is_caught_at_its_tap(fault, side, dtype):
     assert side in found.verdict
 
 
-def shifted_alibi(original):
+def stretched_alibi(original):
     def bias(cfg, length, **where):
         right = original(cfg, length, **where)
         return right * 1.02
@@ -146,16 +145,10 @@ def coarse_positions(original):
 @pytest.mark.parametrize(
     ("wing", "name", "patch", "positions", "tap"),
     [
-        (wing, *fault)
-        for wing, fault in itertools.product(
-            (torch_impl, jax_impl),
-            (
-                ("alibi_bias", shifted_alibi, "alibi", "blocks.0.attention"),
-                ("rotation_table", coarse_positions, "rotary", "blocks.0.q"),
-            ),
-        )
+        (torch_impl, "alibi_bias", stretched_alibi, "alibi", "blocks.0.attention"),
+        (jax_impl, "rotation_table", coarse_positions, "rotary", "blocks.0.q"),
     ],
-    ids=lambda x: x if isinstance(x, str) else getattr(x, "__name__", ""),
+    ids=["torch", "jax"],
 )
 def test_a_fault_in_the_code_is_caught_at_its_tap(wing, name, patch, positions, tap, monkeypatch):
     cfg = plain(positions)

@@ -43,39 +43,46 @@ def relative(value: np.ndarray, exact: np.ndarray) -> float:
     return rms(value - exact) / (rms(exact) or 1.0)
 
 
-@pytest.fixture(params=COMBINATIONS, ids=lambda choices: "-".join(map(str, choices)))
-def every_config(request) -> palm.PaLMConfig:
-    return combination(*request.param)
+def name_of(choices: tuple) -> str:
+    return "-".join(map(str, choices))
 
 
-def test_float64_taps_and_gradients_of_every_combination(every_config, platform):
-    tokens = draw_tokens(every_config, (2, 11))
-    weights = perturbed_weights(every_config, 0)
-    exact = reference.activations(every_config, weights, tokens)
-    loss, grads = reference_grad.value_and_grad(every_config, weights, tokens)
+@pytest.mark.parametrize("choices", COMBINATIONS, ids=name_of)
+def test_every_combination_meets_the_referee_and_is_causal_in_float64(choices, platform):
+    cfg = combination(*choices)
+    tokens = draw_tokens(cfg, (2, 11))
+    exact = reference.activations(cfg, perturbed_weights(cfg, 0), tokens)
+    later = tokens.copy()
+    later[:, 7] = (later[:, 7] + 1) % cfg.num_tokens
     with jax.enable_x64(True):
-        for model in pair(every_config, "float64", platform):
+        for model in pair(cfg, "float64", platform):
             taps = palm.activations(model, tokens)
             assert list(taps) == list(exact)
             assert max(relative(taps[name], exact[name]) for name in exact) <= 1e-13
-            own_loss, own_grads = palm.value_and_grad(model, tokens)
-            assert abs(own_loss - loss) <= 1e-13 * loss
-            assert list(own_grads) == list(grads)
-            assert max(relative(own_grads[name], grads[name]) for name in grads) <= 1e-12
+            before, after = taps["logits"], palm.activations(model, later)["logits"]
+            np.testing.assert_array_equal(before[:, :7], after[:, :7])
+            assert (before[:, 7:] != after[:, 7:]).any(-1).all()
 
 
-def test_changing_a_token_leaves_earlier_logits_bitwise_alone(every_config, platform):
-    before = draw_tokens(every_config, (2, 11))
-    after = before.copy()
-    after[:, 7] = (after[:, 7] + 1) % every_config.num_tokens
+# `init` only scales the logits: each other combination once, the two kinds in turn.
+@pytest.mark.parametrize(
+    "choices", [c for i, c in enumerate(COMBINATIONS) if i % 2 == (i // 2) % 2], ids=name_of
+)
+def test_float64_gradients_of_every_combination(choices, platform):
+    cfg = combination(*choices)
+    tokens = draw_tokens(cfg, (2, 11))
+    loss, grads = reference_grad.value_and_grad(cfg, perturbed_weights(cfg, 0), tokens)
     with jax.enable_x64(True):
-        for model in pair(every_config, "float64", platform):
-            a, b = (palm.activations(model, tokens)["logits"] for tokens in (before, after))
-            np.testing.assert_array_equal(a[:, :7], b[:, :7])
-            assert (a[:, 7:] != b[:, 7:]).any(-1).all()
+        found = [palm.value_and_grad(model, tokens) for model in pair(cfg, "float64", platform)]
+    for own_loss, own_grads in found:
+        assert abs(own_loss - loss) <= 1e-13 * loss
+        assert list(own_grads) == list(grads)
+        assert max(relative(own_grads[name], grads[name]) for name in grads) <= 1e-12
+    (_, by_torch), (_, by_jax) = found
+    assert max(relative(by_torch[name], by_jax[name]) for name in grads) <= 1e-12
 
 
-# Compiled, in every dtype: architectures, head counts, batch dimensions and lengths spread over one another.
+# Architectures, head counts, batch dimensions and lengths spread over one another.
 GRID = [
     (combination("alibi", "rmsnorm", True, True, "clamp", "paper", heads=1, dim_head=10), (127,)),
     (combination("rotary", "layernorm", False, True, "add", "paper", heads=6, dim_head=4), (1, 2, 33)),
@@ -84,16 +91,14 @@ GRID = [
         (3, 2),
     ),
     (combination("rotary", "rmsnorm", True, False, "clamp", "paper", heads=8, dim_head=8, dim=64), (300,)),
-    (combination("alibi", "rmsnorm", True, True, "clamp", "paper", heads=3, dim_head=16, dim=40), (300,)),
 ]
 
 
 @pytest.mark.parametrize(("cfg", "shape"), GRID, ids=lambda x: x if isinstance(x, tuple) else x.positions)
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
-def test_compiled_models_differ_by_rounding_only(dtype, cfg, shape, platform):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_models_differ_by_rounding_only(dtype, cfg, shape, platform):
     tokens = draw_tokens(cfg, shape)
-    with jax.enable_x64(dtype == "float64"):
-        found = palm.compare(*pair(cfg, dtype, platform), tokens)
+    found = palm.compare(*pair(cfg, dtype, platform), tokens)
     assert found.agree, found.verdict
     assert max(found.ratios.values()) <= RATIO_BAR
 

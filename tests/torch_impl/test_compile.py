@@ -8,7 +8,6 @@ import palm
 
 # Importing torch's compiler uses parts of torch that torch itself deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-TOKENS = torch.tensor([[1, 2, 3, 4]])
 
 
 @pytest.fixture
@@ -20,10 +19,22 @@ def dynamo():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(("positions", "attention"), [("alibi", "fused"), ("rotary", "textbook")])
-def test_a_compiled_model_is_one_graph_with_the_same_logits(dynamo, positions, attention):
+broken = pytest.mark.xfail(reason="dynamo cannot trace tolist() of ALiBi's float slopes: three graph breaks")
+
+
+@pytest.mark.parametrize(
+    ("positions", "attention"),
+    [pytest.param("alibi", "fused", marks=broken), ("rotary", "textbook")],
+)
+def test_a_compiled_model_is_one_graph_for_every_length_with_the_same_logits(dynamo, positions, attention):
+    from torch._dynamo.testing import CompileCounter
+
     model = palm.build(small(positions=positions, depth=1), backend="torch", attention=attention)
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    assert torch.equal(compiled(TOKENS), model(TOKENS))
-    explanation = dynamo.explain(model)(TOKENS)
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
+    for length in (3, 5, 8):
+        tokens = torch.arange(length)[None]
+        assert torch.equal(compiled(tokens), model(tokens))
+    assert counter.frame_count == 1
+    explanation = dynamo.explain(model)(torch.tensor([[1, 2, 3, 4]]))
     assert (explanation.graph_count, explanation.graph_break_count) == (1, 0)
