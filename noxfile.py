@@ -36,7 +36,8 @@ def tests(session: nox.Session) -> None:
     session.run(
         *("pytest", "-n", "2", "--dist", "worksteal", "--ignore=tests/browser", *session.posargs),
         # Hundreds of small programs are compiled once and run once. `parity` runs the grid at full effort.
-        env={"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        # Two workers on two cores: more threads would only wait for one another.
+        env={"XLA_FLAGS": "--xla_backend_optimization_level=0", "OMP_NUM_THREADS": "1"},
     )
 
 

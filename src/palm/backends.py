@@ -17,7 +17,7 @@ import numpy as np
 
 from palm.config import BACKENDS, Backend, PaLMConfig, check_backend
 from palm.errors import BackendError, ConfigError, MissingFrameworkError
-from palm.params import DTYPES, DType, Parameter, check_array, check_names, numpy_dtype
+from palm.params import DTYPES, DType, Parameter, check_array, check_names, numpy_dtype, parameters
 
 _FRAMEWORKS: dict[Backend, tuple[str, ...]] = {"torch": ("torch",), "jax": ("jax", "equinox")}
 ATTENTION_PATHS = ("fused", "textbook")
@@ -69,7 +69,7 @@ def config_of(model: Any) -> PaLMConfig:
 
 
 def dtype_of(model: Any) -> DType:
-    """The name of the dtype of a model's weights."""
+    """The name of the dtype of a model's weights. Raises `ConfigError` if it was cast to one palm lacks."""
     return wing_of(model).dtype_of(model)
 
 
@@ -91,7 +91,8 @@ def build(
     Raises `ConfigError`, `BackendError` (unknown backend or device) or `MissingFrameworkError`.
     """
     implementation = wing(backend)
-    _check_options(config, dtype, attention)
+    _check_config(config)
+    _check_options(dtype, attention)
     return implementation.initialise(
         config.resolve(backend), seed, dtype=dtype, device=device, attention=attention
     )
@@ -113,14 +114,18 @@ def from_numpy(
     arrays, and what `build` raises.
     """
     implementation = wing(backend)
+    _check_config(config)
     resolved = config.resolve(backend)
     check_names(resolved, arrays)
+    for name, parameter in parameters(resolved).items():
+        check_array(parameter, np.asarray(arrays[name]))
     dtype = dtype or common_dtype(arrays)
-    _check_options(config, dtype, attention)
+    _check_options(dtype, attention)
 
     def fetch(parameter: Parameter) -> np.ndarray:
-        array = np.asarray(arrays[parameter.name])
-        check_array(parameter, array)
+        with np.errstate(over="ignore"):
+            array = np.asarray(arrays[parameter.name]).astype(numpy_dtype(dtype))
+        check_array(parameter, array, source=f"weights in {dtype}")
         return array
 
     return implementation.from_arrays(resolved, fetch, dtype=dtype, device=device, attention=attention)
@@ -173,9 +178,12 @@ def common_dtype(arrays: Mapping[str, np.ndarray]) -> DType:
     return known[0]
 
 
-def _check_options(config: PaLMConfig, dtype: DType, attention: str) -> None:
+def _check_config(config: PaLMConfig) -> None:
     if not isinstance(config, PaLMConfig):
         raise ConfigError(f"config must be a PaLMConfig; got {type(config).__name__}. See palm.PaLMConfig.")
+
+
+def _check_options(dtype: DType, attention: str) -> None:
     numpy_dtype(dtype)
     if attention not in ATTENTION_PATHS:
         raise ConfigError(

@@ -1,9 +1,9 @@
 """Checkpoints: a directory of safetensors and JSON, verified on the way in, committed atomically.
 
-    DIR/config.json                      the resolved config
+    DIR/config.json                          the resolved config
     DIR/weights-00001-of-00002.safetensors   tensors by canonical name, in canonical layout
-    DIR/manifest.json                    format, version, dtype, and for each file its size and SHA-256,
-                                         for each tensor its file and CRC-32
+    DIR/manifest.json                        format, version, dtype; of each file its size and SHA-256, of
+                                             each tensor its file and CRC-32; and the SHA-256 of itself
 
 The format knows no framework: either backend loads what the other saved, bit for bit. safetensors itself
 notices neither flipped bits nor duplicate names and does not fsync; the manifest and `save` do.
@@ -11,9 +11,8 @@ notices neither flipped bits nor duplicate names and does not fsync; the manifes
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import secrets
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
@@ -21,25 +20,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from palm.backends import common_dtype, config_of, from_numpy, to_numpy
+from palm.backends import check_installed, common_dtype, config_of, from_numpy, to_numpy
 from palm.config import Backend, PaLMConfig
 from palm.errors import CheckpointError, ConfigError, WeightsError
+from palm.manifest import (
+    CONFIG,
+    FORMAT,
+    MANIFEST,
+    VERSION,
+    fingerprint,
+    read_manifest,
+    read_tensors,
+    sealed,
+    verified_text,
+)
 from palm.params import DType, check_array, check_names, parameters
 
-FORMAT, VERSION = "palm-checkpoint", 1
-MANIFEST, CONFIG = "manifest.json", "config.json"
 MAX_FILE_BYTES = 2 << 30
-_HASH_CHUNK = 1 << 22
 
 
 def save(model: Any, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Write a model to the directory `path`, complete or not at all.
 
     Everything goes to a temporary sibling, is fsynced, and takes its name by one rename. Raises
-    `CheckpointError` if `path` exists (unless `overwrite`) or cannot be written, `WeightsError` if a weight
+    `CheckpointError` if `path` exists (unless it is a checkpoint and `overwrite`) or cannot be written,
+    `WeightsError` if a weight
     is not finite: a checkpoint that cannot be loaded is never written.
     """
     return save_arrays(config_of(model), to_numpy(model), path, overwrite=overwrite)
@@ -54,21 +62,35 @@ def save_arrays(
 ) -> Path:
     """`save` for weights that are NumPy arrays already."""
     path = Path(path)
-    if os.path.lexists(path) and not overwrite:
-        raise CheckpointError(f"path must not exist yet; got path={path}. Remove it or pass overwrite=True.")
+    if not path.name or "\0" in path.name:
+        raise CheckpointError(f"path must end in a name of its own; got path={path}. Choose another.")
+    _check_free(path, overwrite)
     check_names(config, arrays)
     for name, parameter in parameters(config).items():
         check_array(parameter, arrays[name])
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    # A name that no other process, thread or host can have: only what this call made is deleted.
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
     try:
         temporary.mkdir(parents=True)
         _write_files(config, arrays, temporary)
-        _publish(temporary, path)
-    except OSError as error:
+        _publish(temporary, path, overwrite)
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"path must be writable; got path={path}: {error}. Choose another.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return path
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise CheckpointError(f"path must not exist yet; got path={path}. Remove it or pass overwrite=True.")
+    if not (path / MANIFEST).is_file():
+        raise CheckpointError(
+            f"path must be a checkpoint to be overwritten; got path={path} without {MANIFEST}. "
+            "Remove it first."
+        )
 
 
 def load(
@@ -85,6 +107,7 @@ def load(
     there is one, for anything missing, unknown, duplicated, mis-shaped, mis-typed, altered or cut short;
     and what `palm.build` raises.
     """
+    check_installed(backend)
     config, arrays = load_arrays(path)
     return from_numpy(config, arrays, backend=backend, dtype=dtype, device=device, attention=attention)
 
@@ -92,9 +115,9 @@ def load(
 def load_arrays(path: str | os.PathLike[str]) -> tuple[PaLMConfig, dict[str, np.ndarray]]:
     """`load` without a framework: the resolved config and the verified weights."""
     path = Path(path)
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     try:
-        config = PaLMConfig.from_json(_verified_text(path / CONFIG, manifest["files"].get(CONFIG)))
+        config = PaLMConfig.from_json(verified_text(path / CONFIG, manifest["files"].get(CONFIG)))
         table = parameters(config)
     except ConfigError as error:
         raise CheckpointError(f"{path / CONFIG} must hold a resolved config; {error}") from error
@@ -102,7 +125,7 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[PaLMConfig, dict[str, np.
     for file, entry in manifest["files"].items():
         if file == CONFIG:
             continue
-        for name, array in _read_tensors(path / file, entry):
+        for name, array in read_tensors(path / file, entry):
             where = f"{path / file}: {name}"
             if name in arrays:
                 raise CheckpointError(f"{where} must occur once; got it in two files. Save it again.")
@@ -122,7 +145,7 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[PaLMConfig, dict[str, np.
 
 def _write_files(config: PaLMConfig, arrays: Mapping[str, np.ndarray], folder: Path) -> None:
     (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
-    files = {CONFIG: _fingerprint(folder / CONFIG)}
+    files = {CONFIG: fingerprint(folder / CONFIG)}
     groups = list(_groups(config, arrays))
     for number, group in enumerate(groups, 1):
         file = folder / f"weights-{number:05d}-of-{len(groups):05d}.safetensors"
@@ -130,9 +153,9 @@ def _write_files(config: PaLMConfig, arrays: Mapping[str, np.ndarray], folder: P
         contiguous = {name: np.ascontiguousarray(arrays[name]) for name in group}
         save_file(contiguous, file)
         sums = {name: zlib.crc32(array.tobytes()) for name, array in contiguous.items()}
-        files[file.name] = {**_fingerprint(file), "tensors": sums}
+        files[file.name] = {**fingerprint(file), "tensors": sums}
     manifest = {"format": FORMAT, "version": VERSION, "dtype": common_dtype(arrays), "files": files}
-    (folder / MANIFEST).write_text(_sealed(manifest), encoding="utf-8")
+    (folder / MANIFEST).write_text(sealed(manifest), encoding="utf-8")
     for file in [*folder.iterdir(), folder]:
         _fsync(file)
 
@@ -150,13 +173,18 @@ def _groups(config: PaLMConfig, arrays: Mapping[str, np.ndarray]) -> Iterator[li
     yield group
 
 
-def _publish(temporary: Path, path: Path) -> None:
+def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
     """Give the finished directory its name; what stood there before goes only after that."""
+    _check_free(path, overwrite)
     if os.path.lexists(path):
-        old = path.with_name(f".{path.name}.old-{os.getpid()}")
+        old = temporary.with_name(temporary.name.replace(".tmp-", ".old-"))
         path.rename(old)
-        temporary.rename(path)
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
+        try:
+            temporary.rename(path)
+        except BaseException:
+            old.rename(path)
+            raise
+        shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
     else:
         temporary.rename(path)
     _fsync(path.parent)
@@ -168,119 +196,6 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _fingerprint(file: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_HASH_CHUNK):
-            digest.update(chunk)
-    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def _sealed(manifest: Mapping[str, Any]) -> str:
-    """The manifest's text, which carries the SHA-256 of itself: everything else is checked through it."""
-    body = json.dumps(manifest, sort_keys=True)
-    seal = hashlib.sha256(body.encode()).hexdigest()
-    return json.dumps({**manifest, "seal": seal}, indent=1, sort_keys=True) + "\n"
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / MANIFEST
-    try:
-        text = file.read_bytes().decode()
-        manifest = json.loads(text)
-        content = {key: value for key, value in manifest.items() if key != "seal"}
-    except OSError as error:
-        raise CheckpointError(
-            f"path must be a checkpoint directory with {MANIFEST}; got path={path}: {error.strerror}. "
-            "Pass what palm.save returned."
-        ) from None
-    except (ValueError, AttributeError, RecursionError):
-        raise CheckpointError(_damaged(file)) from None
-    if content.get("format") != FORMAT or content.get("version") != VERSION:
-        raise CheckpointError(
-            f"{file} must be of format {FORMAT} version {VERSION}; got format={content.get('format')!r}, "
-            f"version={content.get('version')!r}. Read it with the palm version that wrote it."
-        )
-    if text != _sealed(content):
-        raise CheckpointError(_damaged(file))
-    return content
-
-
-def _verified_text(file: Path, entry: Mapping[str, Any] | None) -> str:
-    if entry is None:
-        raise CheckpointError(f"{file} must be listed in {MANIFEST}; it is not. Restore another copy.")
-    _verify(file, entry)
-    return file.read_text(encoding="utf-8")
-
-
-def _read_tensors(file: Path, entry: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    _verify(file, entry)
-    try:
-        _check_header(file)
-        with safe_open(file, framework="np") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-                yield name, tensors.get_tensor(name)
-    except (SafetensorError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{file} must be a safetensors file; {error}. Restore another copy.") from None
-
-
-def _check_header(file: Path) -> None:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        for name in names:
-            if names.count(name) > 1:
-                raise CheckpointError(f"{file}: {name} must occur once; got it twice. Save it again.")
-        return dict(pairs)
-
-    header, _ = _raw_header(file)
-    json.loads(header, object_pairs_hook=unique)
-
-
-def _raw_header(file: Path) -> tuple[bytes, int]:
-    """The JSON header of a safetensors file, and the offset where its data starts."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        return stream.read(length), 8 + length
-
-
-def _verify(file: Path, entry: Mapping[str, Any]) -> None:
-    """Raise `CheckpointError` unless the file is, byte for byte, the one that was saved."""
-    try:
-        found = _fingerprint(file)
-    except OSError as error:
-        raise CheckpointError(f"{file} must exist; {error.strerror}. Restore another copy.") from None
-    if found["bytes"] != entry["bytes"]:
-        raise CheckpointError(
-            f"{file} must be {entry['bytes']} bytes long; got {found['bytes']}{_locate(file, entry)}. "
-            "It was cut short or written over: restore another copy."
-        )
-    if found["sha256"] != entry["sha256"]:
-        raise CheckpointError(_damaged(file, _locate(file, entry)))
-
-
-def _locate(file: Path, entry: Mapping[str, Any]) -> str:
-    """The first tensor of a damaged file whose bytes are not those that were saved, as `, in NAME`."""
-    if "tensors" not in entry:
-        return ""
-    try:
-        header, start = _raw_header(file)
-        spans = {name: row["data_offsets"] for name, row in json.loads(header).items()}
-        with file.open("rb") as stream:
-            for name, checksum in entry["tensors"].items():
-                first, last = spans[name]
-                stream.seek(start + first)
-                data = stream.read(last - first)
-                if len(data) != last - first or zlib.crc32(data) != checksum:
-                    return f", damaged in {name}"
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
-        pass  # the header itself is damaged, and says nothing about tensors
-    return ", damaged in its header"
-
-
-def _damaged(file: Path, where: str = "") -> str:
-    return f"{file} must be as it was saved; its checksum differs{where}. Restore another copy."
 
 
 def _file_of(path: Path, manifest: Mapping[str, Any], name: str) -> str:

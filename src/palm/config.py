@@ -95,7 +95,7 @@ class PaLMConfig:
         object.__setattr__(self, "rope_theta", _real("rope_theta", self.rope_theta, above=1.0))
         if self.norm_eps is not None:
             # The clamp convention squares eps, which must stay a normal float32.
-            object.__setattr__(self, "norm_eps", _real("norm_eps", self.norm_eps, above=1e-18))
+            object.__setattr__(self, "norm_eps", _real("norm_eps", self.norm_eps, above=1e-18, below=1e18))
         if self.positions == "rotary" and self.dim_head % 2:
             raise ConfigError(
                 f"dim_head must be even because rotary rotates pairs; got dim_head={self.dim_head}. "
@@ -176,10 +176,18 @@ class PaLMConfig:
     def from_json(cls, text: str) -> PaLMConfig:
         """Inverse of `to_json`. Raises `ConfigError` if the text is not such an object."""
         try:
-            fields = json.loads(text)
-        except ValueError as error:
+            fields = json.loads(text, object_pairs_hook=_unique)
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"a config must be valid JSON; {error}. Write it with to_json().") from None
         return cls.from_dict(fields)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = next(name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1)
+        raise ConfigError(f"a config must name a field once; got {twice} twice. Remove one.")
+    return fields
 
 
 def check_backend(backend: object) -> None:
@@ -200,11 +208,16 @@ def _positive_int(name: str, value: Any) -> int:
     return number
 
 
-def _real(name: str, value: Any, *, above: float) -> float:
+def _real(name: str, value: Any, *, above: float, below: float = math.inf) -> float:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value <= above:
+    try:
+        fits = is_number and above < float(value) < below
+    except OverflowError:
+        fits = False
+    if not fits:
         raise ConfigError(
-            f"{name} must be a finite number above {above:g}; got {name}={value!r}. Use a larger number."
+            f"{name} must be a number above {above:g} and below {below:g}; got {name}={value!r}. "
+            "Use one in between."
         )
     return float(value)
 

@@ -96,7 +96,7 @@ def parameters(config: PaLMConfig) -> Mapping[str, Parameter]:
 
 
 def initial_value(parameter: Parameter, seed: int, dtype: DType) -> np.ndarray:
-    """The weight that `seed` gives `parameter`: drawn in float64, then rounded once to `dtype`.
+    """The weight that `seed` gives `parameter`: drawn in float64, then cast to `dtype` by NumPy.
 
     Depends on (seed, name, shape, std) alone, so it is the same in both wings and in any order of creation.
     """
@@ -113,6 +113,15 @@ def numpy_dtype(dtype: str) -> np.dtype:
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}; got dtype={dtype!r}. Choose one.")
     return DTYPES[dtype]
+
+
+def dtype_name(dtype: object) -> DType:
+    """palm's name of a NumPy or framework dtype. Raises `ConfigError` if palm has no such dtype."""
+    name = str(dtype).removeprefix("torch.")
+    for known in DTYPES:
+        if known == name:
+            return known
+    raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}; got a model in dtype={name}. Cast it back.")
 
 
 def check_names(config: PaLMConfig, names: Iterable[str], source: str = "weights") -> None:

@@ -16,15 +16,17 @@ def alibi_slopes(heads: int) -> np.ndarray:
     largest power of two below h: the p slopes of p heads, then the 1st, 3rd, 5th, … of 2p heads.
     Source: ALiBi (arXiv:2108.12409) §3. Shape: (heads,), float64.
     """
+    return np.array(slope_list(heads))
+
+
+def slope_list(heads: int) -> list[float]:
+    """`alibi_slopes` as plain numbers, which torch.compile can trace."""
     power = 1 << (heads.bit_length() - 1)
-    slopes = _geometric(power)
-    if heads > power:
-        slopes = np.concatenate([slopes, _geometric(2 * power)[::2][: heads - power]])
-    return slopes
+    return _geometric(power) + _geometric(2 * power)[::2][: heads - power]
 
 
-def _geometric(heads: int) -> np.ndarray:
-    return np.exp2(-8.0 / heads * np.arange(1, heads + 1))
+def _geometric(heads: int) -> list[float]:
+    return [2.0 ** (-8.0 / heads * k) for k in range(1, heads + 1)]
 
 
 @lru_cache(maxsize=8)
@@ -36,7 +38,9 @@ def rotary_table(length: int, dim_head: int, theta: float) -> tuple[np.ndarray, 
     Raises `ConfigError` if `dim_head` is odd.
     """
     if dim_head % 2:
-        raise ConfigError(f"dim_head must be even because rotary rotates pairs; got dim_head={dim_head}.")
+        raise ConfigError(
+            f"dim_head must be even because rotary rotates pairs; got dim_head={dim_head}. Use an even one."
+        )
     frequencies = theta ** (-np.arange(0, dim_head, 2) / dim_head)
     angles = np.outer(np.arange(length), frequencies)
     table = np.cos(angles), np.sin(angles)

@@ -79,7 +79,8 @@ def attention(y: np.ndarray, weights: Weights, config: PaLMConfig) -> dict[str, 
 def feedforward(y: np.ndarray, weights: Weights) -> dict[str, np.ndarray]:
     """SwiGLU: (swish(y W_gate) · (y W_up)) W_down, swish(x) = x / (1 + e^-x)."""
     gate, up = y @ weights["feedforward.gate"], y @ weights["feedforward.up"]
-    gated = gate / (1 + np.exp(-gate)) * up
+    with np.errstate(over="ignore"):  # where e^-x is infinite, the quotient is rightly 0
+        gated = gate / (1 + np.exp(-gate)) * up
     return {"feedforward": gated, "feedforward_out": gated @ weights["feedforward.down"]}
 
 

@@ -134,7 +134,8 @@ def feedforward(
 ) -> tuple[np.ndarray, Gradients]:
     """swish'(x) = σ(x)·(1 + x·(1 − σ(x)))."""
     gate, up = y @ weights["feedforward.gate"], y @ weights["feedforward.up"]
-    sigmoid = 1 / (1 + np.exp(-gate))
+    with np.errstate(over="ignore"):  # where e^-x is infinite, the quotient is rightly 0
+        sigmoid = 1 / (1 + np.exp(-gate))
     d_gated = d_out @ weights["feedforward.down"].T
     d_gate = d_gated * up * sigmoid * (1 + gate * (1 - sigmoid))
     d_up = d_gated * gate * sigmoid

@@ -9,6 +9,8 @@ import numpy as np
 from palm.config import PaLMConfig
 from palm.errors import TokenError
 
+NO_VALUES = "tokens must have values; got a tensor on the meta device. Pass one on a real device."
+
 
 def check_tokens(tokens: Any, config: PaLMConfig, *, at_least: int = 1) -> np.ndarray:
     """Tokens (NumPy's, either framework's, or nested lists) as a checked int64 array (..., n).
@@ -16,12 +18,14 @@ def check_tokens(tokens: Any, config: PaLMConfig, *, at_least: int = 1) -> np.nd
     Raises `TokenError` unless they are integers in [0, num_tokens) with n ≥ `at_least`.
     """
     if hasattr(tokens, "detach"):  # a torch tensor, perhaps on a device
+        if getattr(tokens, "is_meta", False):
+            raise TokenError(NO_VALUES)
         tokens = tokens.detach().cpu()
     try:
         array = np.asarray(tokens)
     except (TypeError, ValueError) as error:
-        raise TokenError(f"tokens must be an array of integers; {error}. Use equal lengths.") from None
-    check_shape(array.shape, np.issubdtype(array.dtype, np.integer), str(array.dtype), at_least=at_least)
+        raise TokenError(f"tokens must be an array of integers; {error}. Use an integer array.") from None
+    check_shape(array.shape, array.dtype.kind in "iu", str(array.dtype), at_least=at_least)
     check_range(int(array.min()), int(array.max()), config)
     return array.astype(np.int64)
 

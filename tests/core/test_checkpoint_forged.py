@@ -11,7 +11,8 @@ from cases import assert_explains, draw_weights, small
 from safetensors.numpy import save
 
 from palm import CheckpointError
-from palm.checkpoint import CONFIG, FORMAT, MANIFEST, VERSION, _fingerprint, _sealed, load_arrays
+from palm.checkpoint import load_arrays
+from palm.manifest import CONFIG, FORMAT, MANIFEST, VERSION, fingerprint, sealed
 
 MODEL = small()
 WEIGHTS = draw_weights(MODEL)
@@ -27,15 +28,15 @@ def forge(
 ) -> Path:
     """A checkpoint directory with these weights files, and a manifest that vouches for every byte."""
     (folder / CONFIG).write_text(config)
-    entries: dict[str, Any] = {CONFIG: _fingerprint(folder / CONFIG)}
+    entries: dict[str, Any] = {CONFIG: fingerprint(folder / CONFIG)}
     for i, content in enumerate(files):
         file = folder / f"{i}.safetensors"
         file.write_bytes(content if isinstance(content, bytes) else save(content))
         tensors = dict.fromkeys(WEIGHTS if isinstance(content, bytes) else content, 0)
-        entries[file.name] = {**_fingerprint(file), "tensors": tensors}
+        entries[file.name] = {**fingerprint(file), "tensors": tensors}
     manifest = {"format": FORMAT, "version": VERSION, "dtype": "float64", "files": entries}
     edit(manifest)
-    (folder / MANIFEST).write_text(_sealed(manifest))
+    (folder / MANIFEST).write_text(sealed(manifest))
     return folder
 
 
@@ -144,7 +145,6 @@ def test_a_file_that_is_no_safetensors_is_refused(tmp_path, header):
     assert_refused(folder, f"{folder / '0.safetensors'} must be a safetensors file", "Restore")
 
 
-@pytest.mark.xfail(reason="the header is read as JSON without catching what is no JSON")
 @pytest.mark.parametrize("content", [b"", b"garbage" * 10, raw(b"{{"), raw(b"\xff\xff"), b"\xff" * 20])
 def test_a_file_of_anything_is_refused(tmp_path, content):
     folder = forge(tmp_path, content)
@@ -155,7 +155,6 @@ def drop_tensors(manifest: dict[str, Any]) -> None:
     del manifest["files"]["0.safetensors"]["tensors"]
 
 
-@pytest.mark.xfail(reason="the manifest's own fields are taken on trust")
 @pytest.mark.parametrize(
     "edit",
     [

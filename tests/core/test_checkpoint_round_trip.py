@@ -119,10 +119,19 @@ def test_what_exists_is_refused_and_left_alone(tmp_path, make):
 
 
 @pytest.mark.parametrize("make", [existing_file, existing_folder, dangling_link])
-def test_overwrite_replaces_the_whole_of_what_was_there(tmp_path, make):
+def test_overwrite_refuses_what_is_no_checkpoint(tmp_path, make):
     path = tmp_path / "checkpoint"
     make(path)
-    weights = draw_weights(small())
+    with pytest.raises(CheckpointError, match="path must be a checkpoint to be overwritten"):
+        save_arrays(small(), draw_weights(small()), path, overwrite=True)
+    assert os.path.lexists(path)
+    assert files(tmp_path) == ["checkpoint"]
+
+
+def test_overwrite_replaces_the_whole_of_what_was_there(tmp_path):
+    path = save_arrays(small(), draw_weights(small()), tmp_path / "checkpoint")
+    (path / "notes").write_text("of the old one")
+    weights = {name: 2 * array for name, array in draw_weights(small()).items()}
     save_arrays(small(), weights, path, overwrite=True)
     assert_same_bits(load_arrays(path)[1], weights)
     assert files(tmp_path) == ["checkpoint"]

@@ -79,7 +79,7 @@ def test_only_the_switch_that_an_original_decides_can_be_left_open():
 def test_a_number_must_be_finite_and_large_enough(field, value):
     with pytest.raises(ConfigError) as raised:
         PaLMConfig(**SIZES, **{field: value})
-    assert_explains(raised, f"{field} must be a finite number above", f"{field}={value!r}", "Use a larger")
+    assert_explains(raised, f"{field} must be a number above", f"{field}={value!r}", "Use one in between")
 
 
 @pytest.mark.parametrize("field", ["norm_eps", "rope_theta"])
@@ -130,14 +130,12 @@ def test_a_config_error_is_a_value_error_and_a_palm_error():
     assert issubclass(ConfigError, ValueError)
 
 
-@pytest.mark.xfail(reason="math.isfinite raises OverflowError for an int that no float can hold")
 @pytest.mark.parametrize("field", ["norm_eps", "rope_theta"])
 def test_a_number_too_large_for_a_float_is_refused(field):
     with pytest.raises(ConfigError, match=f"{field} must be a finite number"):
         PaLMConfig(**SIZES, **{field: 10**400})
 
 
-@pytest.mark.xfail(reason="eps has no upper limit; clamp squares it, and in float32 that is infinite")
 def test_an_eps_whose_square_is_infinite_in_float32_is_refused():
     with pytest.raises(ConfigError, match="norm_eps must be"):
         PaLMConfig(**SIZES, norm_eps=1e20)

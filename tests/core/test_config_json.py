@@ -67,7 +67,9 @@ def test_missing_fields_are_named_together():
 
 
 def test_an_invariant_holds_on_the_way_in_too():
-    with pytest.raises(ConfigError, match="norm_eps must be a finite number above 1e-18; got norm_eps=nan"):
+    with pytest.raises(
+        ConfigError, match=r"norm_eps must be a number above 1e-18 and below 1e\+18; got norm_eps=nan"
+    ):
         PaLMConfig.from_json(json.dumps({**SIZES, "norm_eps": float("nan")}))
 
 
@@ -88,13 +90,11 @@ def test_broken_json_is_refused(text):
     assert_explains(raised, "must be valid JSON", "Write it with to_json()")
 
 
-@pytest.mark.xfail(reason="json raises RecursionError, which is no ValueError")
 def test_json_nested_too_deeply_is_refused():
     with pytest.raises(ConfigError, match="must be valid JSON"):
         PaLMConfig.from_json("[" * 100_000)
 
 
-@pytest.mark.xfail(reason="json takes the last of two values without a word")
 def test_a_field_given_twice_is_refused():
     with pytest.raises(ConfigError, match="dim"):
         PaLMConfig.from_json('{"num_tokens": 256, "dim": 64, "dim": 32, "depth": 1}')

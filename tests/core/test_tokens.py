@@ -58,7 +58,7 @@ def test_tokens_must_lie_in_the_vocabulary(tokens, worst):
 def test_ragged_lists_are_refused():
     with pytest.raises(TokenError) as raised:
         check_tokens([[1, 2], [3]], CONFIG)
-    assert_explains(raised, "tokens must be an array of integers", "inhomogeneous", "Use equal lengths")
+    assert_explains(raised, "tokens must be an array of integers", "inhomogeneous", "Use an integer array")
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 1), (2, 2, 1)])
@@ -103,7 +103,6 @@ def test_the_checked_tokens_are_a_copy():
     assert tokens.tolist() == [1, 2]
 
 
-@pytest.mark.xfail(reason="NumPy counts durations among the integers")
 def test_durations_are_no_tokens():
     with pytest.raises(TokenError, match=r"must be integers; got dtype=timedelta64"):
         check_tokens(np.array([1, 2], "m8[s]"), CONFIG)

@@ -132,7 +132,6 @@ def test_building_and_running_change_no_global_setting_of_jax(model, tokens):
     assert settings() == before
 
 
-@pytest.mark.xfail(reason="a negative number counts from the end of the list of devices")
 def test_a_device_of_negative_number_is_refused():
     with pytest.raises(BackendError, match="device must be available to jax"):
         palm.build(CONFIG, backend="jax", device="cpu:-1")

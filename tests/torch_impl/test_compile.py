@@ -19,12 +19,9 @@ def dynamo():
     torch._dynamo.reset()
 
 
-broken = pytest.mark.xfail(reason="dynamo cannot trace tolist() of ALiBi's float slopes: three graph breaks")
-
-
 @pytest.mark.parametrize(
     ("positions", "attention"),
-    [pytest.param("alibi", "fused", marks=broken), ("rotary", "textbook")],
+    [("alibi", "fused"), ("rotary", "textbook")],
 )
 def test_a_compiled_model_is_one_graph_for_every_length_with_the_same_logits(dynamo, positions, attention):
     from torch._dynamo.testing import CompileCounter

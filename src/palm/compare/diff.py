@@ -209,7 +209,8 @@ def _predictions(logits_a: np.ndarray, logits_b: np.ndarray) -> tuple[float, flo
     a, b = (_log_softmax(np.asarray(logits, np.float64)) for logits in (logits_a, logits_b))
     top1 = float((a.argmax(-1) == b.argmax(-1)).mean())
     # Rounding may take the sum a hair below zero, which no divergence is.
-    return top1, max(0.0, float((np.exp(a) * (a - b)).sum(-1).mean()))
+    kl = float((np.exp(a) * (a - b)).sum(-1).mean())
+    return top1, 0.0 if kl < 0.0 else kl
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -1,10 +1,4 @@
-"""Run one side and write down what it computed. As a program, one side in a process of its own:
-
-    python -m palm.compare.probe '{"backend": "jax", "checkpoint": "DIR", "tokens": "FILE", "out": "DIR", …}'
-
-JAX's x64 switch and memory pool are global and the two frameworks' thread pools fight, so the command line
-gives each side its own process.
-"""
+"""Run one side and write down what it computed."""
 
 from __future__ import annotations
 
@@ -12,7 +6,6 @@ import hashlib
 import json
 import os
 import platform
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -23,10 +16,8 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from palm.backends import backend_of, build, config_of, dtype_of, to_numpy, wing_of
-from palm.checkpoint import load
+from palm.backends import backend_of, config_of, dtype_of, to_numpy, wing_of
 from palm.config import PaLMConfig
-from palm.errors import PalmError
 from palm.params import DType
 from palm.tokens import check_tokens
 
@@ -141,23 +132,3 @@ def read_recording(folder: Path) -> Recording:
                 groups[group] = file.get_tensor(name)
     fields["config"] = PaLMConfig.from_dict(fields["config"])
     return Recording(**fields, **groups)
-
-
-def main(request: dict[str, Any]) -> None:
-    """The child process of `palm compare`: one finished step a line on standard output."""
-    options = {name: request[name] for name in ("backend", "dtype", "device", "attention")}
-    if request["checkpoint"] is None:
-        model = build(PaLMConfig.from_dict(request["config"]), seed=request["seed"], **options)
-    else:
-        model = load(request["checkpoint"], **options)
-    print("build", flush=True)
-    tokens = np.load(request["tokens"], allow_pickle=False)
-    recording = record(model, tokens, on_step=lambda step: print(step, flush=True))
-    write_recording(recording, Path(request["out"]))
-
-
-if __name__ == "__main__":
-    try:
-        main(json.loads(sys.argv[1]))
-    except PalmError as error:
-        sys.exit(f"{type(error).__name__}: {error}")

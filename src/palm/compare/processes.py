@@ -69,7 +69,7 @@ def compare_backends(
 @contextmanager
 def _side(backend: Backend, request: dict[str, Any], on_step: OnStep) -> Iterator[Callable[[], None]]:
     """Start one side; yields a function that waits for it. The process never outlives the block."""
-    command = [sys.executable, "-m", "palm.compare.probe", json.dumps({**request, "backend": backend})]
+    command = [sys.executable, "-m", "palm.compare.worker", json.dumps({**request, "backend": backend})]
     environment = {**os.environ, "JAX_ENABLE_X64": str(request["dtype"] == "float64")}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

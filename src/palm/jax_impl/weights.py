@@ -20,7 +20,7 @@ from palm.jax_impl.block import Block
 from palm.jax_impl.feedforward import FeedForward
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.norm import Norm
-from palm.params import DTYPES, DType, Parameter, numpy_dtype, parameters
+from palm.params import DType, Parameter, dtype_name, numpy_dtype, parameters
 
 
 def from_arrays(
@@ -96,7 +96,7 @@ def canonical(model: PaLM, tree: PaLM) -> dict[str, np.ndarray]:
 
 def dtype_of(model: PaLM) -> DType:
     """The name of the dtype of the model's weights."""
-    return next(name for name, dtype in DTYPES.items() if dtype == model.embedding.dtype)
+    return dtype_name(model.embedding.dtype)
 
 
 def find_device(device: jax.Device | str | None) -> jax.Device | None:
@@ -105,7 +105,13 @@ def find_device(device: jax.Device | str | None) -> jax.Device | None:
         return device
     platform, _, index = str(device).partition(":")
     try:
-        return jax.devices(platform)[int(index or 0)]
+        number = int(index or 0)
+        if number < 0:
+            raise IndexError("numbers start at 0")
+        return jax.devices(platform)[number]
     except (RuntimeError, IndexError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise BackendError(f"device must be available to jax; got device={device!r}: {reason}") from None
+        raise BackendError(
+            f"device must be available to jax; got device={device!r}: {reason}. "
+            'Use "cpu", or a device that is here.'
+        ) from None

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from palm.config import PaLMConfig
 from palm.errors import TokenError
-from palm.tokens import check_range, check_shape
+from palm.params import parameters
+from palm.tokens import NO_VALUES, check_range, check_shape
 from palm.torch_impl.block import Block
 from palm.torch_impl.norm import Norm
 from palm.torch_impl.position import Rotation, alibi_bias, rotation_table
@@ -37,6 +38,7 @@ class PaLM(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
+        parameters(config)  # raises ConfigError unless the config is resolved
         device = None if device is None else torch.device(device)
         self.config = config
         self.embedding = nn.Embedding(config.num_tokens, config.dim, device=device, dtype=dtype)
@@ -54,7 +56,7 @@ class PaLM(nn.Module):
 
         Shapes: (..., n) -> (..., n, v). Raises `TokenError`; inside torch.compile ids are not checked.
         """
-        check(tokens, self.config)
+        check(tokens, self.config, meta=self.embedding.weight.is_meta)
         x = self.embedding(tokens.long())
         rotation, bias = self.positions(tokens.shape[-1], x)
         for block in self.blocks:
@@ -63,7 +65,7 @@ class PaLM(nn.Module):
 
     def activations(self, tokens: Tensor) -> dict[str, Tensor]:
         """Every tap of the forward pass, in dataflow order; the last is `logits`."""
-        check(tokens, self.config)
+        check(tokens, self.config, meta=self.embedding.weight.is_meta)
         taps = {"embed": self.embedding(tokens.long())}
         x = taps["embed"]
         rotation, bias = self.positions(tokens.shape[-1], x)
@@ -89,12 +91,16 @@ class PaLM(nn.Module):
         return F.linear(y, weight) * self.config.logit_scale
 
 
-def check(tokens: Tensor, config: PaLMConfig) -> None:
+def check(tokens: Tensor, config: PaLMConfig, *, meta: bool = False) -> None:
     """Raise `TokenError` for tokens no model accepts. Ids can be read only outside compilation."""
     if not isinstance(tokens, Tensor):
         raise TokenError(f"tokens must be a torch.Tensor; got {type(tokens).__name__}. Use torch.as_tensor.")
     is_integer = not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
     check_shape(tuple(tokens.shape), is_integer, str(tokens.dtype))
-    if not torch.compiler.is_compiling() and not tokens.is_meta:
-        low, high = tokens.aminmax()
+    if tokens.is_meta:
+        if meta:  # nothing has values: shapes are all that is asked for
+            return
+        raise TokenError(NO_VALUES)
+    if not torch.compiler.is_compiling():
+        low, high = tokens.long().aminmax()
         check_range(int(low), int(high), config)

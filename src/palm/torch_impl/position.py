@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from palm.config import PaLMConfig
-from palm.positions import alibi_slopes
+from palm.positions import slope_list
 from palm.torch_impl.norm import widen
 
 Rotation = tuple[Tensor, Tensor]
@@ -22,7 +22,7 @@ def alibi_bias(config: PaLMConfig, length: int, *, device: torch.device, dtype: 
     Source: ALiBi (arXiv:2108.12409) §3. Shape: (h, n, n).
     """
     # Through a Python list: torch.compile reads it as a constant, a NumPy array breaks the graph.
-    slopes = torch.tensor(alibi_slopes(config.heads).tolist(), device=device, dtype=dtype)
+    slopes = torch.tensor(slope_list(config.heads), device=device, dtype=dtype)
     positions = torch.arange(length, device=device)
     distance = positions[:, None] - positions[None, :]
     bias = -slopes[:, None, None] * distance.to(dtype)

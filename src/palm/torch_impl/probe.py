@@ -26,9 +26,10 @@ def activations(model: PaLM, tokens: np.ndarray) -> dict[str, np.ndarray]:
 
 def value_and_grad(model: PaLM, tokens: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
     """Mean next-token loss and its gradient by canonical name. Leaves the model's own gradients alone."""
-    ids = on_device(model, tokens, at_least=2)
-    leaves = {name: parameter.detach().requires_grad_() for name, parameter in model.named_parameters()}
-    with torch.enable_grad():
+    with torch.inference_mode(False):
+        ids = on_device(model, tokens, at_least=2)
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = {name: _leaf(parameter) for name, parameter in model.named_parameters()}
         loss = next_token_loss(functional_call(model, leaves, (ids,)), ids)
         grads = torch.autograd.grad(loss, list(leaves.values()))
     return loss.item(), canonical(model, dict(zip(leaves, grads, strict=True)))
@@ -50,3 +51,8 @@ def on_device(model: PaLM, tokens: np.ndarray, *, at_least: int = 1) -> Tensor:
     """Checked tokens where the model is."""
     ids = check_tokens(tokens, model.config, at_least=at_least)
     return torch.from_numpy(ids).to(model.embedding.weight.device)
+
+
+def _leaf(parameter: Tensor) -> Tensor:
+    # A model built in inference mode has tensors that autograd refuses; their copies are ordinary.
+    return (parameter.clone() if parameter.is_inference() else parameter.detach()).requires_grad_()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from palm.config import PaLMConfig
 from palm.errors import BackendError
-from palm.params import DTYPES, DType, Parameter, numpy_dtype, parameters
+from palm.params import DTYPES, DType, Parameter, dtype_name, numpy_dtype, parameters
 from palm.torch_impl.model import PaLM
 
 
@@ -54,7 +54,7 @@ def canonical(model: PaLM, state: dict[str, Tensor]) -> dict[str, np.ndarray]:
 
 def dtype_of(model: PaLM) -> DType:
     """The name of the dtype of the model's weights."""
-    return next(name for name in DTYPES if getattr(torch, name) == model.embedding.weight.dtype)
+    return dtype_name(model.embedding.weight.dtype)
 
 
 def find_device(device: torch.device | str | None) -> torch.device:
@@ -62,9 +62,12 @@ def find_device(device: torch.device | str | None) -> torch.device:
     try:
         found = torch.device("cpu" if device is None else device)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except (RuntimeError, AssertionError, TypeError, ImportError) as error:
         reason = str(error).partition("\n")[0]
-        raise BackendError(f"device must be available to torch; got device={device!r}: {reason}") from None
+        raise BackendError(
+            f"device must be available to torch; got device={device!r}: {reason}. "
+            'Use "cpu", or a device that is here.'
+        ) from None
     return found
 
 
