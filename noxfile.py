@@ -110,7 +110,8 @@ def types(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Benchmarks; results are kept with the machine they came from."""
     install(session, "all", "bench")
-    session.run("python", "benchmarks/compile_time.py", *session.posargs)
+    for script in ("parity_figures.py", "compile_time.py"):
+        session.run("python", f"benchmarks/{script}")
 
 
 @nox.session

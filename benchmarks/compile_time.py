@@ -6,7 +6,6 @@ the results go to benchmarks/results/compile_time.json with the machine they cam
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -20,6 +19,7 @@ from palm.compare.probe import environment
 from palm.jax_impl import next_token_loss
 
 DEPTHS = (118, 2)
+REPEATS = 7
 RESULTS = Path(__file__).parent / "results" / "compile_time.json"
 
 
@@ -39,14 +39,11 @@ def seconds_to_compile(depth: int, *, gradient: bool) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=7)
-    repeats = parser.parse_args().repeats
     results = {}
     for gradient in (False, True):
         times = {depth: [] for depth in DEPTHS}
         seconds_to_compile(DEPTHS[0], gradient=gradient)  # the first of a process pays for start-up
-        for _ in range(repeats):
+        for _ in range(REPEATS):
             for depth in DEPTHS:
                 times[depth].append(seconds_to_compile(depth, gradient=gradient))
         deep, shallow = (statistics.median(times[depth]) for depth in DEPTHS)
