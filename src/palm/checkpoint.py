@@ -45,7 +45,8 @@ MAX_FILE_BYTES = 2 << 30
 def save(model: Any, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Write a model to the directory `path`, complete or not at all.
 
-    Everything goes to a temporary sibling, is fsynced, and takes its name by one rename. Raises
+    Everything goes to a temporary sibling, is fsynced, and takes its name by one rename. An older checkpoint
+    steps aside for that rename under a hidden name, and is deleted after it. Raises
     `CheckpointError` if `path` exists (unless it is a checkpoint and `overwrite`) or cannot be written,
     `WeightsError` if a weight
     is not finite: a checkpoint that cannot be loaded is never written.
@@ -119,7 +120,7 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[PaLMConfig, dict[str, np.
     try:
         config = PaLMConfig.from_json(verified_text(path / CONFIG, manifest["files"].get(CONFIG)))
         table = parameters(config)
-    except ConfigError as error:
+    except (ConfigError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path / CONFIG} must hold a resolved config; {error}") from error
     arrays: dict[str, np.ndarray] = {}
     for file, entry in manifest["files"].items():
@@ -184,7 +185,10 @@ def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
         except BaseException:
             old.rename(path)
             raise
-        shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+        if old.is_symlink():
+            old.unlink()
+        else:  # the new checkpoint is in place: what cannot be deleted now is litter, no failure
+            shutil.rmtree(old, ignore_errors=True)
     else:
         temporary.rename(path)
     _fsync(path.parent)
@@ -199,6 +203,5 @@ def _fsync(path: Path) -> None:
 
 
 def _file_of(path: Path, manifest: Mapping[str, Any], name: str) -> str:
-    return next(
-        str(path / file) for file, entry in manifest["files"].items() if name in entry.get("tensors", ())
-    )
+    listed = (file for file, entry in manifest["files"].items() if name in entry.get("tensors", ()))
+    return str(path / next(listed, MANIFEST))

@@ -59,7 +59,7 @@ def compare(
 
     Args:
         preset: Which config to build from the seed; `palm info` lists them.
-        checkpoint: Compare this checkpoint directory instead of a preset.
+        checkpoint: Compare this checkpoint directory; preset and architecture are then not used.
         architecture: Whose original an open preset resolves to.
         dtype: Working precision of both sides.
         data: Text to run on, as bytes; default: Python's own standard library sources.

@@ -10,7 +10,7 @@ from palm.params import parameters
 
 @dataclass(frozen=True)
 class Info:
-    """Sizes of a resolved config at sequence length `length`.
+    """Sizes of a resolved config.
 
     `parameters`: count by kind. FLOPs per token follow the paper's appendix B, with N all parameters,
     L blocks, H heads of width Q and T positions: forward 2N + 4LHQT, training 6N + 12LHQT. Memory is in
@@ -18,7 +18,6 @@ class Info:
     and values of one position.
     """
 
-    length: int
     parameters: dict[str, int]
     forward_flops: int
     training_flops: int
@@ -42,7 +41,6 @@ def describe(config: PaLMConfig, length: int = 2048) -> Info:
     # Rotary turns keys but not values, so a shared tensor is cached once only under ALiBi.
     cached = 1 if config.share_kv and config.positions == "alibi" else 2
     return Info(
-        length=length,
         parameters=kinds,
         forward_flops=2 * total + 4 * attention,
         training_flops=6 * total + 12 * attention,

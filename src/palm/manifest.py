@@ -65,7 +65,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def _is_complete(manifest: Mapping[str, Any]) -> bool:
     files = manifest.get("files")
     return (
-        manifest.get("dtype") in DTYPES
+        manifest.get("dtype") in list(DTYPES)
         and isinstance(files, dict)
         and all(isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in files.values())
         and all(isinstance(entry.get("tensors"), dict) for name, entry in files.items() if name != CONFIG)

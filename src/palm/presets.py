@@ -48,6 +48,6 @@ def preset(name: str, **changes: Any) -> PaLMConfig:
 
     Raises `ConfigError` for an unknown name or field, or a value that breaks an invariant.
     """
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(f"preset must be one of {', '.join(PRESETS)}; got preset={name!r}. Choose one.")
     return PaLMConfig.from_dict({**PRESETS[name].to_dict(), **changes})

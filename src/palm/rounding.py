@@ -51,13 +51,14 @@ def rounding_ratio(cross: float, own_a: float, own_b: float) -> float:
 
 
 def rounding_bound(config: PaLMConfig, dtype: DType, tokens: int, blocks: int) -> float:
-    """Largest relative rms error that rounding explains after `blocks` blocks over `tokens` positions.
+    """Largest relative rms error that rounding explains after `blocks` blocks.
 
         2 · sqrt((blocks + 1) · (8·u² + K·w²))
 
     u is the unit roundoff of `dtype`, w that of the accumulator (float32 for bfloat16), K the summed lengths
-    of a block's dot products, d + h·e + e + f + tokens. Stored values contribute u each, a sum of K terms
-    w·sqrt(K); independent errors add in quadrature, over blocks too.
+    of a block's dot products, d + h·e + e + f + `tokens`: for a tap the positions attended over, for a
+    gradient all positions and the vocabulary, over which it sums. Stored values contribute u each, a sum of
+    K terms w·sqrt(K); independent errors add in quadrature, over blocks too.
     Source: Higham & Mary, "A new approach to probabilistic rounding error analysis" (2019), §3.
     """
     unit = UNIT_ROUNDOFF[dtype]

@@ -12,7 +12,7 @@ from support import draw_tokens, pair, perturbed_weights
 
 import palm
 from palm import reference, reference_grad
-from palm.rounding import RATIO_BAR, rms
+from palm.rounding import rms
 
 COMBINATIONS = list(
     itertools.product(
@@ -64,7 +64,7 @@ def test_every_combination_meets_the_referee_and_is_causal_in_float64(choices, p
             assert (before[:, 7:] != after[:, 7:]).any(-1).all()
 
 
-# `init` only scales the logits: each other combination once, the two kinds in turn.
+# Each combination of the other choices once, the two kinds of `init` in turn.
 @pytest.mark.parametrize(
     "choices", [c for i, c in enumerate(COMBINATIONS) if i % 2 == (i // 2) % 2], ids=name_of
 )
@@ -100,7 +100,6 @@ def test_models_differ_by_rounding_only(dtype, cfg, shape, platform):
     tokens = draw_tokens(cfg, shape)
     found = palm.compare(*pair(cfg, dtype, platform), tokens)
     assert found.agree, found.verdict
-    assert max(found.ratios.values()) <= RATIO_BAR
 
 
 def test_logits_of_a_single_token(platform):
@@ -136,4 +135,21 @@ def test_attention_paths_are_one_function(platform):
     fused, _ = pair(cfg, "float32", platform, attention="fused")
     _, textbook = pair(cfg, "float32", platform, attention="textbook")
     found = palm.compare(fused, textbook, draw_tokens(cfg, (2, 33)))
+    assert found.agree, found.verdict
+
+
+@pytest.mark.parametrize(
+    "changes", [{"dim": 2, "norm": "layernorm"}, {"dim": 1}, {"positions": "rotary"}], ids=str
+)
+def test_gradients_that_cancel_are_no_false_alarm(changes, platform):
+    sizes = {"num_tokens": 23, "dim": 32, "depth": 2, "heads": 3, "dim_head": 6, "tie_embeddings": False}
+    cfg = palm.PaLMConfig(**sizes | changes).resolve("torch")
+    # A constant text: attention averages equal values, and what queries and keys are does not matter.
+    found = palm.compare(*pair(cfg, "float32", platform), np.full((1, 16), 5))
+    assert found.agree, found.verdict
+
+
+def test_a_large_vocabulary_is_no_false_alarm(platform):
+    cfg = palm.PaLMConfig(num_tokens=30_000, dim=8, depth=1, heads=2, dim_head=4).resolve("jax")
+    found = palm.compare(*pair(cfg, "float32", platform), draw_tokens(cfg, (2, 64)))
     assert found.agree, found.verdict

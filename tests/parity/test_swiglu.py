@@ -24,7 +24,7 @@ def test_swapped_gate_and_up_is_caught(dtype, platform):
     assert reading.faults(referee(*widened(inputs(), dtype)), dtype, roundings=4)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_one_wing_with_swapped_gate_is_caught_by_the_ratio_alone(dtype, platform):
     def evaluate(wing, gate, up):
         swap = wing.__name__.endswith("jax_impl")
@@ -33,4 +33,4 @@ def test_one_wing_with_swapped_gate_is_caught_by_the_ratio_alone(dtype, platform
     faults = read(evaluate, inputs(), dtype, platform).faults(
         referee(*widened(inputs(), dtype)), dtype, roundings=np.inf
     )
-    assert any("ratio" in fault for fault in faults) or dtype == "float64"
+    assert any("ratio" in fault for fault in faults)

@@ -149,18 +149,26 @@ def compare(
 
 
 def _findings(a: Recording, b: Recording, taps: Arrays, loss: float, grads: Arrays) -> Iterable[Finding]:
-    depth = a.config.depth
+    depth, length = a.config.depth, a.tokens.shape[-1]
     for name in tap_names(depth):
         blocks = int(name.split(".")[1]) + 1 if name.startswith("blocks.") else depth * (name != "embed")
         sides = [(side, side.taps[name], side.exact_taps[name]) for side in (a, b)]
-        yield _finding(name, "tap", sides, taps[name], blocks)
-    # Forward and back again: a gradient has come through twice the depth.
+        yield _finding(name, "tap", sides, taps[name], _bounds(a, b, length, blocks))
+    # Forward and back again: twice the depth; and sums over the vocabulary and over all positions besides.
+    bounds = _bounds(a, b, a.tokens.size + a.config.num_tokens, 2 * depth)
     sides = [(side, np.array(side.loss), np.array(side.exact_loss)) for side in (a, b)]
-    yield _finding("loss", "loss", sides, np.array(loss), 2 * depth)
+    yield _finding("loss", "loss", sides, np.array(loss), bounds)
+    largest = max(rms(gradient) for gradient in grads.values())
     for name, gradient in grads.items():
         if name in a.grads and name in b.grads:
             sides = [(side, side.grads[name], side.exact_grads[name]) for side in (a, b)]
-            yield _finding(f"grad:{name}", "gradient", sides, gradient, 2 * depth)
+            # Where a gradient nearly cancels, what rounding leaves is of the size of those that do not.
+            slack = max(1.0, largest / (rms(gradient) or 1.0))
+            yield _finding(f"grad:{name}", "gradient", sides, gradient, [slack * bound for bound in bounds])
+
+
+def _bounds(a: Recording, b: Recording, terms: int, blocks: int) -> list[float]:
+    return [rounding_bound(side.config, side.dtype, terms, blocks) for side in (a, b)]
 
 
 def _finding(
@@ -168,14 +176,13 @@ def _finding(
     kind: Kind,
     sides: list[tuple[Recording, np.ndarray, np.ndarray]],
     exact: np.ndarray,
-    blocks: int,
+    bounds: list[float],
 ) -> Finding:
     """Measure one value. `sides` holds each recording with its value and its own float64 value."""
     (a, value_a, exact_a), (b, value_b, exact_b) = sides
     wide_a, wide_b = np.asarray(value_a, np.float64), np.asarray(value_b, np.float64)
     scale = rms(exact) or 1.0
     errors = [rms(wide - exact) / scale for wide in (wide_a, wide_b)]
-    bounds = [rounding_bound(side.config, side.dtype, side.tokens.size, blocks) for side in (a, b)]
     # A float64 side has no wider self to be measured against; the referee stands in for it.
     own = [
         error if side.dtype == "float64" else rms(wide - wider) / scale

@@ -1,4 +1,4 @@
-"""`palm compare`: each side in a process of its own, the referee meanwhile in this one."""
+"""`palm compare`: each side in a process of its own, then the referee in this one."""
 
 from __future__ import annotations
 

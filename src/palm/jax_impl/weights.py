@@ -20,7 +20,7 @@ from palm.jax_impl.block import Block
 from palm.jax_impl.feedforward import FeedForward
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.norm import Norm
-from palm.params import DType, Parameter, dtype_name, numpy_dtype, parameters
+from palm.params import DType, Parameter, dtype_name, parameters
 
 
 def from_arrays(
@@ -31,12 +31,11 @@ def from_arrays(
     device: jax.Device | str | None,
     attention: str,
 ) -> PaLM:
-    """A model of the weights that `fetch` gives for each row of the table, one stack in memory at a time.
+    """A model of the weights that `fetch` gives, in `dtype`, for each row of the table, one stack at a time.
 
     Raises `ConfigError` for float64 without JAX's x64 mode, which would silently give float32.
     """
     target = find_device(device)
-    wanted = numpy_dtype(dtype)
     if dtype == "float64" and not jax.config.jax_enable_x64:
         raise ConfigError(
             'dtype must be float32 or bfloat16 while jax_enable_x64 is off; got dtype="float64". '
@@ -45,10 +44,10 @@ def from_arrays(
     table = parameters(config)
 
     def one(name: str) -> Array:
-        return jax.device_put(fetch(table[name]).astype(wanted), target)
+        return jax.device_put(fetch(table[name]), target)
 
     def stack(name: str) -> Array:
-        rows = [fetch(table[f"blocks.{i}.{name}"]).astype(wanted) for i in range(config.depth)]
+        rows = [fetch(table[f"blocks.{i}.{name}"]) for i in range(config.depth)]
         return jax.device_put(np.stack(rows), target)
 
     shared = config.share_kv

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from palm.config import PaLMConfig
 from palm.errors import BackendError
-from palm.params import DTYPES, DType, Parameter, dtype_name, numpy_dtype, parameters
+from palm.params import DTYPES, DType, Parameter, dtype_name, parameters
 from palm.torch_impl.model import PaLM
 
 
@@ -26,13 +26,12 @@ def from_arrays(
     device: torch.device | str | None,
     attention: str,
 ) -> PaLM:
-    """A model of the weights that `fetch` gives for each row of the table, one row in memory at a time."""
+    """A model of the weights that `fetch` gives, in `dtype`, for each row of the table, one at a time."""
     target = find_device(device)
-    wanted = numpy_dtype(dtype)
     model = PaLM(config, attention=attention, device="meta", dtype=getattr(torch, dtype))
     state = {}
     for name, parameter in parameters(config).items():
-        tensor = to_tensor(fetch(parameter).astype(wanted)).to(target)
+        tensor = to_tensor(fetch(parameter)).to(target)
         state[f"{name}.weight"] = (tensor.T if is_linear(model, name) else tensor).contiguous()
     model.load_state_dict(state, assign=True)
     return model
