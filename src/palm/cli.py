@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -58,15 +59,15 @@ def compare(
     status: 0 agree, 1 differ, 2 bad usage.
 
     Args:
-        preset: Which config to build from the seed; `palm info` lists them.
+        preset: Which config to build from the seed; `palm info --help` lists them.
         checkpoint: Compare this checkpoint directory; preset and architecture are then not used.
         architecture: Whose original an open preset resolves to.
-        dtype: Working precision of both sides.
+        dtype: Working precision of both sides; a checkpoint of another is cast.
         data: Text to run on, as bytes; default: Python's own standard library sources.
         batch: Number of text windows.
         length: Tokens in each window.
         seed: Draws the weights and the windows.
-        device: Where both sides run: cpu, or an accelerator's name (torch: cuda, jax: gpu).
+        device: Where both sides run: cpu or cuda, which both frameworks know.
         attention: Attention path of both sides.
         out: Folder for report.json and report.html.
     """
@@ -90,13 +91,19 @@ def compare(
         comparison = compare_backends(
             source, tokens, dtype=dtype, device=device, attention=attention, on_step=on_step
         )
-    report = comparison.to_dict()
+    run = {
+        "model": preset if checkpoint is None else str(checkpoint),
+        "data": "standard library" if data is None else str(data),
+        **{"dtype": dtype, "batch": batch, "length": length, "seed": seed, "attention": attention},
+    }
+    report = {**comparison.to_dict(), "run": run}
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
         write_html(report, out / "report.html")
     except OSError as error:
         raise PalmError(f"out must be a writable folder; got out={out}: {error.strerror}.") from None
+    console.print(", ".join(f"{name} {value}" for name, value in run.items()) + "\n", highlight=False)
     print_comparison(comparison, console)
     console.print(f"\n{out / 'report.html'}\n{out / 'report.json'}", highlight=False)
     return AGREE if comparison.agree else DIFFER
@@ -106,7 +113,8 @@ def info(preset: Positional[str] = "small", /, *, architecture: Backend = "torch
     """Print a preset's config, parameters by kind, FLOPs per token and memory.
 
     Args:
-        preset: Its name.
+        preset: tiny, small, palm-8b, palm-62b, palm-540b, palm_pytorch.palm_lite, palm_pytorch.palm_pytorch,
+            palm_jax.palm or palm_jax.palm_lite.
         architecture: Whose original an open preset resolves to.
         length: Sequence length for attention's FLOPs.
     """
@@ -137,7 +145,8 @@ def import_(source: Positional[str], file: Positional[Path], out: Positional[Pat
     """Turn weights of one of the four original models into a palm checkpoint.
 
     Args:
-        source: Which original the weights belong to.
+        source: Which original the weights belong to: palm_pytorch.palm_lite, palm_pytorch.palm_pytorch,
+            palm_jax.palm or palm_jax.palm_lite.
         file: Its weights: .pt, .pth, .safetensors, .eqx (Equinox) or .npz.
         out: Checkpoint directory to write; it must not exist.
     """
@@ -152,6 +161,9 @@ def import_(source: Positional[str], file: Positional[Path], out: Positional[Pat
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a pipe that cannot carry − or ✓ shall not end the run
     try:
         return tyro.extras.subcommand_cli_from_dict(
             {"compare": compare, "info": info, "import": import_},

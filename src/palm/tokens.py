@@ -37,7 +37,7 @@ def check_shape(shape: tuple[int, ...], is_integer: bool, dtype: str, *, at_leas
             f"tokens must have shape (..., n) with at least one token; got shape={shape}. Pass n ≥ 1 ids."
         )
     if not is_integer:
-        raise TokenError(f"tokens must be integers; got dtype={dtype}. Cast them to int64.")
+        raise TokenError(f"tokens must be integers; got dtype={dtype}. Cast them to an integer type.")
     if shape[-1] < at_least:
         raise TokenError(
             f"tokens must have n ≥ {at_least} because the loss predicts the next token; got n={shape[-1]}. "

@@ -35,7 +35,7 @@ def test_there_must_be_at_least_one_token(tokens):
 def test_tokens_must_be_integers(tokens, dtype):
     with pytest.raises(TokenError) as raised:
         check_tokens(tokens, CONFIG)
-    assert_explains(raised, "tokens must be integers", f"dtype={dtype}", "Cast them to int64")
+    assert_explains(raised, "tokens must be integers", f"dtype={dtype}", "Cast them to an integer type")
 
 
 @pytest.mark.parametrize(

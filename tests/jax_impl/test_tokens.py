@@ -10,7 +10,7 @@ import palm
 from palm import TokenError, reference
 
 SHAPE = ["tokens must have shape (..., n) with at least one token", "Pass n ≥ 1"]
-INTEGERS = ["tokens must be integers", "Cast them to int64"]
+INTEGERS = ["tokens must be integers", "Cast them to an integer type"]
 RANGE = ["tokens must lie in [0, num_tokens) = [0, 13)"]
 BAD = {
     "empty": (np.zeros(0, np.int32), SHAPE),

@@ -11,7 +11,7 @@ from palm import TokenError
 CONFIG = small()
 MODEL = palm.build(CONFIG, backend="torch")
 SHAPE = ["tokens must have shape (..., n) with at least one token", "Pass n ≥ 1"]
-INTEGERS = ["tokens must be integers", "Cast them to int64"]
+INTEGERS = ["tokens must be integers", "Cast them to an integer type"]
 RANGE = ["tokens must lie in [0, num_tokens) = [0, 13)"]
 BAD = {
     "empty": (torch.zeros(0, dtype=torch.long), SHAPE),
