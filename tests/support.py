@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from cases import draw_weights
 
 import palm
 from palm import jax_impl, torch_impl
@@ -93,25 +94,12 @@ def pair(
     config: palm.PaLMConfig, dtype: str, platform: str, seed: int = 0, **options: Any
 ) -> tuple[Any, Any]:
     """The same model in both wings, with norm scales away from one so that they can be wrong."""
-    weights = perturbed_weights(config, seed, dtype)
+    weights = draw_weights(config, seed, dtype)
     make = {"dtype": dtype, **options}
     return (
         palm.from_numpy(config, weights, backend="torch", device=TORCH_DEVICE[platform], **make),
         palm.from_numpy(config, weights, backend="jax", device=platform, **make),
     )
-
-
-def perturbed_weights(config: palm.PaLMConfig, seed: int, dtype: str = "float64") -> dict[str, np.ndarray]:
-    """Initial weights with norm scales drawn around one: a fresh model's ones hide a forgotten scale."""
-    rng = np.random.default_rng(seed)
-    return {
-        name: (
-            palm.params.initial_value(parameter, seed, dtype)
-            if parameter.std is not None
-            else rng.uniform(0.5, 1.5, parameter.shape).astype(numpy_dtype(dtype))
-        )
-        for name, parameter in palm.params.parameters(config).items()
-    }
 
 
 def draw_tokens(config: palm.PaLMConfig, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:

@@ -5,7 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from support import draw_tokens, perturbed_weights
+from cases import draw_weights
+from support import draw_tokens
 
 import palm
 from palm import jax_impl, torch_impl
@@ -110,7 +111,7 @@ FAULTS = {
 def test_a_fault_in_one_side_is_caught_at_its_tap(fault, side, dtype):
     positions, choices, tap = FAULTS[fault]
     cfg = plain(positions, **({"share_kv": False, "norm_eps_mode": "add"} | choices))
-    weights = perturbed_weights(cfg, 3, dtype)
+    weights = draw_weights(cfg, 3, dtype)
     wrong_weights = dict(weights)
     wrong_cfg = fault(cfg, wrong_weights) or cfg
     other = "jax" if side == "torch" else "torch"
@@ -152,7 +153,7 @@ def coarse_positions(original):
 )
 def test_a_fault_in_the_code_is_caught_at_its_tap(wing, name, patch, positions, tap, monkeypatch):
     cfg = plain(positions)
-    weights = perturbed_weights(cfg, 3, "float32")
+    weights = draw_weights(cfg, 3, "float32")
     models = [palm.from_numpy(cfg, weights, backend=backend) for backend in ("torch", "jax")]
     tokens = draw_tokens(cfg, (300,))
     assert palm.compare(*models, tokens).agree
@@ -166,7 +167,7 @@ def test_a_fault_in_the_code_is_caught_at_its_tap(wing, name, patch, positions, 
 def test_precision_lost_on_one_side_is_caught_by_the_bound():
     """A float32 side whose program rounds to bfloat16 inside: the ratio forgives it, the bound does not."""
     cfg = plain("rotary")
-    model = palm.from_numpy(cfg, perturbed_weights(cfg, 3, "float32"), backend="torch")
+    model = palm.from_numpy(cfg, draw_weights(cfg, 3, "float32"), backend="torch")
     right = record(model, draw_tokens(cfg, (2, 24)))
     rounded = {n: t.astype(palm.params.DTYPES["bfloat16"]).astype(np.float32) for n, t in right.taps.items()}
     found = palm.compare(right, dataclasses.replace(right, label="coarse", taps=rounded))
