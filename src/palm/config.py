@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from palm.errors import BackendError, ConfigError
+from palm.fields import check_choice, from_fields, integer, parse_json, real
 
 Positions = Literal["alibi", "rotary"]
 NormKind = Literal["rmsnorm", "layernorm"]
@@ -85,17 +84,18 @@ class PaLMConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_tokens", "dim", "depth", "heads", "dim_head", "ff_mult"):
-            object.__setattr__(self, name, _positive_int(name, getattr(self, name)))
+            object.__setattr__(self, name, integer(name, getattr(self, name), least=1))
         for name, choices in _CHOICES.items():
-            _check_choice(name, getattr(self, name), choices, optional=name != "init")
+            check_choice(name, getattr(self, name), choices, optional=name != "init")
         for name in ("share_kv", "tie_embeddings"):
             value = getattr(self, name)
             if not isinstance(value, bool) and not (value is None and name == "share_kv"):
                 raise ConfigError(f"{name} must be true or false; got {name}={value!r}. Use True or False.")
-        object.__setattr__(self, "rope_theta", _real("rope_theta", self.rope_theta, above=1.0))
+        object.__setattr__(self, "rope_theta", real("rope_theta", self.rope_theta, least=1.0, strict=True))
         if self.norm_eps is not None:
             # The clamp convention squares eps, which must stay a normal float32.
-            object.__setattr__(self, "norm_eps", _real("norm_eps", self.norm_eps, above=1e-18, below=1e18))
+            eps = real("norm_eps", self.norm_eps, least=1e-18, below=1e18, strict=True)
+            object.__setattr__(self, "norm_eps", eps)
         if self.positions == "rotary" and self.dim_head % 2:
             raise ConfigError(
                 f"dim_head must be even because rotary rotates pairs; got dim_head={self.dim_head}. "
@@ -152,21 +152,7 @@ class PaLMConfig:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> PaLMConfig:
         """Inverse of `to_dict`. Raises `ConfigError` for unknown or missing fields."""
-        if not isinstance(fields, Mapping):
-            raise ConfigError(f"a config must be a JSON object; got {type(fields).__name__}. Use to_json().")
-        known = {field.name: field for field in dataclasses.fields(cls)}
-        for name in fields:
-            if name not in known:
-                raise ConfigError(
-                    f"a config must have only known fields; got {name}={fields[name]!r}. "
-                    f"Known fields: {', '.join(known)}."
-                )
-        missing = [n for n, f in known.items() if f.default is dataclasses.MISSING and n not in fields]
-        if missing:
-            raise ConfigError(
-                f"a config must name {', '.join(missing)}; got {', '.join(fields) or 'nothing'}. Add it."
-            )
-        return cls(**fields)
+        return from_fields(cls, fields, "a config")
 
     def to_json(self) -> str:
         """The config as a JSON object, one field a line."""
@@ -175,19 +161,7 @@ class PaLMConfig:
     @classmethod
     def from_json(cls, text: str) -> PaLMConfig:
         """Inverse of `to_json`. Raises `ConfigError` if the text is not such an object."""
-        try:
-            fields = json.loads(text, object_pairs_hook=_unique)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"a config must be valid JSON; {error}. Write it with to_json().") from None
-        return cls.from_dict(fields)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        twice = next(name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1)
-        raise ConfigError(f"a config must name a field once; got {twice} twice. Remove one.")
-    return fields
+        return cls.from_dict(parse_json(text, "a config"))
 
 
 def check_backend(backend: object) -> None:
@@ -196,32 +170,3 @@ def check_backend(backend: object) -> None:
         raise BackendError(
             f"backend must be one of {', '.join(BACKENDS)}; got backend={backend!r}. Choose one of them."
         )
-
-
-def _positive_int(name: str, value: Any) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if isinstance(value, bool) or number < 1:
-        raise ConfigError(f"{name} must be a whole number of at least 1; got {name}={value!r}. Use an int.")
-    return number
-
-
-def _real(name: str, value: Any, *, above: float, below: float = math.inf) -> float:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    try:
-        fits = is_number and above < float(value) < below
-    except OverflowError:
-        fits = False
-    if not fits:
-        raise ConfigError(
-            f"{name} must be a number above {above:g} and below {below:g}; got {name}={value!r}. "
-            "Use one in between."
-        )
-    return float(value)
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...], *, optional: bool) -> None:
-    if value not in choices and not (optional and value is None):
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {name}={value!r}. Choose one.")

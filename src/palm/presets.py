@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from palm.config import PaLMConfig
-from palm.errors import ConfigError
+from palm.fields import check_choice
 
 # Table 1 of the paper; SwiGLU, parallel blocks, multi-query, rotary, tied embeddings, no biases (§2).
 _PAPER = PaLMConfig(
@@ -48,6 +48,5 @@ def preset(name: str, **changes: Any) -> PaLMConfig:
 
     Raises `ConfigError` for an unknown name or field, or a value that breaks an invariant.
     """
-    if not isinstance(name, str) or name not in PRESETS:
-        raise ConfigError(f"preset must be one of {', '.join(PRESETS)}; got preset={name!r}. Choose one.")
+    check_choice("preset", name, PRESETS)
     return PaLMConfig.from_dict({**PRESETS[name].to_dict(), **changes})

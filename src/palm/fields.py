@@ -1,0 +1,87 @@
+"""Checks that every frozen dataclass of settings makes of its fields, and their way back from JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import operator
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
+
+from palm.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def integer(name: str, value: Any, *, least: int) -> int:
+    """`value` as an int. Raises `ConfigError` unless it is a whole number of at least `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or number < least:
+        raise ConfigError(
+            f"{name} must be a whole number of at least {least}; got {name}={value!r}. Use an int."
+        )
+    return number
+
+
+def real(name: str, value: Any, *, least: float, below: float = math.inf, strict: bool = False) -> float:
+    """`value` as a float. Raises `ConfigError` unless least ≤ value < below (least < value if `strict`)."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    try:
+        fits = is_number and least <= float(value) < below and not (strict and float(value) == least)
+    except OverflowError:
+        fits = False
+    if not fits:
+        raise ConfigError(
+            f"{name} must be a number {'above' if strict else 'of at least'} {least:g} and below {below:g}; "
+            f"got {name}={value!r}. Use one in between."
+        )
+    return float(value)
+
+
+def check_choice(name: str, value: Any, choices: Collection[str], *, optional: bool = False) -> None:
+    """Raise `ConfigError` unless `value` is one of `choices`, or None if `optional`."""
+    is_one = isinstance(value, str) and value in choices  # an array would be compared element by element
+    if not is_one and not (optional and value is None):
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {name}={value!r}. Choose one.")
+
+
+def from_fields(cls: type[T], fields: Mapping[str, Any], what: str) -> T:
+    """The dataclass with these fields. Raises `ConfigError` for unknown or missing ones."""
+    if not isinstance(fields, Mapping):
+        raise ConfigError(f"{what} must be a JSON object; got {type(fields).__name__}. Use to_json().")
+    assert dataclasses.is_dataclass(cls)
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    for name in fields:
+        if name not in known:
+            raise ConfigError(
+                f"{what} must have only known fields; got {name}={fields[name]!r}. "
+                f"Known fields: {', '.join(known)}."
+            )
+    missing = [n for n, f in known.items() if f.default is dataclasses.MISSING and n not in fields]
+    if missing:
+        raise ConfigError(
+            f"{what} must name {', '.join(missing)}; got {', '.join(fields) or 'nothing'}. Add it."
+        )
+    return cls(**fields)
+
+
+def parse_json(text: str, what: str) -> Any:
+    """The JSON value of `text`. Raises `ConfigError` if it is none, or names a field twice."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(name for name, _ in pairs if [n for n, _ in pairs].count(name) > 1)
+            raise ConfigError(f"{what} must name a field once; got {twice} twice. Remove one.")
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{what} must be valid JSON; {error}. Write it with to_json().") from None
