@@ -42,3 +42,11 @@ class DataError(PalmError, ValueError):
 
 class ProbeError(PalmError, RuntimeError):
     """One side of a comparison ended before it had recorded anything."""
+
+
+class RunError(PalmError, ValueError):
+    """A run folder is missing, in use, damaged, or does not fit what is asked of it."""
+
+
+class DivergedError(PalmError, ArithmeticError):
+    """A loss or gradient is not finite; the weights are as they were before that step."""
