@@ -5,7 +5,6 @@ Letters: n sequence, v num_tokens. Mirror: palm.jax_impl.loss.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from palm.torch_impl.norm import widen
@@ -17,5 +16,16 @@ def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
     mean over (..., i < n−1) of log Σ_v exp(logits_i) − logits_i[token_{i+1}].
     Shapes: logits (..., n, v), tokens (..., n) -> ().
     """
-    predictions = widen(logits[..., :-1, :]).flatten(0, -2)
-    return F.cross_entropy(predictions, tokens[..., 1:].flatten().long())
+    return cross_entropy(logits[..., :-1, :], tokens[..., 1:])[0]
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy in nats, and the mean of log²Z that the z-loss weighs, in float32 or wider.
+
+    With log Z = log Σ_v exp(logits): mean of log Z − logits[target]; mean of (log Z)².
+    Source: PaLM (arXiv:2204.02311) §5, "Loss function". Shapes: logits (..., v), targets (...) -> (), ().
+    """
+    wide = widen(logits)
+    log_z = wide.logsumexp(-1)
+    hit = wide.gather(-1, targets[..., None].long())[..., 0]
+    return (log_z - hit).mean(), log_z.square().mean()

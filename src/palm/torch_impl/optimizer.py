@@ -1,0 +1,45 @@
+"""The two optimisers of the torch wing, written once so that they are those of `palm.reference_optimizer`.
+
+torch.optim.Adafactor is another algorithm. Letters: p parameter, g gradient (already clipped), m and s first
+and second moment. Mirror: palm.jax_impl.optimizer.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from palm.recipe import SCALE_FLOOR, SQUARE_FLOOR, Rates
+
+Update = tuple[Tensor, Tensor, Tensor]
+
+
+def adamw(p: Tensor, g: Tensor, m: Tensor, s: Tensor, rates: Rates, eps: float) -> Update:
+    """What a step takes from p, and the new moments.
+
+    m ← β₁m + (1−β₁)g;  s ← β₂s + (1−β₂)g²;  update = lr·(m/(1−β₁ᵏ)) / (sqrt(s/(1−β₂ᵏ)) + eps) + decay·p.
+    Source: Loshchilov & Hutter (arXiv:1711.05101), algorithm 2. Norm scales, the vectors, do not decay.
+    """
+    m = rates.beta1 * m + rates.rest1 * g
+    s = rates.beta2 * s + rates.rest2 * g.square()
+    direction = (m / rates.correction1) / ((s / rates.correction2).sqrt() + eps)
+    return rates.lr * direction + _decayed(p, rates), m, s
+
+
+def adafactor(p: Tensor, g: Tensor, m: Tensor, s: Tensor, rates: Rates, eps: float) -> Update:
+    """What a step takes from p, and the new moments; `eps` is not used.
+
+    s ← β₂s + (1−β₂)(g² + 1e-30) with β₂ = 1 − k^−0.8;  m ← β₁m + (1−β₁)·g/sqrt(s);
+    update = lr·max(1e-3, rms(p))·m + decay·p. Not factored; the momentum is of the scaled gradient.
+    Source: PaLM (arXiv:2204.02311) §5; Shazeer & Stern (arXiv:1804.04235) algorithm 4, §8.
+    """
+    s = rates.beta2 * s + rates.rest2 * (g.square() + SQUARE_FLOOR)
+    m = rates.beta1 * m + rates.rest1 * (g / s.sqrt())
+    scale = p.square().mean().sqrt().clamp(min=SCALE_FLOOR)
+    return rates.lr * scale * m + _decayed(p, rates), m, s
+
+
+OPTIMIZERS = {"adamw": adamw, "adafactor": adafactor}
+
+
+def _decayed(p: Tensor, rates: Rates) -> Tensor | float:
+    return rates.decay * p if p.ndim > 1 else 0.0
