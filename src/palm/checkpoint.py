@@ -2,6 +2,8 @@
 
     DIR/config.json                          the resolved config
     DIR/weights-00001-of-00002.safetensors   tensors by canonical name, in canonical layout
+    DIR/training.json                        of a run in progress: step, recipe, data cursor (palm.training)
+    DIR/optimizer-*.safetensors              of a run in progress: its moments, first.NAME and second.NAME
     DIR/manifest.json                        format, version, dtype; of each file its size and SHA-256, of
                                              each tensor its file and CRC-32; and the SHA-256 of itself
 
@@ -11,11 +13,13 @@ notices neither flipped bits nor duplicate names and does not fsync; the manifes
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +34,29 @@ from palm.manifest import (
     CONFIG,
     FORMAT,
     MANIFEST,
+    OPTIMIZER,
+    TRAINING,
     VERSION,
+    WEIGHTS,
     fingerprint,
     read_manifest,
     read_tensors,
     sealed,
     verified_text,
+    verify,
 )
 from palm.params import DType, check_array, check_names, parameters
 
 MAX_FILE_BYTES = 2 << 30
+MOMENTS = ("first", "second")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run in progress has beside its weights: `fields`, plain JSON values, and its moments."""
+
+    fields: dict[str, Any]
+    moments: dict[str, np.ndarray]
 
 
 def save(model: Any, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -60,8 +77,9 @@ def save_arrays(
     path: str | os.PathLike[str],
     *,
     overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> Path:
-    """`save` for weights that are NumPy arrays already."""
+    """`save` for weights that are NumPy arrays already, and of a run in progress if that is given."""
     path = Path(path)
     if not path.name or "\0" in path.name:
         raise CheckpointError(f"path must end in a name of its own; got path={path}. Choose another.")
@@ -69,11 +87,13 @@ def save_arrays(
     check_names(config, arrays)
     for name, parameter in parameters(config).items():
         check_array(parameter, arrays[name])
+    if progress is not None:
+        _check_moments(config, progress.moments, common_dtype(arrays), "moments")
     # A name that no other process, thread or host can have: only what this call made is deleted.
     temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
     try:
         temporary.mkdir(parents=True)
-        _write_files(config, arrays, temporary)
+        _write_files(config, arrays, progress, temporary)
         _publish(temporary, path, overwrite)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"path must be writable; got path={path}: {error}. Choose another.") from error
@@ -117,24 +137,56 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[PaLMConfig, dict[str, np.
     """`load` without a framework: the resolved config and the verified weights."""
     path = Path(path)
     manifest = read_manifest(path)
+    for file, entry in manifest["files"].items():
+        if file == TRAINING or file.startswith(OPTIMIZER):
+            verify(path / file, entry)
+    return _read_weights(path, manifest)
+
+
+def load_progress(path: str | os.PathLike[str]) -> tuple[PaLMConfig, dict[str, np.ndarray], Progress]:
+    """The config, the weights, and what a run needs to go on, all verified.
+
+    Raises `CheckpointError` for a damaged checkpoint, and for one that holds a model and no run.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    config, arrays = _read_weights(path, manifest)
+    if TRAINING not in manifest["files"]:
+        raise CheckpointError(
+            f"path must be a checkpoint of a run; got path={path}, a model without {TRAINING}. "
+            "Start a new run from it."
+        )
+    fields = json.loads(verified_text(path / TRAINING, manifest["files"][TRAINING]))
+    moments = _read_tensors(path, manifest, is_moments=True)
+    try:
+        _check_moments(config, moments, manifest["dtype"], str(path))
+    except WeightsError as error:
+        raise CheckpointError(str(error)) from error
+    return config, arrays, Progress(fields, moments)
+
+
+def _check_moments(config: PaLMConfig, moments: Mapping[str, np.ndarray], dtype: str, source: str) -> None:
+    table = parameters(config)
+    expected = {f"{moment}.{name}": row for moment in MOMENTS for name, row in table.items()}
+    if moments.keys() != expected.keys():
+        name = sorted(moments.keys() ^ expected.keys())[0]
+        raise WeightsError(f"{source} must hold two moments of each weight; {name} does not fit. Save again.")
+    for name, row in expected.items():
+        where = f"{source}: {name.partition('.')[0]} moment"
+        check_array(row, moments[name], source=where)
+        if moments[name].dtype.name != dtype:
+            raise WeightsError(
+                f"{where}: {row.name} must have dtype {dtype}; got dtype={moments[name].dtype}."
+            )
+
+
+def _read_weights(path: Path, manifest: Mapping[str, Any]) -> tuple[PaLMConfig, dict[str, np.ndarray]]:
     try:
         config = PaLMConfig.from_json(verified_text(path / CONFIG, manifest["files"].get(CONFIG)))
         table = parameters(config)
     except (ConfigError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path / CONFIG} must hold a resolved config; {error}") from error
-    arrays: dict[str, np.ndarray] = {}
-    for file, entry in manifest["files"].items():
-        if file == CONFIG:
-            continue
-        for name, array in read_tensors(path / file, entry):
-            where = f"{path / file}: {name}"
-            if name in arrays:
-                raise CheckpointError(f"{where} must occur once; got it in two files. Save it again.")
-            if name in table and array.dtype.name != manifest["dtype"]:
-                raise CheckpointError(
-                    f"{where} must have dtype {manifest['dtype']}; got dtype={array.dtype}. Save it again."
-                )
-            arrays[name] = array
+    arrays = _read_tensors(path, manifest, is_moments=False)
     try:
         check_names(config, arrays, source=str(path))
         for name, parameter in table.items():
@@ -144,28 +196,58 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[PaLMConfig, dict[str, np.
     return config, arrays
 
 
-def _write_files(config: PaLMConfig, arrays: Mapping[str, np.ndarray], folder: Path) -> None:
+def _read_tensors(path: Path, manifest: Mapping[str, Any], *, is_moments: bool) -> dict[str, np.ndarray]:
+    """The tensors of all files of moments, or of all others."""
+    arrays: dict[str, np.ndarray] = {}
+    for file, entry in manifest["files"].items():
+        if file in (CONFIG, TRAINING) or file.startswith(OPTIMIZER) != is_moments:
+            continue
+        for name, array in read_tensors(path / file, entry):
+            where = f"{path / file}: {name}"
+            if name in arrays:
+                raise CheckpointError(f"{where} must occur once; got it in two files. Save it again.")
+            if array.dtype.name != manifest["dtype"]:
+                raise CheckpointError(
+                    f"{where} must have dtype {manifest['dtype']}; got dtype={array.dtype}. Save it again."
+                )
+            arrays[name] = array
+    return arrays
+
+
+def _write_files(
+    config: PaLMConfig, arrays: Mapping[str, np.ndarray], progress: Progress | None, folder: Path
+) -> None:
     (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
     files = {CONFIG: fingerprint(folder / CONFIG)}
-    groups = list(_groups(config, arrays))
+    files |= _write_tensors({name: arrays[name] for name in parameters(config)}, WEIGHTS, folder)
+    if progress is not None:
+        (folder / TRAINING).write_text(json.dumps(progress.fields, indent=1) + "\n", encoding="utf-8")
+        files[TRAINING] = fingerprint(folder / TRAINING)
+        files |= _write_tensors(progress.moments, OPTIMIZER, folder)
+    manifest = {"format": FORMAT, "version": VERSION, "dtype": common_dtype(arrays), "files": files}
+    (folder / MANIFEST).write_text(sealed(manifest), encoding="utf-8")
+    for file in [*folder.iterdir(), folder]:
+        fsync(file)
+
+
+def _write_tensors(arrays: Mapping[str, np.ndarray], prefix: str, folder: Path) -> dict[str, dict[str, Any]]:
+    files = {}
+    groups = list(_groups(arrays))
     for number, group in enumerate(groups, 1):
-        file = folder / f"weights-{number:05d}-of-{len(groups):05d}.safetensors"
+        file = folder / f"{prefix}{number:05d}-of-{len(groups):05d}.safetensors"
         # safetensors writes the buffer behind a strided view as it lies: only contiguous arrays are safe.
         contiguous = {name: np.ascontiguousarray(arrays[name]) for name in group}
         save_file(contiguous, file)
         sums = {name: zlib.crc32(array.tobytes()) for name, array in contiguous.items()}
         files[file.name] = {**fingerprint(file), "tensors": sums}
-    manifest = {"format": FORMAT, "version": VERSION, "dtype": common_dtype(arrays), "files": files}
-    (folder / MANIFEST).write_text(sealed(manifest), encoding="utf-8")
-    for file in [*folder.iterdir(), folder]:
-        _fsync(file)
+    return files
 
 
-def _groups(config: PaLMConfig, arrays: Mapping[str, np.ndarray]) -> Iterator[list[str]]:
-    """Names in table order, split so that no file much exceeds MAX_FILE_BYTES."""
+def _groups(arrays: Mapping[str, np.ndarray]) -> Iterator[list[str]]:
+    """Names in order, split so that no file much exceeds MAX_FILE_BYTES."""
     group: list[str] = []
     size = 0
-    for name in parameters(config):
+    for name in arrays:
         if group and size + arrays[name].nbytes > MAX_FILE_BYTES:
             yield group
             group, size = [], 0
@@ -191,10 +273,11 @@ def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
             shutil.rmtree(old, ignore_errors=True)
     else:
         temporary.rename(path)
-    _fsync(path.parent)
+    fsync(path.parent)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until the file or directory is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -16,7 +16,8 @@ from palm.errors import CheckpointError
 from palm.params import DTYPES
 
 FORMAT, VERSION = "palm-checkpoint", 1
-MANIFEST, CONFIG = "manifest.json", "config.json"
+MANIFEST, CONFIG, TRAINING = "manifest.json", "config.json", "training.json"
+WEIGHTS, OPTIMIZER = "weights-", "optimizer-"
 _HASH_CHUNK = 1 << 22
 
 
@@ -36,26 +37,34 @@ def sealed(manifest: Mapping[str, Any]) -> str:
     return json.dumps({**manifest, "seal": seal}, indent=1, sort_keys=True) + "\n"
 
 
+def read_sealed(file: Path) -> tuple[dict[str, Any] | None, bool]:
+    """What `sealed` was given, None if the file holds no object; and whether not a byte of it has changed."""
+    try:
+        text = file.read_bytes().decode()
+        content = {key: value for key, value in json.loads(text).items() if key != "seal"}
+    except (ValueError, AttributeError, RecursionError):
+        return None, False
+    return content, text == sealed(content)
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of the checkpoint at `path`, verified against its own seal."""
     file = path / MANIFEST
     try:
-        text = file.read_bytes().decode()
-        manifest = json.loads(text)
-        content = {key: value for key, value in manifest.items() if key != "seal"}
+        content, is_intact = read_sealed(file)
     except OSError as error:
         raise CheckpointError(
             f"path must be a checkpoint directory with {MANIFEST}; got path={path}: {error.strerror}. "
             "Pass what palm.save returned."
         ) from None
-    except (ValueError, AttributeError, RecursionError):
-        raise CheckpointError(_damaged(file)) from None
+    if content is None:
+        raise CheckpointError(_damaged(file))
     if content.get("format") != FORMAT or content.get("version") != VERSION:
         raise CheckpointError(
             f"{file} must be of format {FORMAT} version {VERSION}; got format={content.get('format')!r}, "
             f"version={content.get('version')!r}. Read it with the palm version that wrote it."
         )
-    if text != sealed(content):
+    if not is_intact:
         raise CheckpointError(_damaged(file))
     if not _is_complete(content):
         raise CheckpointError(f"{file} must name dtype and files; it does not. Save it again.")
@@ -68,7 +77,11 @@ def _is_complete(manifest: Mapping[str, Any]) -> bool:
         manifest.get("dtype") in list(DTYPES)
         and isinstance(files, dict)
         and all(isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in files.values())
-        and all(isinstance(entry.get("tensors"), dict) for name, entry in files.items() if name != CONFIG)
+        and all(
+            isinstance(entry.get("tensors"), dict)
+            for name, entry in files.items()
+            if name not in (CONFIG, TRAINING)
+        )
     )
 
 
@@ -76,13 +89,13 @@ def verified_text(file: Path, entry: Mapping[str, Any] | None) -> str:
     """The text of a file that is what its manifest entry says."""
     if entry is None:
         raise CheckpointError(f"{file} must be listed in {MANIFEST}; it is not. Restore another copy.")
-    _verify(file, entry)
+    verify(file, entry)
     return file.read_text(encoding="utf-8")
 
 
 def read_tensors(file: Path, entry: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors of a weights file that is what its manifest entry says, by name."""
-    _verify(file, entry)
+    verify(file, entry)
     try:
         _check_header(file)
         with safe_open(file, framework="np") as tensors:
@@ -113,7 +126,7 @@ def _raw_header(file: Path) -> tuple[bytes, int]:
         return stream.read(length), 8 + length
 
 
-def _verify(file: Path, entry: Mapping[str, Any]) -> None:
+def verify(file: Path, entry: Mapping[str, Any]) -> None:
     """Raise `CheckpointError` unless the file is, byte for byte, the one that was saved."""
     try:
         found = fingerprint(file)
@@ -142,7 +155,16 @@ def _locate(file: Path, entry: Mapping[str, Any]) -> str:
                 data = stream.read(last - first)
                 if len(data) != last - first or zlib.crc32(data) != checksum:
                     return f", damaged in {name}"
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+        OSError,
+    ):
         pass  # the header itself is damaged, and says nothing about tensors
     return ", damaged in its header"
 

@@ -69,7 +69,7 @@ STEPS = [
     *(("save_file", call) for call in (1, 2)),
     *(("fingerprint", call) for call in (1, 2, 3)),
     ("sealed", 1),
-    *(("_fsync", call) for call in (1, 5)),
+    *(("fsync", call) for call in (1, 5)),
     ("_publish", 1),
 ]
 ERRORS = {
