@@ -17,6 +17,7 @@ import numpy as np
 
 from palm.config import BACKENDS, Backend, PaLMConfig, check_backend
 from palm.errors import BackendError, ConfigError, MissingFrameworkError
+from palm.fields import check_choice
 from palm.params import DTYPES, DType, Parameter, check_array, check_names, numpy_dtype, parameters
 
 _FRAMEWORKS: dict[Backend, tuple[str, ...]] = {"torch": ("torch",), "jax": ("jax", "equinox")}
@@ -185,10 +186,7 @@ def _check_config(config: PaLMConfig) -> None:
 
 def _check_options(dtype: DType, attention: str) -> None:
     numpy_dtype(dtype)
-    if attention not in ATTENTION_PATHS:
-        raise ConfigError(
-            f"attention must be one of {', '.join(ATTENTION_PATHS)}; got attention={attention!r}. Choose one."
-        )
+    check_choice("attention", attention, ATTENTION_PATHS)
 
 
 def _missing(backend: Backend) -> list[str]:

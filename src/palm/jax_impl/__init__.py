@@ -3,23 +3,35 @@
 from palm.jax_impl.attention import ATTENTION, Attention, fused_attention, textbook_attention
 from palm.jax_impl.block import Block
 from palm.jax_impl.feedforward import FeedForward, swiglu
+from palm.jax_impl.generate import Decoder, choose
 from palm.jax_impl.init import initialise
-from palm.jax_impl.loss import next_token_loss
+from palm.jax_impl.loss import cross_entropy, next_token_loss
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.norm import Norm
-from palm.jax_impl.position import alibi_bias, rotate, rotation_table
+from palm.jax_impl.optimizer import OPTIMIZERS, adafactor, adamw
+from palm.jax_impl.position import alibi_bias, alibi_bias_at, rotate, rotation_table
 from palm.jax_impl.probe import activations, device_name, value_and_grad, widened
+from palm.jax_impl.train import Trainer, denormals_flushed
 from palm.jax_impl.weights import dtype_of, from_arrays, to_arrays
 
 __all__ = [
     "ATTENTION",
+    "OPTIMIZERS",
     "Attention",
     "Block",
+    "Decoder",
     "FeedForward",
     "Norm",
     "PaLM",
+    "Trainer",
     "activations",
+    "adafactor",
+    "adamw",
     "alibi_bias",
+    "alibi_bias_at",
+    "choose",
+    "cross_entropy",
+    "denormals_flushed",
     "device_name",
     "dtype_of",
     "from_arrays",

@@ -88,3 +88,38 @@ class Attention(eqx.Module):
             "attention": attended,
             "attention_out": attended @ self.out,
         }
+
+    def decode(
+        self,
+        y: Array,
+        rotation: Rotation | None,
+        bias: Array,
+        keys: Array,
+        values: Array | None,
+        positions: Array,
+    ) -> tuple[Array, Array, Array | None]:
+        """Attention of one new token a sequence to the cached ones and itself; its key and value join them.
+
+        `bias` carries the mask, for there are no tokens yet at the end of the cache. One key head: all query
+        heads of a sequence meet its keys in one matrix product. Returns the output and the caches; without
+        `values`, keys are values.
+        Shapes: y (b, d), keys and values (b, n, e), bias (b, 1 or h, n), positions (b,)
+        -> (b, d), the caches.
+        """
+        q = rearrange(y @ self.query, "b (h e) -> b h e", h=self.config.heads)
+        if self.config.share_kv:
+            k = v = y @ self.key_value
+        else:
+            k, v = y @ self.key, y @ self.value
+        if rotation is not None:
+            cos, sin = rotation
+            q, k = rotate(q, (cos[:, None], sin[:, None])), rotate(k, rotation)
+        rows = jnp.arange(len(y))
+        keys = keys.at[rows, positions].set(k)
+        values = None if values is None else values.at[rows, positions].set(v)
+        scores = jnp.einsum("bhe,bne->bhn", widen(q) * q.shape[-1] ** -0.5, widen(keys)) + bias
+        weights = jax.nn.softmax(scores, -1)
+        attended = jnp.einsum("bhn,bne->bhe", weights, widen(keys if values is None else values)).astype(
+            y.dtype
+        )
+        return rearrange(attended, "b h e -> b (h e)") @ self.out, keys, values

@@ -40,14 +40,15 @@ class PaLM(eqx.Module):
     unembedding: Array | None
     config: PaLMConfig = eqx.field(static=True)
 
-    def __call__(self, tokens: Array) -> Array:
+    def __call__(self, tokens: Array, *, remat: bool = False) -> Array:
         """Logits of tokens; any integer dtype, any batch dimensions, also none.
 
+        `remat` recomputes each block in the backward pass instead of storing what is in it.
         Shapes: (..., n) -> (..., n, v). Raises `TokenError`; inside jit ids cannot be checked, and those
         out of range give NaN logits.
         """
         check(tokens, self.config)
-        return _forward(self, jnp.asarray(tokens))
+        return _forward(self, jnp.asarray(tokens), remat)
 
     def activations(self, tokens: Array) -> dict[str, Array]:
         """Every tap of the forward pass, in dataflow order; the last is `logits`."""
@@ -81,11 +82,14 @@ def check(tokens: Array, config: PaLMConfig) -> None:
 
 
 @eqx.filter_jit
-def _forward(model: PaLM, tokens: Array) -> Array:
-    with _full_precision(model):
+def _forward(model: PaLM, tokens: Array, remat: bool) -> Array:
+    def step(x: Array, block: Block) -> tuple[Array, None]:
+        return block(x, rotation, bias), None
+
+    with full_precision(model):
         x = _embed(model, tokens)
         rotation, bias = model.positions(tokens.shape[-1], x)
-        x, _ = lax.scan(lambda x, block: (block(x, rotation, bias), None), x, model.blocks)
+        x, _ = lax.scan(jax.checkpoint(step) if remat else step, x, model.blocks)
         return model.logits(model.norm(x))
 
 
@@ -97,7 +101,7 @@ def _activations(model: PaLM, tokens: Array) -> tuple[Array, dict[str, Array], A
         taps = block.activations(x, rotation, bias)
         return taps["out"], taps
 
-    with _full_precision(model):
+    with full_precision(model):
         embedded = _embed(model, tokens)
         rotation, bias = model.positions(tokens.shape[-1], embedded)
         x, stacked = lax.scan(step, embedded, model.blocks)
@@ -110,7 +114,7 @@ def _embed(model: PaLM, tokens: Array) -> Array:
     return model.embedding.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
-def _full_precision(model: PaLM) -> AbstractContextManager[None]:
+def full_precision(model: PaLM) -> AbstractContextManager[None]:
     """Float32 products in float32, as in torch; JAX's default on a GPU is TF32. The user's word wins."""
     chosen = jax.config.jax_default_matmul_precision
     if chosen is None and model.embedding.dtype != jnp.bfloat16:

@@ -30,6 +30,18 @@ def alibi_bias(config: PaLMConfig, length: int, *, dtype: np.dtype) -> Array:
     return jnp.where(distance < 0, -jnp.inf, bias)
 
 
+def alibi_bias_at(config: PaLMConfig, positions: Array, length: int, *, dtype: np.dtype) -> Array:
+    """The rows i = `positions` of `alibi_bias`, one query a sequence, for `length` cached keys.
+
+    The slice must start at i: the top left corner of the whole bias would be that of i = 0.
+    Shapes: positions (b,) -> (b, h, length).
+    """
+    slopes = jnp.asarray(alibi_slopes(config.heads), dtype)
+    distance = positions[:, None] - jnp.arange(length)
+    bias = -slopes[:, None] * distance[:, None, :].astype(dtype)
+    return jnp.where(distance[:, None, :] < 0, -jnp.inf, bias)
+
+
 def rotation_table(config: PaLMConfig, length: int, *, dtype: np.dtype) -> Rotation:
     """cos and sin of i·θ^(-2p/e), formed in float64 and rounded once to `dtype`.
 

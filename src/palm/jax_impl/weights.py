@@ -39,7 +39,7 @@ def from_arrays(
     if dtype == "float64" and not jax.config.jax_enable_x64:
         raise ConfigError(
             'dtype must be float32 or bfloat16 while jax_enable_x64 is off; got dtype="float64". '
-            'Call jax.config.update("jax_enable_x64", True) first.'
+            'Call jax.config.update("jax_enable_x64", True) first, or set JAX_ENABLE_X64=1.'
         )
     table = parameters(config)
 

@@ -3,23 +3,35 @@
 from palm.torch_impl.attention import ATTENTION, Attention, fused_attention, textbook_attention
 from palm.torch_impl.block import Block
 from palm.torch_impl.feedforward import FeedForward, swiglu
+from palm.torch_impl.generate import Decoder, choose
 from palm.torch_impl.init import initialise
-from palm.torch_impl.loss import next_token_loss
+from palm.torch_impl.loss import cross_entropy, next_token_loss
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import Norm
-from palm.torch_impl.position import alibi_bias, rotate, rotation_table
+from palm.torch_impl.optimizer import OPTIMIZERS, adafactor, adamw
+from palm.torch_impl.position import alibi_bias, alibi_bias_at, rotate, rotation_table
 from palm.torch_impl.probe import activations, device_name, value_and_grad, widened
+from palm.torch_impl.train import Trainer, denormals_flushed
 from palm.torch_impl.weights import dtype_of, from_arrays, to_arrays
 
 __all__ = [
     "ATTENTION",
+    "OPTIMIZERS",
     "Attention",
     "Block",
+    "Decoder",
     "FeedForward",
     "Norm",
     "PaLM",
+    "Trainer",
     "activations",
+    "adafactor",
+    "adamw",
     "alibi_bias",
+    "alibi_bias_at",
+    "choose",
+    "cross_entropy",
+    "denormals_flushed",
     "device_name",
     "dtype_of",
     "from_arrays",

@@ -94,3 +94,33 @@ class Attention(nn.Module):
             "attention": attended,
             "attention_out": self.out(attended),
         }
+
+    def decode(
+        self,
+        y: Tensor,
+        rotation: Rotation | None,
+        bias: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        positions: Tensor,
+    ) -> Tensor:
+        """Attention of one new token a sequence to the cached ones and itself; its key and value join them.
+
+        `bias` carries the mask, for there are no tokens yet at the end of the cache. One key head: all query
+        heads of a sequence meet its keys in one matrix product. Writes into `keys` and `values`, which may be
+        the same tensor.
+        Shapes: y (b, d), keys and values (b, n, e), bias (b, 1 or h, n), positions (b,) -> (b, d).
+        """
+        q = rearrange(self.query(y), "b (h e) -> b h e", h=self.config.heads)
+        if self.config.share_kv:
+            k = v = self.key_value(y)
+        else:
+            k, v = self.key(y), self.value(y)
+        if rotation is not None:
+            cos, sin = rotation
+            q, k = rotate(q, (cos[:, None], sin[:, None])), rotate(k, rotation)
+        rows = torch.arange(len(y), device=y.device)
+        keys[rows, positions], values[rows, positions] = k, v
+        scores = torch.einsum("bhe,bne->bhn", widen(q) * q.shape[-1] ** -0.5, widen(keys)) + bias
+        attended = torch.einsum("bhn,bne->bhe", scores.softmax(-1), widen(values)).to(y.dtype)
+        return self.out(rearrange(attended, "b h e -> b (h e)"))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from palm.config import PaLMConfig
 from palm.errors import TokenError
@@ -40,8 +42,10 @@ class PaLM(nn.Module):
         super().__init__()
         parameters(config)  # raises ConfigError unless the config is resolved
         device = None if device is None else torch.device(device)
-        self.config = config
-        self.embedding = nn.Embedding(config.num_tokens, config.dim, device=device, dtype=dtype)
+        self.config, self.path = config, attention
+        # Not nn.Embedding(…): on "meta" its initialisation imports torch's compiler, which takes seconds.
+        empty = torch.empty(config.num_tokens, config.dim, device=device, dtype=dtype)
+        self.embedding = nn.Embedding.from_pretrained(empty, freeze=False)
         self.blocks = nn.ModuleList(
             Block(config, attention, device=device, dtype=dtype) for _ in range(config.depth)
         )
@@ -51,16 +55,17 @@ class PaLM(nn.Module):
                 config.dim, config.num_tokens, bias=False, device=device, dtype=dtype
             )
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, *, remat: bool = False) -> Tensor:
         """Logits of tokens; any integer dtype, any batch dimensions, also none.
 
+        `remat` recomputes each block in the backward pass instead of storing what is in it.
         Shapes: (..., n) -> (..., n, v). Raises `TokenError`; inside torch.compile ids are not checked.
         """
         check(tokens, self.config, meta=self.embedding.weight.is_meta)
         x = self.embedding(tokens.long())
         rotation, bias = self.positions(tokens.shape[-1], x)
         for block in self.blocks:
-            x = block(x, rotation, bias)
+            x = _recomputed(block, x, rotation, bias) if remat else block(x, rotation, bias)
         return self.logits(self.norm(x))
 
     def activations(self, tokens: Tensor) -> dict[str, Tensor]:
@@ -104,3 +109,9 @@ def check(tokens: Tensor, config: PaLMConfig, *, meta: bool = False) -> None:
     if not torch.compiler.is_compiling():
         low, high = tokens.long().aminmax()
         check_range(int(low), int(high), config)
+
+
+def _recomputed(block: nn.Module, x: Tensor, rotation: Rotation | None, bias: Tensor | None) -> Tensor:
+    # With the weights of now: by the time of the backward pass a trainer has put its master copies back.
+    weights = dict(block.named_parameters())
+    return checkpoint(functional_call, block, weights, (x, rotation, bias), use_reentrant=False)

@@ -29,6 +29,18 @@ def alibi_bias(config: PaLMConfig, length: int, *, device: torch.device, dtype: 
     return bias.masked_fill(distance < 0, -torch.inf)
 
 
+def alibi_bias_at(config: PaLMConfig, positions: Tensor, length: int, *, dtype: torch.dtype) -> Tensor:
+    """The rows i = `positions` of `alibi_bias`, one query a sequence, for `length` cached keys.
+
+    The slice must start at i: the top left corner of the whole bias would be that of i = 0.
+    Shapes: positions (b,) -> (b, h, length).
+    """
+    slopes = torch.tensor(slope_list(config.heads), device=positions.device, dtype=dtype)
+    distance = positions[:, None] - torch.arange(length, device=positions.device)
+    bias = -slopes[:, None] * distance[:, None, :].to(dtype)
+    return bias.masked_fill(distance[:, None, :] < 0, -torch.inf)
+
+
 def rotation_table(config: PaLMConfig, length: int, *, device: torch.device, dtype: torch.dtype) -> Rotation:
     """cos and sin of i·θ^(-2p/e), formed in float64 and rounded once to `dtype`.
 

@@ -1,0 +1,161 @@
+"""One training step of the JAX wing. Mirror: palm.torch_impl.train.
+
+Letters: b batch, n sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from palm.jax_impl.loss import cross_entropy
+from palm.jax_impl.model import PaLM
+from palm.jax_impl.norm import Norm
+from palm.jax_impl.optimizer import OPTIMIZERS
+from palm.jax_impl.weights import canonical, dtype_of, from_arrays
+from palm.params import Parameter, numpy_dtype
+from palm.recipe import Outcome, Rates, Recipe
+
+Arrays = dict[str, np.ndarray]
+
+
+@contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Nothing to do: XLA takes numbers below 1e-38 for 0 on a CPU."""
+    yield
+
+
+class _State(eqx.Module):
+    """What a step changes: the weights and the two moments, each shaped like the model."""
+
+    model: PaLM
+    first: PaLM
+    second: PaLM
+
+
+class Trainer:
+    """A model that learns, and its optimiser's moments.
+
+    The model's own weights are the master copy, float32 or wider; the computation runs in
+    `recipe.precision` on copies of the matrices (norm scales stay as they are). The step is one compiled
+    program that takes over the buffers of the state before it, so the model given is copied first.
+    """
+
+    def __init__(self, model: PaLM, recipe: Recipe) -> None:
+        self.recipe = recipe
+        first, second = (jax.tree.map(jnp.zeros_like, model) for _ in range(2))
+        self._state = _State(jax.tree.map(jnp.copy, model), first, second)
+
+    @property
+    def model(self) -> PaLM:
+        """The model as it is now; the next step takes its buffers over."""
+        return self._state.model
+
+    @property
+    def placement(self) -> tuple[jax.Device, str]:
+        """The device the model is on, and its attention path."""
+        return next(iter(self.model.embedding.devices())), self.model.blocks.attention.path
+
+    def step(self, windows: np.ndarray, rates: Rates) -> Outcome:
+        """Learn from windows (b, n + 1). Where loss or gradient is not finite, nothing changes."""
+        dtype = numpy_dtype(dtype_of(self.model))
+        scalars = jax.tree.map(lambda rate: np.asarray(rate, dtype), rates)
+        batch = (windows.astype(np.int32), scalars, self.recipe)
+        self._state, mean_loss, global_norm, squares = _step(batch, self._state)
+        loss, norm = float(mean_loss), float(global_norm)
+        bad: list[str] = []
+        if not np.isfinite(norm):
+            bad = [name for name, square in canonical(self.model, squares).items() if not np.isfinite(square)]
+        return Outcome(loss, norm, bad)
+
+    def evaluate(self, windows: np.ndarray) -> float:
+        """Mean cross-entropy of windows (b, n + 1), in nats."""
+        return float(_evaluate(self.model, windows.astype(np.int32), self.recipe))
+
+    def moments(self) -> Arrays:
+        """The optimiser's state under canonical names: `first.NAME` and `second.NAME`."""
+        return {
+            f"{moment}.{name}": array
+            for moment in ("first", "second")
+            for name, array in canonical(self.model, getattr(self._state, moment)).items()
+        }
+
+    def set_moments(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Inverse of `moments`, of an optimiser that has run."""
+        model = self.model
+        device, attention = self.placement
+
+        def read(moment: str) -> PaLM:
+            def fetch(parameter: Parameter) -> np.ndarray:
+                return arrays[f"{moment}.{parameter.name}"]
+
+            return from_arrays(model.config, fetch, dtype=dtype_of(model), device=device, attention=attention)
+
+        self._state = _State(model, read("first"), read("second"))
+
+
+def _losses(model: PaLM, windows: Any, recipe: Recipe) -> tuple[Array, Array]:
+    """What is minimised, and the cross-entropy in it."""
+    logits = _computing(model, recipe)(windows[:, :-1], remat=recipe.remat)
+    loss, z = cross_entropy(logits, windows[:, 1:])
+    return loss + recipe.z_loss * z, loss
+
+
+def _computing(model: PaLM, recipe: Recipe) -> PaLM:
+    def cast(node: Any) -> Any:
+        return node if isinstance(node, Norm) else node.astype(recipe.precision)
+
+    return jax.tree.map(cast, model, is_leaf=lambda node: isinstance(node, Norm))
+
+
+_gradient = eqx.filter_value_and_grad(_losses, has_aux=True)
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _step(batch: tuple[np.ndarray, Rates, Recipe], state: _State) -> tuple[_State, Array, Array, PaLM]:
+    windows, rates, recipe = batch
+    loss, grads = _mean_gradient(state.model, windows, recipe)
+    squares = _each(lambda g: jnp.square(g).sum(), grads)
+    norm = jnp.sqrt(sum(square.sum() for square in jax.tree.leaves(squares)))
+    factor = jnp.minimum(1.0, recipe.clip / norm) if recipe.clip else 1.0
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+    def update(p: Array, g: Array, m: Array, s: Array) -> tuple[Array, Array, Array]:
+        step, new_m, new_s = OPTIMIZERS[recipe.optimizer](p, g * factor, m, s, rates, recipe.eps)
+        return jnp.where(finite, p - step, p), jnp.where(finite, new_m, m), jnp.where(finite, new_s, s)
+
+    updated = _each(update, state.model, grads, state.first, state.second)
+    new = jax.tree.transpose(jax.tree.structure(state.model), jax.tree.structure((0, 0, 0)), updated)
+    return _State(*new), loss, norm, squares
+
+
+def _mean_gradient(model: PaLM, windows: np.ndarray, recipe: Recipe) -> tuple[Array, PaLM]:
+    """Mean cross-entropy, and the mean gradient of `recipe.accumulate` micro-batches of one size."""
+
+    def add(total: tuple[Array, PaLM], micro: Any) -> tuple[tuple[Array, PaLM], None]:
+        (_, loss), grads = _gradient(model, micro, recipe)
+        return jax.tree.map(lambda t, x: t + x / recipe.accumulate, total, (loss, grads)), None
+
+    if recipe.accumulate == 1:
+        (_, loss), grads = _gradient(model, windows, recipe)
+        return loss, grads
+    start = (jnp.zeros((), model.embedding.dtype), jax.tree.map(jnp.zeros_like, model))
+    micros = windows.reshape(recipe.accumulate, -1, windows.shape[-1])
+    return lax.scan(add, start, micros)[0]
+
+
+def _each(function: Any, *trees: PaLM) -> PaLM:
+    """`function` of each parameter of the table: the leaves of the blocks are stacks of them."""
+    blocks = jax.tree.map(jax.vmap(function), *(tree.blocks for tree in trees))
+    whole = jax.tree.map(function, *(eqx.tree_at(lambda t: t.blocks, tree, None) for tree in trees))
+    return eqx.tree_at(lambda t: t.blocks, whole, blocks, is_leaf=lambda node: node is None)
+
+
+_evaluate = eqx.filter_jit(lambda model, windows, recipe: _losses(model, windows, recipe)[1])

@@ -1,0 +1,151 @@
+"""One training step of the torch wing. Mirror: palm.jax_impl.train.
+
+Letters: b batch, n sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from palm.params import parameters
+from palm.recipe import Outcome, Rates, Recipe
+from palm.torch_impl.loss import cross_entropy
+from palm.torch_impl.model import PaLM
+from palm.torch_impl.norm import Norm
+from palm.torch_impl.optimizer import OPTIMIZERS
+from palm.torch_impl.weights import canonical, is_linear, to_tensor
+
+Arrays = dict[str, np.ndarray]
+
+
+@contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Take numbers below 1e-38 for 0 while the block lasts, as XLA always does on a CPU.
+
+    ALiBi's steep slopes make softmax full of them, and each costs a hundred times an ordinary number. Threads
+    that torch starts meanwhile keep to it.
+    """
+    before = bool(torch.tensor(1e-39) * 1 == 0)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+class Trainer:
+    """A model that learns, and its optimiser's moments.
+
+    The model's own weights are the master copy, float32 or wider; the computation runs in
+    `recipe.precision` on copies of the matrices (norm scales stay as they are). On a GPU it is compiled.
+    """
+
+    def __init__(self, model: PaLM, recipe: Recipe) -> None:
+        self._model, self.recipe = model, recipe
+        self._params = {
+            f"{name}.weight": model.get_parameter(f"{name}.weight") for name in parameters(model.config)
+        }
+        self._moments = {
+            moment: {name: torch.zeros_like(p, requires_grad=False) for name, p in self._params.items()}
+            for moment in ("first", "second")
+        }
+        self._compute = getattr(torch, recipe.precision)
+        self._device = model.embedding.weight.device
+        on_gpu = self._device.type == "cuda"
+        self._objective = torch.compile(self._losses) if on_gpu else self._losses
+
+    @property
+    def model(self) -> PaLM:
+        """The model as it is now; each step changes it in place."""
+        return self._model
+
+    @property
+    def placement(self) -> tuple[torch.device, str]:
+        """The device the model is on, and its attention path."""
+        return self._device, self.model.path
+
+    def step(self, windows: np.ndarray, rates: Rates) -> Outcome:
+        """Learn from windows (b, n + 1). Where loss or gradient is not finite, nothing changes."""
+        micros = self._tokens(windows).chunk(self.recipe.accumulate)
+        params = list(self._params.values())
+        grads = [torch.zeros_like(p) for p in params] if len(micros) > 1 else []
+        losses = []
+        for micro in micros:
+            objective, loss = self._objective(micro)
+            found = torch.autograd.grad(objective, params)
+            grads = (
+                [total + grad / len(micros) for total, grad in zip(grads, found, strict=True)]
+                if grads
+                else list(found)
+            )
+            losses.append(loss.detach() / len(micros))
+        squares = torch.stack([grad.square().sum() for grad in grads])
+        norm = squares.sum().sqrt()
+        outcome = Outcome(float(sum(losses)), float(norm), self._not_finite(squares))
+        if outcome.is_finite:
+            factor = (
+                min(1.0, self.recipe.clip / outcome.grad_norm)
+                if self.recipe.clip and outcome.grad_norm
+                else 1.0
+            )
+            self._update(grads, factor, rates)
+        return outcome
+
+    def evaluate(self, windows: np.ndarray) -> float:
+        """Mean cross-entropy of windows (b, n + 1), in nats."""
+        with torch.no_grad():
+            return float(self._losses(self._tokens(windows))[1])
+
+    def moments(self) -> Arrays:
+        """The optimiser's state under canonical names: `first.NAME` and `second.NAME`."""
+        return {
+            f"{moment}.{name}": array
+            for moment, tensors in self._moments.items()
+            for name, array in canonical(self.model, tensors).items()
+        }
+
+    def set_moments(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Inverse of `moments`, of an optimiser that has run."""
+        for moment, tensors in self._moments.items():
+            for name in parameters(self.model.config):
+                tensor = to_tensor(arrays[f"{moment}.{name}"])
+                tensors[f"{name}.weight"].copy_(tensor.T if is_linear(self.model, name) else tensor)
+
+    def _losses(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """What is minimised, and the cross-entropy in it."""
+        logits = functional_call(
+            self.model, self._computing(), (windows[:, :-1],), {"remat": self.recipe.remat}
+        )
+        loss, z = cross_entropy(logits, windows[:, 1:])
+        return loss + self.recipe.z_loss * z, loss
+
+    def _computing(self) -> dict[str, Tensor]:
+        return {
+            name: p
+            if isinstance(self.model.get_submodule(name.removesuffix(".weight")), Norm)
+            else p.to(self._compute)
+            for name, p in self._params.items()
+        }
+
+    def _update(self, grads: list[Tensor], factor: float, rates: Rates) -> None:
+        optimizer = OPTIMIZERS[self.recipe.optimizer]
+        first, second = self._moments["first"], self._moments["second"]
+        with torch.no_grad():
+            for (name, p), g in zip(self._params.items(), grads, strict=True):
+                update, first[name], second[name] = optimizer(
+                    p, g * factor, first[name], second[name], rates, self.recipe.eps
+                )
+                p.sub_(update)
+
+    def _not_finite(self, squares: Tensor) -> list[str]:
+        flags = squares.isfinite().tolist()
+        return [name for name, finite in zip(parameters(self.model.config), flags, strict=True) if not finite]
+
+    def _tokens(self, windows: np.ndarray) -> Tensor:
+        return torch.from_numpy(windows).to(self._device)

@@ -1,0 +1,183 @@
+"""Train a model in either backend: one loop, one data order, one checkpoint. The step is the wing's."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from palm.backends import build, from_numpy, wing
+from palm.config import Backend, PaLMConfig
+from palm.corpus import Corpus, open_corpus
+from palm.data import check_vocabulary
+from palm.errors import CheckpointError, ConfigError, RunError
+from palm.fields import from_fields
+from palm.loop import Cadence, Loop, OnStep, Trained
+from palm.params import DType
+from palm.recipe import Recipe
+from palm.run import Run
+from palm.tokenizer import Tokenizer, load_tokenizer
+
+
+def train(
+    config: PaLMConfig,
+    recipe: Recipe,
+    data: Any,
+    *,
+    backend: Backend,
+    out: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    weights: Mapping[str, np.ndarray] | None = None,
+    cadence: Cadence | None = None,
+    device: Any = None,
+    attention: str = "fused",
+    on_step: OnStep = lambda entry: None,
+) -> Trained:
+    """Train a model from `recipe.seed`, or from `weights`, on `data`.
+
+    `data` is a path to a file, a folder, or a `.npy` of ids; or text as bytes; or an array of ids. With
+    `tokenizer`, the file of one, text is encoded (`palm.tokenizer`); without, tokens are bytes.
+
+    With `out`, everything is kept in that new folder, and the run can go on from there in either backend
+    (`palm.resume`). SIGINT and SIGTERM end it after the step in progress, with a checkpoint. `on_step` is
+    called with each line of the log: step, loss (nats, of the batch before its update), grad_norm, lr, tokens
+    (so far), tokens_per_s, seconds, and val_loss and val_bits_per_byte where they were measured.
+
+    Raises `ConfigError`, `DataError`, `RunError`, `DivergedError`, and what `palm.build` raises.
+    """
+    for name, value, kind in (("config", config, PaLMConfig), ("recipe", recipe, Recipe)):
+        if not isinstance(value, kind):
+            raise ConfigError(
+                f"{name} must be a {kind.__name__}; got {name}={value!r}. "
+                'Make one with palm.preset("tiny") or palm.recipe("bytes").'
+            )
+    implementation = wing(backend)
+    config = config.resolve(backend)
+    cadence = cadence or Cadence()
+    encoder = load_tokenizer(tokenizer)
+    corpus = open_corpus(Path(data) if isinstance(data, str) else data, encoder)
+    check_vocabulary(corpus, config.num_tokens)
+    master: DType = "float64" if recipe.precision == "float64" else "float32"
+    options = {"backend": backend, "dtype": master, "device": device, "attention": attention}
+    if out is None and recipe.non_finite == "rewind":
+        raise ConfigError(
+            'out must be given because non_finite="rewind" goes back to checkpoints; got out=None. '
+            "Pass a folder."
+        )
+    run = None if out is None else Run(Path(out))
+    with run.locked(new=True) if run else nullcontext(), implementation.denormals_flushed():
+        loop = Loop(run, recipe, cadence, corpus, encoder, backend, on_step)
+        trainer = implementation.Trainer(_model(config, weights, recipe, options), recipe)
+        if run is not None:
+            loop.save(trainer)
+            told = _settings(config, recipe, cadence, data, corpus, tokenizer, encoder)
+            placed = {"backend": backend, "device": _name(device), "attention": attention}
+            run.write_settings({**told, **placed})
+            run.keep_tokenizer()
+        return loop.run(trainer)
+
+
+def resume(
+    path: str | os.PathLike[str],
+    *,
+    backend: Backend | None = None,
+    steps: int | None = None,
+    data: Any = None,
+    device: Any = None,
+    attention: str | None = None,
+    on_step: OnStep = lambda entry: None,
+) -> Trained:
+    """Go on with the run in the folder `path` from its newest checkpoint; bit for bit in the same backend.
+
+    In the other backend the same run goes on to rounding. `steps` lengthens or shortens the run (with the
+    cosine schedule that changes the rate of each step); `data` says where the data is now, if it has moved:
+    it must be the same, byte for byte. `device` and `attention` stay as they were; a device other than
+    "cpu" does not carry over to the other backend, which takes its own first. Raises what `train` raises, and
+    `CheckpointError`.
+    """
+    run = Run(Path(path))
+    settings = run.settings()
+    recipe = Recipe.from_dict({**settings["recipe"], **({} if steps is None else {"steps": steps})})
+    cadence = from_fields(Cadence, settings["cadence"], "a cadence")
+    backend = backend or settings["backend"]
+    encoder = run.tokenizer()
+    source = data if data is not None else settings["data"]["path"]
+    if source is None:
+        raise RunError(
+            f"data must be given because {path} was trained on data without a path. Pass it again."
+        )
+    corpus = open_corpus(Path(source) if isinstance(source, str) else source, encoder)
+    if corpus.digest != settings["data"]["digest"]:
+        raise RunError(
+            f"data must be what the run was trained on; got data={corpus.name}, which differs. "
+            "Restore it, or start a new run."
+        )
+    if device is None and (backend == settings["backend"] or settings["device"] == "cpu"):
+        device = settings["device"]
+    attention = attention or settings["attention"]
+    with run.locked(), wing(backend).denormals_flushed():
+        loop = Loop(run, recipe, cadence, corpus, encoder, backend, on_step)
+        trainer = _restored(run, loop, device, attention)
+        if recipe.steps < loop.step:
+            raise RunError(
+                f"steps must be at least the {loop.step} that are made; got steps={recipe.steps}. Use more, "
+                "or start anew from an earlier checkpoint."
+            )
+        # After all that can fail: the run stays as it was until it can go on.
+        changed = {"recipe": recipe.to_dict(), "backend": backend, "device": _name(device)}
+        run.write_settings({**settings, **changed, "attention": attention})
+        run.keep_tokenizer()
+        return loop.run(trainer)
+
+
+def _restored(run: Run, loop: Loop, device: Any, attention: str) -> Any:
+    path = run.checkpoint("last")
+    try:
+        return loop.restore(path, device=device, attention=attention)
+    except CheckpointError as error:
+        older = list(run.checkpoints())[:-1]
+        if not older:
+            raise
+        raise CheckpointError(
+            f"{error} Or remove {path}: resuming then goes on from step {older[-1]}."
+        ) from error
+
+
+def _model(
+    config: PaLMConfig, weights: Mapping[str, np.ndarray] | None, recipe: Recipe, options: dict[str, Any]
+) -> Any:
+    if weights is None:
+        return build(config, seed=recipe.seed, **options)
+    return from_numpy(config, weights, **options)
+
+
+def _settings(
+    config: PaLMConfig,
+    recipe: Recipe,
+    cadence: Cadence,
+    data: Any,
+    corpus: Corpus,
+    tokenizer: str | os.PathLike[str] | None,
+    encoder: Tokenizer,
+) -> dict[str, Any]:
+    is_path = isinstance(data, (str, os.PathLike))
+    return {
+        "config": config.to_dict(),
+        "recipe": recipe.to_dict(),
+        "cadence": dataclasses.asdict(cadence),
+        "data": {
+            "path": str(Path(data).resolve()) if is_path else None,
+            "digest": corpus.digest,
+            "tokenizer": None if tokenizer is None else str(Path(tokenizer).resolve()),
+            "tokenizer_digest": encoder.digest,
+        },
+    }
+
+
+def _name(device: Any) -> str | None:
+    return None if device is None else str(device)
