@@ -1,0 +1,61 @@
+"""How the next token is chosen: settings and noise, shared by both wings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from palm.errors import ConfigError
+from palm.fields import integer, real
+from palm.rng import generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to choose from logits: which tokens stay, and how the draw is made among them.
+
+    - `temperature`: logits are divided by it; 0 takes the likeliest token and draws nothing.
+    - `top_k`: exactly the k likeliest stay (of equal ones the lower ids); None keeps all.
+    - `top_p`: of those, the smallest set of the likeliest whose probability reaches p (arXiv:1904.09751).
+    - `min_p`: of those, the ones at least p times as likely as the likeliest (arXiv:2407.01082).
+
+    The draw is Gumbel's: the largest of logit + noise. Its outcome changes only where two of these sums are
+    equal to rounding, so the same noise gives the same tokens in both frameworks.
+    Raises `ConfigError` if a field breaks its invariant.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "temperature", real("temperature", self.temperature, least=0.0))
+        if self.top_k is not None:
+            object.__setattr__(self, "top_k", integer("top_k", self.top_k, least=1))
+        for name in ("top_p", "min_p"):
+            value = getattr(self, name)
+            if value is not None:
+                share = real(name, value, least=0.0, strict=True)
+                if share > 1:
+                    raise ConfigError(f"{name} must be at most 1; got {name}={value!r}. Use a share of 1.")
+                # All of the probability is all tokens, whatever a float32 sum says.
+                object.__setattr__(self, name, None if name == "top_p" and share == 1 else share)
+
+    @property
+    def filters(self) -> bool:
+        """Whether any token can be left out."""
+        return not (self.top_k is None and self.top_p is None and self.min_p is None)
+
+
+class Noise:
+    """Gumbel noise for each sequence of a batch: of (seed, row) alone, whatever else is in the batch."""
+
+    def __init__(self, seed: int, rows: int, num_tokens: int) -> None:
+        self._generators = [generator(seed, f"generate/{row}") for row in range(rows)]
+        self._num_tokens = num_tokens
+
+    def next(self) -> np.ndarray:
+        """The noise of the next token. Shape (rows, num_tokens), float64."""
+        return np.stack([draws.gumbel(size=self._num_tokens) for draws in self._generators])

@@ -1,0 +1,168 @@
+"""Decoding with a cache in both wings: against the whole pass, each other, and the rules of sampling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from cases import draw_tokens, small
+
+import palm
+from palm import jax_impl, torch_impl
+from palm.sampling import Sampling
+
+WINGS = {"torch": torch_impl, "jax": jax_impl}
+LENGTHS = np.array([1, 9, 14])
+NEW = 20
+
+
+def models(dtype: str, **choices: Any) -> dict[str, Any]:
+    torch_model = palm.build(small(**choices), backend="torch", dtype=dtype)
+    return {"torch": torch_model, "jax": palm.convert(torch_model, backend="jax")}
+
+
+def padded(tokens: np.ndarray, width: int = 16) -> np.ndarray:
+    """Each row's prompt, and whatever comes behind it: nothing may look there."""
+    prompts = np.full((len(tokens), width), 12)
+    for row, length in enumerate(LENGTHS):
+        prompts[row, :length] = tokens[row, :length]
+    return prompts
+
+
+def decoded(wing: Any, model: Any, tokens: np.ndarray, lengths: np.ndarray = LENGTHS) -> np.ndarray:
+    """Logits at each position from the prompts' last one on: (steps, b, v)."""
+    decoder = wing.Decoder(model, padded(tokens), lengths, 64)
+    found = []
+    for step in range(NEW):
+        found.append(np.array(decoder.logits.tolist()))
+        decoder.feed(tokens[np.arange(len(tokens)), lengths + step])
+    return np.stack(found)
+
+
+def whole(model: Any, tokens: np.ndarray) -> np.ndarray:
+    logits = palm.activations(model, tokens)["logits"]
+    return np.stack([logits[np.arange(len(tokens)), LENGTHS - 1 + step] for step in range(NEW)])
+
+
+@pytest.mark.parametrize("share_kv", [True, False], ids=["shared", "separate"])
+@pytest.mark.parametrize("positions", ["alibi", "rotary"])
+@pytest.mark.parametrize("wing", WINGS)
+def test_cached_logits_are_those_of_the_whole_forward_pass(wing, positions, share_kv):
+    with jax.enable_x64(True):
+        model = models("float64", positions=positions, share_kv=share_kv, heads=6)[wing]
+        tokens = draw_tokens(model.config, 3, 14 + NEW)
+        exact = whole(model, tokens)
+        found = decoded(WINGS[wing], model, tokens)
+        assert np.abs(found - exact).max() <= 1e-12
+        # One position off, and the cache's bias or rotation would be another's.
+        shifted = decoded(WINGS[wing], model, tokens, np.maximum(LENGTHS - 1, 1))
+        assert np.abs(shifted - exact).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0}, {"temperature": 0.7, "top_k": 3, "top_p": 0.9, "min_p": 0.05}]
+)
+@pytest.mark.parametrize("positions", ["alibi", "rotary"])
+def test_both_wings_write_the_same_tokens(positions, options):
+    pair = models("float32", positions=positions)
+    prompts = [[1], [2, 3, 4], list(range(13))]
+    by_torch, by_jax = (palm.generate(pair[wing], prompts, max_new_tokens=24, **options) for wing in WINGS)
+    for one, other in zip(by_torch, by_jax, strict=True):
+        assert one.tokens.tolist() == other.tokens.tolist()
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+    if options != {"temperature": 0}:
+        again = palm.generate(pair["torch"], prompts, max_new_tokens=24, seed=1, **options)
+        assert [one.tokens.tolist() for one in again] != [one.tokens.tolist() for one in by_torch]
+
+
+def test_a_prompt_is_continued_alike_alone_and_in_a_batch():
+    model = models("float32")["torch"]
+    alone = palm.generate(model, [1, 2, 3], max_new_tokens=20)
+    batch = palm.generate(model, [[1, 2, 3], list(range(12))], max_new_tokens=20)
+    assert alone.tokens.tolist() == batch[0].tokens.tolist()
+
+
+def test_log_probabilities_are_the_models_own():
+    model = palm.build(small(), backend="torch", dtype="float64")
+    prompt = [1, 2, 3]
+    found = palm.generate(model, prompt, max_new_tokens=10, temperature=0.5, top_k=2)
+    logits = palm.activations(model, np.array([*prompt, *found.tokens]))["logits"][2:-1]
+    exact = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    np.testing.assert_allclose(found.logprobs, exact[np.arange(10), found.tokens], rtol=1e-12)
+
+
+def chosen(wing: Any, logits: np.ndarray, noise: np.ndarray, **options: Any) -> np.ndarray:
+    array = torch.from_numpy if wing is torch_impl else jnp.asarray
+    return np.asarray(wing.choose(array(logits), array(noise), Sampling(**options))[0])
+
+
+def kept(wing: Any, logits: list[float], **options: Any) -> set[int]:
+    """Every token that can be drawn: each in turn is given overwhelming noise."""
+    rows = np.tile(np.array(logits, np.float32), (len(logits), 1))
+    noise = np.where(np.eye(len(logits)) > 0, 1e6, 0.0).astype(np.float32)
+    return {int(token) for token in chosen(wing, rows, noise, **options)}
+
+
+@pytest.mark.parametrize("wing", WINGS.values(), ids=WINGS)
+def test_the_filters_keep_exactly_what_they_say(wing):
+    logits = list(np.log([0.4, 0.3, 0.2, 0.05, 0.05]))
+    assert kept(wing, logits) == {0, 1, 2, 3, 4}
+    assert kept(wing, logits, top_k=4) == {0, 1, 2, 3}  # of two equal ones the lower id: exactly k
+    assert kept(wing, logits, top_k=1) == {0}
+    assert kept(wing, logits, top_k=99) == {0, 1, 2, 3, 4}
+    assert kept(wing, logits, top_p=0.39) == {0}
+    assert kept(wing, logits, top_p=0.41) == {0, 1}
+    assert kept(wing, logits, top_p=1.0) == {0, 1, 2, 3, 4}
+    assert kept(wing, logits, min_p=0.45) == {0, 1, 2}
+    assert kept(wing, logits, top_k=2, top_p=0.5) == {0}  # 0.4/0.7 of what top_k left reaches 0.5
+    assert kept(wing, logits, temperature=0) == {0}
+
+
+@pytest.mark.parametrize("wing", WINGS.values(), ids=WINGS)
+def test_tokens_that_top_k_rejects_are_never_drawn_even_from_negative_logits(wing):
+    """A published `select_top_k` sets what it rejects to 0, which beats every negative logit."""
+    logits = np.tile(np.array([-5.0, -6.0, -7.0, -8.0], np.float32), (1000, 1))
+    noise = np.random.default_rng(0).gumbel(size=logits.shape).astype(np.float32)
+    assert set(chosen(wing, logits, noise, top_k=2).tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("wing", WINGS.values(), ids=WINGS)
+def test_draws_have_the_models_probabilities(wing):
+    p = np.array([0.5, 0.3, 0.15, 0.05])
+    count = 40_000
+    logits = np.tile(np.log(p).astype(np.float32), (count, 1))
+    noise = np.random.default_rng(0).gumbel(size=logits.shape).astype(np.float32)
+    shares = np.bincount(chosen(wing, logits, noise), minlength=4) / count
+    assert np.all(np.abs(shares - p) < 4 * np.sqrt(p * (1 - p) / count))
+
+
+def test_the_cache_is_one_key_head_and_half_of_that_where_keys_are_values():
+    for positions, share_kv, caches in (("alibi", True, 1), ("rotary", True, 2), ("alibi", False, 2)):
+        pair = models("float32", positions=positions, share_kv=share_kv, heads=6)
+        for wing, model in pair.items():
+            decoder = WINGS[wing].Decoder(model, np.zeros((3, 8), int), np.array([1, 2, 8]), 64)
+            state = decoder if wing == "torch" else decoder._state
+            keys, values = (state._keys, state._values) if wing == "torch" else (state.keys, state.values)
+            assert keys.shape == (2, 3, 64, 4)
+            assert (values is None or values is keys) == (caches == 1)
+
+
+def test_text_is_streamed_and_ends_before_its_stop():
+    config = palm.preset("tiny", depth=1).resolve("jax")
+    model = palm.build(config, backend="torch")
+    pieces: list[str] = []
+    free = palm.generate(model, "ab", max_new_tokens=60, on_text=lambda row, piece: pieces.append(piece))
+    assert "".join(pieces) == free.text
+    assert free.finish == "length"
+    stop = free.text[20:22]
+    ended = palm.generate(model, "ab", max_new_tokens=60, stop=[stop])
+    assert ended.finish == "stop"
+    assert ended.text == free.text[: free.text.index(stop)]
+    assert palm.generate(model, stop, max_new_tokens=1, stop=[stop]).finish == "length"  # not in the prompt
+    by_id = palm.generate(model, "ab", max_new_tokens=60, stop=[int(free.tokens[5])])
+    assert by_id.finish == "stop"
+    assert len(by_id.tokens) == free.tokens.tolist().index(free.tokens[5]) + 1
