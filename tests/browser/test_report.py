@@ -8,7 +8,9 @@ from playwright.sync_api import sync_playwright
 
 from palm import compare, reference, reference_grad
 from palm.compare import Recording
+from palm.compare.butterfly import butterfly
 from palm.compare.html import write_html
+from palm.compare.trajectory import Trajectory
 from palm.config import PaLMConfig
 from palm.params import initial_value, parameters
 
@@ -49,14 +51,25 @@ def recording(label: str, seed: int, faulty: bool) -> Recording:
     )
 
 
-@pytest.fixture(scope="module", params=["agree", "differ"])
+def way(seed: int) -> Trajectory:
+    """A training of 20 steps with rounding's errors, that doubles them in each."""
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal((21, 50)) * 1e-7 * 2.0 ** np.arange(21)[:, None]
+    losses = np.linspace(5, 4, 21) + 1e-6 * rng.standard_normal(21)
+    return Trajectory(losses, np.ones(21), 1 + noise, parameters=50)
+
+
+@pytest.fixture(scope="module", params=["agree", "differ", "training"])
 def report(request, tmp_path_factory):
     """Address of a report, and the comparison that it shows."""
     differ = request.param == "differ"
     compared = compare(recording("torch", 1, False), recording("jax", 2, differ))
     assert compared.agree is not differ
     path = tmp_path_factory.mktemp("report") / "report.html"
-    write_html(compared.to_dict(), path)
+    found = compared.to_dict()
+    if request.param == "training":
+        found["training"] = butterfly(way(0), way(1), way(2)).to_dict()
+    write_html(found, path)
     return path.as_uri(), compared
 
 
@@ -119,7 +132,7 @@ def test_curves_reach_across_the_plot(open_page):
     page = open_page()
     area = page.locator("svg.area").first.bounding_box()
     for side in ("a", "b", "cross"):
-        dots = page.locator(f"svg.area path.dots.{side}").bounding_box()
+        dots = page.locator(f"svg.area path.dots.{side}").first.bounding_box()
         assert dots["width"] > 0.9 * area["width"]
         assert area["y"] < dots["y"] < area["y"] + area["height"]
 
@@ -240,8 +253,36 @@ def test_a_finger_shows_the_numbers_too(open_page):
 def test_plots_have_names_for_those_who_do_not_see_them(open_page):
     page = open_page()
     labels = [plot.get_attribute("aria-label") for plot in page.locator("svg.area[role=img]").all()]
-    assert len(labels) == 3
+    assert len(labels) == (6 if page.locator(".training").count() else 3)
     assert "torch and jax at 30 taps" in labels[0]
     for region in page.get_by_role("region").all():
         assert region.get_attribute("aria-label")
         assert region.get_attribute("tabindex") == "0"
+
+
+@pytest.mark.parametrize("report", ["training"], indirect=True)
+@pytest.mark.parametrize("width", [320, 1280])
+def test_training_is_drawn_to_the_last_step_and_shows_all_digits(open_page, width):
+    page = open_page(width)
+    plots = page.locator(".training svg.area")
+    assert plots.count() == 3
+    for plot, curves in zip(
+        plots.all(), (("a", "b"), ("cross", "control"), ("cross", "control")), strict=True
+    ):
+        box = plot.bounding_box()
+        for curve in curves:
+            dots = plot.locator(f"path.dots.{curve}").bounding_box()
+            assert dots["width"] > 0.9 * box["width"]
+            assert box["y"] < dots["y"] < box["y"] + box["height"]
+        for label in plot.locator("text").all():
+            place = label.bounding_box()
+            assert box["x"] <= place["x"]
+            assert place["x"] + place["width"] <= box["x"] + box["width"] + 0.5
+    last = page.locator(".training rect.hit").nth(3 * 21 - 1)
+    last.scroll_into_view_if_needed()
+    last.hover()
+    assert page.locator("#tip").text_content().startswith("after 20 updates\nup to 3 times the control")
+    expected = float(
+        page.locator(".few tbody tr:last-child td").nth(4).locator("span").get_attribute("title")
+    )
+    assert f"torch against jax {expected!r}" in page.locator("#tip").text_content()

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from palm.compare import Comparison, Finding, Recording
+from palm.compare.butterfly import RUNS, butterfly
 from palm.compare.html import write_html
+from palm.compare.trajectory import Trajectory
 from palm.config import PaLMConfig
 from palm.params import parameters
 from palm.taps import tap_names
@@ -95,6 +97,19 @@ def comparison(depth=2, labels=("torch", "jax"), **special):
     return Comparison(
         *labels, tuple(findings), (), True, 0.99609375, 1.25e-13, (2.75, 2.5, 2.625), tuple(sides)
     )
+
+
+def trained(steps, gap=1e-6, not_finite=None):
+    """A report with a training of torch, of JAX whose loss is `gap` above, and of the control."""
+    shift = dict(zip(RUNS, (0.0, gap, 2e-6), strict=True))
+    ways = []
+    for run in RUNS:
+        losses = np.linspace(5, 4, steps + 1) + shift[run]
+        if run == "jax" and not_finite is not None:
+            losses[not_finite:] = [np.nan, np.inf, *losses[not_finite + 2 :]]
+        weights = np.full((steps + 1, 10), 1 + shift[run])
+        ways.append(Trajectory(losses, np.ones(steps + 1), weights, parameters=1234))
+    return {**comparison().to_dict(), "training": butterfly(*ways).to_dict()}
 
 
 @pytest.fixture
@@ -236,3 +251,54 @@ def test_the_file_needs_nothing_from_elsewhere(render):
     assert not [attrs for _, attrs in page.elements if {"src", "href"} & attrs.keys()]
     # Any handler or script but the one that the policy names would be refused.
     assert not [key for _, attrs in page.elements for key in attrs if key.startswith("on")]
+
+
+def test_training_has_three_plots_and_a_table_of_some_steps(render):
+    page = render(trained(12))
+    plain = render(comparison())
+    assert "Training, 12 steps" in page.texts
+    assert "Training" not in plain.text
+    assert len(page.having("area")) == len(plain.having("area")) + 3
+    assert len(page.having("hit")) == len(plain.having("hit")) + 3 * 13
+    rows = {row[0]: row[1:] for row in page.rows if len(row) == 7 and row[0] != "updates"}
+    assert list(rows) == ["0", "1", "2", "5", "10", "12"]
+    assert rows["0"] == ["5.0", "5.000001", "1.00e-06", "2.00e-06", "1.00e-06", "2.00e-06"]
+    assert any(
+        text.startswith("✓ over 12 training steps torch and jax drift apart no") for text in page.texts
+    )
+    assert "10 of 1,234 weights are followed" in page.text
+    titles = [text for text in page.texts if text.startswith("after 12 updates")]
+    assert titles[0] == "after 12 updates\ntorch 4.0\njax 4.000001"
+
+
+def test_more_drift_than_rounding_explains_is_marked(render):
+    text = render(trained(12, gap=1e-5)).text
+    assert "✕ over 12 training steps torch and jax drift apart by more than rounding explains" in text
+
+
+def test_a_long_training_is_drawn_in_part(render):
+    page = render(trained(5000))
+    assert len([text for text in page.texts if text.startswith("after ")]) == 3 * 200
+    assert {"after 0 updates", "after 5000 updates"} <= {text.split("\n")[0] for text in page.texts}
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-6])
+def test_a_training_that_is_not_finite_has_a_plot(render, gap):
+    page = render(trained(3, gap=gap, not_finite=1))
+    paths = [attrs["d"] for attrs in page.all("path")]
+    assert not any("nan" in d or "inf" in d for d in paths)
+    assert page.texts.count("∞, nan") == 2  # beside the losses and their gap
+    assert "not finite on jax from step 1 on" in page.text
+
+
+def test_a_training_of_one_step_without_any_difference_has_a_plot(render):
+    page = render(trained(1, gap=0.0))
+    assert "Training, 1 step" in page.texts
+
+
+def test_words_of_a_training_are_never_markup(render):
+    report = trained(2)
+    report["training"]["verdict"] = HOSTILE
+    page = render(report)
+    assert HOSTILE in page.text
+    assert len(page.all("script")) == 1

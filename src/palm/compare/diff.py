@@ -108,10 +108,10 @@ class Comparison:
             "weights_identical": self.weights_identical,
             "tokens_shape": list(a.tokens.shape),
             "ratio_bar": RATIO_BAR,
-            "loss": dict(zip(("a", "b", "referee"), map(_plain, self.losses), strict=True)),
-            "top1_agreement": _plain(self.top1_agreement),
-            "kl_divergence_nats": _plain(self.kl_divergence),
-            "findings": [{k: _plain(v) for k, v in asdict(finding).items()} for finding in self.findings],
+            "loss": dict(zip(("a", "b", "referee"), map(plain, self.losses), strict=True)),
+            "top1_agreement": plain(self.top1_agreement),
+            "kl_divergence_nats": plain(self.kl_divergence),
+            "findings": [{k: plain(v) for k, v in asdict(finding).items()} for finding in self.findings],
         }
 
 
@@ -252,5 +252,6 @@ def _relabel(side: Recording, suffix: str) -> Recording:
     return replace(side, label=f"{side.label} {suffix}")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: a number that is not finite becomes text."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,8 +13,10 @@ from string import Template
 from typing import Any
 
 from palm.compare import svg
+from palm.compare.axes import swatch
 from palm.compare.diff import Finding
-from palm.compare.markup import breakable, in_words, number, short, tag, text, tiny
+from palm.compare.markup import breakable, in_words, number, scrolled, short, table, tag, text, tiny
+from palm.compare.training_page import training_section
 
 _MEASURES = ("error_a", "error_b", "cross", "ratio", "bound_a", "bound_b")
 
@@ -40,6 +42,7 @@ def write_html(report: Mapping[str, Any], path: Path) -> None:
         heat_legend=_heat_legend(report["ratio_bar"]),
         tap_strip=_strip(report, taps + losses, "taps"),
         gradient_strip=_strip(report, gradients, "gradients"),
+        training=training_section(report["training"], *labels) if "training" in report else "",
         tap_table=_findings_table(taps + losses, *labels, "Taps and loss"),
         gradient_table=_findings_table(gradients, *labels, "Gradients"),
         environment=_side_by_side(report, "Environment", [side["environment"] for side in report["sides"]]),
@@ -75,8 +78,8 @@ def _losses(report: Mapping[str, Any], finding: Finding) -> str:
     loss = _floats(report["loss"], ("a", "b", "referee"))
     a, b = report["sides"]
     rows = [
-        (_swatch("a") + text(a["label"]), a["dtype"], loss["a"], finding.error_a, finding.bound_a),
-        (_swatch("b") + text(b["label"]), b["dtype"], loss["b"], finding.error_b, finding.bound_b),
+        (swatch("a") + text(a["label"]), a["dtype"], loss["a"], finding.error_a, finding.bound_a),
+        (swatch("b") + text(b["label"]), b["dtype"], loss["b"], finding.error_b, finding.bound_b),
         ("referee", "float64", loss["referee"], None, None),
     ]
     body = [
@@ -91,7 +94,7 @@ def _losses(report: Mapping[str, Any], finding: Finding) -> str:
     ]
     heads = [tag("th", head, scope="col") for head in ("side", "dtype", "loss in nats")]
     heads += [tag("th", head, scope="col", class_="number") for head in ("relative error", "bound")]
-    return _scrolled(_table(heads, body, "losses"), "Loss")
+    return scrolled(table(heads, body, "losses"), "Loss")
 
 
 def _facts(report: Mapping[str, Any], findings: Sequence[Finding]) -> str:
@@ -119,18 +122,7 @@ def _legend(a: str, b: str) -> str:
         "band": "what rounding explains",
         "fault": "more than rounding",
     }
-    return "".join(tag("li", _swatch(kind) + text(what)) for kind, what in entries.items())
-
-
-def _swatch(kind: str) -> str:
-    """A piece of a curve or an area as the error plot draws it."""
-    if kind in ("band", "fault"):
-        inside = tag("rect", width=26, height=8, y=2, class_=kind)
-    else:
-        inside = tag("path", d="M1 6H25", class_=f"line {kind}") + tag(
-            "path", d="M13 6h0", class_=f"dots {kind}"
-        )
-    return tag("svg", inside, class_="swatch", width=26, height=12, aria_hidden="true")
+    return "".join(tag("li", swatch(kind) + text(what)) for kind, what in entries.items())
 
 
 def _heat_legend(bar: float) -> str:
@@ -186,7 +178,7 @@ def _findings_table(findings: Sequence[Finding], a: str, b: str, caption: str) -
         )
         for i, finding in enumerate(findings, 1)
     ]
-    return tag("h3", text(caption)) + _scrolled(_table(heads, body, "sortable"), caption)
+    return tag("h3", text(caption)) + scrolled(table(heads, body, "sortable"), caption)
 
 
 def _sortable(name: str, first: str, class_: str | None = None, now: str | None = None) -> str:
@@ -205,15 +197,7 @@ def _side_by_side(report: Mapping[str, Any], what: str, sides: Sequence[Mapping[
         cells = [tag("td", text(value)) for value in values]
         body.append(tag("tr", head, *cells, class_="differs" if differs else None))
     heads = [tag("th", text(head), scope="col") for head in (what, *_labels(report))]
-    return _scrolled(_table(heads, body, "pairs"), what)
-
-
-def _table(heads: Iterable[str], body: Iterable[str], class_: str) -> str:
-    return tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *body), class_=class_)
-
-
-def _scrolled(table: str, label: str) -> str:
-    return tag("div", table, class_="scroll", tabindex=0, role="region", aria_label=label)
+    return scrolled(table(heads, body, "pairs"), what)
 
 
 def _labels(report: Mapping[str, Any]) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Iterable
 
 from palm.compare.diff import Finding
 
@@ -49,6 +50,16 @@ def tiny(value: float) -> str:
 def number(value: float, suffix: str = "") -> str:
     """`value` in short, with all its digits in the title."""
     return tag("span", text(short(value) + suffix), title=repr(value), class_="number")
+
+
+def table(heads: Iterable[str], body: Iterable[str], class_: str) -> str:
+    """A table of one row of heads and rows of its body."""
+    return tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *body), class_=class_)
+
+
+def scrolled(inside: str, label: str) -> str:
+    """What may be wider than the page."""
+    return tag("div", inside, class_="scroll", tabindex=0, role="region", aria_label=label)
 
 
 def in_words(finding: Finding, label_a: str, label_b: str) -> str:

@@ -1,27 +1,22 @@
-"""The report's plots as inline SVG.
-
-Positions along x are percentages and curves live in a nested viewport that stretches, so a plot fits a phone
-with its type at full size. Colours and strokes are the template's, by class.
-"""
+"""The plots of one forward and backward pass as inline SVG: errors along the dataflow, and ratios."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
+from palm.compare.axes import LogAxis, area, curve, framed, labels, line, stretched, stride, words
 from palm.compare.diff import Finding
 from palm.compare.markup import in_words, tag, text, tiny
 
-# Heights inside the error plot, from the top: the first divergence's name, the lane of faults, what is not
-# finite, the logarithmic range, zero, and the floor under which the labels of the blocks stand.
-_FAULTS, _ENDLESS, _TOP, _BOTTOM, _ZERO, _FLOOR, _ERROR_HEIGHT = 20, 38, 54, 268, 286, 296, 332
+# Heights inside the error plot, from the top: the first divergence's name, the lane of faults, the
+# logarithmic range, and the floor under which the labels of the blocks stand.
+_FAULTS, _TOP, _BOTTOM, _FLOOR, _ERROR_HEIGHT = 20, 54, 268, 296, 332
 _ROW, _HEAT_HEADER = 24, 20
 # Blocks that an axis can name, blocks whose cells can hold a number, taps whose dots can be told apart.
 _MOST_LABELS, _MOST_NUMBERS, _MOST_DOTS = 20, 16, 200
 _DRAWN = ("error_a", "error_b", "cross", "bound_a", "bound_b")
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _BLOCK = re.compile(r"(?:grad:)?blocks\.(\d+)\.(.+)", re.DOTALL)
 
 
@@ -31,53 +26,19 @@ def block_and_row(finding: Finding) -> tuple[int | None, str]:
     return (int(match[1]), match[2]) if match else (None, finding.name.removeprefix("grad:"))
 
 
-@dataclass(frozen=True)
-class _LogAxis:
-    """Decades from `low` to `high`; zero and what is not finite lie beyond its ends."""
-
-    low: int
-    high: int
-    endless: bool
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> _LogAxis:
-        logs = [math.log10(value) for value in values if value > 0 and math.isfinite(value)]
-        low = math.floor(min(logs, default=-1.0))
-        high = max(low + 1, math.ceil(max(logs, default=0.0)))
-        return cls(low, high, endless=not all(map(math.isfinite, values)))
-
-    def y(self, value: float) -> float:
-        if not math.isfinite(value):
-            return _ENDLESS
-        return self._height(math.log10(value)) if value > 0 else _ZERO
-
-    def decades(self) -> Iterable[tuple[float, str]]:
-        for power in range(self.low, self.high + 1, math.ceil((self.high - self.low) / 9)):
-            yield self._height(power), "10" + str(power).translate(_SUPERSCRIPTS)
-
-    def labels(self) -> Iterable[str]:
-        beyond = [(_FAULTS + 4, "fault"), (_ZERO, "0"), *([(_ENDLESS, "∞, nan")] if self.endless else [])]
-        for y, label in (*beyond, *self.decades()):
-            yield tag("text", text(label), x=50, y=f"{y + 4:.1f}", text_anchor="end")
-
-    def _height(self, log: float) -> float:
-        return _BOTTOM - (log - self.low) / (self.high - self.low) * (_BOTTOM - _TOP)
-
-
 def error_plot(taps: Sequence[Finding], label_a: str, label_b: str, first: str | None) -> str:
     """Errors of both sides, their difference and the bound over the taps in dataflow order."""
-    axis = _LogAxis.of([getattr(tap, measure) for tap in taps for measure in _DRAWN])
-    stretched = {"width": "100%", "height": _ERROR_HEIGHT, "preserveAspectRatio": "none"}
+    axis = LogAxis.of([getattr(tap, measure) for tap in taps for measure in _DRAWN], _TOP, _BOTTOM)
     marks = [
         tag("rect", y=_FAULTS, width="100%", height=8, class_="lane"),
-        *(_line(0, y, 100, y, "grid") for y, _ in axis.decades()),
+        *(line(0, y, 100, y, "grid") for y, _ in axis.marks()),
         *_block_marks(taps),
-        tag("svg", *_curves(taps, axis), viewBox=f"0 0 {len(taps)} {_ERROR_HEIGHT}", **stretched),
+        stretched(_curves(taps, axis), len(taps), _ERROR_HEIGHT),
         *_fault_marks(taps, first),
         *(_hit(tap, i, len(taps), label_a, label_b) for i, tap in enumerate(taps)),
     ]
     narrowest = max(240, round(0.9 * len(taps)))
-    area = _area(
+    plot = area(
         marks,
         _ERROR_HEIGHT,
         f"min-width:{narrowest}px",
@@ -85,8 +46,9 @@ def error_plot(taps: Sequence[Finding], label_a: str, label_b: str, first: str |
         "of rounding. The table of taps holds the same numbers.",
         dense=len(taps) > _MOST_DOTS,
     )
-    names = tag("svg", *axis.labels(), class_="axis", width=54, height=_ERROR_HEIGHT, aria_hidden="true")
-    return _framed(names, area, "Error along the dataflow")
+    places = [(_FAULTS, "fault"), *axis.beyond(), *axis.marks()]
+    names = labels(places, _ERROR_HEIGHT)
+    return framed(names, plot, "Error along the dataflow")
 
 
 def heat_strip(
@@ -98,8 +60,8 @@ def heat_strip(
     blocks = sorted({block for _, block in cells})
     numbered = len(blocks) <= _MOST_NUMBERS
     marks = [
-        _text(f"{100 * (i + 0.5) / len(blocks):.3f}%", 13, str(blocks[i]), "middle", "label")
-        for i in range(0, len(blocks), _stride(len(blocks)))
+        words(f"{100 * (i + 0.5) / len(blocks):.3f}%", 13, str(blocks[i]), "middle", "label")
+        for i in range(0, len(blocks), stride(len(blocks), _MOST_LABELS))
     ]
     # Outlines lie over the neighbours.
     for (row, block), finding in sorted(cells.items(), key=lambda cell: _outline(cell[1], bar, first)):
@@ -109,17 +71,17 @@ def heat_strip(
         layers = [tag("rect", class_=layer, height=_ROW, **place) for layer in ("ring", "cell")]
         if numbered:
             middle = f"{100 * (i + 0.5) / len(blocks):.3f}%"
-            layers.append(_text(middle, y + 16, tiny(finding.ratio), "middle"))
+            layers.append(words(middle, y + 16, tiny(finding.ratio), "middle"))
         marks.append(tag("g", title, *layers, class_=f"hit {heat_class(finding, bar, first)}"))
     narrowest, widest = (42, 54) if numbered else (7, 12)
-    area = _area(
+    plot = area(
         marks,
         _HEAT_HEADER + _ROW * len(rows),
         f"min-width:{narrowest * len(blocks)}px;max-width:{widest * len(blocks)}px",
         f"Ratios of {len(cells)} {what} by block. A table below holds the same numbers.",
     )
     names = [tag("span", text(row)) for row in ("block", *rows)]
-    return _framed(tag("div", *names, class_="rows", aria_hidden="true"), area, f"Ratios of the {what}")
+    return framed(tag("div", *names, class_="rows", aria_hidden="true"), plot, f"Ratios of the {what}")
 
 
 def heat_class(finding: Finding, bar: float, first: str | None) -> str:
@@ -140,46 +102,19 @@ def heat_edges(bar: float) -> tuple[float, ...]:
     return (0.0, 0.5, 1.0, bar, 10.0, 100.0, 1000.0)
 
 
-def _area(marks: Iterable[str], height: int, style: str, label: str, dense: bool = False) -> str:
-    class_ = "area dense" if dense else "area"
-    size = {"width": "100%", "height": height, "style": style}
-    return tag("svg", *marks, class_=class_, role="img", aria_label=label, **size)
-
-
-def _framed(axis: str, area: str, label: str) -> str:
-    scroll = tag("div", area, class_="scroll", tabindex=0, role="region", aria_label=label)
-    return tag("div", axis, scroll, class_="frame")
-
-
-def _curves(taps: Sequence[Finding], axis: _LogAxis) -> Iterable[str]:
+def _curves(taps: Sequence[Finding], axis: LogAxis) -> Iterable[str]:
     if all(tap.bound_a == tap.bound_b for tap in taps):
         yield _band(taps, axis, lambda tap: tap.bound_a, "both")
     else:
         yield _band(taps, axis, lambda tap: tap.bound_a, "a")
         yield _band(taps, axis, lambda tap: tap.bound_b, "b")
     # The difference is widest and lowest: where a faulty side covers it, both still show.
-    yield _curve(taps, axis, lambda tap: tap.cross, "cross")
-    yield _curve(taps, axis, lambda tap: tap.error_a, "a")
-    yield _curve(taps, axis, lambda tap: tap.error_b, "b")
+    yield curve([(i + 0.5, tap.cross) for i, tap in enumerate(taps)], axis, "cross")
+    yield curve([(i + 0.5, tap.error_a) for i, tap in enumerate(taps)], axis, "a")
+    yield curve([(i + 0.5, tap.error_b) for i, tap in enumerate(taps)], axis, "b")
 
 
-def _curve(taps: Sequence[Finding], axis: _LogAxis, of: Callable[[Finding], float], side: str) -> str:
-    """A line through what has a logarithm, broken elsewhere, and a dot at every tap."""
-    line, dots, joined = [], [], False
-    for i, tap in enumerate(taps):
-        value = of(tap)
-        point = f"{i + 0.5} {axis.y(value):.2f}"
-        drawn = value > 0 and math.isfinite(value)
-        if drawn:
-            line.append(f"{'L' if joined else 'M'}{point}")
-        dots.append(f"M{point}h0")
-        joined = drawn
-    return tag("path", d="".join(line), class_=f"line {side}") + tag(
-        "path", d="".join(dots), class_=f"dots {side}"
-    )
-
-
-def _band(taps: Sequence[Finding], axis: _LogAxis, of: Callable[[Finding], float], side: str) -> str:
+def _band(taps: Sequence[Finding], axis: LogAxis, of: Callable[[Finding], float], side: str) -> str:
     steps = "".join(f"V{axis.y(of(tap)):.2f}H{i + 1}" for i, tap in enumerate(taps))
     area = tag("path", d=f"M0 {_FLOOR}{steps}V{_FLOOR}Z", class_="band")
     return area + tag("path", d=f"M0 {axis.y(of(taps[0])):.2f}{steps}", class_=f"bound {side}")
@@ -193,17 +128,17 @@ def _block_marks(taps: Sequence[Finding]) -> Iterable[str]:
         if block is not None:
             spans.setdefault(block, []).append(i)
     step = 100 / len(taps)
-    yield _line(0, _FLOOR, 100, _FLOOR, "base")
+    yield line(0, _FLOOR, 100, _FLOOR, "base")
     for block, places in spans.items():
         start, end = places[0] * step, (places[-1] + 1) * step
-        if block % _stride(len(spans)) == 0:
-            yield _line(start, _TOP - 6, start, _FLOOR + 5, "rule")
-            yield _text(f"{(start + end) / 2:.3f}%", _FLOOR + 15, str(block), "middle", "label")
+        if block % stride(len(spans), _MOST_LABELS) == 0:
+            yield line(start, _TOP - 6, start, _FLOOR + 5, "rule")
+            yield words(f"{(start + end) / 2:.3f}%", _FLOOR + 15, str(block), "middle", "label")
         if block == max(spans):
-            yield _line(end, _TOP - 6, end, _FLOOR + 5, "rule")
-    yield _text("0%", _FLOOR + 31, "embed", "start", "label")
-    yield _text("50%", _FLOOR + 31, "block", "middle", "label")
-    yield _text("100%", _FLOOR + 31, "norm, logits", "end", "label")
+            yield line(end, _TOP - 6, end, _FLOOR + 5, "rule")
+    yield words("0%", _FLOOR + 31, "embed", "start", "label")
+    yield words("50%", _FLOOR + 31, "block", "middle", "label")
+    yield words("100%", _FLOOR + 31, "norm, logits", "end", "label")
 
 
 def _fault_marks(taps: Sequence[Finding], first: str | None) -> Iterable[str]:
@@ -213,26 +148,11 @@ def _fault_marks(taps: Sequence[Finding], first: str | None) -> Iterable[str]:
             yield tag("rect", x=f"{i * step:.3f}%", y=_FAULTS, width=f"{step:.3f}%", height=8, class_="fault")
         if tap.name == first:
             x = (i + 0.5) * step
-            yield _line(x, _FAULTS, x, _FLOOR, "first")
-            yield _text(f"{x:.3f}%", 13, f"first: {tap.name}", "start" if x < 50 else "end", "first")
+            yield line(x, _FAULTS, x, _FLOOR, "first")
+            yield words(f"{x:.3f}%", 13, f"first: {tap.name}", "start" if x < 50 else "end", "first")
 
 
 def _hit(tap: Finding, i: int, count: int, label_a: str, label_b: str) -> str:
     title = tag("title", text(in_words(tap, label_a, label_b)))
     place = {"x": f"{100 * i / count:.3f}%", "width": f"{100 / count:.3f}%"}
     return tag("rect", title, y=_FAULTS, height=_FLOOR - _FAULTS, class_="hit", **place)
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, class_: str) -> str:
-    return tag("line", x1=f"{x1:.3f}%", y1=f"{y1:.1f}", x2=f"{x2:.3f}%", y2=f"{y2:.1f}", class_=class_)
-
-
-def _text(x: str, y: float, content: str, anchor: str, class_: str | None = None) -> str:
-    return tag("text", text(content), x=x, y=y, text_anchor=anchor, class_=class_)
-
-
-def _stride(blocks: int) -> int:
-    """Label every this many blocks: the least of 1, 2, 5, 10, … that leaves room."""
-    return next(
-        s * 10**power for power in range(9) for s in (1, 2, 5) if blocks <= _MOST_LABELS * s * 10**power
-    )

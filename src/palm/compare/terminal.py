@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from palm.compare.butterfly import RUNS, Butterfly, spread_steps
 from palm.compare.diff import Comparison, Finding
 from palm.params import parameters
 
@@ -18,9 +19,35 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(_table(comparison, "tap", taps))
     console.print(_table(comparison, "gradient (worst)", _worst_gradients(comparison)))
     console.print(_predictions(comparison))
-    style = "bold green" if comparison.agree else "bold red"
-    mark = "AGREE" if comparison.agree else "DIFFER"
-    console.print(Text.assemble((mark, style), "  ", comparison.verdict))
+    _print_verdict(comparison, console)
+
+
+def print_training(found: Butterfly, console: Console) -> None:
+    """A few steps of both trainings beside their control, and the verdict."""
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    headings = ("updates", "torch loss", "jax loss", "loss gap", "control", "weights", "control")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for k in spread_steps(found.steps):
+        measured = (found.gap, found.control_gap, found.distance, found.control_distance)
+        table.add_row(
+            str(k),
+            *(f"{found.losses[run][k]:.7g}" for run in RUNS[:2]),
+            *(f"{values[k]:.1e}" for values in measured),
+        )
+    console.print(table)
+    console.print(
+        "\n loss gap in nats; weights: ‖torch − jax‖ / ‖torch‖, of "
+        f"{found.followed:,} of {found.parameters:,}\n"
+        " control: torch against itself from weights moved by one unit in the last place\n",
+        highlight=False,
+    )
+    _print_verdict(found, console)
+
+
+def _print_verdict(found: Comparison | Butterfly, console: Console) -> None:
+    style = "bold green" if found.agree else "bold red"
+    console.print(Text.assemble(("AGREE" if found.agree else "DIFFER", style), "  ", found.verdict))
 
 
 def _table(comparison: Comparison, what: str, findings: Iterable[Finding]) -> Table:
