@@ -14,6 +14,10 @@ CONSTRAINTS = ("-c", "constraints.txt")
 UPSTREAM = ("PaLM-pytorch==0.2.2", "PaLM-jax==0.1.2")
 
 
+# What the whole suite leaves to sessions of their own: a browser, and hours.
+APART = ("--ignore=tests/browser", "--ignore=tests/endurance")
+
+
 def group(name: str) -> list[str]:
     return nox.project.dependency_groups(PYPROJECT, name)
 
@@ -30,11 +34,11 @@ def install_upstream(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The whole suite: core, both wings, parity, and the four originals. Only `browser` is apart."""
-    install(session, "all", "tests")
+    """The whole suite: core, both wings, parity, the four originals. `browser`, `endurance` are apart."""
+    install(session, "all", "tests", "peers")
     install_upstream(session)
     session.run(
-        *("pytest", "-n", "2", "--dist", "worksteal", "--ignore=tests/browser", *session.posargs),
+        *("pytest", "-n", "2", "--dist", "worksteal", *APART, *session.posargs),
         # Hundreds of small programs are compiled once and run once. `parity` runs the grid at full effort.
         # Two workers on two cores: more threads would only wait for one another.
         env={"XLA_FLAGS": "--xla_backend_optimization_level=0", "OMP_NUM_THREADS": "1"},
@@ -65,7 +69,7 @@ def jax_only(session: nox.Session) -> None:
 @nox.session
 def parity(session: nox.Session) -> None:
     """The parity grid alone, compiled as users have it; `-- --platform gpu` runs it on an accelerator."""
-    install(session, "all", "tests")
+    install(session, "all", "tests", "peers")
     session.run("pytest", "tests/parity", *session.posargs)
 
 
@@ -75,6 +79,22 @@ def upstream(session: nox.Session) -> None:
     install(session, "all", "tests")
     install_upstream(session)
     session.run("pytest", "tests/upstream", *session.posargs)
+
+
+@nox.session
+def endurance(session: nox.Session) -> None:
+    """A thousand steps in both wings, a hundred kills, a thousand damaged checkpoints: an hour on 2 cores."""
+    install(session, "all", "tests")
+    session.run("pytest", "-s", "tests/endurance", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def learning(session: nox.Session) -> None:
+    """How well the recipe learns: against a 5-gram model, and against the originals' own scripts."""
+    install(session, "all", "peers")
+    install_upstream(session)
+    for which in session.posargs or ("ngram", "originals"):
+        session.run("python", "benchmarks/learning.py", which)
 
 
 @nox.session

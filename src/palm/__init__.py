@@ -23,31 +23,44 @@ from palm.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    DivergedError,
     MissingFrameworkError,
     PalmError,
     ProbeError,
+    RunError,
     TokenError,
     UpstreamError,
     WeightsError,
 )
+from palm.generation import Generation, generate
+from palm.loop import Cadence, Trained
 from palm.presets import PRESETS, preset
+from palm.recipe import RECIPES, Recipe, recipe
+from palm.training import resume, train
 from palm.upstream import from_upstream
 
 __version__ = "0.1.0"
 
 __all__ = [
     "PRESETS",
+    "RECIPES",
     "BackendError",
+    "Cadence",
     "CheckpointError",
     "Comparison",
     "ConfigError",
     "DataError",
+    "DivergedError",
     "Finding",
+    "Generation",
     "MissingFrameworkError",
     "PaLMConfig",
     "PalmError",
     "ProbeError",
+    "Recipe",
+    "RunError",
     "TokenError",
+    "Trained",
     "UpstreamError",
     "WeightsError",
     "activations",
@@ -60,9 +73,13 @@ __all__ = [
     "dtype_of",
     "from_numpy",
     "from_upstream",
+    "generate",
     "load",
     "preset",
+    "recipe",
+    "resume",
     "save",
     "to_numpy",
+    "train",
     "value_and_grad",
 ]

@@ -23,20 +23,23 @@ from rich.table import Table
 from tyro.conf import Positional
 
 import palm
+from palm import commands
 from palm.checkpoint import load_arrays, save_arrays
+from palm.compare.butterfly import RUNS
 from palm.compare.html import write_html
 from palm.compare.probe import STEPS
-from palm.compare.processes import Source, compare_backends
-from palm.compare.terminal import print_comparison
+from palm.compare.processes import Source, compare_backends, train_backends, training_steps
+from palm.compare.terminal import print_comparison, print_training
 from palm.config import BACKENDS, Backend
 from palm.data import read_text, sample_windows, standard_library_text
-from palm.errors import PalmError
+from palm.errors import ConfigError, PalmError
 from palm.info import describe
 from palm.params import DType
 from palm.presets import preset as find_preset
+from palm.recipe import recipe as find_recipe
 from palm.upstream import read_upstream
 
-AGREE, DIFFER, BAD_USAGE = 0, 1, 2
+AGREE, DIFFER, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 Attention = Literal["fused", "textbook"]
 
 
@@ -51,12 +54,16 @@ def compare(
     seed: int = 0,
     device: str | None = None,
     attention: Attention = "fused",
+    train: int = 0,
+    recipe: str = "adamw",
     out: Path = Path("palm-compare"),
 ) -> int:
     """Build one model in both wings and report where, and by how much more than rounding, they differ.
 
-    Each side runs in its own process on the same real text; a float64 NumPy referee judges both. Exit
-    status: 0 agree, 1 differ, 2 bad usage.
+    Each side runs in its own process on the same real text; a float64 NumPy referee judges both. With
+    --train both also learn from the same batches, and the torch side once more from weights that are one
+    unit in the last place away: do the sides drift apart faster than that? Exit status: 0 agree, 1 differ,
+    2 bad usage.
 
     Args:
         preset: Which config to build from the seed; `palm info --help` lists them.
@@ -69,6 +76,9 @@ def compare(
         seed: Draws the weights and the windows.
         device: Where both sides run: cpu or cuda, which both frameworks know.
         attention: Attention path of both sides.
+        train: Training steps to compare; 0 leaves training out.
+        recipe: Which recipe to train by, adamw, bytes or paper; steps, batch, length, precision and seed are
+            the options here.
         out: Folder for report.json and report.html.
     """
     console = Console()
@@ -78,12 +88,19 @@ def compare(
         config, _ = load_arrays(checkpoint)
     text = standard_library_text() if data is None else read_text(data)
     tokens = sample_windows(text, config, batch=batch, length=length, seed=seed)
+    if train < 0:
+        raise ConfigError(f"train must be at least 0; got train={train}. 0 leaves training out.")
+    own = {"steps": max(train, 1), "batch": batch, "length": length, "precision": dtype, "seed": seed}
+    plan = find_recipe(recipe, **own, ramp=(), accumulate=1)
     source = Source(config.to_dict(), seed, None if checkpoint is None else str(checkpoint))
     with _progress() as progress:
         tasks: dict[str, TaskID] = {
             side: progress.add_task(side, total=len(STEPS), step="starting") for side in BACKENDS
         }
         tasks["referee"] = progress.add_task("referee", total=1, step="waiting")
+        for run in RUNS if train else ():
+            total = training_steps(plan)
+            tasks[f"train {run}"] = progress.add_task(f"train {run}", total=total, step="waiting")
 
         def on_step(side: str, step: str) -> None:
             progress.update(tasks[side], advance=1, step=step)
@@ -91,22 +108,41 @@ def compare(
         comparison = compare_backends(
             source, tokens, dtype=dtype, device=device, attention=attention, on_step=on_step
         )
-    run = {
+        trained = None
+        if train:
+            trained = train_backends(
+                source,
+                text,
+                plan,
+                device=device,
+                attention=attention,
+                on_step=lambda run, step: on_step(f"train {run}", step),
+            )
+    settings = {
         "model": preset if checkpoint is None else str(checkpoint),
         "data": "standard library" if data is None else str(data),
         **{"dtype": dtype, "batch": batch, "length": length, "seed": seed, "attention": attention},
+        **({"train": train, "recipe": recipe} if train else {}),
     }
-    report = {**comparison.to_dict(), "run": run}
+    report = {**comparison.to_dict(), "run": settings}
+    agree = comparison.agree
+    if trained is not None:
+        agree = agree and trained.agree
+        verdict = f"{comparison.verdict.removesuffix('.')}; {trained.verdict}"
+        report |= {"agree": agree, "verdict": verdict, "training": trained.to_dict()}
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
         write_html(report, out / "report.html")
     except OSError as error:
         raise PalmError(f"out must be a writable folder; got out={out}: {error.strerror}.") from None
-    console.print(", ".join(f"{name} {value}" for name, value in run.items()) + "\n", highlight=False)
+    console.print(", ".join(f"{name} {value}" for name, value in settings.items()) + "\n", highlight=False)
     print_comparison(comparison, console)
+    if trained is not None:
+        console.print()
+        print_training(trained, console)
     console.print(f"\n{out / 'report.html'}\n{out / 'report.json'}", highlight=False)
-    return AGREE if comparison.agree else DIFFER
+    return AGREE if agree else DIFFER
 
 
 def info(preset: Positional[str] = "small", /, *, architecture: Backend = "torch", length: int = 2048) -> int:
@@ -166,7 +202,14 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a pipe that cannot carry − or ✓ shall not end the run
     try:
         return tyro.extras.subcommand_cli_from_dict(
-            {"compare": compare, "info": info, "import": import_},
+            {
+                "compare": compare,
+                "train": commands.train,
+                "generate": commands.generate,
+                "data": commands.data,
+                "info": info,
+                "import": import_,
+            },
             prog="palm",
             description=palm.__doc__,
             args=arguments,
@@ -174,6 +217,11 @@ def main(arguments: list[str] | None = None) -> int:
     except PalmError as error:
         print(f"palm: {error}", file=sys.stderr)
         return BAD_USAGE
+    except (
+        KeyboardInterrupt
+    ):  # training itself takes it as a wish; before and after that there is nothing to save
+        print("palm: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _progress() -> Progress:

@@ -142,10 +142,11 @@ def test_an_unknown_backend_is_no_missing_framework(backend):
 
 def test_every_error_is_caught_as_a_palm_error_and_as_its_builtin():
     errors = [getattr(palm, name) for name in palm.__all__ if name.endswith("Error")]
-    assert len(errors) == 10
+    assert len(errors) == 12
     for error in errors:
         assert issubclass(error, palm.PalmError)
-        assert error is palm.PalmError or issubclass(error, (ValueError, ImportError, RuntimeError))
+        builtin = (ValueError, ImportError, RuntimeError, ArithmeticError)
+        assert error is palm.PalmError or issubclass(error, builtin)
 
 
 def test_the_public_names_are_there_and_sorted_for_reading():

@@ -1,0 +1,38 @@
+"""The flags that override single fields of a model, a recipe and a cadence, made from those classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_type_hints
+
+import tyro
+
+from palm.config import PaLMConfig
+from palm.loop import Cadence
+from palm.recipe import Recipe
+
+
+def _flags(cls: type, default: str | None = None) -> Any:
+    """A dataclass of the same fields, all optional. The help is the class's own list of its fields."""
+    told = dict(re.findall(r"- `(\w+)`: (.+?)(?=\n\s*- `|\n\n|\Z)", cls.__doc__ or "", re.DOTALL))
+    fields: list[Any] = []
+    for field in dataclasses.fields(cls):
+        argument = tyro.conf.arg(
+            help=" ".join(told[field.name].split()).replace("`", ""),
+            help_behavior_hint=f"(default: {default or repr(field.default)})",
+        )
+        hint = get_type_hints(cls)[field.name]
+        fields.append((field.name, Annotated[hint | None, argument], None))
+    flags = dataclasses.make_dataclass(f"{cls.__name__}Flags", fields, kw_only=True)
+    return Annotated[flags, tyro.conf.arg(name="")]
+
+
+if TYPE_CHECKING:  # made at run time, which a type checker cannot follow
+    ModelFlags: TypeAlias = Any
+    RecipeFlags: TypeAlias = Any
+    CadenceFlags: TypeAlias = Any
+else:
+    ModelFlags = _flags(PaLMConfig, "the preset's")
+    RecipeFlags = _flags(Recipe, "the recipe's")
+    CadenceFlags = _flags(Cadence)
