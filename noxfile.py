@@ -37,6 +37,8 @@ def tests(session: nox.Session) -> None:
     """The whole suite: core, both wings, parity, the four originals. `browser`, `endurance` are apart."""
     install(session, "all", "tests", "peers")
     install_upstream(session)
+    # What takes an hour does not run here, but must not rot either.
+    session.run("pytest", "tests/endurance", "--collect-only", "-q", silent=True)
     session.run(
         *("pytest", "-n", "2", "--dist", "worksteal", *APART, *session.posargs),
         # Hundreds of small programs are compiled once and run once. `parity` runs the grid at full effort.

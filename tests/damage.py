@@ -15,8 +15,6 @@ from palm.checkpoint import MOMENTS, Progress, load_arrays, load_progress, save_
 from palm.recipe import RECIPES
 
 CONFIG = small()
-
-
 FIELDS = {
     "step": 300,
     "row": 10**15,
@@ -41,6 +39,9 @@ def draw_moments(weights: dict[str, np.ndarray], seed: int = 1) -> dict[str, np.
 def draw_state(seed: int = 0, dtype: str = "float64") -> tuple[dict[str, np.ndarray], Progress]:
     weights = draw_weights(CONFIG, seed, dtype)
     return weights, Progress({**FIELDS, "seed": seed}, draw_moments(weights, seed))
+
+
+OLD, NEW = draw_state(0), draw_state(1)
 
 
 def save_state(state: tuple[dict[str, np.ndarray], Progress], path: Path, *, overwrite: bool = False) -> Path:

@@ -11,6 +11,8 @@ from cases import assert_explains, assert_same_bits
 from damage import (
     CONFIG,
     FIELDS,
+    NEW,
+    OLD,
     assert_is_state,
     draw_state,
     save_state,
@@ -21,8 +23,6 @@ from palm import CheckpointError, WeightsError, checkpoint
 from palm.checkpoint import Progress, load_arrays, load_progress, save_arrays
 from palm.manifest import MANIFEST, TRAINING, sealed
 from palm.params import numpy_dtype
-
-OLD, NEW = draw_state(0), draw_state(1)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,8 @@ RECIPES = {
         "weight_decay": 1.0,
     },
 }
+# Each optimiser with another architecture: rotary and separate keys and values; ALiBi and shared ones.
+CONFIGS = {"adamw": palm.preset("tiny").resolve("jax"), "adafactor": palm.preset("tiny").resolve("torch")}
 PROMPTS = [
     "The ",
     "class ",
@@ -47,10 +49,9 @@ def recipe(optimizer: str, steps: int = STEPS) -> palm.Recipe:
 
 @pytest.fixture(scope="module", params=RECIPES)
 def runs(request: pytest.FixtureRequest) -> tuple[str, dict[str, palm.Trained]]:
-    config = palm.preset("tiny").resolve("jax")
     text = python_documentation_text()
     return request.param, {
-        backend: palm.train(config, recipe(request.param), text, backend=backend)
+        backend: palm.train(CONFIGS[request.param], recipe(request.param), text, backend=backend)
         for backend in ("torch", "jax")
     }
 
@@ -72,7 +73,6 @@ def test_a_run_handed_over_every_fifty_steps_has_the_unbroken_losses(runs, tmp_p
     optimizer, trained = runs
     data = tmp_path / "text.txt"
     data.write_bytes(python_documentation_text())
-    config = palm.preset("tiny").resolve("jax")
 
     # Interrupted by the user after each fifty steps: the recipe stays that of the whole run.
     def until(last: int) -> palm.loop.OnStep:
@@ -84,7 +84,7 @@ def test_a_run_handed_over_every_fifty_steps_has_the_unbroken_losses(runs, tmp_p
 
     steps = 300
     relay = palm.train(
-        config, recipe(optimizer), data, backend="torch", out=tmp_path / "run", on_step=until(50)
+        CONFIGS[optimizer], recipe(optimizer), data, backend="torch", out=tmp_path / "run", on_step=until(50)
     )
     for leg in range(1, steps // 50):
         backend = ("torch", "jax")[leg % 2]
@@ -113,7 +113,7 @@ def test_both_frameworks_write_the_same_text(runs, temperature):
 def test_a_run_of_another_seed_would_be_noticed(runs):
     optimizer, trained = runs
     other = palm.train(
-        palm.preset("tiny").resolve("jax"),
+        CONFIGS[optimizer],
         palm.recipe("adamw", **RECIPES[optimizer], steps=5, batch=8, length=64, seed=1),
         python_documentation_text(),
         backend="torch",
