@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,12 @@ def assert_explains(raised: Any, *parts: str) -> None:
     for part in parts:
         _, found, rest = rest.partition(part)
         assert found, f"{part!r} is not in, or not in its place in: {raised.value}"
+
+
+def ask_to_stop(signal: int) -> None:
+    """Signal this process as a user does: its main thread takes it, which need not be the one that asks."""
+    os.kill(os.getpid(), signal)
+    time.sleep(0.2)
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

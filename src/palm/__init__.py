@@ -15,6 +15,7 @@ from palm.backends import (
     to_numpy,
     value_and_grad,
 )
+from palm.cadence import Cadence
 from palm.checkpoint import load, save
 from palm.compare import Comparison, Finding, compare
 from palm.config import PaLMConfig
@@ -33,7 +34,7 @@ from palm.errors import (
     WeightsError,
 )
 from palm.generation import Generation, generate
-from palm.loop import Cadence, Trained
+from palm.loop import Trained
 from palm.presets import PRESETS, preset
 from palm.recipe import RECIPES, Recipe, recipe
 from palm.training import resume, train

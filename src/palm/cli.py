@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Literal
@@ -39,7 +40,7 @@ from palm.presets import preset as find_preset
 from palm.recipe import recipe as find_recipe
 from palm.upstream import read_upstream
 
-AGREE, DIFFER, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+AGREE, DIFFER, BAD_USAGE, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 Attention = Literal["fused", "textbook"]
 
 
@@ -136,12 +137,13 @@ def compare(
         write_html(report, out / "report.html")
     except OSError as error:
         raise PalmError(f"out must be a writable folder; got out={out}: {error.strerror}.") from None
-    console.print(", ".join(f"{name} {value}" for name, value in settings.items()) + "\n", highlight=False)
+    told = ", ".join(f"{name} {value}" for name, value in settings.items()) + "\n"
+    console.print(told, highlight=False, markup=False)
     print_comparison(comparison, console)
     if trained is not None:
         console.print()
         print_training(trained, console)
-    console.print(f"\n{out / 'report.html'}\n{out / 'report.json'}", highlight=False)
+    console.print(f"\n{out / 'report.html'}\n{out / 'report.json'}", highlight=False, markup=False)
     return AGREE if agree else DIFFER
 
 
@@ -191,7 +193,7 @@ def import_(source: Positional[str], file: Positional[Path], out: Positional[Pat
     count = sum(array.size for array in arrays.values())
     # Read from the shapes alone: the one thing for a user to check.
     sizes = ", ".join(f"{name} {getattr(config, name)}" for name in ("depth", "dim", "heads", "dim_head"))
-    Console().print(f"{out}: {source}, {count:,} parameters, {sizes}", highlight=False)
+    Console().print(f"{out}: {source}, {count:,} parameters, {sizes}", highlight=False, markup=False)
     return 0
 
 
@@ -217,11 +219,12 @@ def main(arguments: list[str] | None = None) -> int:
     except PalmError as error:
         print(f"palm: {error}", file=sys.stderr)
         return BAD_USAGE
-    except (
-        KeyboardInterrupt
-    ):  # training itself takes it as a wish; before and after that there is nothing to save
+    except KeyboardInterrupt:  # training takes the first one as a wish; elsewhere there is nothing to save
         print("palm: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read standard output has seen enough: `palm generate … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains on its way out
+        return PIPE_CLOSED
 
 
 def _progress() -> Progress:

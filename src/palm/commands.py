@@ -13,6 +13,7 @@ from rich.progress import Progress
 from tyro.conf import Positional
 
 from palm.backends import available_backends
+from palm.cadence import Cadence
 from palm.checkpoint import load, load_arrays
 from palm.config import Backend
 from palm.corpora import fetch
@@ -20,7 +21,7 @@ from palm.display import display
 from palm.errors import BackendError, ConfigError, DataError, RunError
 from palm.flags import CadenceFlags, ModelFlags, RecipeFlags
 from palm.generation import generate as generate_text
-from palm.loop import Cadence, Trained
+from palm.loop import Trained
 from palm.manifest import MANIFEST
 from palm.presets import preset as find_preset
 from palm.recipe import recipe as find_recipe
@@ -66,17 +67,19 @@ def train(
     """
     steps = training.steps
     if resume is not None:
-        _refuse(model, training, cadence, steps=steps)
+        _refuse(model, training)
         _only_without_resume(
             preset=preset, recipe=recipe, checkpoint=checkpoint, out=out, tokenizer=tokenizer
         )
-        total = steps or Run(resume).settings()["recipe"]["steps"]
+        settings = Run(resume).settings()
+        total = settings["recipe"]["steps"] if steps is None else steps
         with display(total, resume if tensorboard else None) as on_step:
             return _tell(
                 resume_run(
                     resume,
                     backend=backend,
                     steps=steps,
+                    cadence=Cadence(**{**settings["cadence"], **_given(cadence)}),
                     data=data,
                     device=device,
                     attention=attention,
@@ -206,7 +209,7 @@ def data(
         path = fetch(
             name, folder, on_progress=lambda done, total: progress.update(task, completed=done, total=total)
         )
-    Console().print(str(path), highlight=False)
+    print(path)
     return 0
 
 
@@ -214,8 +217,8 @@ def _given(flags: Any) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(flags).items() if value is not None}
 
 
-def _refuse(*flags: Any, steps: int | None) -> None:
-    given = [name for group in flags for name in _given(group) if not (name == "steps" and steps)]
+def _refuse(*flags: Any) -> None:
+    given = [name for group in flags for name in _given(group) if name != "steps"]
     if given:
         raise RunError(
             f"a resumed run must keep its model and recipe but for --steps; got {', '.join(given)}. "
@@ -237,17 +240,10 @@ def _first_backend(wanted: Backend | None = None) -> Backend:
 
 
 def _tell(trained: Trained) -> int:
-    console = Console(stderr=True)
-    if trained.path is None:
-        return 0
+    assert trained.path is not None
     if trained.interrupted:
-        console.print(
-            f"stopped after step {trained.step}; go on with: palm train --resume {trained.path}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        told = f"stopped after step {trained.step}; go on with: palm train --resume {trained.path}"
     else:
-        console.print(
-            f"all {trained.step} steps are made; {trained.path / PLOT}", highlight=False, soft_wrap=True
-        )
+        told = f"all {trained.step} steps are made; {trained.path / PLOT}"
+    print(told, file=sys.stderr)
     return 0

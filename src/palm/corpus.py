@@ -226,13 +226,20 @@ def _size(part: _Part) -> int:
 
 
 def _array(part: _Part) -> np.ndarray:
-    return _mapped(part) if isinstance(part, _File) else part
+    if not isinstance(part, _File):
+        return part
+    try:
+        status = os.stat(part.path)
+    except OSError as error:
+        raise unreadable(part.path, error) from None
+    # Each time: what is cut off under a mapping kills the process that reads it.
+    if (status.st_size, status.st_mtime_ns) != (part.size, part.changed):
+        raise _refusal("left alone while it is read", part.path, "It has changed: open it again.")
+    return _mapped(part)
 
 
 @lru_cache(maxsize=64)  # each mapping holds a file descriptor, and a folder may have thousands of files
 def _mapped(file: _File) -> np.ndarray:
-    if _open(file.path) != file:
-        raise _refusal("left alone while it is read", file.path, "It has changed: open it again.")
     return np.memmap(file.path, np.uint8, "r")
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_type_hints
 
 import tyro
 
+from palm.cadence import Cadence
 from palm.config import PaLMConfig
-from palm.loop import Cadence
 from palm.recipe import Recipe
 
 

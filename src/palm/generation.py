@@ -65,7 +65,7 @@ def generate(
     is_batch = isinstance(prompt, (list, tuple)) and not all(
         isinstance(item, (int, np.integer)) for item in prompt
     )
-    prompts = [_encode(item, encoder, config) for item in (prompt if is_batch else [prompt])]
+    prompts = [encode_prompt(item, encoder, config) for item in (prompt if is_batch else [prompt])]
     stops, stop_ids = _stops(stop)
     rows = [_Row(encoder, stops, stop_ids) for _ in prompts]
     lengths = np.array([len(ids) for ids in prompts])
@@ -143,7 +143,8 @@ class _Row:
         return max(spans, default=0)
 
 
-def _encode(prompt: Any, encoder: Tokenizer, config: PaLMConfig) -> np.ndarray:
+def encode_prompt(prompt: Any, encoder: Tokenizer, config: PaLMConfig) -> np.ndarray:
+    """The ids of one prompt, text or ids already. Raises `TokenError` if empty or outside the vocabulary."""
     ids = encoder.encode(prompt) if isinstance(prompt, (str, bytes)) else prompt
     try:
         size = np.size(ids)

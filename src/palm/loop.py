@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,57 +13,23 @@ from typing import Any
 import numpy as np
 
 from palm.backends import config_of, from_numpy, to_numpy, wing
+from palm.cadence import Cadence
 from palm.checkpoint import Progress, load_progress, save_arrays
-from palm.config import Backend
+from palm.config import Backend, PaLMConfig
 from palm.data import Corpus, split, validation_windows, windows
-from palm.errors import ConfigError, DataError, DivergedError
-from palm.fields import integer
-from palm.generation import generate
+from palm.errors import CheckpointError, DataError, DivergedError, RunError
+from palm.generation import encode_prompt, generate
 from palm.hardware import peak_flops
 from palm.info import describe
 from palm.recipe import Outcome, Recipe
 from palm.run import SAMPLES, Run
 from palm.tokenizer import Tokenizer
 
-# A run that diverges again and again needs another recipe, not other batches.
+# A run that diverges again and again at one place needs another recipe, not other batches.
 MAX_REWINDS = 10
 
 Entry = dict[str, Any]
 OnStep = Callable[[Entry], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cadence:
-    """What happens beside the steps, none of which changes the weights. Every count is of steps; 0 is never.
-
-    - `checkpoint_every`: write a checkpoint; the first and the last step have one anyway.
-    - `keep`: how many of the newest checkpoints are kept, besides the one of the lowest validation loss, and
-      those that a rewind may need.
-    - `validate_every`: measure the validation loss; it is measured at every regular checkpoint as well.
-    - `validate_windows`: on how many windows at most.
-    - `sample_every`: write a sample to samples.jsonl.
-    - `sample_tokens`: its length.
-    - `sample_prompt`: what it continues.
-    """
-
-    checkpoint_every: int = 200
-    keep: int = 3
-    validate_every: int = 100
-    validate_windows: int = 64
-    sample_every: int = 0
-    sample_tokens: int = 200
-    sample_prompt: str = "\n"
-
-    def __post_init__(self) -> None:
-        for name in ("keep", "validate_windows", "sample_tokens"):
-            object.__setattr__(self, name, integer(name, getattr(self, name), least=1))
-        for name in ("checkpoint_every", "validate_every", "sample_every"):
-            object.__setattr__(self, name, integer(name, getattr(self, name), least=0))
-        if not isinstance(self.sample_prompt, str) or not self.sample_prompt:
-            raise ConfigError(
-                f"sample_prompt must be text; got sample_prompt={self.sample_prompt!r}. "
-                'Use "\\n" to start afresh.'
-            )
 
 
 @dataclass(frozen=True)
@@ -89,6 +53,7 @@ class Loop:
     def __init__(
         self,
         folder: Run | None,
+        config: PaLMConfig,
         recipe: Recipe,
         cadence: Cadence,
         corpus: Corpus,
@@ -100,33 +65,36 @@ class Loop:
         self.encoder, self.backend, self.on_step = encoder, backend, on_step
         self.learnt, held_out = split(corpus, recipe.validation)
         self.held_out = None if held_out is None else self._validation(held_out)
-        if cadence.sample_every and not len(encoder.encode(cadence.sample_prompt)):
-            raise ConfigError(
-                "sample_prompt must have tokens; got "
-                f"sample_prompt={cadence.sample_prompt!r}, which the tokenizer leaves out. Use a word."
-            )
+        # What cannot work must fail now, before anything is written.
+        windows(self.learnt, seed=recipe.seed, first=0, rows=1, length=recipe.length)
+        if cadence.sample_every:
+            encode_prompt(cadence.sample_prompt, encoder, config)
         self.bits_per_nat = 1 / math.log(2) / corpus.bytes_per_token
         self.step = 0
         self.row = 0  # the data cursor: rows of the data's order that were used or skipped so far
-        self.rewinds = 0
+        self.rewinds = 0  # without getting past them, the last one from step `spike`
+        self.spike = 0
         self.mfu_per_rate: float | None = None  # model FLOPs utilisation of one token a second
         self.saved: int | None = None
         self.log: list[Entry] = []
 
-    def run(self, trainer: Any) -> Trained:
-        """Make the steps that remain."""
+    def run(self, trainer: Any, asked: threading.Event) -> Trained:
+        """Make the steps that remain, or until `asked` to stop."""
         peak = peak_flops(wing(self.backend).device_name(trainer.model), self.recipe.precision)
         flops = describe(config_of(trainer.model), self.recipe.length).training_flops
         self.mfu_per_rate = None if peak is None else flops / peak
-        with asked_to_stop() as asked:
-            while self.step < self.recipe.steps and not asked.is_set():
+        while self.step < self.recipe.steps and not asked.is_set():
+            try:
                 trainer = self._advance(trainer)
-            self.save(trainer)
-            if self.folder is not None:
-                from palm.plot import plot_run  # noqa: PLC0415 - matplotlib takes a second to import
+            except DataError:  # the data has changed under the run
+                self.save(trainer)
+                raise
+        self.save(trainer)
+        if self.folder is not None:
+            from palm.plot import plot_run  # noqa: PLC0415 - matplotlib takes a second to import
 
-                plot_run(self.folder)
-            interrupted = self.step < self.recipe.steps
+            plot_run(self.folder)
+        interrupted = self.step < self.recipe.steps
         return Trained(trainer.model, self.log, self.folder.path if self.folder else None, interrupted)
 
     def save(self, trainer: Any) -> None:
@@ -137,6 +105,7 @@ class Loop:
             "step": self.step,
             "row": self.row,
             "rewinds": self.rewinds,
+            "spike": self.spike,
             "val_loss": self.log[-1].get("val_loss") if self.log else None,
             "backend": self.backend,
             "recipe": self.recipe.to_dict(),
@@ -151,16 +120,37 @@ class Loop:
         self.saved = self.step
         self.folder.prune(self.cadence.keep, since=self._way_back(self.step))
 
-    def restore(self, path: Path, *, device: Any, attention: str) -> Any:
-        """A trainer in the state of a checkpoint; the log and the data cursor go back with it."""
+    def restore(self, latest: float, *, device: Any, attention: str) -> Any:
+        """A trainer in the state of the newest checkpoint up to step `latest`.
+
+        The log and the data cursor go back with it, and later checkpoints go. Raises `CheckpointError` if it
+        is damaged, `RunError` if there is none; nothing has changed then.
+        """
         assert self.folder is not None
-        config, arrays, progress = load_progress(path)
+        there = self.folder.checkpoints()
+        usable = [step for step in there if step <= latest]
+        if not usable:
+            raise RunError(
+                f"{self.folder.path} must have a checkpoint to go on from; it has none. Train anew."
+            )
+        path = there[usable[-1]]
+        try:
+            config, arrays, progress = load_progress(path)
+        except CheckpointError as error:
+            if len(usable) == 1:
+                raise
+            raise CheckpointError(
+                f"{error} Or remove {path}: the run then goes on from step {usable[-2]}."
+            ) from error
         model = from_numpy(config, arrays, backend=self.backend, device=device, attention=attention)
         trainer = wing(self.backend).Trainer(model, self.recipe)
         trainer.set_moments(progress.moments)
-        self.step, self.row = progress.fields["step"], progress.fields["row"]
-        self.rewinds = max(self.rewinds, progress.fields["rewinds"])
-        self.saved = self.step
+        self.saved = self.step = progress.fields["step"]
+        self.row = progress.fields["row"]
+        self.rewinds, self.spike = progress.fields["rewinds"], progress.fields["spike"]
+        # Newest first, and before the log is cut: after a kill the newest one left still has its whole log.
+        for later in sorted((step for step in there if step > self.step), reverse=True):
+            self.folder.delete(later)
         self.folder.cut(self.step)
         self.log = self.folder.entries()
         return trainer
@@ -175,6 +165,13 @@ class Loop:
         if not outcome.is_finite:
             return self._mend(trainer, outcome)
         seconds = time.perf_counter() - started
+        is_last = step == recipe.steps
+        saves = self.folder is not None and (_is_due(self.cadence.checkpoint_every, step) or is_last)
+        val_loss = None
+        if self.held_out is not None and (saves or is_last or _is_due(self.cadence.validate_every, step)):
+            val_loss = self._validate(trainer)
+            if not math.isfinite(val_loss):
+                return self._mend(trainer, outcome, val_loss)
         self.step, self.row = step, self.row + rows
         entry: Entry = {
             "step": step,
@@ -189,12 +186,10 @@ class Loop:
             entry["bits_per_byte"] = outcome.loss * self.bits_per_nat
         if self.mfu_per_rate is not None:
             entry["mfu"] = entry["tokens_per_s"] * self.mfu_per_rate
-        is_last = step == recipe.steps
-        saves = self.folder is not None and (_is_due(self.cadence.checkpoint_every, step) or is_last)
-        if self.held_out is not None and (saves or is_last or _is_due(self.cadence.validate_every, step)):
-            entry["val_loss"] = self._validate(trainer)
+        if val_loss is not None:
+            entry["val_loss"] = val_loss
             if math.isfinite(self.bits_per_nat):
-                entry["val_bits_per_byte"] = entry["val_loss"] * self.bits_per_nat
+                entry["val_bits_per_byte"] = val_loss * self.bits_per_nat
         self.log.append(entry)
         if self.folder is not None:
             self.folder.log(entry)
@@ -205,34 +200,40 @@ class Loop:
         self.on_step(entry)
         return trainer
 
-    def _mend(self, trainer: Any, outcome: Outcome) -> Any:
-        """Stop, or go back and skip what led here. The weights of before the step are untouched."""
+    def _mend(self, trainer: Any, outcome: Outcome, val_loss: float | None = None) -> Any:
+        """Stop, or go back and skip what led here.
+
+        The weights of before the step are untouched; but a `val_loss` is of those after it, which its update
+        has spoilt though loss and gradient were finite.
+        """
         step = self.step + 1
-        where = f"the gradient of {', '.join(outcome.bad[:3])}" if outcome.bad else "the loss"
-        found = f"loss={outcome.loss}, grad_norm={outcome.grad_norm} at step {step}, first in {where}"
+        first = f"the gradient of {', '.join(outcome.bad[:3])}" if outcome.bad else "the loss"
+        found = f"loss={outcome.loss}, grad_norm={outcome.grad_norm} at step {step}, first in {first}"
+        if val_loss is not None:
+            found = f"a validation loss of {val_loss} after step {step}, whose update has spoilt the weights"
         if self.recipe.non_finite == "stop":
-            self.save(trainer)
-            kept = f" and saved in {self.folder.path_of(self.step)}" if self.folder else ""
+            kept = ""
+            if val_loss is None:
+                self.save(trainer)
+                kept = f" The weights are those of step {self.step}"
+                kept += f" and saved in {self.folder.path_of(self.step)}." if self.folder else "."
             raise DivergedError(
-                f"loss and gradient must be finite; got {found}. The weights are those of step "
-                f"{self.step}{kept}. Lower learning_rate, or train with non_finite=rewind."
+                f"loss and gradient must be finite; got {found}.{kept} Lower learning_rate, or train with "
+                "non_finite=rewind."
             )
-        if self.rewinds == MAX_REWINDS:
+        rewinds = self.rewinds + 1 if step <= self.spike + self.recipe.rewind else 1
+        if rewinds > MAX_REWINDS:
             raise DivergedError(
                 f"loss and gradient must be finite; got {found}, after {MAX_REWINDS} rewinds. "
                 "Lower learning_rate."
             )
-        assert self.folder is not None
         after_bad = self.row + self.recipe.batch_at(step)
         target = self._way_back(step)
         assert target is not None
-        # Newest first, and before the log is cut: after a kill the newest one left still has its whole log.
-        for later in sorted((s for s in self.folder.checkpoints() if s > target), reverse=True):
-            self.folder.delete(later)
         device, attention = trainer.placement
-        trainer = self.restore(self.folder.path_of(target), device=device, attention=attention)
-        self.row = max(self.row + self.recipe.skip * self.recipe.batch_at(target + 1), after_bad)
-        self.rewinds += 1
+        trainer = self.restore(target, device=device, attention=attention)
+        self.row = max(self.row + self.recipe.skip * self.recipe.batch_at(self.step + 1), after_bad)
+        self.rewinds, self.spike = rewinds, step
         return trainer
 
     def _way_back(self, step: int) -> int | None:
@@ -269,28 +270,6 @@ class Loop:
             seed=self.step,
         )
         return generated.text
-
-
-@contextmanager
-def asked_to_stop() -> Iterator[threading.Event]:
-    """Set by the first SIGINT or SIGTERM; the second one acts as usual."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, frame: Any) -> None:
-        asked.set()
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _is_due(every: int, step: int) -> bool:

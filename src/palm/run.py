@@ -9,7 +9,6 @@ RUN/loss.png         at the end
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -64,15 +63,18 @@ class Run:
                 # The settings come after the first checkpoint: such a start was killed in between.
                 left, kept = [*left, *kept], []
             if not (new and kept):
-                for entry in left:
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                # The mark goes last: killed in here, such a start is still known for what it is.
+                with self._writing():
+                    for entry in sorted(left, key=lambda entry: entry == starting):
+                        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             if new and kept:
                 raise RunError(
                     f"out must be a new or empty folder; got out={self.path}. "
                     "Go on with the run in it by --resume (palm.resume), or choose another."
                 )
             if new:
-                starting.touch()
+                with self._writing():
+                    starting.touch()
             try:
                 yield
             except BaseException:
@@ -203,11 +205,10 @@ class Run:
         for line in lines:
             try:
                 entry = json.loads(line)
-                if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
-                    break
-                found.append(entry)
             except (ValueError, RecursionError):
-                break  # torn by a power cut; what follows belongs to no step either
+                continue  # torn by a power cut, or edited
+            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+                found.append(entry)
         return found
 
     def cut(self, step: int) -> None:
@@ -218,6 +219,8 @@ class Run:
                 self._replace(file, "".join(json.dumps(entry) + "\n" for entry in kept))
 
     def _lock(self, descriptor: int) -> None:
+        import fcntl  # noqa: PLC0415 - POSIX alone has it, and the rest of palm must import elsewhere too
+
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -10,12 +10,15 @@ from palm.errors import ConfigError
 from palm.fields import integer, real
 from palm.rng import generator
 
+COLDEST = 1e-6
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How to choose from logits: which tokens stay, and how the draw is made among them.
 
-    - `temperature`: logits are divided by it; 0 takes the likeliest token and draws nothing.
+    - `temperature`: logits are divided by it; 0 takes the likeliest token and draws nothing. At least 1e-6
+      otherwise: below that the quotients overflow.
     - `top_k`: exactly the k likeliest stay (of equal ones the lower ids); None keeps all.
     - `top_p`: of those, the smallest set of the likeliest whose probability reaches p (arXiv:1904.09751).
     - `min_p`: of those, the ones at least p times as likely as the likeliest (arXiv:2407.01082).
@@ -31,7 +34,13 @@ class Sampling:
     min_p: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "temperature", real("temperature", self.temperature, least=0.0))
+        temperature = real("temperature", self.temperature, least=0.0)
+        if 0 < temperature < COLDEST:
+            raise ConfigError(
+                f"temperature must be 0 or at least {COLDEST:g}; got temperature={temperature}. "
+                "Use 0 for the likeliest token."
+            )
+        object.__setattr__(self, "temperature", temperature)
         if self.top_k is not None:
             object.__setattr__(self, "top_k", integer("top_k", self.top_k, least=1))
         for name in ("top_p", "min_p"):

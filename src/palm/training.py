@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-from collections.abc import Mapping
-from contextlib import nullcontext
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from palm.backends import build, from_numpy, wing
+from palm.cadence import Cadence
 from palm.config import Backend, PaLMConfig
 from palm.corpus import Corpus, open_corpus
 from palm.data import check_vocabulary
-from palm.errors import CheckpointError, ConfigError, RunError
+from palm.errors import ConfigError, RunError
 from palm.fields import from_fields
-from palm.loop import Cadence, Loop, OnStep, Trained
+from palm.loop import Loop, OnStep, Trained
 from palm.params import DType
 from palm.recipe import Recipe
 from palm.run import Run
@@ -70,16 +74,26 @@ def train(
             "Pass a folder."
         )
     run = None if out is None else Run(Path(out))
-    with run.locked(new=True) if run else nullcontext(), implementation.denormals_flushed():
-        loop = Loop(run, recipe, cadence, corpus, encoder, backend, on_step)
-        trainer = implementation.Trainer(_model(config, weights, recipe, options), recipe)
-        if run is not None:
-            loop.save(trainer)
-            told = _settings(config, recipe, cadence, data, corpus, tokenizer, encoder)
-            placed = {"backend": backend, "device": _name(device), "attention": attention}
-            run.write_settings({**told, **placed})
-            run.keep_tokenizer()
-        return loop.run(trainer)
+    if run is not None and _is_path(data) and run.path.resolve().is_relative_to(Path(data).resolve()):
+        raise RunError(
+            f"out must be outside of data, which it would change; got out={out}, data={data}. "
+            "Choose another folder."
+        )
+
+    def work() -> Trained:
+        with run.locked(new=True) if run else nullcontext():
+            loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step)
+            trainer = implementation.Trainer(_model(config, weights, recipe, options), recipe)
+            if run is not None:
+                loop.save(trainer)
+                told = _settings(config, recipe, cadence, data, corpus, tokenizer, encoder)
+                placed = {"backend": backend, "device": _name(device), "attention": attention}
+                run.write_settings({**told, **placed})
+                run.keep_tokenizer()
+            return loop.run(trainer, asked)
+
+    with _asked_to_stop() as asked:
+        return implementation.in_its_thread(work)
 
 
 def resume(
@@ -87,6 +101,7 @@ def resume(
     *,
     backend: Backend | None = None,
     steps: int | None = None,
+    cadence: Cadence | None = None,
     data: Any = None,
     device: Any = None,
     attention: str | None = None,
@@ -95,15 +110,17 @@ def resume(
     """Go on with the run in the folder `path` from its newest checkpoint; bit for bit in the same backend.
 
     In the other backend the same run goes on to rounding. `steps` lengthens or shortens the run (with the
-    cosine schedule that changes the rate of each step); `data` says where the data is now, if it has moved:
-    it must be the same, byte for byte. `device` and `attention` stay as they were; a device other than
-    "cpu" does not carry over to the other backend, which takes its own first. Raises what `train` raises, and
+    cosine schedule that changes the rate of each step); `cadence` is the one from now on; `data` says where
+    the data is now, if it has moved: it must be the same, byte for byte. `device` and `attention` stay as
+    they were; a device other than "cpu" does not carry over to the other backend, which takes its own first.
+    Raises what `train` raises, and
     `CheckpointError`.
     """
     run = Run(Path(path))
     settings = run.settings()
     recipe = Recipe.from_dict({**settings["recipe"], **({} if steps is None else {"steps": steps})})
-    cadence = from_fields(Cadence, settings["cadence"], "a cadence")
+    config = PaLMConfig.from_dict(settings["config"])
+    cadence = cadence or from_fields(Cadence, settings["cadence"], "a cadence")
     backend = backend or settings["backend"]
     encoder = run.tokenizer()
     source = data if data is not None else settings["data"]["path"]
@@ -120,32 +137,48 @@ def resume(
     if device is None and (backend == settings["backend"] or settings["device"] == "cpu"):
         device = settings["device"]
     attention = attention or settings["attention"]
-    with run.locked(), wing(backend).denormals_flushed():
-        loop = Loop(run, recipe, cadence, corpus, encoder, backend, on_step)
-        trainer = _restored(run, loop, device, attention)
-        if recipe.steps < loop.step:
-            raise RunError(
-                f"steps must be at least the {loop.step} that are made; got steps={recipe.steps}. Use more, "
-                "or start anew from an earlier checkpoint."
-            )
-        # After all that can fail: the run stays as it was until it can go on.
-        changed = {"recipe": recipe.to_dict(), "backend": backend, "device": _name(device)}
-        run.write_settings({**settings, **changed, "attention": attention})
-        run.keep_tokenizer()
-        return loop.run(trainer)
+
+    def work() -> Trained:
+        with run.locked():
+            loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step)
+            trainer = loop.restore(math.inf, device=device, attention=attention)
+            if recipe.steps < loop.step:
+                raise RunError(
+                    f"steps must be at least the {loop.step} that are made; got steps={recipe.steps}. "
+                    "Use more, or start anew from an earlier checkpoint."
+                )
+            # After all that can fail: the run stays as it was until it can go on.
+            placed = {"backend": backend, "device": _name(device), "attention": attention}
+            told = {"recipe": recipe.to_dict(), "cadence": dataclasses.asdict(cadence)}
+            where = {"path": str(Path(source).resolve())} if _is_path(source) else {}
+            run.write_settings({**settings, **placed, **told, "data": {**settings["data"], **where}})
+            run.keep_tokenizer()
+            return loop.run(trainer, asked)
+
+    with _asked_to_stop() as asked:
+        return wing(backend).in_its_thread(work)
 
 
-def _restored(run: Run, loop: Loop, device: Any, attention: str) -> Any:
-    path = run.checkpoint("last")
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """Set by the first SIGINT or SIGTERM; the second one acts as usual."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: Any) -> None:
+        asked.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, ask)
     try:
-        return loop.restore(path, device=device, attention=attention)
-    except CheckpointError as error:
-        older = list(run.checkpoints())[:-1]
-        if not older:
-            raise
-        raise CheckpointError(
-            f"{error} Or remove {path}: resuming then goes on from step {older[-1]}."
-        ) from error
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _model(
@@ -165,18 +198,21 @@ def _settings(
     tokenizer: str | os.PathLike[str] | None,
     encoder: Tokenizer,
 ) -> dict[str, Any]:
-    is_path = isinstance(data, (str, os.PathLike))
     return {
         "config": config.to_dict(),
         "recipe": recipe.to_dict(),
         "cadence": dataclasses.asdict(cadence),
         "data": {
-            "path": str(Path(data).resolve()) if is_path else None,
+            "path": str(Path(data).resolve()) if _is_path(data) else None,
             "digest": corpus.digest,
             "tokenizer": None if tokenizer is None else str(Path(tokenizer).resolve()),
             "tokenizer_digest": encoder.digest,
         },
     }
+
+
+def _is_path(data: Any) -> bool:
+    return isinstance(data, (str, os.PathLike))
 
 
 def _name(device: Any) -> str | None:

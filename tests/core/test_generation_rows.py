@@ -8,7 +8,7 @@ import pytest
 from cases import assert_explains, small
 
 from palm import ConfigError, TokenError, generation
-from palm.generation import BLOCK, _encode, _Row, _stops, generate
+from palm.generation import BLOCK, _Row, _stops, encode_prompt, generate
 from palm.tokenizer import ByteTokenizer
 
 BYTES = ByteTokenizer()
@@ -170,21 +170,21 @@ def test_whatever_is_told_joined_is_the_text_and_the_text_is_what_precedes_the_s
     "prompt", ["hé", "hé".encode(), [104, 195, 169], (104, 195, 169), np.array([104, 195, 169], np.uint8)]
 )
 def test_a_prompt_is_text_or_ids(prompt):
-    ids = _encode(prompt, BYTES, CONFIG)
+    ids = encode_prompt(prompt, BYTES, CONFIG)
     assert (ids.dtype, ids.tolist()) == (np.int64, [104, 195, 169])
 
 
 @pytest.mark.parametrize("prompt", ["", b"", [], (), np.array([], np.int64), np.zeros((0, 3), np.int64)])
 def test_an_empty_prompt_is_refused(prompt):
     with pytest.raises(TokenError) as raised:
-        _encode(prompt, BYTES, CONFIG)
+        encode_prompt(prompt, BYTES, CONFIG)
     assert_explains(raised, "prompt must have at least one token", "got an empty one", "Use")
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (2, 3), (1, 1, 1)])
 def test_a_prompt_of_several_rows_is_refused(shape):
     with pytest.raises(TokenError) as raised:
-        _encode(np.ones(shape, np.int64), BYTES, CONFIG)
+        encode_prompt(np.ones(shape, np.int64), BYTES, CONFIG)
     assert_explains(
         raised, "prompt must be text or one row of ids", f"shape={shape}", "Pass a list of prompts"
     )
@@ -202,13 +202,13 @@ def test_a_prompt_of_several_rows_is_refused(shape):
 )
 def test_a_prompt_that_the_model_does_not_know_is_refused(prompt, says):
     with pytest.raises(TokenError, match="tokens must") as raised:
-        _encode(prompt, BYTES, CONFIG)
+        encode_prompt(prompt, BYTES, CONFIG)
     assert says in str(raised.value)
 
 
 def test_a_prompt_of_rows_of_several_lengths_is_refused():
     try:
-        _encode([[1], [1, 2]], BYTES, CONFIG)
+        encode_prompt([[1], [1, 2]], BYTES, CONFIG)
     except TokenError:
         return
     pytest.fail("it was taken")

@@ -238,6 +238,31 @@ def test_a_first_checkpoint_of_a_start_that_was_killed_is_a_run_that_never_began
         assert [entry.name for entry in tmp_path.iterdir()] == [STARTING]
 
 
+def test_such_a_start_is_known_for_what_it_is_until_all_of_it_is_cleared_away(tmp_path, monkeypatch):
+    run = Run(tmp_path)
+    with run.locked(new=True):
+        checkpoint(run, 0)  # and now the process is killed
+    remove = shutil.rmtree
+
+    def killed(path):
+        remove(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("palm.run.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt), run.locked(new=True):
+        pytest.fail("it is killed before")
+    assert [entry.name for entry in tmp_path.iterdir()] == [STARTING]
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    def fail(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", fail)
+    with pytest.raises(RunError, match="run must be a writable folder"), Run(tmp_path).locked(new=True):
+        pytest.fail("it cannot be written")
+
+
 def test_a_first_checkpoint_that_somebody_put_there_is_no_litter(tmp_path):
     run = Run(tmp_path)
     checkpoint(run, 0)
@@ -447,18 +472,18 @@ def test_a_last_line_without_its_end_is_no_line(run, torn):
 @pytest.mark.parametrize(
     "torn", [b'{"step": 2, "lo', b"", b"\0\0\0", b'ss": 3}', b'{"step": 2}{"step": 3}', b"\xff"]
 )
-def test_everything_behind_a_torn_line_goes(run, torn):
+def test_a_damaged_line_costs_no_other_one(run, torn):
     (run.path / METRICS).write_bytes(b'{"step": 1}\n' + torn + b'\n{"step": 3}\n{"step": 4}\n')
-    assert run.entries() == [{"step": 1}]
-    run.cut(100)
-    assert (run.path / METRICS).read_bytes() == b'{"step": 1}\n'
+    assert run.entries() == [{"step": 1}, {"step": 3}, {"step": 4}]
+    run.cut(3)
+    assert (run.path / METRICS).read_bytes() == b'{"step": 1}\n{"step": 3}\n'
 
 
 @pytest.mark.parametrize("torn", [b"12", b"{}", b"[]", b'{"stap": 2}', b'{"step": "2"}'])
-def test_a_line_that_is_json_but_no_entry_is_torn(run, torn):
+def test_a_line_that_is_json_but_no_entry_is_damaged(run, torn):
     (run.path / METRICS).write_bytes(b'{"step": 1}\n' + torn + b'\n{"step": 3}\n')
     run.cut(100)
-    assert (run.path / METRICS).read_bytes() == b'{"step": 1}\n'
+    assert (run.path / METRICS).read_bytes() == b'{"step": 1}\n{"step": 3}\n'
 
 
 def test_a_log_that_cannot_be_rewritten_stays(run, monkeypatch):

@@ -73,6 +73,13 @@ def test_a_seed_must_be_an_int_of_at_least_zero(seed):
     assert_explains(raised, "seed must be an int of at least 0", f"seed={seed!r}", "Use 0, 1, 2")
 
 
+def test_a_temperature_that_overflows_is_refused():
+    with pytest.raises(ConfigError) as raised:
+        Sampling(temperature=1e-39)
+    assert_explains(raised, "temperature must be 0 or at least 1e-06", "temperature=1e-39", "Use 0")
+    assert Sampling(temperature=1e-6).temperature == 1e-6
+
+
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, True, "1", None])
 def test_a_temperature_must_be_finite_and_not_negative(value):
     with pytest.raises(ConfigError) as raised:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import ask_to_stop
 
 import palm
 from palm.data import python_documentation_text
@@ -78,7 +79,7 @@ def test_a_run_handed_over_every_fifty_steps_has_the_unbroken_losses(runs, tmp_p
     def until(last: int) -> palm.loop.OnStep:
         def on_step(entry: palm.loop.Entry) -> None:
             if entry["step"] == last:
-                signal.raise_signal(signal.SIGINT)
+                ask_to_stop(signal.SIGINT)
 
         return on_step
 

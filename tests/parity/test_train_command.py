@@ -100,6 +100,38 @@ def test_ctrl_c_ends_a_run_cleanly_with_a_checkpoint(text, tmp_path):
     assert (run / f"step-{steps[-1]:08d}").is_dir()
 
 
+def test_a_folder_may_be_called_anything(text, tmp_path):
+    """What looks like rich's markup is printed as it is, for a user to paste."""
+    run = tmp_path / "run[lr=0.04][/a]"
+    new = ["train", "--backend", "torch", *SMALL, *PACE, "--data", text, "--steps", "2", "--out", run]
+    done = palm(*new)
+    assert done.returncode == 0, done.stderr
+    assert f"{run}/loss.png" in done.stderr
+
+
+def test_a_reader_that_has_seen_enough_ends_the_text_quietly(text, tmp_path):
+    new = ["train", "--backend", "torch", *SMALL, *PACE, "--data", text, "--steps", "1"]
+    assert palm(*new, "--out", tmp_path / "run").returncode == 0
+    ask = [
+        sys.executable,
+        "-m",
+        "palm",
+        "generate",
+        tmp_path / "run",
+        "--prompt",
+        "a",
+        "--max-new-tokens",
+        "900",
+    ]
+    with subprocess.Popen(ask, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        told = process.stderr.read()
+    assert (process.returncode, told) == (141, b"")
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from cases import small
+import torch
+from cases import ask_to_stop, small
 
 import palm
 from palm import jax_impl, reference_optimizer, torch_impl
 from palm.checkpoint import load_arrays, load_progress
+from palm.loop import MAX_REWINDS
 from palm.recipe import Outcome
 from palm.reference_grad import value_and_grad
 from palm.rounding import rms
@@ -166,11 +169,9 @@ def test_a_resumed_run_is_bit_for_bit_the_unbroken_one_and_the_other_wing_goes_o
 
 
 def _stop_at(step: int) -> Any:
-    import signal
-
     def on_step(entry: dict[str, Any]) -> None:
         if entry["step"] == step:
-            signal.raise_signal(signal.SIGTERM)
+            ask_to_stop(signal.SIGTERM)
 
     return on_step
 
@@ -227,6 +228,68 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_last_good_weights_save
     assert Run(tmp_path / "run").checkpoint("last").name == "step-00000003"
 
 
+@pytest.mark.parametrize("policy", ["stop", "rewind"])
+def test_an_update_that_spoils_the_weights_is_no_checkpoint(tmp_path, monkeypatch, policy):
+    """Loss and gradient were finite, but what was made of them is not: the validation loss tells."""
+    calls = []
+    original = torch_impl.Trainer.evaluate
+
+    def spoilt(self: Any, windows: np.ndarray) -> float:
+        calls.append(1)
+        return float("inf") if len(calls) == 3 else original(self, windows)
+
+    monkeypatch.setattr(torch_impl.Trainer, "evaluate", spoilt)
+    cadence = palm.Cadence(checkpoint_every=1, validate_windows=4)
+    options = {"backend": "torch", "out": tmp_path / "run", "cadence": cadence}
+    settings = recipe(non_finite=policy, rewind=2, skip=1)
+    if policy == "rewind":
+        assert [entry["step"] for entry in palm.train(config(), settings, TEXT, **options).log] == [
+            *range(1, STEPS + 1)
+        ]
+    else:
+        with pytest.raises(palm.DivergedError, match="a validation loss of inf after step 3"):
+            palm.train(config(), settings, TEXT, **options)
+        assert Run(tmp_path / "run").checkpoint("last").name == "step-00000002"
+    assert "Infinity" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_a_rewind_to_a_damaged_checkpoint_deletes_nothing(tmp_path, monkeypatch):
+    settings = recipe(steps=8, non_finite="rewind", rewind=4)
+    calls = spike(7, monkeypatch)
+    cadence = palm.Cadence(checkpoint_every=1)
+    target = tmp_path / "run" / "step-00000003" / "training.json"
+
+    def damage(entry: dict[str, Any]) -> None:
+        if entry["step"] == 6:
+            target.write_text("{}")
+
+    options = {"backend": "torch", "out": tmp_path / "run", "cadence": cadence}
+    with pytest.raises(palm.CheckpointError, match=r"step-00000003.*from step 2"):
+        palm.train(config(), settings, TEXT, **options, on_step=damage)
+    assert list(Run(tmp_path / "run").checkpoints()) == [2, 3, 4, 5, 6]
+    calls.clear()
+    for file in target.parent.iterdir():
+        file.unlink()
+    target.parent.rmdir()
+    assert palm.resume(tmp_path / "run", data=TEXT).step == 8
+
+
+def test_rewinds_far_apart_are_not_counted_together(tmp_path, monkeypatch):
+    original, calls = torch_impl.Trainer.step, []
+
+    def spoilt(self: Any, windows: np.ndarray, rates: Any) -> Any:
+        calls.append(1)
+        bad = len(calls) % 6 == 0
+        return Outcome(float("nan"), float("nan"), []) if bad else original(self, windows, rates)
+
+    monkeypatch.setattr(torch_impl.Trainer, "step", spoilt)
+    settings = recipe(steps=60, non_finite="rewind", rewind=2, skip=1)
+    cadence = palm.Cadence(checkpoint_every=1, validate_every=0, validate_windows=1)
+    trained = palm.train(config(), settings, TEXT, backend="torch", out=tmp_path / "run", cadence=cadence)
+    assert trained.step == 60
+    assert len(calls) // 6 > MAX_REWINDS
+
+
 def test_the_papers_policy_goes_back_and_skips_what_led_there(tmp_path, monkeypatch):
     settings = recipe(steps=8, non_finite="rewind", rewind=2, skip=5)
     plain = palm.train(config(), settings, TEXT, backend="torch", out=tmp_path / "plain")
@@ -268,12 +331,53 @@ def test_a_resumed_run_keeps_its_attention_path_and_one_that_fails_to_start_keep
 
 
 def test_a_run_that_cannot_start_leaves_nothing(tmp_path):
-    with pytest.raises(palm.DataError, match="validation must be a share"):
-        palm.train(config(), recipe(validation=0.01), TEXT[:200], backend="torch", out=tmp_path / "run")
-    assert list(tmp_path.iterdir()) == []
+    asks = palm.Cadence(sample_every=5, sample_prompt="é")
+    for error, told, settings, text, cadence in (
+        (palm.DataError, "validation must be a share", recipe(validation=0.01), TEXT[:200], None),
+        (palm.DataError, "data must be at least one window", recipe(validation=0), TEXT[:5], None),
+        (palm.TokenError, "token=195", recipe(), TEXT, asks),
+    ):
+        options = {"backend": "torch", "out": tmp_path / "run", "cadence": cadence}
+        with pytest.raises(error, match=told):
+            palm.train(config(), settings, text, **options)
+        assert list(tmp_path.iterdir()) == []
     for arguments in (("tiny", recipe()), (config(), "bytes")):
         with pytest.raises(palm.ConfigError, match=r"must be a (PaLMConfig|Recipe)"):
             palm.train(*arguments, TEXT, backend="torch")
+
+
+def test_a_run_inside_its_own_data_is_refused(tmp_path):
+    (tmp_path / "text").write_bytes(TEXT)
+    with pytest.raises(palm.RunError, match="out must be outside of data"):
+        palm.train(config(), recipe(), tmp_path, backend="torch", out=tmp_path / "a" / "run")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["text"]
+
+
+def test_data_that_changes_under_a_run_ends_it_with_a_checkpoint(tmp_path):
+    text = tmp_path / "text"
+    text.write_bytes(TEXT)
+
+    def cut(entry: dict[str, Any]) -> None:
+        if entry["step"] == 3:
+            text.write_bytes(TEXT[:50])
+
+    with pytest.raises(palm.DataError, match="left alone while it is read"):
+        palm.train(config(), recipe(), text, backend="torch", out=tmp_path / "run", on_step=cut)
+    assert Run(tmp_path / "run").checkpoint("last").name == "step-00000003"
+    moved = tmp_path / "moved"
+    moved.write_bytes(TEXT)
+    cadence = palm.Cadence(checkpoint_every=1)
+    assert palm.resume(tmp_path / "run", data=moved, steps=5, cadence=cadence).step == 5
+    assert palm.resume(tmp_path / "run", steps=6).step == 6  # where the data is now, and the pace, are kept
+    assert list(Run(tmp_path / "run").checkpoints()) == [4, 5, 6]
+
+
+def test_a_torch_run_takes_gradients_whatever_the_mode_around_it():
+    expected = palm.train(config(), recipe(), TEXT, backend="torch").log
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            found = palm.train(config(), recipe(), TEXT, backend="torch").log
+        assert [entry["loss"] for entry in found] == [entry["loss"] for entry in expected]
 
 
 def test_rewinding_needs_a_folder():

@@ -67,7 +67,8 @@ def record_training(
     # On disk from the first step on: a long way does not fit into memory.
     kept = np.lib.format.open_memmap(folder / _WEIGHTS, "w+", numpy_dtype(dtype_of(model)), shape)
     losses, norms = [], []
-    with wing.denormals_flushed():
+
+    def learn() -> None:
         trainer = wing.Trainer(model, recipe)
         for k in range(recipe.steps + 1):
             arrays = to_numpy(trainer.model)
@@ -79,6 +80,8 @@ def record_training(
             losses.append(outcome.loss)
             norms.append(outcome.grad_norm)
             on_step(f"step {k}")
+
+    wing.in_its_thread(learn)
     kept.flush()
     count = sum(parameter.size for parameter in parameters(config).values())
     fields = {"losses": losses, "grad_norms": norms, "parameters": count}

@@ -11,7 +11,7 @@ from palm.jax_impl.norm import Norm
 from palm.jax_impl.optimizer import OPTIMIZERS, adafactor, adamw
 from palm.jax_impl.position import alibi_bias, alibi_bias_at, rotate, rotation_table
 from palm.jax_impl.probe import activations, device_name, value_and_grad, widened
-from palm.jax_impl.train import Trainer, denormals_flushed
+from palm.jax_impl.train import Trainer, in_its_thread
 from palm.jax_impl.weights import dtype_of, from_arrays, to_arrays
 
 __all__ = [
@@ -31,11 +31,11 @@ __all__ = [
     "alibi_bias_at",
     "choose",
     "cross_entropy",
-    "denormals_flushed",
     "device_name",
     "dtype_of",
     "from_arrays",
     "fused_attention",
+    "in_its_thread",
     "initialise",
     "next_token_loss",
     "rotate",

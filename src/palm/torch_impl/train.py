@@ -5,8 +5,9 @@ Letters: b batch, n sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,21 +23,18 @@ from palm.torch_impl.optimizer import OPTIMIZERS
 from palm.torch_impl.weights import canonical, is_linear, to_tensor
 
 Arrays = dict[str, np.ndarray]
+T = TypeVar("T")
 
 
-@contextmanager
-def denormals_flushed() -> Iterator[None]:
-    """Take numbers below 1e-38 for 0 while the block lasts, as XLA always does on a CPU.
+def in_its_thread(work: Callable[[], T]) -> T:
+    """What `work` returns, done in a thread that takes numbers below 1e-38 for 0, as XLA does on a CPU.
 
-    ALiBi's steep slopes make softmax full of them, and each costs a hundred times an ordinary number. Threads
-    that torch starts meanwhile keep to it.
+    ALiBi's steep slopes make softmax full of them, and each costs a hundred times an ordinary number. Worker
+    threads keep to what the thread that started them did, so in a new one neither what the process
+    computed before changes the bits of a run, nor a run the bits of what comes after. Gradients are on in it.
     """
-    before = bool(torch.tensor(1e-39) * 1 == 0)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(before)
+    with ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(True,)) as thread:
+        return thread.submit(work).result()
 
 
 class Trainer:
