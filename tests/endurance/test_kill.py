@@ -18,7 +18,8 @@ from palm.data import python_documentation_text
 from palm.run import METRICS, SETTINGS, Run
 
 KILLS = int(os.environ.get("PALM_KILLS", "100"))
-STEPS = 25 * KILLS
+# More than a fast machine makes between the kills.
+STEPS = 100 * KILLS
 SMALL = ["--dim", "16", "--depth", "2", "--heads", "2", "--dim-head", "8"]
 PACE = ["--batch", "4", "--length", "32", "--checkpoint-every", "2", "--validate-every", "50", "--keep", "2"]
 
@@ -39,14 +40,12 @@ def lines(out: Path) -> int:
 
 
 def kill_at_random(process: subprocess.Popen[str], out: Path, rng: random.Random) -> bool:
-    """Kill after some steps, or some time into the start; whether it was still running."""
-    if rng.random() < 0.2:
-        time.sleep(rng.uniform(0, 6))
-    else:
-        before, wanted = lines(out), rng.randint(0, 10)
-        while process.poll() is None and lines(out) < before + wanted:
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.05))
+    """Kill some time into the start, or after some steps; whether it was still running."""
+    patience, wanted = (rng.uniform(0, 6), 25) if rng.random() < 0.2 else (60.0, rng.randint(0, 10))
+    before, deadline = lines(out), time.monotonic() + patience
+    while process.poll() is None and lines(out) < before + wanted and time.monotonic() < deadline:
+        time.sleep(0.002)
+    time.sleep(rng.uniform(0, 0.05))
     alive = process.poll() is None
     if alive:
         process.send_signal(signal.SIGKILL)
