@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Mapping
 from types import ModuleType
@@ -51,6 +52,10 @@ def wing_of(model: Any) -> ModuleType:
         loaded = sys.modules.get(f"palm.{backend}_impl")
         if loaded is not None and isinstance(model, loaded.PaLM):
             return loaded
+    if isinstance(model, (str, os.PathLike)):
+        raise BackendError(
+            f"model must be one that palm built; got the path {model}. Load it: palm.load(path, backend=…)."
+        )
     raise BackendError(
         f"model must be one that palm built; got {type(model).__module__}.{type(model).__qualname__}. "
         "Bring models from elsewhere in with palm.from_upstream."

@@ -61,10 +61,12 @@ def compare(
 ) -> int:
     """Build one model in both wings and report where, and by how much more than rounding, they differ.
 
-    Each side runs in its own process on the same real text; a float64 NumPy referee judges both. With
-    --train both also learn from the same batches, and the torch side once more from weights that are one
-    unit in the last place away: do the sides drift apart faster than that? Exit status: 0 agree, 1 differ,
-    2 bad usage.
+    Each side runs in its own process on the same real text; a float64 NumPy referee judges both.
+
+    With --train N, both also learn from the same batches, and the torch side once more from weights that
+    are one unit in the last place away: do the sides drift apart faster than that?
+
+    Exit status: 0 agree, 1 differ, 2 bad usage.
 
     Args:
         preset: Which config to build from the seed; `palm info --help` lists them.
@@ -202,6 +204,9 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a pipe that cannot carry − or ✓ shall not end the run
+    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+        print(f"palm {palm.__version__}")
+        return 0
     try:
         return tyro.extras.subcommand_cli_from_dict(
             {

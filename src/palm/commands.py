@@ -21,6 +21,7 @@ from palm.display import display
 from palm.errors import BackendError, ConfigError, DataError, RunError
 from palm.flags import CadenceFlags, ModelFlags, RecipeFlags
 from palm.generation import generate as generate_text
+from palm.info import describe
 from palm.loop import Trained
 from palm.manifest import MANIFEST
 from palm.presets import preset as find_preset
@@ -99,13 +100,20 @@ def train(
         if preset is not None or _given(model):
             raise ConfigError("a checkpoint brings its own model; got model flags as well. Leave those out.")
     chosen = find_recipe(recipe or "bytes", **_given(training))
+    backend = backend or _first_backend()
+    size = describe(config.resolve(backend), chosen.length).total
+    print(
+        f"{size:,} parameters in {backend}; {chosen.steps} steps of {chosen.batch} × {chosen.length} tokens "
+        f"by {chosen.optimizer} at {chosen.learning_rate:g}; {data} → {out}",
+        file=sys.stderr,
+    )
     with display(chosen.steps, out if tensorboard else None) as on_step:
         return _tell(
             train_run(
                 config,
                 chosen,
                 data,
-                backend=backend or _first_backend(),
+                backend=backend,
                 out=out,
                 tokenizer=tokenizer,
                 weights=weights,
@@ -159,7 +167,10 @@ def generate(
         used = folder.settings()["backend"]
         tokenizer = folder.tokenizer()
     elif not (run / MANIFEST).exists():
-        raise RunError(f"run must be the folder of a run, or a checkpoint; got run={run}. Train one first.")
+        found = "" if run.exists() else ", and there is no such folder"
+        raise RunError(
+            f"run must be the folder of a run, or a checkpoint; got run={run}{found}. Look at its path."
+        )
     model = load(path, backend=backend or _first_backend(used), device=device)
 
     def say(row: int, piece: str) -> None:

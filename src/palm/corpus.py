@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import accumulate
 from pathlib import Path
+from textwrap import shorten
 from typing import NamedTuple
 
 import numpy as np
@@ -119,7 +120,12 @@ def open_corpus(data: Data, tokenizer: Tokenizer | None = None, *, name: str | N
         raise _refusal("a Path, text, bytes, or an array of ids", type(data), "Pass one of these.")
     path = Path(data).absolute()
     name = name or str(data)
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # most likely a whole text
+        shown = shorten(name, 60)
+        raise _refusal("a path", shown, f"{error.strerror}: if it is the text itself, pass bytes.") from None
+    if is_folder:
         files = [_open(file) for file in _files_below(path)]
         return _of_texts(name, files, lambda: _hash_folder(path, files), tokenizer)
     if path.exists() and not path.is_file():
@@ -136,7 +142,7 @@ def open_corpus(data: Data, tokenizer: Tokenizer | None = None, *, name: str | N
 
 def unreadable(path: str | os.PathLike[str], error: OSError) -> DataError:
     """The error for a file that the system does not let us read."""
-    return DataError(f"data must be a readable file; got data={path}: {error.strerror}.")
+    return DataError(f"data must be a readable file or folder; got data={path}: {error.strerror}.")
 
 
 def _refusal(what: str, data: object, fix: str) -> DataError:

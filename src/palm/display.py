@@ -33,23 +33,39 @@ def display(total: int, tensorboard: Path | None) -> Iterator[OnStep]:
         task = progress.add_task("train", total=total, told="starting")
 
         def on_step(entry: Entry) -> None:
-            told = _line(entry)
-            progress.update(task, completed=entry["step"], told=told)
-            if not console.is_terminal and ("val_loss" in entry or entry["step"] % pace == 0):
-                print(f"step {entry['step']}/{total}  {told}", file=sys.stderr, flush=True)
+            progress.update(task, completed=entry["step"], told=_brief(entry))
+            if console.is_terminal and "val_loss" in entry:  # above the bar, where it stays
+                progress.console.print(f"step {entry['step']}  {_losses(entry)}", highlight=False)
+            elif not console.is_terminal and ("val_loss" in entry or entry["step"] % pace == 0):
+                print(f"step {entry['step']}/{total}  {_line(entry)}", file=sys.stderr, flush=True)
             for follow in followers:
                 follow(entry)
 
         yield on_step
 
 
-def _line(entry: Entry) -> str:
-    parts = [f"loss {entry['loss']:.4f}"]
+def _brief(entry: Entry) -> str:
+    """What fits beside a bar in 80 columns."""
+    parts = [f"loss {entry['loss']:.3f}"]
+    if "bits_per_byte" in entry:
+        parts.append(f"{entry['bits_per_byte']:.3f} bits/byte")
+    parts.append(f"{entry['tokens_per_s']:,.0f} tokens/s")
+    if "mfu" in entry:
+        parts.append(f"MFU {entry['mfu']:.0%}")
+    return " ".join(parts)
+
+
+def _losses(entry: Entry) -> str:
+    parts = [f"loss {entry['loss']:.4f} nats"]
     if "bits_per_byte" in entry:
         parts.append(f"{entry['bits_per_byte']:.3f} bits/byte")
     if "val_loss" in entry:
-        parts.append(f"validation {entry['val_loss']:.4f}")
-    parts.append(f"{entry['tokens_per_s']:,.0f} tokens/s")
+        parts.append(f"validation {entry['val_loss']:.4f} nats")
+    return "  ".join(parts)
+
+
+def _line(entry: Entry) -> str:
+    parts = [_losses(entry), f"{entry['tokens_per_s']:,.0f} tokens/s"]
     if "mfu" in entry:
         parts.append(f"MFU {entry['mfu']:.1%}")
     return "  ".join(parts)

@@ -10,17 +10,20 @@ import tyro
 
 from palm.cadence import Cadence
 from palm.config import PaLMConfig
-from palm.recipe import Recipe
+from palm.recipe import RECIPES, Recipe
 
 
-def _flags(cls: type, default: str | None = None) -> Any:
-    """A dataclass of the same fields, all optional. The help is the class's own list of its fields."""
+def _flags(cls: type, default: str = "{}", of: Any = None) -> Any:
+    """A dataclass of the same fields, all optional. The help is the class's own list of its fields.
+
+    `default` says what a flag is that is not given, "{}" being the field's value in `of`.
+    """
     told = dict(re.findall(r"- `(\w+)`: (.+?)(?=\n\s*- `|\n\n|\Z)", cls.__doc__ or "", re.DOTALL))
     fields: list[Any] = []
     for field in dataclasses.fields(cls):
         argument = tyro.conf.arg(
             help=" ".join(told[field.name].split()).replace("`", ""),
-            help_behavior_hint=f"(default: {default or repr(field.default)})",
+            help_behavior_hint=f"(default: {default.format(repr(getattr(of, field.name, None)))})",
         )
         hint = get_type_hints(cls)[field.name]
         fields.append((field.name, Annotated[hint | None, argument], None))
@@ -34,5 +37,5 @@ if TYPE_CHECKING:  # made at run time, which a type checker cannot follow
     CadenceFlags: TypeAlias = Any
 else:
     ModelFlags = _flags(PaLMConfig, "the preset's")
-    RecipeFlags = _flags(Recipe, "the recipe's")
-    CadenceFlags = _flags(Cadence)
+    RecipeFlags = _flags(Recipe, "the recipe's, {} in bytes", RECIPES["bytes"])
+    CadenceFlags = _flags(Cadence, of=Cadence())

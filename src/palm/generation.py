@@ -62,6 +62,10 @@ def generate(
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     count = integer("max_new_tokens", max_new_tokens, least=1)
     config, encoder = config_of(model), tokenizer or ByteTokenizer()
+    if isinstance(prompt, (list, tuple)) and not prompt:
+        raise TokenError(
+            "prompt must be text, ids, or a list of prompts; got an empty list. Pass at least one."
+        )
     is_batch = isinstance(prompt, (list, tuple)) and not all(
         isinstance(item, (int, np.integer)) for item in prompt
     )

@@ -63,9 +63,16 @@ class Loop:
     ) -> None:
         self.folder, self.recipe, self.cadence = folder, recipe, cadence
         self.encoder, self.backend, self.on_step = encoder, backend, on_step
+        # What cannot work must fail now, before anything is written.
+        window = recipe.length + 1
+        needed, also = (2 * window, " and one for validation") if recipe.validation else (window, "")
+        if len(corpus) < needed:
+            raise DataError(
+                f"data must be at least {needed} tokens long, a window of length + 1 = {window} for training"
+                f"{also}; got {len(corpus)} tokens of {corpus.name}. Use a longer text or a smaller length."
+            )
         self.learnt, held_out = split(corpus, recipe.validation)
         self.held_out = None if held_out is None else self._validation(held_out)
-        # What cannot work must fail now, before anything is written.
         windows(self.learnt, seed=recipe.seed, first=0, rows=1, length=recipe.length)
         if cadence.sample_every:
             encode_prompt(cadence.sample_prompt, encoder, config)

@@ -16,6 +16,8 @@ from palm.errors import CheckpointError
 from palm.params import DTYPES
 
 FORMAT, VERSION = "palm-checkpoint", 1
+# What makes a folder a run (palm.run), which holds checkpoints and is none.
+RUN_SETTINGS = "run.json"
 MANIFEST, CONFIG, TRAINING = "manifest.json", "config.json", "training.json"
 WEIGHTS, OPTIMIZER = "weights-", "optimizer-"
 _HASH_CHUNK = 1 << 22
@@ -53,6 +55,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         content, is_intact = read_sealed(file)
     except OSError as error:
+        if (path / RUN_SETTINGS).exists():
+            raise CheckpointError(
+                f"path must be a checkpoint directory; got path={path}, a run. Pass one of its "
+                "step-… folders."
+            ) from None
         raise CheckpointError(
             f"path must be a checkpoint directory with {MANIFEST}; got path={path}: {error.strerror}. "
             "Pass what palm.save returned."

@@ -21,13 +21,13 @@ from typing import Any
 
 from palm.checkpoint import fsync
 from palm.errors import RunError
-from palm.manifest import TRAINING, read_sealed, sealed
+from palm.manifest import RUN_SETTINGS, TRAINING, read_sealed, sealed
 from palm.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT, VERSION = "palm-run", 1
 # There while a new run has no settings yet.
 STARTING = ".starting"
-SETTINGS, METRICS, SAMPLES, PLOT = "run.json", "metrics.jsonl", "samples.jsonl", "loss.png"
+SETTINGS, METRICS, SAMPLES, PLOT = RUN_SETTINGS, "metrics.jsonl", "samples.jsonl", "loss.png"
 _STEP = re.compile(r"step-(\d{8,})")
 # What a checkpoint or a rewritten file is called while it is not, or no longer, one.
 _TEMPORARY = re.compile(
@@ -53,7 +53,10 @@ class Run:
                 self.path.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            raise RunError(f"run must be a writable folder; got run={self.path}: {error.strerror}.") from None
+            what = "out" if new else "run"
+            raise RunError(
+                f"{what} must be a writable folder; got {what}={self.path}: {error.strerror}."
+            ) from None
         try:
             self._lock(descriptor)
             left = [entry for entry in self.path.iterdir() if _TEMPORARY.fullmatch(entry.name)]

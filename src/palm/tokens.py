@@ -17,6 +17,10 @@ def check_tokens(tokens: Any, config: PaLMConfig, *, at_least: int = 1) -> np.nd
 
     Raises `TokenError` unless they are integers in [0, num_tokens) with n ≥ `at_least`.
     """
+    if isinstance(tokens, (str, bytes)):
+        raise TokenError(
+            "tokens must be ids; got text. Encode it: np.frombuffer(text, np.uint8) of bytes are its tokens."
+        )
     if hasattr(tokens, "detach"):  # a torch tensor, perhaps on a device
         if getattr(tokens, "is_meta", False):
             raise TokenError(NO_VALUES)

@@ -54,11 +54,13 @@ def train(
 
     Raises `ConfigError`, `DataError`, `RunError`, `DivergedError`, and what `palm.build` raises.
     """
-    for name, value, kind in (("config", config, PaLMConfig), ("recipe", recipe, Recipe)):
+    for name, value, kind, make in (
+        ("config", config, PaLMConfig, 'preset("tiny")'),
+        ("recipe", recipe, Recipe, 'recipe("bytes")'),
+    ):
         if not isinstance(value, kind):
             raise ConfigError(
-                f"{name} must be a {kind.__name__}; got {name}={value!r}. "
-                'Make one with palm.preset("tiny") or palm.recipe("bytes").'
+                f"{name} must be a {kind.__name__}; got {name}={value!r}. Make one with palm.{make}."
             )
     implementation = wing(backend)
     config = config.resolve(backend)

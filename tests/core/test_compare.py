@@ -179,7 +179,9 @@ def test_sides_of_different_tokens_cannot_be_compared():
 
 def test_what_is_no_side_is_refused():
     with pytest.raises(BackendError, match="model must be one that palm built; got builtins"):
-        compare("a", "b", TOKENS)
+        compare(1, 2, TOKENS)
+    with pytest.raises(BackendError, match=r"got the path run/step.*palm\.load"):
+        compare("run/step", "b", TOKENS)
 
 
 def test_two_sides_of_one_label_get_a_letter_each():

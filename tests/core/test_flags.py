@@ -80,7 +80,7 @@ def test_the_defaults_shown_are_those_in_force(shown):
     for field in dataclasses.fields(Cadence):
         assert f"(default: {field.default!r})" in shown[field.name.replace("_", "-")]
     assert shown["dim"].endswith("(default: the preset's)")
-    assert shown["steps"].endswith("(default: the recipe's)")
+    assert shown["steps"].endswith("(default: the recipe's, 1000 in bytes)")
 
 
 def test_a_field_without_a_description_cannot_be_a_flag():

@@ -137,9 +137,14 @@ FULL = {
 
 
 def test_a_line_tells_what_was_measured():
-    whole = "loss 1.2346  1.781 bits/byte  validation 2.0000  12,346 tokens/s  MFU 45.7%"
+    whole = "loss 1.2346 nats  1.781 bits/byte  validation 2.0000 nats  12,346 tokens/s  MFU 45.7%"
     assert _line(FULL) == whole
-    assert _line({"step": 4, "loss": 1.0, "tokens_per_s": 5.0}) == "loss 1.0000  5 tokens/s"
+    assert _line({"step": 4, "loss": 1.0, "tokens_per_s": 5.0}) == "loss 1.0000 nats  5 tokens/s"
+
+
+def test_what_stands_beside_the_bar_leaves_it_room_in_80_columns():
+    long = {**FULL, "loss": 10.0, "bits_per_byte": 14.4, "tokens_per_s": 123_456.0}
+    assert len(display._brief(long)) + len(" 100000/100000 ") + len(" 0:00:00") <= 78
 
 
 def test_in_a_pipe_there_is_a_line_at_each_validation_and_each_twentieth_and_nothing_else(capsys):
@@ -150,8 +155,8 @@ def test_in_a_pipe_there_is_a_line_at_each_validation_and_each_twentieth_and_not
     printed = capsys.readouterr()
     assert printed.out == ""
     lines = [line for line in printed.err.splitlines() if line]
-    measured = [f"step {step}/400  loss 1.0000  validation 2.0000  5 tokens/s" for step in (2, 4)]
-    assert lines == [*measured, "step 20/400  loss 1.0000  5 tokens/s"]
+    measured = [f"step {step}/400  loss 1.0000 nats  validation 2.0000 nats  5 tokens/s" for step in (2, 4)]
+    assert lines == [*measured, "step 20/400  loss 1.0000 nats  5 tokens/s"]
 
 
 def test_tensorboard_that_is_missing_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch):

@@ -135,7 +135,7 @@ def test_a_run_in_no_folder_is_refused(tmp_path):
 def test_a_new_run_in_a_files_place_is_refused(tmp_path, below):
     (tmp_path / "file").write_text("notes")
     with (
-        pytest.raises(RunError, match="run must be a writable folder"),
+        pytest.raises(RunError, match="out must be a writable folder"),
         Run(tmp_path / below).locked(new=True),
     ):
         pytest.fail("a file is no folder")

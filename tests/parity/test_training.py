@@ -334,7 +334,8 @@ def test_a_run_that_cannot_start_leaves_nothing(tmp_path):
     asks = palm.Cadence(sample_every=5, sample_prompt="é")
     for error, told, settings, text, cadence in (
         (palm.DataError, "validation must be a share", recipe(validation=0.01), TEXT[:200], None),
-        (palm.DataError, "data must be at least one window", recipe(validation=0), TEXT[:5], None),
+        (palm.DataError, "data must be at least 9 tokens long.*got 5", recipe(validation=0), TEXT[:5], None),
+        (palm.DataError, "data must be at least 18 tokens long.*got 9", recipe(), TEXT[:9], None),
         (palm.TokenError, "token=195", recipe(), TEXT, asks),
     ):
         options = {"backend": "torch", "out": tmp_path / "run", "cadence": cadence}
