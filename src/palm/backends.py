@@ -46,12 +46,16 @@ def check_installed(backend: Backend) -> None:
         )
 
 
+def is_model(model: Any) -> bool:
+    """Whether palm built it."""
+    return _wing_of(model) is not None
+
+
 def wing_of(model: Any) -> ModuleType:
     """The wing a model belongs to. Raises `BackendError` if it is not one of palm's."""
-    for backend in BACKENDS:
-        loaded = sys.modules.get(f"palm.{backend}_impl")
-        if loaded is not None and isinstance(model, loaded.PaLM):
-            return loaded
+    found = _wing_of(model)
+    if found is not None:
+        return found
     if isinstance(model, (str, os.PathLike)):
         raise BackendError(
             f"model must be one that palm built; got the path {model}. Load it: palm.load(path, backend=…)."
@@ -182,6 +186,14 @@ def common_dtype(arrays: Mapping[str, np.ndarray]) -> DType:
             f"weights of {', '.join(found) or 'no dtype'}. Pass dtype=."
         )
     return known[0]
+
+
+def _wing_of(model: Any) -> ModuleType | None:
+    for backend in BACKENDS:
+        loaded = sys.modules.get(f"palm.{backend}_impl")
+        if loaded is not None and isinstance(model, loaded.PaLM):
+            return loaded
+    return None
 
 
 def _check_config(config: PaLMConfig) -> None:

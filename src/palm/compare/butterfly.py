@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from palm.compare.diff import plain
+from palm.compare.measures import plain
 from palm.compare.trajectory import Trajectory
 from palm.params import dtype_name
 from palm.rounding import UNIT_ROUNDOFF

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
 from palm import reference, reference_grad
+from palm.backends import is_model
+from palm.compare.diagnosis import Diagnosis, diagnose
+from palm.compare.foreign import compare_foreign
+from palm.compare.measures import plain, predictions
 from palm.compare.probe import Arrays, Recording, record
 from palm.config import PaLMConfig
 from palm.errors import ConfigError
@@ -59,6 +64,11 @@ class Comparison:
         """Whether every difference is rounding, and the sides had the same weights and config."""
         return self.weights_identical and not self.differences and not any(f.fault for f in self.findings)
 
+    @cached_property
+    def diagnoses(self) -> tuple[Diagnosis, ...]:
+        """Where the sides depart from the specification and why, in dataflow order; empty if they agree."""
+        return () if self.agree else diagnose(*self.recordings)
+
     @property
     def first_divergence(self) -> str | None:
         """The first finding, in dataflow order, that is more than rounding."""
@@ -94,6 +104,7 @@ class Comparison:
             "agree": self.agree,
             "verdict": self.verdict,
             "first_divergence": self.first_divergence,
+            "diagnoses": [diagnosis.to_dict() for diagnosis in self.diagnoses],
             "sides": [
                 {
                     "label": side.label,
@@ -115,16 +126,21 @@ class Comparison:
         }
 
 
-def compare(
-    a: Any, b: Any, tokens: Any = None, *, on_step: Callable[[str], None] = lambda step: None
-) -> Comparison:
-    """Compare two sides on `tokens`: live models of palm's, or recordings of them.
+def compare(a: Any, b: Any, tokens: Any = None, *, on_step: Callable[[str], None] = lambda step: None) -> Any:
+    """Compare two sides on `tokens`: live models of palm's, or recordings of them, and get a `Comparison`.
+
+    If one of them is a callable that is not palm's, from ids to logits, it is held against the other one, a
+    model that has its weights, and what is wrong in it is named: a `ForeignComparison` (see
+    `palm.compare.foreign.compare_foreign`).
 
     Both are held against the float64 NumPy referee on a's config and weights. See `palm.rounding` for the
     two tests. Live models run in this process; `palm compare` on the command line gives each its own.
     Tokens (..., n), n ≥ 2; recordings bring their own. Raises `TokenError`, `WeightsError` if a weight is not
     finite, `BackendError` for models that are not palm's, `ConfigError` if the shapes of the two differ.
     """
+    for foreign, ours in ((a, b), (b, a)):
+        if callable(foreign) and not is_model(foreign):
+            return compare_foreign(foreign, ours, tokens)
     side_a = a if isinstance(a, Recording) else record(a, tokens, on_step=on_step)
     side_b = b if isinstance(b, Recording) else record(b, tokens, on_step=on_step)
     if side_a.label == side_b.label:
@@ -134,7 +150,7 @@ def compare(
     exact_taps = reference.activations(side_a.config, weights, side_a.tokens)
     exact_loss, exact_grads = reference_grad.value_and_grad(side_a.config, weights, side_a.tokens)
     on_step("referee")
-    top1, kl = _predictions(side_a.taps["logits"], side_b.taps["logits"])
+    top1, kl = predictions(side_a.taps["logits"], side_b.taps["logits"])
     return Comparison(
         label_a=side_a.label,
         label_b=side_b.label,
@@ -211,20 +227,6 @@ def _fault(labels: tuple[str, str], errors: list[float], bounds: list[float], ra
     return "; ".join(outside) or None
 
 
-def _predictions(logits_a: np.ndarray, logits_b: np.ndarray) -> tuple[float, float]:
-    """Share of positions with the same most likely token, and the mean KL(a‖b) in nats."""
-    a, b = (_log_softmax(np.asarray(logits, np.float64)) for logits in (logits_a, logits_b))
-    top1 = float((a.argmax(-1) == b.argmax(-1)).mean())
-    # Rounding may take the sum a hair below zero, which no divergence is.
-    kl = float((np.exp(a) * (a - b)).sum(-1).mean())
-    return top1, 0.0 if kl < 0.0 else kl
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-
 def _differences(a: PaLMConfig, b: PaLMConfig) -> Iterable[str]:
     for name, value in a.to_dict().items():
         if getattr(b, name) != value:
@@ -250,8 +252,3 @@ def _check_comparable(a: Recording, b: Recording) -> None:
 
 def _relabel(side: Recording, suffix: str) -> Recording:
     return replace(side, label=f"{side.label} {suffix}")
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON can hold it: a number that is not finite becomes text."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -34,6 +34,7 @@ def write_html(report: Mapping[str, Any], path: Path) -> None:
         title=text(f"{a} and {b} {'agree' if report['agree'] else 'differ'} · palm compare"),
         badge=_badge(report["agree"]),
         verdict=text(report["verdict"]),
+        diagnoses=tag("ul", "".join(tag("li", text(one["sentence"])) for one in report["diagnoses"])),
         losses=_losses(report, losses[0]),
         facts=_facts(report, findings),
         bar=f"{report['ratio_bar']:g}",

@@ -20,6 +20,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(_table(comparison, "gradient (worst)", _worst_gradients(comparison)))
     console.print(_predictions(comparison))
     _print_verdict(comparison, console)
+    for diagnosis in comparison.diagnoses:
+        console.print(Text.assemble(("  why   ", "bold"), diagnosis.sentence))
 
 
 def print_training(found: Butterfly, console: Console) -> None:

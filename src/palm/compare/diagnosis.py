@@ -1,0 +1,224 @@
+"""Why two sides differ: the known causes, tried on what departs until what was recorded is met."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from palm.compare.causes import CAUSES
+from palm.compare.probe import Recording
+from palm.compare.program import REFEREE
+from palm.compare.replay import Departure, departures, deviation
+from palm.config import PaLMConfig
+from palm.params import parameters
+from palm.rounding import rms
+
+UNKNOWN = "unknown"
+# A cause that only rounds differently meets what was recorded to rounding of its own: most of it must go.
+_MOST = 0.5
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One fault of one side: where it is, what it is, how that is known, and what to do.
+
+    `taps`: where it shows, the same operation in one or more blocks. `cause`: its name, or "unknown";
+    `detail` which variant. `before`, `after`: the largest relative rms distance of the side from the
+    referee's operation on the side's own inputs, without and with the cause; `bound` what rounding explains.
+    `confined`: to which heads or positions, if not to all.
+    """
+
+    side: str
+    taps: tuple[str, ...]
+    cause: str
+    detail: str
+    before: float
+    after: float
+    bound: float
+    confined: str
+    fix: str
+
+    @property
+    def sentence(self) -> str:
+        """All of it in a sentence or two."""
+        where = self.taps[0] + (f" and {len(self.taps) - 1} more" if len(self.taps) > 1 else "")
+        place = f" ({self.confined})" if self.confined else ""
+        if self.cause == UNKNOWN:
+            return (
+                f"{self.side} departs at {where}{place} by {self.before:.1e}, where rounding allows "
+                f"{self.bound:.1e}, for no cause that palm knows{self.detail and f': {self.detail}'}."
+            )
+        return (
+            f"{self.side} has another {self.cause} at {where}{place}: {self.detail} "
+            f"(distance {self.before:.1e} without it, {self.after:.1e} with it, rounding allows "
+            f"{self.bound:.1e}). {self.fix}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values for JSON; what is not finite is given as text."""
+        told = {
+            key: str(x) if isinstance(x, float) and not math.isfinite(x) else x
+            for key, x in asdict(self).items()
+        }
+        return {**told, "taps": list(self.taps), "sentence": self.sentence}
+
+
+def diagnose(a: Recording, b: Recording) -> tuple[Diagnosis, ...]:
+    """Every fault of both sides, in dataflow order, judged by a's config; empty if all is rounding."""
+    if a.weights.keys() == b.weights.keys():
+        b = replace(b, config=a.config)
+    found = [_name(departure, side) for side in (a, b) for departure in departures(side)]
+    return tuple(_different_weights(a, b)) + tuple(_grouped(found))
+
+
+def _different_weights(a: Recording, b: Recording) -> Iterator[Diagnosis]:
+    """The tensors that the sides do not share; their operations themselves may be right."""
+    for name in parameters(a.config):
+        if name not in a.weights or name not in b.weights:
+            continue
+        ours, theirs = (np.asarray(side.weights[name], np.float64) for side in (a, b))
+        if a.dtype == b.dtype and not np.array_equal(ours, theirs):
+            differing = int((ours != theirs).sum())
+            yield Diagnosis(
+                side=b.label,
+                taps=(_tap_of(name),),
+                cause="different weights",
+                detail=f"{name} differs in {differing:,} of {ours.size:,} elements",
+                before=rms(ours - theirs) / (rms(ours) or 1.0),
+                after=0.0,
+                bound=0.0,
+                confined="",
+                fix="Load the same checkpoint on both sides, or copy them with palm.convert.",
+            )
+
+
+def _tap_of(weight: str) -> str:
+    """The first tap that a weight acts on."""
+    kinds = {
+        "embedding": "embed",
+        "unembedding": "logits",
+        "attention.query": "q",
+        "attention.key": "k",
+        "attention.key_value": "k",
+        "attention.value": "v",
+        "attention.out": "attention_out",
+        "feedforward.up": "feedforward",
+        "feedforward.gate": "feedforward",
+        "feedforward.down": "feedforward_out",
+        "norm": "norm",
+    }
+    prefix = ".".join(weight.split(".")[:2]) + "." if weight.startswith("blocks.") else ""
+    return prefix + kinds[weight.removeprefix(prefix)]
+
+
+def _name(departure: Departure, side: Recording) -> Diagnosis:
+    """The cheapest cause that explains a departure."""
+
+    def told(cause: str, detail: str, after: float, fix: str) -> Diagnosis:
+        confined = _confined(departure, side.config)
+        return Diagnosis(
+            departure.side,
+            (departure.tap,),
+            cause,
+            detail,
+            departure.deviation,
+            after,
+            departure.bound,
+            confined,
+            fix,
+        )
+
+    if not math.isfinite(departure.deviation):
+        if _inputs_are_finite(departure):
+            fix = "Look for an overflow, a division by zero, or a row of which every key is masked."
+            return told("NaN origin", "its inputs are finite, what it gives is not", 0.0, fix)
+        return told(UNKNOWN, "what came in was not finite already", math.nan, "")
+    best = (UNKNOWN, "", departure.deviation, "")
+    for cause in CAUSES:
+        for detail, changed in cause.variants(side.config):
+            if departure.operation not in changed:
+                continue
+            after = deviation(departure.value, changed[departure.operation](departure.place))
+            if after <= departure.bound:
+                return told(cause.name, detail, after, cause.fix)
+            if cause.rounds and after <= _MOST * best[2]:
+                best = (cause.name, detail, after, cause.fix)
+    pattern = _dropout(departure)
+    if pattern:
+        return told("dropout", pattern, 0.0, "Turn dropout off: model.eval().")
+    return told(*best)
+
+
+def _inputs_are_finite(departure: Departure) -> bool:
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(REFEREE[departure.operation](departure.place)).all())
+
+
+def _dropout(departure: Departure) -> str:
+    """In words, the share of elements set to 0 and the factor on the others; empty if that is not it."""
+    expected = REFEREE[departure.operation](departure.place)
+    zero = departure.value == 0
+    share = float(zero.mean())
+    if not 0.005 < share < 0.995:
+        return ""
+    kept = ~zero & (expected != 0)
+    factor = float(np.median(departure.value[kept] / expected[kept]))
+    rest = deviation(departure.value[kept], factor * expected[kept])
+    is_scaled = abs(factor * (1 - share) - 1) < 0.2 or abs(factor - 1) < 1e-3
+    return (
+        f"{share:.1%} of the elements are 0, the others times {factor:.3g}"
+        if rest < 1e-2 and is_scaled
+        else ""
+    )
+
+
+def _confined(departure: Departure, config: PaLMConfig) -> str:
+    """To which positions and heads a departure is confined; empty if to none in particular."""
+    expected = REFEREE[departure.operation](departure.place)
+    with np.errstate(invalid="ignore"):
+        off = np.square(departure.value - expected)
+    limit = (departure.bound * (rms(expected) or 1.0)) ** 2
+    told = []
+    if departure.operation in ("q", "attention"):
+        heads = off.reshape(*off.shape[:-1], config.heads, config.dim_head)
+        per_head = ~(heads.mean(axis=(*range(heads.ndim - 2), -1)) <= limit)
+        if per_head.any() and not per_head.all():
+            told.append(f"heads {_ranges(np.flatnonzero(per_head))} of {config.heads}")
+    per_position = ~(off.mean(axis=(*range(off.ndim - 2), -1)) <= limit)
+    first = int(np.argmax(per_position))
+    if per_position.any() and not per_position.all():
+        n = len(per_position)
+        if per_position[first:].all():
+            told.append(f"from position {first} on")
+        elif per_position.sum() <= 0.5 * n:
+            told.append(f"positions {_ranges(np.flatnonzero(per_position))} of {n}")
+    return ", ".join(told)
+
+
+def _ranges(numbers: np.ndarray) -> str:
+    """0–3, 7, …: at most four pieces."""
+    pieces = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    shown = [str(p[0]) if len(p) == 1 else f"{p[0]}–{p[-1]}" for p in pieces[:4]]
+    return ", ".join(shown) + (", …" if len(pieces) > 4 else "")
+
+
+def _grouped(found: Iterable[Diagnosis]) -> Iterator[Diagnosis]:
+    """One entry for the same fault in several places."""
+    groups: dict[tuple[str, ...], list[Diagnosis]] = {}
+    for one in found:
+        key = (one.side, one.cause, one.detail)
+        # What nobody knows may be one thing in q and another in k.
+        groups.setdefault(key if one.cause != UNKNOWN else (*key, one.taps[0].rpartition(".")[2]), []).append(
+            one
+        )
+    for same in groups.values():
+        yield replace(
+            same[0],
+            taps=tuple(tap for one in same for tap in one.taps),
+            before=max(one.before for one in same),
+            after=max(one.after for one in same),
+        )
