@@ -188,7 +188,7 @@ def test_two_mistakes_are_named_together():
 def test_a_mistake_that_nobody_knows_is_said_to_be_unknown():
     cfg, weights = ROTARY, draw_weights(ROTARY, 5, "float32")
     model = palm.from_numpy(cfg, weights, backend="jax")
-    found = palm.compare(lambda ids: np.tanh(in_numpy(cfg, weights, ids)), model, draw_tokens(cfg, 40))
+    found = palm.compare(lambda ids: np.abs(in_numpy(cfg, weights, ids)), model, draw_tokens(cfg, 40))
     assert not found.agree
     assert found.likenesses == ()
     assert "none of the" in found.verdict
@@ -212,6 +212,45 @@ def test_logits_of_each_type_are_held_to_their_own_rounding():
     assert (exact.agree, exact.dtype, rough.agree, rough.dtype) == (True, "float64", True, "bfloat16")
     assert exact.bound < 1e-12
     assert rough.bound > 1e-3
+
+
+def test_a_port_that_computes_in_less_than_it_returns_is_told_so():
+    cfg, weights = ROTARY, draw_weights(ROTARY, 5, "float32")
+    model = palm.from_numpy(cfg, weights, backend="torch")
+    rough = palm.convert(model, backend="torch", dtype="bfloat16")
+    found = palm.compare(lambda ids: rough(torch.as_tensor(ids)).float(), rough, draw_tokens(cfg, 40))
+    assert not found.agree
+    assert found.rounding_of == "bfloat16"
+    assert "bfloat16 rounds as much" in found.verdict
+    listed = palm.compare(lambda ids: model(torch.as_tensor(ids)).tolist(), model, draw_tokens(cfg, 40))
+    assert listed.agree
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_logits_that_are_not_finite_have_no_likeness(bad):
+    cfg, weights = ROTARY, draw_weights(ROTARY, 5, "float32")
+    model = palm.from_numpy(cfg, weights, backend="torch")
+
+    def port(ids: np.ndarray) -> np.ndarray:
+        logits = in_numpy(cfg, weights, ids)
+        logits[..., -2:] = bad
+        return logits
+
+    found = palm.compare(port, model, draw_tokens(cfg, 40))
+    assert (found.agree, found.likenesses, found.not_finite) == (False, (), 80)
+    assert "80 of its logits are not finite" in found.verdict
+
+
+def test_a_port_that_changes_its_ids_is_judged_by_those_it_was_given():
+    cfg, weights = ROTARY, draw_weights(ROTARY, 5, "float32")
+    model = palm.from_numpy(cfg, weights, backend="torch")
+
+    def port(ids: np.ndarray) -> np.ndarray:
+        ids[...] = ids[..., ::-1].copy()
+        return in_numpy(cfg, weights, ids)
+
+    found = palm.compare(port, model, draw_tokens(cfg, 30))
+    assert [one.cause for one in found.likenesses] == ["tokens"]
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from palm.compare.causes import CAUSES
+from palm.compare.causes.variants import with_config
 from palm.compare.probe import Recording
 from palm.compare.program import REFEREE
 from palm.compare.replay import Departure, departures, deviation
@@ -52,11 +53,13 @@ class Diagnosis:
                 f"{self.side} departs at {where}{place} by {self.before:.1e}, where rounding allows "
                 f"{self.bound:.1e}, for no cause that palm knows{self.detail and f': {self.detail}'}."
             )
-        return (
-            f"{self.side} has another {self.cause} at {where}{place}: {self.detail} "
-            f"(distance {self.before:.1e} without it, {self.after:.1e} with it, rounding allows "
-            f"{self.bound:.1e}). {self.fix}"
-        )
+        evidence = ""
+        if math.isfinite(self.after):
+            evidence = (
+                f" (distance {self.before:.1e} without it, {self.after:.1e} with it, rounding allows "
+                f"{self.bound:.1e})"
+            )
+        return f"{self.side} at {where}{place}: {self.cause}, {self.detail}{evidence}. {self.fix}"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values for JSON; what is not finite is given as text."""
@@ -68,10 +71,27 @@ class Diagnosis:
 
 
 def diagnose(a: Recording, b: Recording) -> tuple[Diagnosis, ...]:
-    """Every fault of both sides, in dataflow order, judged by a's config; empty if all is rounding."""
+    """Every fault of both sides, in dataflow order, judged by a's config; empty if all is rounding.
+
+    Configs of other weights (`share_kv`, `tie_embeddings`) cannot be judged by each other: each side is then
+    held to its own.
+    """
+    own = b.config.to_dict()
+    changed = {name: own[name] for name, value in a.config.to_dict().items() if own[name] != value}
     if a.weights.keys() == b.weights.keys():
         b = replace(b, config=a.config)
-    found = [_name(departure, side) for side in (a, b) for departure in departures(side)]
+    else:
+        changed = {}
+    found = []
+    for side, other in ((a, {}), (b, changed)):
+        has_origin = False
+        for departure in departures(side):
+            # What is not finite is passed on to everything; one origin is enough.
+            if not math.isfinite(departure.deviation):
+                if has_origin:
+                    continue
+                has_origin = True
+            found.append(_name(departure, side, other))
     return tuple(_different_weights(a, b)) + tuple(_grouped(found))
 
 
@@ -89,7 +109,7 @@ def _different_weights(a: Recording, b: Recording) -> Iterator[Diagnosis]:
                 cause="different weights",
                 detail=f"{name} differs in {differing:,} of {ours.size:,} elements",
                 before=rms(ours - theirs) / (rms(ours) or 1.0),
-                after=0.0,
+                after=math.nan,
                 bound=0.0,
                 confined="",
                 fix="Load the same checkpoint on both sides, or copy them with palm.convert.",
@@ -115,8 +135,8 @@ def _tap_of(weight: str) -> str:
     return prefix + kinds[weight.removeprefix(prefix)]
 
 
-def _name(departure: Departure, side: Recording) -> Diagnosis:
-    """The cheapest cause that explains a departure."""
+def _name(departure: Departure, side: Recording, config: Mapping[str, Any]) -> Diagnosis:
+    """The cheapest cause that explains a departure; `config` is what the side's own has otherwise."""
 
     def told(cause: str, detail: str, after: float, fix: str) -> Diagnosis:
         confined = _confined(departure, side.config)
@@ -135,8 +155,18 @@ def _name(departure: Departure, side: Recording) -> Diagnosis:
     if not math.isfinite(departure.deviation):
         if _inputs_are_finite(departure):
             fix = "Look for an overflow, a division by zero, or a row of which every key is masked."
-            return told("NaN origin", "its inputs are finite, what it gives is not", 0.0, fix)
+            return told("NaN origin", "its inputs are finite, what it gives is not", math.nan, fix)
         return told(UNKNOWN, "what came in was not finite already", math.nan, "")
+    if config:
+        after = deviation(
+            departure.value,
+            with_config((departure.operation,), **config)[departure.operation](departure.place),
+        )
+        if after <= departure.bound:
+            detail = ", ".join(
+                f"{name} {value!r} for {getattr(side.config, name)!r}" for name, value in config.items()
+            )
+            return told("config", detail, after, "Give both sides one config, cfg.resolve(backend).")
     best = (UNKNOWN, "", departure.deviation, "")
     for cause in CAUSES:
         for detail, changed in cause.variants(side.config):
@@ -147,9 +177,9 @@ def _name(departure: Departure, side: Recording) -> Diagnosis:
                 return told(cause.name, detail, after, cause.fix)
             if cause.rounds and after <= _MOST * best[2]:
                 best = (cause.name, detail, after, cause.fix)
-    pattern = _dropout(departure)
-    if pattern:
-        return told("dropout", pattern, 0.0, "Turn dropout off: model.eval().")
+    dropped = _dropout(departure)
+    if dropped is not None:
+        return told("dropout", *dropped, "Turn dropout off: model.eval().")
     return told(*best)
 
 
@@ -158,22 +188,21 @@ def _inputs_are_finite(departure: Departure) -> bool:
         return bool(np.isfinite(REFEREE[departure.operation](departure.place)).all())
 
 
-def _dropout(departure: Departure) -> str:
-    """In words, the share of elements set to 0 and the factor on the others; empty if that is not it."""
+def _dropout(departure: Departure) -> tuple[str, float] | None:
+    """In words what was dropped, and the distance of what was not; None if it is no dropout.
+
+    Elements here and there are 0, and the others larger by 1 / (1 − that share).
+    """
     expected = REFEREE[departure.operation](departure.place)
-    zero = departure.value == 0
+    zero = (departure.value == 0).reshape(-1, departure.value.shape[-1])
     share = float(zero.mean())
-    if not 0.005 < share < 0.995:
-        return ""
-    kept = ~zero & (expected != 0)
-    factor = float(np.median(departure.value[kept] / expected[kept]))
-    rest = deviation(departure.value[kept], factor * expected[kept])
-    is_scaled = abs(factor * (1 - share) - 1) < 0.2 or abs(factor - 1) < 1e-3
-    return (
-        f"{share:.1%} of the elements are 0, the others times {factor:.3g}"
-        if rest < 1e-2 and is_scaled
-        else ""
-    )
+    if not 0.005 < share < 0.95 or zero.all(0).any() or zero.all(1).any():
+        return None
+    kept = departure.value != 0
+    after = deviation(departure.value[kept], expected[kept] / (1 - share))
+    # The share is an estimate of the rate; a wrong factor would leave far more.
+    detail = f"{share:.1%} of the elements are 0, the others {1 / (1 - share):.3g} times as large"
+    return (detail, after) if after < 0.1 * departure.deviation else None
 
 
 def _confined(departure: Departure, config: PaLMConfig) -> str:

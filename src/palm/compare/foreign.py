@@ -3,6 +3,7 @@ behaves like that: "your port is this model with half-split rotary"."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from palm.backends import config_of, to_numpy
+from palm.backends import config_of, dtype_of, to_numpy
 from palm.compare.causes import CAUSES, Cause
 from palm.compare.measures import plain, predictions
 from palm.compare.program import Operation, run
@@ -25,6 +26,8 @@ from palm.tokens import check_tokens
 _CLOSEST = 10
 # So many positions show most faults.
 _BRIEF = 32
+# A thousand runs of more tokens take too long.
+_LONGEST_FOR_PAIRS = 64
 # A loss of precision is met only roughly: so much of the distance must go.
 _MOST = 0.5
 
@@ -55,7 +58,9 @@ class ForeignComparison:
     """What `palm.compare(function, model, tokens)` found. Distances are relative rms of the logits.
 
     `before`: between the foreign logits and the float64 referee's on our weights; `bound`: what rounding
-    explains of it. `likenesses`: what explains it, empty if nothing known does; several are equally like.
+    explains of it in `dtype`; `rounding_of`: the widest type whose rounding would, if there is one.
+    `not_finite`: how many logits are NaN or infinite. `likenesses`: what explains it, empty if nothing known
+    does; several are equally like. `tried`: variants that were.
     """
 
     label: str
@@ -63,6 +68,8 @@ class ForeignComparison:
     dtype: DType
     before: float
     bound: float
+    not_finite: int
+    rounding_of: DType | None
     likenesses: tuple[Likeness, ...]
     top1_agreement: float
     kl_divergence: float
@@ -89,10 +96,15 @@ class ForeignComparison:
         if self.agree:
             return f"{self.label} and palm agree: their logits differ by rounding ({self.before:.1e})."
         measured = f"distance {self.before:.1e}, rounding allows {self.bound:.1e}"
+        if self.not_finite:
+            return f"{self.label} and palm differ: {self.not_finite:,} of its logits are not finite."
         if not self.likenesses:
+            hint = "Compare tap by tap if you can (palm.activations)."
+            if self.rounding_of is not None:
+                hint = f"But {self.rounding_of} rounds as much: if it computes in that, return logits in that type."
             return (
                 f"{self.label} and palm differ ({measured}), for none of the {self.tried} variants that palm "
-                "knows. Compare tap by tap if you can (palm.activations)."
+                f"knows. {hint}"
             )
         first = self.likenesses[0]
         others = "; or ".join(f"{one.cause}: {one.detail}" for one in self.likenesses[1:3])
@@ -114,6 +126,8 @@ class ForeignComparison:
             "config": self.config.to_dict(),
             "before": plain(self.before),
             "bound": self.bound,
+            "not_finite": self.not_finite,
+            "rounding_of": self.rounding_of,
             "likenesses": [asdict(one) for one in self.likenesses],
             "top1_agreement": plain(self.top1_agreement),
             "kl_divergence_nats": plain(self.kl_divergence),
@@ -125,8 +139,8 @@ def compare_foreign(function: Callable[[np.ndarray], Any], model: Any, tokens: A
     """Compare a callable, ids (..., n) to logits (..., n, v), with a model of palm's that has its weights.
 
     The callable is given an int64 array and may return an array of any framework, of float64, float32 or
-    bfloat16. Raises `TokenError`, and `ProbeError` for logits of another shape or type, or if the callable
-    fails.
+    bfloat16: the type it computes in, whose rounding it is held to. Raises `TokenError`, and `ProbeError` for
+    logits of another shape or type, or if the callable fails.
     """
     config = config_of(model)
     weights = {name: np.asarray(array, np.float64) for name, array in to_numpy(model).items()}
@@ -134,18 +148,33 @@ def compare_foreign(function: Callable[[np.ndarray], Any], model: Any, tokens: A
     label = getattr(function, "__name__", type(function).__name__)
 
     def search(ids: np.ndarray) -> tuple[_Search, DType]:
-        logits, dtype = _logits(function, ids, config, label)
+        logits, dtype = _logits(function, ids, config, label, dtype_of(model))
         bound = rounding_bound(config, dtype, ids.shape[-1], config.depth)
         return _Search(config, weights, ids, logits, bound), dtype
 
     whole, dtype = search(ids)
     likenesses: tuple[Likeness, ...] = ()
     tried = 0
-    if not whole.before <= whole.bound:
+    if math.isfinite(whole.before) and whole.before > whole.bound:
         candidates, tried = _candidates(_brief(whole, search))
         likenesses = _met(whole, candidates)
     top1, kl = predictions(whole.logits, whole.run({}))
-    return ForeignComparison(label, config, dtype, whole.before, whole.bound, likenesses, top1, kl, tried)
+    wider = (
+        name for name in DTYPES if whole.before <= rounding_bound(config, name, ids.shape[-1], config.depth)
+    )
+    return ForeignComparison(
+        label=label,
+        config=config,
+        dtype=dtype,
+        before=whole.before,
+        bound=whole.bound,
+        not_finite=int((~np.isfinite(whole.logits)).sum()),
+        rounding_of=next(wider, None),
+        likenesses=likenesses,
+        top1_agreement=top1,
+        kl_divergence=kl,
+        tried=tried,
+    )
 
 
 @dataclass(frozen=True)
@@ -175,13 +204,18 @@ class _Search:
 
 
 def _brief(whole: _Search, search: Callable[[np.ndarray], tuple[_Search, DType]]) -> _Search:
-    """The beginning of one sequence, where a run costs little, if the port takes it and the fault shows."""
-    beginning = whole.ids[(*(slice(1),) * (whole.ids.ndim - 1), slice(_BRIEF))]
-    try:
-        brief, _ = search(beginning)
-    except ProbeError:  # compiled for one shape, say
-        return whole
-    return brief if brief.before > brief.bound else whole
+    """The shortest beginning of one sequence in which the fault shows: a run of it costs little."""
+    length = _BRIEF
+    while length < whole.ids.shape[-1]:
+        beginning = whole.ids[(*(slice(1),) * (whole.ids.ndim - 1), slice(length))]
+        try:
+            brief, _ = search(beginning)
+        except ProbeError:  # compiled for one shape, say
+            break
+        if brief.before > brief.bound:
+            return brief
+        length *= 2
+    return whole
 
 
 def _candidates(search: _Search) -> tuple[list[Found], int]:
@@ -193,7 +227,7 @@ def _candidates(search: _Search) -> tuple[list[Found], int]:
     ]
     tried = len(singles)
     met = [found for found in singles if search.meets(found)]
-    if not met:
+    if not met and search.ids.size <= _LONGEST_FOR_PAIRS:
         closest = sorted(singles, key=lambda found: found.after)[:_CLOSEST]
         pairs = [
             Found(
@@ -230,18 +264,19 @@ def _met(search: _Search, candidates: list[Found]) -> tuple[Likeness, ...]:
 
 
 def _logits(
-    function: Callable[[np.ndarray], Any], ids: np.ndarray, config: PaLMConfig, label: str
+    function: Callable[[np.ndarray], Any], ids: np.ndarray, config: PaLMConfig, label: str, coarsest: DType
 ) -> tuple[np.ndarray, DType]:
     """The callable's logits in float64, and the dtype it gave."""
     try:
-        given = function(ids)
+        given = function(ids.copy())  # what it does to them is its own affair
         if hasattr(given, "detach"):  # torch gives NumPy neither what has a gradient nor its bfloat16
             given = given.detach().cpu()
             name = str(given.dtype).removeprefix("torch.")
             array = given.double().numpy()
         else:
             array = np.asarray(given)
-            name = array.dtype.name
+            # A list has no type of its own: Python's numbers are wide whatever they were.
+            name = array.dtype.name if hasattr(given, "dtype") else coarsest
     except Exception as error:
         raise ProbeError(
             f"{label} must give logits for an int64 array of ids; it raised {type(error).__name__}: {error}. "

@@ -10,10 +10,11 @@ import numpy as np
 
 def predictions(logits_a: np.ndarray, logits_b: np.ndarray) -> tuple[float, float]:
     """Share of positions with the same most likely token, and the mean KL(a‖b) in nats."""
-    a, b = (_log_softmax(np.asarray(logits, np.float64)) for logits in (logits_a, logits_b))
+    with np.errstate(invalid="ignore"):  # logits that are not finite give numbers that are not
+        a, b = (_log_softmax(np.asarray(logits, np.float64)) for logits in (logits_a, logits_b))
+        kl = float((np.exp(a) * (a - b)).sum(-1).mean())
     top1 = float((a.argmax(-1) == b.argmax(-1)).mean())
     # Rounding may take the sum a hair below zero, which no divergence is.
-    kl = float((np.exp(a) * (a - b)).sum(-1).mean())
     return top1, 0.0 if kl < 0.0 else kl
 
 

@@ -12,7 +12,8 @@ from palm.compare.causes.variants import Variant, bfloat16, with_config, with_we
 from palm.compare.program import Place
 from palm.config import PaLMConfig
 
-EPS = (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+DECADES = tuple(float(f"1e{power}") for power in range(-12, 0))
+EPS = tuple(float(f"{digit}e{power}") for power in range(-12, 0) for digit in (1, 2, 3, 5))
 
 
 def eps(config: PaLMConfig) -> Iterator[Variant]:
@@ -25,12 +26,12 @@ def eps(config: PaLMConfig) -> Iterator[Variant]:
 def eps_convention(config: PaLMConfig) -> Iterator[Variant]:
     """Inside or outside the root, of the mean or of the sum."""
     other = "add" if config.norm_eps_mode == "clamp" else "clamp"
-    for eps in (config.eps, *(eps for eps in EPS if eps != config.eps)):
+    for eps in (config.eps, *(eps for eps in DECADES if eps != config.eps)):
         yield (
             f'"{other}" for "{config.norm_eps_mode}", eps {eps:g}',
             with_config(("norm",), norm_eps_mode=other, norm_eps=eps),
         )
-    for eps in {config.eps, *EPS}:
+    for eps in (config.eps, *(eps for eps in DECADES if eps != config.eps)):
         yield (
             f"eps {eps:g} added to the sum of squares, not to their mean",
             with_config(("norm",), norm_eps_mode="add", norm_eps=max(eps / config.dim, 1.1e-18)),
