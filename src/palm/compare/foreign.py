@@ -101,7 +101,7 @@ class ForeignComparison:
         if not self.likenesses:
             hint = "Compare tap by tap if you can (palm.activations)."
             if self.rounding_of is not None:
-                hint = f"But {self.rounding_of} rounds as much: if it computes in that, return logits in that type."
+                hint = f"But {self.rounding_of} rounds as much: if it computes in that, return logits so."
             return (
                 f"{self.label} and palm differ ({measured}), for none of the {self.tried} variants that palm "
                 f"knows. {hint}"

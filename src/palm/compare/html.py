@@ -34,7 +34,10 @@ def write_html(report: Mapping[str, Any], path: Path) -> None:
         title=text(f"{a} and {b} {'agree' if report['agree'] else 'differ'} · palm compare"),
         badge=_badge(report["agree"]),
         verdict=text(report["verdict"]),
-        diagnoses=tag("ul", "".join(tag("li", text(one["sentence"])) for one in report["diagnoses"])),
+        diagnoses="".join(
+            tag("p", tag("strong", "Why") + text(f" {one['sentence']}"), class_="why")
+            for one in report["diagnoses"]
+        ),
         losses=_losses(report, losses[0]),
         facts=_facts(report, findings),
         bar=f"{report['ratio_bar']:g}",
