@@ -1,0 +1,38 @@
+"""For your own tests: two sides agree to rounding, or the failure says where they differ and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from palm.compare import compare
+from palm.rounding import rms, rounding_ratio
+
+__all__ = ["assert_agree", "ratio"]
+
+
+def assert_agree(a: Any, b: Any, tokens: Any) -> None:
+    """Raise `AssertionError`, whose message is verdict and causes, unless `palm.compare` finds agreement.
+
+    Two models of palm's, or recordings of them, or one such model and a function from ids to the logits of a
+    model that is not palm's. Raises what `palm.compare` raises.
+    """
+    found = compare(a, b, tokens)
+    if not found.agree:
+        causes = [diagnosis.sentence for diagnosis in getattr(found, "diagnoses", ())]
+        raise AssertionError("\n".join([found.verdict, *causes]))
+
+
+def ratio(a: Any, b: Any, exact_a: Any, exact_b: Any = None) -> float:
+    """How much further apart two arrays are than their own rounding errors put them.
+
+        rms(a − b) / sqrt(rms(a − a*)² + rms(b − b*)²)
+
+    with a*, b* the same two programs in float64 (b* = a* if it is not given). At most √2 if both compute the
+    same function, whatever their rounding, and about 1 if their errors are independent; above 1.5 they do
+    not. 0 if they are equal. With one common exact array it cannot exceed √2 and proves nothing: give both.
+    Arrays are NumPy's, or what it can read. See `palm.rounding`.
+    """
+    wide = [np.asarray(x, np.float64) for x in (a, b, exact_a, exact_a if exact_b is None else exact_b)]
+    return rounding_ratio(rms(wide[0] - wide[1]), rms(wide[0] - wide[2]), rms(wide[1] - wide[3]))

@@ -1,0 +1,63 @@
+"""`palm.testing` as somebody else's tests use it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from importlib.util import module_from_spec, spec_from_file_location
+from types import ModuleType
+
+import numpy as np
+import pytest
+from cases import ROOT, draw_tokens, small
+
+import palm
+from palm.testing import assert_agree, ratio
+
+
+@pytest.fixture
+def example(tmp_path) -> ModuleType:
+    """The documentation's example as a module, so that it stays true."""
+    page = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "example.py").write_text(code, encoding="utf-8")
+    spec = spec_from_file_location("example", tmp_path / "example.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_documented_port_fails_with_its_cause(example):
+    with pytest.raises(AssertionError) as raised:
+        example.test_my_port()
+    assert "my_port behaves like this model with another rotary layout: half-split" in str(raised.value)
+
+
+def test_the_documented_port_passes_when_it_is_mended(example):
+    def interleaved(x: np.ndarray) -> np.ndarray:
+        angles = np.arange(x.shape[-2])[:, None] * 10_000.0 ** (-np.arange(0, x.shape[-1], 2) / x.shape[-1])
+        turned = (x[..., ::2] + 1j * x[..., 1::2]) * np.exp(1j * angles)
+        return np.stack([turned.real, turned.imag], -1).reshape(x.shape)
+
+    example.rotary = interleaved
+    example.test_my_port()
+
+
+def test_two_models_agree_or_the_message_says_where_and_why():
+    right = palm.build(small(), backend="torch")
+    assert_agree(right, palm.convert(right, backend="jax"), draw_tokens(small(), 9))
+    other = dataclasses.replace(small(), init="reference")
+    wrong = palm.from_numpy(other, palm.to_numpy(right), backend="jax")
+    with pytest.raises(AssertionError, match=r"differ from logits on(.|\n)*jax at logits: config, init"):
+        assert_agree(right, wrong, draw_tokens(small(), 9))
+
+
+def test_the_ratio_is_one_for_independent_rounding_and_more_for_another_function():
+    exact = np.random.default_rng(0).standard_normal(10_000)
+    errors = 1e-7 * np.random.default_rng(1).standard_normal((2, 10_000))
+    a, b = exact + errors
+    assert 0.95 < ratio(a, b, exact) < 1.05
+    assert ratio(a, a, exact) == 0.0
+    assert ratio(a, b + 1e-5, exact, exact + 1e-5) > 50
