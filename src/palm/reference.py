@@ -66,9 +66,9 @@ def attention(y: np.ndarray, weights: Weights, config: PaLMConfig) -> dict[str, 
         q, k = rotate(q, config), rotate(k, config)
     k, v = k[..., None, :, :], v[..., None, :, :]  # the one head that all query heads share
     scores = (q * config.dim_head**-0.5) @ k.swapaxes(-1, -2) + position_bias(y.shape[-2], config)
-    attended = _merge_heads(softmax(scores) @ v)
+    attended = merge_heads(softmax(scores) @ v)
     return {
-        "q": _merge_heads(q),
+        "q": merge_heads(q),
         "k": k[..., 0, :, :],
         "v": v[..., 0, :, :],
         "attention": attended,
@@ -78,10 +78,14 @@ def attention(y: np.ndarray, weights: Weights, config: PaLMConfig) -> dict[str, 
 
 def feedforward(y: np.ndarray, weights: Weights) -> dict[str, np.ndarray]:
     """SwiGLU: (swish(y W_gate) · (y W_up)) W_down, swish(x) = x / (1 + e^-x)."""
-    gate, up = y @ weights["feedforward.gate"], y @ weights["feedforward.up"]
+    product = gated(y @ weights["feedforward.gate"], y @ weights["feedforward.up"])
+    return {"feedforward": product, "feedforward_out": product @ weights["feedforward.down"]}
+
+
+def gated(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """swish(gate) · up."""
     with np.errstate(over="ignore"):  # where e^-x is infinite, the quotient is rightly 0
-        gated = gate / (1 + np.exp(-gate)) * up
-    return {"feedforward": gated, "feedforward_out": gated @ weights["feedforward.down"]}
+        return gate / (1 + np.exp(-gate)) * up
 
 
 def block(x: np.ndarray, weights: Weights, config: PaLMConfig) -> dict[str, np.ndarray]:
@@ -128,7 +132,7 @@ def block_weights(weights: Weights, i: int) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)}
 
 
-def _merge_heads(x: np.ndarray) -> np.ndarray:
+def merge_heads(x: np.ndarray) -> np.ndarray:
     """(..., h, n, e) -> (..., n, h·e)."""
     x = x.swapaxes(-2, -3)
     return x.reshape(*x.shape[:-2], -1)

@@ -16,6 +16,7 @@ import numpy as np
 
 from palm import reference
 from palm.config import PaLMConfig
+from palm.reference import gated, merge_heads
 from palm.taps import tap_names
 
 Arrays = Mapping[str, np.ndarray]
@@ -106,12 +107,6 @@ def feedforward(at: Place) -> np.ndarray:
     return gated(at.tap("norm") @ at.weight("feedforward.gate"), at.tap("norm") @ at.weight("feedforward.up"))
 
 
-def gated(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """swish(gate)·up."""
-    with np.errstate(over="ignore"):  # where e^-x is infinite, the quotient is rightly 0
-        return gate / (1 + np.exp(-gate)) * up
-
-
 def feedforward_out(at: Place) -> np.ndarray:
     """The tap feedforward_out."""
     return at.tap("feedforward") @ at.weight("feedforward.down")
@@ -165,9 +160,3 @@ def run(
 def split_heads(x: np.ndarray, config: PaLMConfig) -> np.ndarray:
     """(..., n, h·e) -> (..., h, n, e)."""
     return x.reshape(*x.shape[:-1], config.heads, config.dim_head).swapaxes(-2, -3)
-
-
-def merge_heads(x: np.ndarray) -> np.ndarray:
-    """(..., h, n, e) -> (..., n, h·e)."""
-    x = x.swapaxes(-2, -3)
-    return x.reshape(*x.shape[:-2], -1)

@@ -8,10 +8,10 @@ from itertools import permutations
 
 import numpy as np
 
-from palm.compare import program
 from palm.compare.causes.variants import Variant, with_weight
 from palm.compare.program import REFEREE, Operation, Place
 from palm.config import PaLMConfig
+from palm.reference import gated
 
 _PRODUCTS = ("q", "k", "v", "attention_out", "feedforward", "feedforward_out", "logits")
 
@@ -42,7 +42,7 @@ def gate(config: PaLMConfig) -> Iterator[Variant]:
 
     def swapped(at: Place) -> np.ndarray:
         y = at.tap("norm")
-        return program.gated(y @ at.weight("feedforward.up"), y @ at.weight("feedforward.gate"))
+        return gated(y @ at.weight("feedforward.up"), y @ at.weight("feedforward.gate"))
 
     yield "swish on the other half", {"feedforward": swapped}
 

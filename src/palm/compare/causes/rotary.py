@@ -8,8 +8,9 @@ import numpy as np
 
 from palm.compare import program
 from palm.compare.causes.variants import Variant, bfloat16, with_config
-from palm.compare.program import Operation, Place, merge_heads
+from palm.compare.program import Operation, Place
 from palm.config import PaLMConfig
+from palm.reference import merge_heads
 
 THETAS = (1e2, 5e2, 1e3, 2e3, 5e3, 9e3, 1e4, 2e4, 2.5e4, 4e4, 5e4, 1e5, 2e5, 2.5e5, 5e5, 1e6, 2e6, 5e6, 1e7)
 
