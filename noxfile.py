@@ -14,7 +14,7 @@ CONSTRAINTS = ("-c", "constraints.txt")
 UPSTREAM = ("PaLM-pytorch==0.2.2", "PaLM-jax==0.1.2")
 
 
-# What the whole suite leaves to sessions of their own: a browser, and hours.
+# What the whole suite leaves to sessions of their own: a browser, and half an hour.
 APART = ("--ignore=tests/browser", "--ignore=tests/endurance")
 
 
@@ -37,7 +37,7 @@ def tests(session: nox.Session) -> None:
     """The whole suite: core, both wings, parity, the four originals. `browser`, `endurance` are apart."""
     install(session, "all", "tests", "peers")
     install_upstream(session)
-    # What takes an hour does not run here, but must not rot either.
+    # What takes half an hour does not run here, but must not rot either.
     session.run("pytest", "tests/endurance", "--collect-only", "-q", silent=True)
     session.run(
         *("pytest", "-n", "2", "--dist", "worksteal", *APART, *session.posargs),
@@ -85,7 +85,7 @@ def upstream(session: nox.Session) -> None:
 
 @nox.session
 def endurance(session: nox.Session) -> None:
-    """A thousand steps in both wings, a hundred kills, a thousand damaged checkpoints: an hour on 2 cores."""
+    """A thousand steps in both wings, a hundred kills, a thousand damaged checkpoints: half an hour."""
     install(session, "all", "tests")
     session.run("pytest", "-s", "tests/endurance", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
