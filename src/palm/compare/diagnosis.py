@@ -19,8 +19,6 @@ from palm.params import parameters
 from palm.rounding import rms
 
 UNKNOWN = "unknown"
-# A cause that only rounds differently meets what was recorded to rounding of its own: most of it must go.
-_MOST = 0.5
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,7 @@ def _name(departure: Departure, side: Recording, config: Mapping[str, Any]) -> D
             after = deviation(departure.value, changed[departure.operation](departure.place))
             if after <= departure.bound:
                 return told(cause.name, detail, after, cause.fix)
-            if cause.rounds and after <= _MOST * best[2]:
+            if cause.comes_close(best[2], after):
                 best = (cause.name, detail, after, cause.fix)
     dropped = _dropout(departure)
     if dropped is not None:

@@ -28,8 +28,6 @@ _CLOSEST = 10
 _BRIEF = 32
 # A thousand runs of more tokens take too long.
 _LONGEST_FOR_PAIRS = 64
-# A loss of precision is met only roughly: so much of the distance must go.
-_MOST = 0.5
 
 Changed = Mapping[str, Operation]
 
@@ -199,7 +197,7 @@ class _Search:
 
     def meets(self, found: Found) -> bool:
         """To rounding; a single loss of precision only roughly."""
-        roughly = len(found.causes) == 1 and found.causes[0].rounds and found.after <= _MOST * self.before
+        roughly = len(found.causes) == 1 and found.causes[0].comes_close(self.before, found.after)
         return found.after <= self.bound or roughly
 
 

@@ -150,10 +150,11 @@ def run(
 ) -> dict[str, np.ndarray]:
     """Every tap of the program with some operations replaced, in every block alike."""
     wide = {name: np.asarray(array, np.float64) for name, array in weights.items()}
+    operations = {**REFEREE, **changed}
     taps: dict[str, np.ndarray] = {}
     for name in tap_names(config.depth):
         kind, at = place(name, config, wide, taps, tokens)
-        taps[name] = {**REFEREE, **changed}[kind](at)
+        taps[name] = operations[kind](at)
     return taps
 
 

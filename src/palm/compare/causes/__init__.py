@@ -31,6 +31,10 @@ class Cause:
     variants: Callable[[PaLMConfig], Iterator[Variant]]
     rounds: bool = False
 
+    def comes_close(self, before: float, after: float) -> bool:
+        """Whether it `rounds`, and at least half of the distance goes with it."""
+        return self.rounds and after <= 0.5 * before
+
 
 def _positions_bfloat16(config: PaLMConfig) -> Iterator[Variant]:
     return (rotary.in_bfloat16 if config.positions == "rotary" else attention.alibi_in_bfloat16)(config)

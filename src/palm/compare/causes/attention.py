@@ -87,8 +87,8 @@ def alibi_in_bfloat16(config: PaLMConfig) -> Iterator[Variant]:
     """Distances above 256, or the whole bias, rounded."""
 
     def rounded(at: Place, *, product: bool) -> np.ndarray:
-        slopes, i = alibi_slopes(at.config.heads), np.arange(at.tokens.shape[-1], dtype=np.float64)
-        distance = bfloat16(np.abs(i[:, None] - i))
+        slopes = alibi_slopes(at.config.heads)
+        distance = bfloat16(np.abs(_distances(at)))
         bias = -slopes[:, None, None] * distance
         return masked(at, bfloat16(bfloat16(slopes)[:, None, None] * -distance) if product else bias)
 

@@ -39,11 +39,11 @@ def _turned(x: np.ndarray, angles: np.ndarray, *, halves: bool = False) -> np.nd
     return np.concatenate(pair, -1) if halves else np.stack(pair, -1).reshape(x.shape)
 
 
-def _angles(at: Place, theta: float | None = None, first: int = 0) -> np.ndarray:
+def _angles(at: Place, first: int = 0) -> np.ndarray:
     """i·θ^(-2p/e) for i from `first` on. Shape (n, e/2)."""
     e = at.config.dim_head
     positions = np.arange(first, first + at.tokens.shape[-1])
-    frequencies = (theta or at.config.rope_theta) ** (-np.arange(0, e, 2) / e)
+    frequencies = at.config.rope_theta ** (-np.arange(0, e, 2) / e)
     return positions[:, None] * frequencies
 
 
@@ -101,6 +101,6 @@ def in_bfloat16(config: PaLMConfig) -> Iterator[Variant]:
 
         def positions_rounded(at: Place, x: np.ndarray) -> np.ndarray:
             positions = bfloat16(np.arange(at.tokens.shape[-1], dtype=np.float64))
-            return _turned(x, positions[:, None] * _angles(at)[1] if len(positions) > 1 else _angles(at))
+            return _turned(x, positions[:, None] * _angles(at, first=1)[0])
 
         yield "positions rounded", _rotated(("q", "k"), positions_rounded)
