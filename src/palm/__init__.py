@@ -21,6 +21,7 @@ from palm.compare import Comparison, Finding, compare
 from palm.config import PaLMConfig
 from palm.errors import (
     BackendError,
+    BundleError,
     CheckpointError,
     ConfigError,
     DataError,
@@ -46,6 +47,7 @@ __all__ = [
     "PRESETS",
     "RECIPES",
     "BackendError",
+    "BundleError",
     "Cadence",
     "CheckpointError",
     "Comparison",

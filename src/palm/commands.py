@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from palm.config import Backend
 from palm.corpora import fetch
 from palm.display import display
 from palm.errors import BackendError, ConfigError, DataError, RunError
-from palm.flags import CadenceFlags, ModelFlags, RecipeFlags
+from palm.flags import CadenceFlags, ModelFlags, RecipeFlags, given
 from palm.generation import generate as generate_text
 from palm.info import describe
 from palm.loop import Trained
@@ -80,7 +79,7 @@ def train(
                     resume,
                     backend=backend,
                     steps=steps,
-                    cadence=Cadence(**{**settings["cadence"], **_given(cadence)}),
+                    cadence=Cadence(**{**settings["cadence"], **given(cadence)}),
                     data=data,
                     device=device,
                     attention=attention,
@@ -94,12 +93,12 @@ def train(
         raise ConfigError(f"a new run must have --data and --out; {missing} is missing. Or give --resume.")
     weights = None
     if checkpoint is None:
-        config = find_preset(preset or "small", **_given(model))
+        config = find_preset(preset or "small", **given(model))
     else:
         config, weights = load_arrays(checkpoint)
-        if preset is not None or _given(model):
+        if preset is not None or given(model):
             raise ConfigError("a checkpoint brings its own model; got model flags as well. Leave those out.")
-    chosen = find_recipe(recipe or "bytes", **_given(training))
+    chosen = find_recipe(recipe or "bytes", **given(training))
     backend = backend or _first_backend()
     size = describe(config.resolve(backend), chosen.length).total
     print(
@@ -117,7 +116,7 @@ def train(
                 out=out,
                 tokenizer=tokenizer,
                 weights=weights,
-                cadence=Cadence(**_given(cadence)),
+                cadence=Cadence(**given(cadence)),
                 device=device,
                 attention=attention or "fused",
                 on_step=on_step,
@@ -224,23 +223,19 @@ def data(
     return 0
 
 
-def _given(flags: Any) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(flags).items() if value is not None}
-
-
 def _refuse(*flags: Any) -> None:
-    given = [name for group in flags for name in _given(group) if name != "steps"]
-    if given:
+    changed = [name for group in flags for name in given(group) if name != "steps"]
+    if changed:
         raise RunError(
-            f"a resumed run must keep its model and recipe but for --steps; got {', '.join(given)}. "
+            f"a resumed run must keep its model and recipe but for --steps; got {', '.join(changed)}. "
             "Start a new run from its checkpoint: --checkpoint RUN/step-…."
         )
 
 
 def _only_without_resume(**options: Any) -> None:
-    given = [f"--{name}" for name, value in options.items() if value is not None]
-    if given:
-        raise RunError(f"--resume must come without {', '.join(given)}; the run has its own. Leave them out.")
+    named = [f"--{name}" for name, value in options.items() if value is not None]
+    if named:
+        raise RunError(f"--resume must come without {', '.join(named)}; the run has its own. Leave them out.")
 
 
 def _first_backend(wanted: Backend | None = None) -> Backend:

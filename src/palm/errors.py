@@ -32,6 +32,10 @@ class CheckpointError(PalmError, ValueError):
     """A checkpoint directory is incomplete, damaged, or of another format version."""
 
 
+class BundleError(PalmError, ValueError):
+    """A recording on disk is incomplete, damaged, of another format, or not what its config says."""
+
+
 class UpstreamError(PalmError, ValueError):
     """A model from elsewhere is not the architecture its `source` names."""
 

@@ -39,3 +39,8 @@ else:
     ModelFlags = _flags(PaLMConfig, "the preset's")
     RecipeFlags = _flags(Recipe, "the recipe's, {} in bytes", RECIPES["bytes"])
     CadenceFlags = _flags(Cadence, of=Cadence())
+
+
+def given(flags: Any) -> dict[str, Any]:
+    """The flags that were, by name."""
+    return {name: value for name, value in dataclasses.asdict(flags).items() if value is not None}

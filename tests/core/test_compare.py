@@ -10,7 +10,8 @@ import pytest
 from cases import SIZES, assert_explains, assert_same_bits, draw_tokens, draw_weights, small
 
 from palm import BackendError, ConfigError, PaLMConfig, compare, reference, reference_grad
-from palm.compare.probe import Recording, read_recording, write_recording
+from palm.compare.bundle import read_bundle, write_bundle
+from palm.compare.probe import Recording
 from palm.taps import tap_names
 
 CONFIG = small()
@@ -204,8 +205,8 @@ def test_a_comparison_as_plain_values_is_json_even_where_it_is_not_finite():
 def test_a_recording_goes_through_a_folder_unchanged(tmp_path):
     recording = side("a")
     recording.taps["blocks.0.q"] = np.asfortranarray(recording.taps["blocks.0.q"])
-    write_recording(recording, tmp_path / "a")
-    again = read_recording(tmp_path / "a")
+    write_bundle(recording, tmp_path / "a")
+    again = read_bundle(tmp_path / "a")
     for group in ("weights", "taps", "grads", "exact_taps", "exact_grads"):
         before, after = getattr(recording, group), getattr(again, group)
         assert list(before) == list(after)

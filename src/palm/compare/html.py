@@ -14,7 +14,7 @@ from typing import Any
 
 from palm.compare import svg
 from palm.compare.axes import swatch
-from palm.compare.diff import Finding
+from palm.compare.comparison import Finding
 from palm.compare.markup import breakable, in_words, number, scrolled, short, table, tag, text, tiny
 from palm.compare.training_page import training_section
 

@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Iterable
 
-from palm.compare.diff import Finding
+from palm.compare.comparison import Finding
 
 
 def tag(name: str, *children: str, **attributes: object) -> str:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from palm.backends import backend_of, config_of, dtype_of, to_numpy, wing_of
 from palm.config import PaLMConfig
@@ -22,8 +18,31 @@ from palm.params import DType
 from palm.tokens import check_tokens
 
 Arrays = dict[str, np.ndarray]
+OnStep = Callable[[str], None]
 STEPS = ("build", "forward", "gradients", "float64 forward", "float64 gradients")
 _PACKAGES = ("palm-dual", "numpy", "torch", "jax", "jaxlib", "equinox")
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a side runs what it computes: `compile` by torch.compile or jax.jit, `remat`, `matmul` precision.
+
+    None: as the wing does unasked. The process that records sets `matmul`, which is global in both frameworks.
+    """
+
+    compile: bool | None = None
+    remat: bool = False
+    matmul: str | None = None
+
+    @property
+    def forward(self) -> dict[str, bool]:
+        """What a wing's `activations` takes."""
+        return {} if self.compile is None else {"compiled": self.compile}
+
+    @property
+    def backward(self) -> dict[str, bool]:
+        """What a wing's `value_and_grad` takes."""
+        return {**self.forward, "remat": self.remat}
 
 
 @dataclass(frozen=True)
@@ -50,21 +69,25 @@ class Recording:
     @property
     def weights_digest(self) -> str:
         """SHA-256 over all weights, names and bits."""
-        digest = hashlib.sha256()
-        for name in sorted(self.weights):
-            digest.update(name.encode() + self.weights[name].tobytes())
-        return digest.hexdigest()
+        return digest({name: sha256(array) for name, array in self.weights.items()})
+
+
+def quietly(step: str) -> None:
+    """Tell nobody about a finished step."""
 
 
 def record(
-    model: Any, tokens: Any, *, label: str | None = None, on_step: Callable[[str], None] = lambda step: None
+    model: Any, tokens: Any, *, label: str | None = None, mode: Mode | None = None, on_step: OnStep = quietly
 ) -> Recording:
-    """Record a live model. Raises `TokenError`, and `BackendError` if the model is not palm's."""
-    wing = wing_of(model)
+    """Record a live model, completely.
+
+    Raises `TokenError`, and `BackendError` if the model is not palm's.
+    """
+    wing, mode = wing_of(model), mode or Mode()
     ids = check_tokens(tokens, config_of(model), at_least=2)
-    taps = wing.activations(model, ids)
+    taps = wing.activations(model, ids, **mode.forward)
     on_step("forward")
-    loss, grads = wing.value_and_grad(model, ids)
+    loss, grads = wing.value_and_grad(model, ids, **mode.backward)
     on_step("gradients")
     with wing.widened(model) as wide:
         exact_taps = wing.activations(wide, ids)
@@ -83,8 +106,30 @@ def record(
         exact_taps=exact_taps,
         exact_grads=exact_grads,
         exact_loss=exact_loss,
-        environment={**environment(), "device": wing.device_name(model)},
+        environment=environment_of(model, mode),
     )
+
+
+def sha256(array: np.ndarray) -> str:
+    """Of an array's bits."""
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def digest(digests: Mapping[str, str]) -> str:
+    """One SHA-256 over those of all weights and their names."""
+    return hashlib.sha256("".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()
+
+
+def environment_of(model: Any, mode: Mode) -> dict[str, str]:
+    """Versions, machine, device, and how the model was run on it."""
+    own = {
+        "device": wing_of(model).device_name(model),
+        "attention": wing_of(model).attention_of(model),
+        "compile": "as the backend does" if mode.compile is None else "on" if mode.compile else "off",
+        "remat": "on" if mode.remat else "off",
+        "matmul": mode.matmul or "as the backend does",
+    }
+    return {**environment(), **own}
 
 
 def environment() -> dict[str, str]:
@@ -96,39 +141,3 @@ def environment() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def write_recording(recording: Recording, folder: Path) -> None:
-    """Hand a recording to another process: `recording.json` and `arrays.safetensors` in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = {"tokens": recording.tokens}
-    for group in ("weights", "taps", "grads", "exact_taps", "exact_grads"):
-        for name, array in getattr(recording, group).items():
-            arrays[f"{group}/{name}"] = np.ascontiguousarray(array)
-    save_file(arrays, folder / "arrays.safetensors")
-    fields = {
-        "label": recording.label,
-        "config": recording.config.to_dict(),
-        "dtype": recording.dtype,
-        "loss": recording.loss,
-        "exact_loss": recording.exact_loss,
-        "environment": recording.environment,
-        # safetensors sorts its names; the report walks them in dataflow order.
-        "order": list(arrays),
-    }
-    (folder / "recording.json").write_text(json.dumps(fields, indent=1), encoding="utf-8")
-
-
-def read_recording(folder: Path) -> Recording:
-    """Inverse of `write_recording`."""
-    fields = json.loads((folder / "recording.json").read_text(encoding="utf-8"))
-    groups: dict[str, Any] = {}
-    with safe_open(folder / "arrays.safetensors", framework="np") as file:
-        for name in fields.pop("order"):
-            group, _, rest = name.partition("/")
-            if rest:
-                groups.setdefault(group, {})[rest] = file.get_tensor(name)
-            else:
-                groups[group] = file.get_tensor(name)
-    fields["config"] = PaLMConfig.from_dict(fields["config"])
-    return Recording(**fields, **groups)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,59 +19,125 @@ import numpy as np
 
 from palm.backends import check_installed
 from palm.compare.butterfly import RUNS, Butterfly, butterfly
-from palm.compare.diff import Comparison, compare
-from palm.compare.probe import read_recording
+from palm.checkpoint import load_arrays, save_arrays
+from palm.compare.bundle import read_bundle
+from palm.compare.diff import compare
+from palm.compare.excerpt import Excerpt
+from palm.compare.probe import Recording
+from palm.compare.repeat import Repeated, Repeats
+from palm.compare.sides import Bundle, Side, labels
 from palm.compare.trajectory import read_trajectory
-from palm.config import BACKENDS
+from palm.config import BACKENDS, PaLMConfig
 from palm.corpus import open_corpus
 from palm.data import windows
-from palm.errors import ProbeError
+from palm.errors import BundleError, ProbeError
 from palm.params import DType
 from palm.recipe import Recipe
+from palm.rounding import UNIT_ROUNDOFF
 
 OnStep = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where both sides get their model: a resolved config and a seed, or a checkpoint directory."""
+    """What live sides run: a resolved config and a seed for those without a checkpoint, and text by seed."""
 
-    config: dict[str, Any]
+    config: PaLMConfig
     seed: int
-    checkpoint: str | None
+    tokens: tuple[np.ndarray, ...]
 
 
-def compare_backends(
-    source: Source,
-    tokens: np.ndarray,
-    *,
-    dtype: DType,
-    device: str | None,
-    attention: str,
-    on_step: OnStep,
-) -> Comparison:
-    """Build one model in both wings, one process each, and compare them on `tokens`.
+def compare_sides(
+    a: Side | Bundle, b: Side | Bundle, source: Source, *, checkpoint: str | None, on_step: OnStep
+) -> Repeated:
+    """Record the sides that are live, one process each, and compare; once for each of the source's tokens.
 
-    `on_step(side, step)` is called as each side ("torch", "jax") finishes one of `probe.STEPS`, and when the
-    referee is done. Raises `MissingFrameworkError`, and `ProbeError` with a side's own words if it fails.
+    The i-th time weights are drawn from seed + i. Sides of different dtype both get the weights rounded to the
+    coarser one: what differs is then what they compute. A live side beside a bundle runs on the bundle's
+    tokens and weights; `checkpoint` is where the weights are of a bundle that holds only their checksums.
+
+    `on_step(side, step)` is called as each live side ("a", "b") finishes one of `probe.STEPS`, and when the
+    referee is done. Raises `MissingFrameworkError`, `BundleError`, and `ProbeError` with a side's own words if
+    it fails.
     """
-    for backend in BACKENDS:
-        check_installed(backend)
+    live = [side for side in (a, b) if isinstance(side, Side)]
+    for side in live:
+        check_installed(side.backend)
+    names = labels(a, b) if isinstance(a, Side) and isinstance(b, Side) else (_name(a), _name(b))
+    weights = load_arrays(checkpoint)[1] if checkpoint is not None and len(live) < 2 else None
+    recorded = {key: _read(side.path, weights) for key, side in zip("ab", (a, b), strict=True)
+                if isinstance(side, Bundle)}
     with tempfile.TemporaryDirectory(prefix="palm-compare-") as name, ExitStack() as stack:
         folder = Path(name)
-        np.save(folder / "tokens.npy", tokens)
-        common = {**asdict(source), "dtype": dtype, "device": device, "attention": attention}
-        common["tokens"] = str(folder / "tokens.npy")
-        sides = {
-            backend: stack.enter_context(
-                _child(backend, {**common, "backend": backend, "out": str(folder / backend)}, on_step)
+        common = _common(source, live, next(iter(recorded.values()), None), folder)
+        waits = [
+            stack.enter_context(
+                _child(key, {**common, **side.to_dict(), "label": label, "out": str(folder / key)}, on_step)
             )
-            for backend in BACKENDS
-        }
-        for wait in sides.values():
+            for key, side, label in zip("ab", (a, b), names, strict=True)
+            if isinstance(side, Side)
+        ]
+        for wait in waits:
             wait()
-        recordings = [read_recording(folder / backend) for backend in BACKENDS]
-    return compare(*recordings, on_step=lambda step: on_step("referee", step))
+        repeats = Repeats()
+        for i in range(len(common["tokens"])):
+            pair = [recorded.get(key) or read_bundle(folder / key / str(i)) for key in "ab"]
+            repeats.add(
+                common["seed"] + i, compare(*pair, on_step=lambda step: on_step("referee", step))
+            )
+            for key in "ab":
+                shutil.rmtree(folder / key / str(i), ignore_errors=True)
+    return repeats.result()
+
+
+def record_side(
+    side: Side, source: Source, out: Path, *, is_complete: bool, on_step: OnStep
+) -> Recording | Excerpt:
+    """Record one live side in a process of its own into the bundle `out`. Raises as `compare_sides`."""
+    check_installed(side.backend)
+    with tempfile.TemporaryDirectory(prefix="palm-record-") as name:
+        common = _common(source, [side], None, Path(name))
+        own = {"label": side.backend, "out": str(out), "is_excerpt": not is_complete}
+        with _child("a", {**common, **side.to_dict(), **own}, on_step) as wait:
+            wait()
+    return read_bundle(out)
+
+
+def _common(
+    source: Source, live: Sequence[Side], bundle: Recording | Excerpt | None, folder: Path
+) -> dict[str, Any]:
+    """What every live side is asked for: config, seed, the weights' dtype, files of tokens."""
+    dtypes: list[DType] = [side.dtype for side in live]
+    tokens: Sequence[np.ndarray] = source.tokens
+    common: dict[str, Any] = {"config": source.config.to_dict(), "seed": source.seed}
+    if bundle is not None:
+        tokens = [bundle.tokens]
+        common = {"config": bundle.config.to_dict(), "seed": 0}
+        dtypes.append(bundle.dtype)
+        if bundle.weights is not None:
+            save_arrays(bundle.config, dict(bundle.weights), folder / "weights")
+            common["weights"] = str(folder / "weights")
+        elif isinstance(bundle, Excerpt) and bundle.seed is not None:
+            common["seed"] = bundle.seed
+        elif any(side.checkpoint is None for side in live):
+            raise BundleError(
+                f"{bundle.label} must be complete, drawn from a seed, or come with --checkpoint, for a live "
+                "side needs its weights; got only their checksums. Pass --checkpoint."
+            )
+    for i, ids in enumerate(tokens):
+        np.save(folder / f"tokens-{i}.npy", ids)
+    common["tokens"] = [str(folder / f"tokens-{i}.npy") for i in range(len(tokens))]
+    return {**common, "coarsest": max(dtypes, key=lambda dtype: UNIT_ROUNDOFF[dtype], default="float32")}
+
+
+def _read(path: Path, weights: Mapping[str, np.ndarray] | None) -> Recording | Excerpt:
+    bundle = read_bundle(path)
+    own = replace(bundle, label=f"{bundle.label} ({path.name})")
+    return own.with_weights(weights) if isinstance(own, Excerpt) and weights is not None else own
+
+
+def _name(side: Side | Bundle) -> str:
+    return side.backend if isinstance(side, Side) else side.path.name
 
 
 def train_backends(
@@ -78,6 +145,7 @@ def train_backends(
     text: bytes,
     recipe: Recipe,
     *,
+    checkpoint: str | None,
     device: str | None,
     attention: str,
     on_step: OnStep,
@@ -95,7 +163,8 @@ def train_backends(
     with tempfile.TemporaryDirectory(prefix="palm-compare-") as name:
         folder = Path(name)
         np.save(folder / "text.npy", np.frombuffer(text, np.uint8))
-        common = {**asdict(source), "dtype": recipe.precision, "device": device, "attention": attention}
+        common = {"config": source.config.to_dict(), "seed": source.seed, "checkpoint": checkpoint}
+        common |= {"dtype": recipe.precision, "device": device, "attention": attention}
         common |= {"recipe": recipe.to_dict(), "text": str(folder / "text.npy")}
         for run in RUNS:
             own = {"backend": "jax" if run == "jax" else "torch", "is_control": run == "control"}

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from palm.compare.axes import LogAxis, area, curve, framed, labels, line, stretched, stride, words
-from palm.compare.diff import Finding
+from palm.compare.comparison import Finding
 from palm.compare.markup import in_words, tag, text, tiny
 
 # Heights inside the error plot, from the top: the first divergence's name, the lane of faults, the

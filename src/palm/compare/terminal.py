@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from rich.console import Console
@@ -9,17 +10,27 @@ from rich.table import Table
 from rich.text import Text
 
 from palm.compare.butterfly import RUNS, Butterfly, spread_steps
-from palm.compare.diff import Comparison, Finding
+from palm.compare.comparison import Comparison, Finding, Outcome
+from palm.compare.foreign import ForeignComparison
+from palm.compare.repeat import Repeated
 from palm.params import parameters
 
+_OUTCOMES: dict[Outcome, tuple[str, str]] = {
+    "agree": ("AGREE", "bold green"),
+    "differ": ("DIFFER", "bold red"),
+    "differ by rounding more than expected": ("ROUNDING", "bold red"),
+    "cannot tell": ("CANNOT TELL", "bold yellow"),
+}
 
-def print_comparison(comparison: Comparison, console: Console) -> None:
+
+def print_comparison(found: Repeated, console: Console) -> None:
     """Taps, loss, gradients (the worst of each kind), predictions, and the verdict."""
+    comparison = found.shown
     taps = [finding for finding in comparison.findings if finding.kind == "tap"]
     console.print(_table(comparison, "tap", taps))
     console.print(_table(comparison, "gradient (worst)", _worst_gradients(comparison)))
     console.print(_predictions(comparison))
-    _print_verdict(comparison, console)
+    _print_verdict(found.outcome, found.verdict, console)
     for diagnosis in comparison.diagnoses:
         console.print(Text.assemble(("  why   ", "bold"), diagnosis.sentence))
 
@@ -44,12 +55,24 @@ def print_training(found: Butterfly, console: Console) -> None:
         " control: torch against itself from weights moved by one unit in the last place\n",
         highlight=False,
     )
-    _print_verdict(found, console)
+    _print_verdict("agree" if found.agree else "differ", found.verdict, console)
 
 
-def _print_verdict(found: Comparison | Butterfly, console: Console) -> None:
-    style = "bold green" if found.agree else "bold red"
-    console.print(Text.assemble(("AGREE" if found.agree else "DIFFER", style), "  ", found.verdict))
+def print_foreign(found: ForeignComparison, console: Console) -> None:
+    """What is known of a model of which only logits are seen, and the verdict."""
+    console.print(
+        f" logits: distance {found.before:.1e}, rounding in {found.dtype} allows {found.bound:.1e}\n"
+        f" predictions: top-1 agreement {found.top1_agreement:.2%}, "
+        f"KL({found.label}‖palm) {found.kl_divergence:.1e} nats\n",
+        highlight=False,
+        markup=False,
+    )
+    _print_verdict("agree" if found.agree else "differ", found.verdict, console)
+
+
+def _print_verdict(outcome: Outcome, verdict: str, console: Console) -> None:
+    name, style = _OUTCOMES[outcome]
+    console.print(Text.assemble((name, style), "  ", verdict))
 
 
 def _table(comparison: Comparison, what: str, findings: Iterable[Finding]) -> Table:
@@ -64,7 +87,7 @@ def _table(comparison: Comparison, what: str, findings: Iterable[Finding]) -> Ta
         style = "red" if finding.fault else ""
         table.add_row(
             finding.name.removeprefix("grad:"),
-            *(f"{value:.1e}" for value in measured),
+            *("—" if math.isnan(value) else f"{value:.1e}" for value in measured),
             f"{finding.ratio:.3g}",
             "✗" if finding.fault else "✓",
             style=style,

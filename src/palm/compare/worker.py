@@ -15,15 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from palm.backends import build, from_numpy
-from palm.checkpoint import load, load_arrays
-from palm.compare.probe import record, write_recording
+from palm.backends import common_dtype, from_numpy, wing
+from palm.checkpoint import load_arrays
+from palm.compare.bundle import write_bundle
+from palm.compare.excerpt import record_excerpt
+from palm.compare.probe import Mode, record
 from palm.compare.trajectory import moved_by_an_ulp, record_training
 from palm.config import PaLMConfig
 from palm.corpus import open_corpus
 from palm.errors import PalmError
 from palm.params import DType, initial_value, numpy_dtype, parameters
 from palm.recipe import Recipe
+from palm.rounding import UNIT_ROUNDOFF
 
 
 def main(request: dict[str, Any]) -> None:
@@ -32,16 +35,38 @@ def main(request: dict[str, Any]) -> None:
 
 
 def probe(request: dict[str, Any]) -> None:
-    """Build, record one forward and backward pass, write."""
-    options = {name: request[name] for name in ("backend", "dtype", "device", "attention")}
-    if request["checkpoint"] is None:
-        model = build(PaLMConfig.from_dict(request["config"]), seed=request["seed"], **options)
+    """Build, record one forward and backward pass, write; once for each file of tokens."""
+    if request["matmul"] is not None:
+        wing(request["backend"]).set_matmul(request["matmul"])
+    compiled = None if request["compile"] is None else request["compile"] == "on"
+    mode = Mode(compile=compiled, remat=request["remat"] == "on", matmul=request["matmul"])
+    is_excerpt = request.get("is_excerpt", False)
+    for i, file in enumerate(request["tokens"]):
+        model, seed = _model(request, request["seed"] + i)
+        print("build", flush=True)
+        tokens = np.load(file, allow_pickle=False)
+        common: Any = {"label": request["label"], "mode": mode, "on_step": lambda step: print(step, flush=True)}
+        if is_excerpt:
+            recording: Any = record_excerpt(model, tokens, seed=seed, **common)
+        else:
+            recording = record(model, tokens, **common)
+        del model  # the next one wants its memory
+        write_bundle(recording, Path(request["out"], *([] if "is_excerpt" in request else [str(i)])))
+
+
+def _model(request: dict[str, Any], seed: int) -> tuple[Any, int | None]:
+    """The side's model, its weights rounded to the coarsest dtype of both sides; and their seed if drawn."""
+    coarsest, path = request["coarsest"], request["checkpoint"] or request.get("weights")
+    if path is None:
+        config = PaLMConfig.from_dict(request["config"])
+        weights = {p.name: initial_value(p, seed, coarsest) for p in parameters(config).values()}
     else:
-        model = load(request["checkpoint"], **options)
-    print("build", flush=True)
-    tokens = np.load(request["tokens"], allow_pickle=False)
-    recording = record(model, tokens, on_step=lambda step: print(step, flush=True))
-    write_recording(recording, Path(request["out"]))
+        config, stored = load_arrays(path)
+        narrow, wide = numpy_dtype(coarsest), UNIT_ROUNDOFF[coarsest]
+        own = UNIT_ROUNDOFF[common_dtype(stored)]
+        weights = stored if own >= wide else {name: array.astype(narrow) for name, array in stored.items()}
+    options = {name: request[name] for name in ("backend", "dtype", "device", "attention")}
+    return from_numpy(config, weights, **options), seed if path is None else None
 
 
 def train(request: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from palm.jax_impl.model import PaLM
 from palm.jax_impl.norm import Norm
 from palm.jax_impl.optimizer import OPTIMIZERS, adafactor, adamw
 from palm.jax_impl.position import alibi_bias, alibi_bias_at, rotate, rotation_table
-from palm.jax_impl.probe import activations, device_name, value_and_grad, widened
+from palm.jax_impl.probe import activations, attention_of, device_name, set_matmul, value_and_grad, widened
 from palm.jax_impl.train import Trainer, in_its_thread
 from palm.jax_impl.weights import dtype_of, from_arrays, to_arrays
 
@@ -29,6 +29,7 @@ __all__ = [
     "adamw",
     "alibi_bias",
     "alibi_bias_at",
+    "attention_of",
     "choose",
     "cross_entropy",
     "device_name",
@@ -40,6 +41,7 @@ __all__ = [
     "next_token_loss",
     "rotate",
     "rotation_table",
+    "set_matmul",
     "swiglu",
     "textbook_attention",
     "to_arrays",

@@ -17,15 +17,19 @@ from palm.jax_impl.weights import canonical
 from palm.tokens import check_tokens
 
 
-def activations(model: PaLM, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """Every tap of one forward pass, in dataflow order."""
-    taps = model.activations(on_device(model, tokens))
+def activations(model: PaLM, tokens: np.ndarray, *, compiled: bool = True) -> dict[str, np.ndarray]:
+    """Every tap of one forward pass, in dataflow order; not `compiled`, one operation at a time."""
+    with jax.disable_jit(not compiled):
+        taps = model.activations(on_device(model, tokens))
     return {name: np.asarray(tap) for name, tap in taps.items()}
 
 
-def value_and_grad(model: PaLM, tokens: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
+def value_and_grad(
+    model: PaLM, tokens: np.ndarray, *, compiled: bool = True, remat: bool = False
+) -> tuple[float, dict[str, np.ndarray]]:
     """Mean next-token loss and its gradient by canonical name."""
-    loss, grads = _value_and_grad(model, on_device(model, tokens, at_least=2))
+    with jax.disable_jit(not compiled):
+        loss, grads = _value_and_grad(model, on_device(model, tokens, at_least=2), remat)
     return float(loss), canonical(model, grads)
 
 
@@ -36,9 +40,19 @@ def widened(model: PaLM) -> Iterator[PaLM]:
         yield jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model)
 
 
+def set_matmul(precision: str) -> None:
+    """How precise this process multiplies float32 matrices: float32, tensorfloat32 or bfloat16 passes."""
+    jax.config.update("jax_default_matmul_precision", precision)
+
+
 def device_name(model: PaLM) -> str:
     """The device the model is on, by its maker's name where it has one."""
     return next(iter(model.embedding.devices())).device_kind
+
+
+def attention_of(model: PaLM) -> str:
+    """The name of the model's attention path."""
+    return model.blocks.attention.path
 
 
 def on_device(model: PaLM, tokens: np.ndarray, *, at_least: int = 1) -> Array:
@@ -49,5 +63,5 @@ def on_device(model: PaLM, tokens: np.ndarray, *, at_least: int = 1) -> Array:
 
 @eqx.filter_jit
 @eqx.filter_value_and_grad
-def _value_and_grad(model: PaLM, tokens: Array) -> Array:
-    return next_token_loss(model(tokens), tokens)
+def _value_and_grad(model: PaLM, tokens: Array, remat: bool) -> Array:
+    return next_token_loss(model(tokens, remat=remat), tokens)

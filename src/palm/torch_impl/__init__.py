@@ -10,7 +10,7 @@ from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import Norm
 from palm.torch_impl.optimizer import OPTIMIZERS, adafactor, adamw
 from palm.torch_impl.position import alibi_bias, alibi_bias_at, rotate, rotation_table
-from palm.torch_impl.probe import activations, device_name, value_and_grad, widened
+from palm.torch_impl.probe import activations, attention_of, device_name, set_matmul, value_and_grad, widened
 from palm.torch_impl.train import Trainer, in_its_thread
 from palm.torch_impl.weights import dtype_of, from_arrays, to_arrays
 
@@ -29,6 +29,7 @@ __all__ = [
     "adamw",
     "alibi_bias",
     "alibi_bias_at",
+    "attention_of",
     "choose",
     "cross_entropy",
     "device_name",
@@ -40,6 +41,7 @@ __all__ = [
     "next_token_loss",
     "rotate",
     "rotation_table",
+    "set_matmul",
     "swiglu",
     "textbook_attention",
     "to_arrays",

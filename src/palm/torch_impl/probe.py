@@ -17,20 +17,31 @@ from palm.torch_impl.model import PaLM
 from palm.torch_impl.weights import canonical, to_array
 
 
-def activations(model: PaLM, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """Every tap of one forward pass, in dataflow order."""
+# What torch calls the precision of float32 products.
+_MATMUL = {"float32": "highest", "tensorfloat32": "high", "bfloat16": "medium"}
+
+
+def activations(model: PaLM, tokens: np.ndarray, *, compiled: bool = False) -> dict[str, np.ndarray]:
+    """Every tap of one forward pass, in dataflow order; `compiled` runs it through torch.compile."""
+    forward = torch.compile(model.activations) if compiled else model.activations
     with torch.no_grad():
-        taps = model.activations(on_device(model, tokens))
+        taps = forward(on_device(model, tokens))
     return {name: to_array(tap) for name, tap in taps.items()}
 
 
-def value_and_grad(model: PaLM, tokens: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
+def value_and_grad(
+    model: PaLM, tokens: np.ndarray, *, compiled: bool = False, remat: bool = False
+) -> tuple[float, dict[str, np.ndarray]]:
     """Mean next-token loss and its gradient by canonical name. Leaves the model's own gradients alone."""
+
+    def loss_of(leaves: dict[str, Tensor], ids: Tensor) -> Tensor:
+        return next_token_loss(functional_call(model, leaves, (ids,), {"remat": remat}), ids)
+
     with torch.inference_mode(False):
         ids = on_device(model, tokens, at_least=2)
     with torch.inference_mode(False), torch.enable_grad():
         leaves = {name: _leaf(parameter) for name, parameter in model.named_parameters()}
-        loss = next_token_loss(functional_call(model, leaves, (ids,)), ids)
+        loss = (torch.compile(loss_of) if compiled else loss_of)(leaves, ids)
         grads = torch.autograd.grad(loss, list(leaves.values()))
     return loss.item(), canonical(model, dict(zip(leaves, grads, strict=True)))
 
@@ -41,10 +52,20 @@ def widened(model: PaLM) -> Iterator[PaLM]:
     yield copy.deepcopy(model).double()
 
 
+def set_matmul(precision: str) -> None:
+    """How precise this process multiplies float32 matrices: float32, tensorfloat32 or bfloat16 passes."""
+    torch.set_float32_matmul_precision(_MATMUL[precision])
+
+
 def device_name(model: PaLM) -> str:
     """The device the model is on, by its maker's name where it has one."""
     device = model.embedding.weight.device
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def attention_of(model: PaLM) -> str:
+    """The name of the model's attention path."""
+    return model.path
 
 
 def on_device(model: PaLM, tokens: np.ndarray, *, at_least: int = 1) -> Tensor:

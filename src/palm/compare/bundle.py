@@ -1,0 +1,223 @@
+"""A recording as a folder: `bundle.json`, sealed by its own checksum, and `arrays.safetensors`, sealed by it.
+
+No framework is needed to read one. Nothing in a bundle is believed: names, shapes and dtypes must be those of
+its config, or `BundleError` says which is not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from palm.compare.excerpt import Excerpt
+from palm.compare.measures import plain
+from palm.compare.probe import Arrays, Recording
+from palm.compare.shapes import array_shapes
+from palm.config import PaLMConfig
+from palm.errors import BundleError, CheckpointError, ConfigError, PalmError
+from palm.manifest import fingerprint, read_sealed, read_tensors, sealed
+from palm.params import check_array, check_names, parameters
+from palm.tokens import check_tokens
+
+FORMAT, VERSION = "palm-bundle", 1
+HEADER, ARRAYS = "bundle.json", "arrays.safetensors"
+_KINDS: dict[str, type] = {"complete": Recording, "excerpt": Excerpt}
+_GROUPS = {
+    "complete": ("weights", "taps", "grads", "exact_taps", "exact_grads"),
+    "excerpt": ("taps", "sketches", "exact_sketches"),
+}
+_STATISTICS = {"shape": list, "rms": (int, float, str), "largest": (int, float, str), "not_finite": int}
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether `path` is the folder of a bundle, be it a damaged one."""
+    return (path / HEADER).is_file()
+
+
+def write_bundle(recording: Recording | Excerpt, path: Path) -> None:
+    """Write a recording to the folder `path`, which appears when it is whole.
+
+    Raises `BundleError` if there is something else at `path`, or it cannot be written; a bundle there is
+    replaced.
+    """
+    if path.exists() and not is_bundle(path) and (not path.is_dir() or any(path.iterdir())):
+        raise BundleError(f"out must be a bundle or nothing yet; got out={path}. Choose another folder.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as name:
+            folder = Path(name) / "bundle"
+            folder.mkdir()
+            _write(recording, folder)
+            if path.exists():
+                shutil.rmtree(path)
+            folder.rename(path)
+    except OSError as error:
+        raise BundleError(
+            f"out must be a folder that can be written; got out={path}: {error.strerror or error}."
+        ) from None
+
+
+def _write(recording: Recording | Excerpt, folder: Path) -> None:
+    kind = next(kind for kind, cls in _KINDS.items() if isinstance(recording, cls))
+    arrays: Arrays = {"tokens": recording.tokens}
+    for group in _GROUPS[kind]:
+        for name, array in getattr(recording, group).items():
+            # safetensors writes the buffer behind a strided view as it lies.
+            arrays[f"{group}/{name}"] = np.ascontiguousarray(array)
+    save_file(arrays, folder / ARRAYS)
+    header = {name: getattr(recording, name) for name in _plain_fields(kind)}
+    header["config"] = recording.config.to_dict()
+    if kind == "excerpt":
+        header["statistics"] = {
+            name: {key: plain(value) for key, value in row.items()}
+            for name, row in header["statistics"].items()
+        }
+    header |= {"format": FORMAT, "version": VERSION, "kind": kind}
+    # safetensors sorts its names; the report walks them in dataflow order.
+    header |= {"order": list(arrays), "arrays": fingerprint(folder / ARRAYS)}
+    text = sealed({key: plain(value) for key, value in header.items()})
+    (folder / HEADER).write_text(text, encoding="utf-8")
+
+
+def read_bundle(path: Path) -> Recording | Excerpt:
+    """The recording in the folder `path`. Raises `BundleError`."""
+    header = _read_header(path)
+    try:
+        arrays = dict(read_tensors(path / ARRAYS, header["arrays"]))
+        recording = _assemble(header, arrays)
+        _check(recording)
+    except BundleError as error:
+        raise BundleError(f"{path} {error}") from None
+    except CheckpointError as error:
+        raise BundleError(str(error)) from None
+    except PalmError as error:
+        raise BundleError(f"{path} must hold what its config says; {error} Record again.") from None
+    return recording
+
+
+def _plain_fields(kind: str) -> list[str]:
+    """The fields of a recording that are no arrays, and belong into a bundle."""
+    own = (*_GROUPS[kind], "tokens")
+    return [
+        f.name
+        for f in dataclasses.fields(_KINDS[kind])
+        if f.name not in own and not (kind == "excerpt" and f.name == "weights")
+    ]
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    file = path / HEADER
+    try:
+        header, is_intact = read_sealed(file)
+    except OSError as error:
+        raise BundleError(
+            f"bundle must be a folder with {HEADER}; got {path}: {error.strerror}. Write one: palm record."
+        ) from None
+    if header is not None and (header.get("format"), header.get("version")) != (FORMAT, VERSION):
+        raise BundleError(
+            f"{file} must be of format {FORMAT} version {VERSION}; got format={header.get('format')!r}, "
+            f"version={header.get('version')!r}. Read it with the palm version that wrote it."
+        )
+    if header is None or not is_intact:
+        raise BundleError(f"{file} must be as it was written; its checksum differs. Record again.")
+    kind = header.get("kind")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise BundleError(f"{file} must be of kind {' or '.join(_KINDS)}; got kind={kind!r}. Record again.")
+    entry = header.get("arrays")
+    if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+        raise BundleError(f"{file} must say what {ARRAYS} is; it does not. Record again.")
+    return header
+
+
+def _assemble(header: Mapping[str, Any], arrays: Arrays) -> Recording | Excerpt:
+    kind = header["kind"]
+    missing = [name for name in (*_plain_fields(kind), "order") if name not in header]
+    if missing:
+        raise BundleError(f"must name {', '.join(missing)}; it does not. Record again.")
+    order = header["order"]
+    if not isinstance(order, list) or not all(isinstance(n, str) for n in order) or {*order} != {*arrays}:
+        raise BundleError("must list exactly the arrays it has; it does not. Record again.")
+    groups: dict[str, Any] = {group: {} for group in _GROUPS[kind]}
+    for name in order:
+        group, slash, rest = name.partition("/")
+        if name == "tokens":
+            groups["tokens"] = arrays[name]
+        elif slash and group in _GROUPS[kind]:
+            groups[group][rest] = arrays[name]
+        else:
+            raise BundleError(f"must have only known arrays; got {name}. Record again.")
+    if "tokens" not in groups:
+        raise BundleError("must have tokens; it has none. Record again.")
+    fields = {name: header[name] for name in _plain_fields(kind)}
+    fields["config"] = PaLMConfig.from_dict(fields["config"])
+    for name in ("loss", "exact_loss"):
+        if name in fields:
+            fields[name] = _number(fields[name], name)
+    return _KINDS[kind](**fields, **groups)
+
+
+def _check(recording: Recording | Excerpt) -> None:
+    """Raise what the parts of a recording raise unless they fit its config and each other."""
+    config = recording.config
+    table = parameters(config)
+    for name, kinds in (("label", str), ("environment", dict), ("dtype", str)):
+        if not isinstance(getattr(recording, name), kinds):
+            raise BundleError(f"must have a {name} of the right kind; it has not. Record again.")
+    if not all(isinstance(value, str) for value in recording.environment.values()):
+        raise BundleError("must have an environment of texts; it has not. Record again.")
+    check_tokens(recording.tokens, config, at_least=2)
+    for where, name, array, shape, dtype in array_shapes(recording):
+        if array is None or array.shape != shape or array.dtype.name != dtype:
+            got = "none" if array is None else f"{array.dtype.name}{list(array.shape)}"
+            raise BundleError(f"{where}/{name} must be {dtype}{list(shape)}; got {got}. Record again.")
+    if isinstance(recording, Recording):
+        check_names(config, recording.weights)
+        for name, parameter in table.items():
+            check_array(parameter, recording.weights[name])
+        return
+    if not isinstance(recording.digests, dict) or recording.digests.keys() != table.keys():
+        raise BundleError("must have a digest of each weight; it has not. Record again.")
+    if not all(isinstance(value, str) for value in recording.digests.values()):
+        raise BundleError("must have digests that are texts; it has not. Record again.")
+    if recording.seed is not None and (isinstance(recording.seed, bool) or not _is_natural(recording.seed)):
+        raise BundleError(f"must have a seed of at least 0 or none; got seed={recording.seed!r}. Record again.")
+    for name in _checked_statistics(recording):
+        row = recording.statistics[name]
+        for key in ("rms", "largest"):
+            row[key] = _number(row[key], f"statistics of {name}")
+
+
+def _checked_statistics(excerpt: Excerpt) -> Iterator[str]:
+    statistics: Any = excerpt.statistics
+    if not isinstance(statistics, dict) or statistics.keys() != excerpt.sketches.keys():
+        raise BundleError("must have statistics of each sketch; it has not. Record again.")
+    for name, row in statistics.items():
+        fits = isinstance(row, dict) and all(
+            isinstance(row.get(key), kinds) and not isinstance(row.get(key), bool)
+            for key, kinds in _STATISTICS.items()
+        )
+        if not fits or not isinstance(row.get("sha256"), str) or not all(map(_is_natural, row["shape"])):
+            raise BundleError(f"must have whole statistics of {name}; it has not. Record again.")
+        yield name
+
+
+def _is_natural(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _number(value: Any, what: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number is None or isinstance(value, bool) or (isinstance(value, str) and math.isfinite(number)):
+        raise ConfigError(f"{what} must be a number; got {value!r}.")
+    return number

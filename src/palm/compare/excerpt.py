@@ -1,0 +1,260 @@
+"""What is kept of a recording that is too large to keep, and still tells two functions apart.
+
+- Of each tap and gradient, its shape, rms, largest element, count of what is not finite, and SHA-256.
+- Of each tap along the first sequence, and of each gradient, a *sketch*: the products with a few vectors of
+  random signs. A sketch is linear, so the sketch of a difference is the difference of the sketches, and its
+  rms, in units of the value's own sketch, estimates the relative rms over *all* elements. The triangle
+  inequality that the rounding ratio stands on holds for sketches as it does for what they are of: a ratio
+  above √2 still proves that two functions differ. Source: Achlioptas, "Database-friendly random projections"
+  (2003); Johnson & Lindenstrauss (1984).
+- Of the beginning of the first sequence, every tap whole. Attention is causal: these are the taps of a
+  shorter text, and all that `palm.compare.diagnosis` needs to say why.
+
+Letters: n sequence, p sketched positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from palm.backends import backend_of, config_of, dtype_of, to_numpy, wing_of
+from palm.compare.probe import (
+    Arrays,
+    Mode,
+    OnStep,
+    Recording,
+    digest,
+    environment_of,
+    quietly,
+    sha256,
+)
+from palm.config import PaLMConfig
+from palm.errors import WeightsError
+from palm.params import DType, initial_value, parameters
+from palm.rng import generator
+from palm.rounding import rms
+from palm.tokens import check_tokens
+
+# Sketched numbers a position, and on each side of a gradient; sketched positions.
+_SIGNS, _GRADIENT_SIGNS, _POSITIONS = 4, 8, 256
+# The beginning: at most so many positions, and bytes.
+_LONGEST_BEGINNING, _BEGINNING_BYTES = 64, 32 * 2**20
+# Elements that are widened to float64 at a time.
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """One side's reading of one forward and backward pass, cut down: see the module.
+
+    `taps`: of the first positions of the first sequence, in working precision. `sketches`: by tap, and by
+    `grad:NAME`; `exact_sketches`: those of the same program in float64, of taps only unless it was cut from a
+    complete recording. `statistics`: by the same names. `digests`: SHA-256 of each weight. `seed`: what the
+    weights were drawn from, if from a seed. `weights` are no part of a bundle: `with_weights` adds them.
+    """
+
+    label: str
+    config: PaLMConfig
+    dtype: DType
+    tokens: np.ndarray
+    digests: dict[str, str]
+    seed: int | None
+    statistics: dict[str, dict[str, Any]] = field(repr=False)
+    taps: Arrays = field(repr=False)
+    sketches: Arrays = field(repr=False)
+    exact_sketches: Arrays = field(repr=False)
+    loss: float
+    environment: dict[str, str]
+    weights: Mapping[str, np.ndarray] | None = field(default=None, repr=False)
+
+    @property
+    def weights_digest(self) -> str:
+        """SHA-256 over all weights, names and bits."""
+        return digest(self.digests)
+
+    @property
+    def beginning(self) -> Recording | None:
+        """The recording of the first positions, of which every tap is there; None without weights or taps."""
+        weights = self.weights if self.weights is not None else self._drawn()
+        if weights is None or not self.taps:
+            return None
+        length = self.taps["embed"].shape[-2]
+        return Recording(
+            label=self.label,
+            config=self.config,
+            dtype=self.dtype,
+            tokens=first_row(self.tokens)[:length],
+            weights=dict(weights),
+            taps=self.taps,
+            grads={},
+            loss=math.nan,
+            exact_taps={},
+            exact_grads={},
+            exact_loss=math.nan,
+            environment=self.environment,
+        )
+
+    def with_weights(self, weights: Mapping[str, np.ndarray]) -> Excerpt:
+        """With the weights it was recorded from. Raises `WeightsError` for others."""
+        for name, expected in self.digests.items():
+            if name not in weights or sha256(weights[name]) != expected:
+                raise WeightsError(
+                    f"weights must be those that {self.label} was recorded from; got others for {name}. "
+                    "Pass that checkpoint."
+                )
+        return replace(self, weights=weights)
+
+    def _drawn(self) -> Mapping[str, np.ndarray] | None:
+        if self.seed is None:
+            return None
+        seed = self.seed
+        drawn = {name: initial_value(p, seed, self.dtype) for name, p in parameters(self.config).items()}
+        return drawn if all(sha256(drawn[name]) == self.digests[name] for name in drawn) else None
+
+
+def record_excerpt(
+    model: Any,
+    tokens: Any,
+    *,
+    label: str | None = None,
+    mode: Mode | None = None,
+    seed: int | None = None,
+    on_step: OnStep = quietly,
+) -> Excerpt:
+    """Record a live model of any size: what is large is cut down before the next is computed.
+
+    Costs, beside one forward and backward pass, a forward pass for the taps and one in float64 of the first
+    sequence. Raises `TokenError`, and `BackendError` if the model is not palm's.
+    """
+    wing, mode = wing_of(model), mode or Mode()
+    ids = check_tokens(tokens, config_of(model), at_least=2)
+    statistics, sketches = {}, {}
+    loss, grads = wing.value_and_grad(model, ids, **mode.backward)
+    for name in list(grads):
+        gradient = grads.pop(name)
+        statistics[f"grad:{name}"] = _statistics(gradient)
+        sketches[f"grad:{name}"] = sketch_gradient(gradient)
+    on_step("gradients")
+    taps = wing.activations(model, ids, **mode.forward)
+    beginning = _beginning(taps)
+    for name in list(taps):
+        tap = taps.pop(name)
+        statistics[name] = _statistics(tap)
+        sketches[name] = sketch_tap(tap)
+    on_step("forward")
+    with wing.widened(model) as wide:
+        exact = {name: sketch_tap(tap) for name, tap in wing.activations(wide, first_row(ids)[None]).items()}
+    on_step("float64 forward")
+    weights = to_numpy(model)
+    return Excerpt(
+        label=label or backend_of(model),
+        config=config_of(model),
+        dtype=dtype_of(model),
+        tokens=ids,
+        digests={name: sha256(weights.pop(name)) for name in list(weights)},
+        seed=seed,
+        statistics=statistics,
+        taps=beginning,
+        sketches=sketches,
+        exact_sketches=exact,
+        loss=loss,
+        environment=environment_of(model, mode),
+    )
+
+
+def excerpt_of(recording: Recording) -> Excerpt:
+    """A complete recording cut down, so that it can be compared with an excerpt."""
+    grads = {f"grad:{name}": gradient for name, gradient in recording.grads.items()}
+    exact = {f"grad:{name}": sketch_gradient(gradient) for name, gradient in recording.exact_grads.items()}
+    return Excerpt(
+        label=recording.label,
+        config=recording.config,
+        dtype=recording.dtype,
+        tokens=recording.tokens,
+        digests={name: sha256(array) for name, array in recording.weights.items()},
+        seed=None,
+        statistics={name: _statistics(array) for name, array in {**recording.taps, **grads}.items()},
+        taps=_beginning(recording.taps),
+        sketches={name: sketch_tap(tap) for name, tap in recording.taps.items()}
+        | {name: sketch_gradient(gradient) for name, gradient in grads.items()},
+        exact_sketches={name: sketch_tap(tap) for name, tap in recording.exact_taps.items()} | exact,
+        loss=recording.loss,
+        environment=recording.environment,
+        weights=recording.weights,
+    )
+
+
+def first_row(x: np.ndarray, trailing: int = 1) -> np.ndarray:
+    """The first of all sequences: (..., n) -> (n,); with two `trailing` axes (..., n, w) -> (n, w)."""
+    return x.reshape(-1, *x.shape[x.ndim - trailing :])[0]
+
+
+def sketch_tap(tap: np.ndarray) -> np.ndarray:
+    """The first sequence at up to 256 positions times random signs: (..., n, w) -> (p, 4), float64."""
+    row = first_row(tap, 2)
+    positions = sketched_positions(row.shape[0])
+    return row[positions].astype(np.float64) @ _signs(row.shape[1], _SIGNS)
+
+
+def sketched_positions(length: int) -> np.ndarray:
+    """Which positions of a sequence are sketched: all, or evenly spaced ones from the first to the last."""
+    return np.unique(np.linspace(0, length - 1, min(length, _POSITIONS)).astype(int))
+
+
+def sketch_gradient(gradient: np.ndarray) -> np.ndarray:
+    """Random signs times the gradient times random signs, float64: (m, w) -> (8, 8), (w,) -> (1, 8)."""
+    matrix = gradient.reshape(-1, gradient.shape[-1])
+    rows, width = matrix.shape
+    left = _signs(rows, _GRADIENT_SIGNS) if rows > 1 else np.ones((1, 1))
+    step = max(1, _CHUNK // width)
+    total = np.zeros((left.shape[1], width))
+    for start in range(0, rows, step):
+        total += left[start : start + step].T @ matrix[start : start + step].astype(np.float64)
+    return total @ _signs(width, _GRADIENT_SIGNS)
+
+
+def sketch_shape(shape: tuple[int, ...], *, is_tap: bool) -> tuple[int, int]:
+    """Of the sketch of a tap's sequence (n, w), or of a gradient."""
+    if is_tap:
+        return len(sketched_positions(shape[0])), _SIGNS
+    return (_GRADIENT_SIGNS if math.prod(shape[:-1]) > 1 else 1), _GRADIENT_SIGNS
+
+
+def _signs(length: int, count: int) -> np.ndarray:
+    return np.where(generator(0, f"sketch {length} {count}").random((length, count)) < 0.5, -1.0, 1.0)
+
+
+def _beginning(taps: Arrays) -> Arrays:
+    """Every tap at the first positions of the first sequence: as many as are worth their bytes."""
+    rows = {name: first_row(tap, 2) for name, tap in taps.items()}
+    bytes_a_position = sum(row[0].nbytes for row in rows.values())
+    length = min(rows["embed"].shape[0], _LONGEST_BEGINNING, _BEGINNING_BYTES // bytes_a_position)
+    return {name: row[:length].copy() for name, row in rows.items()} if length >= 2 else {}
+
+
+def _statistics(array: np.ndarray) -> dict[str, Any]:
+    finite, largest, squares = 0, 0.0, 0.0
+    for chunk in _chunks(array):
+        wide = chunk.astype(np.float64)
+        finite += int(np.isfinite(wide).sum())
+        largest = max(largest, float(np.abs(wide).max()))
+        squares += rms(wide) ** 2 * wide.size
+    return {
+        "shape": list(array.shape),
+        "rms": math.sqrt(squares / max(array.size, 1)),
+        "largest": largest,
+        "not_finite": array.size - finite,
+        "sha256": sha256(array),
+    }
+
+
+def _chunks(array: np.ndarray) -> Iterator[np.ndarray]:
+    flat = array.reshape(-1)
+    return (flat[start : start + _CHUNK] for start in range(0, flat.size, _CHUNK))
+
+

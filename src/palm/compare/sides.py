@@ -1,0 +1,130 @@
+"""A side of a comparison as the command line has it: `backend[:checkpoint][@key=value,…]`, or a bundle."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from palm.backends import ATTENTION_PATHS
+from palm.compare.bundle import is_bundle
+from palm.config import BACKENDS, Backend
+from palm.errors import ConfigError
+from palm.fields import check_choice
+from palm.params import DTYPES, DType
+from palm.upstream_tensors import SOURCES
+
+MATMUL = ("float32", "tensorfloat32", "bfloat16")
+SWITCH = ("on", "off")
+GRAMMAR = (
+    "backend[:checkpoint][@key=value,…], such as jax, torch:RUN/step-00000100 or "
+    "torch@dtype=bfloat16,compile=on; or the folder of a bundle"
+)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side that runs live, and how. None: the backend's own way.
+
+    - `backend`: torch or jax.
+    - `checkpoint`: the directory its weights come from; None: drawn from the seed.
+    - `dtype`: its working precision.
+    - `device`: where it runs, by the framework's name.
+    - `matmul`: how precisely float32 matrices are multiplied: float32, tensorfloat32 or bfloat16 passes.
+    - `attention`: its attention path.
+    - `compile`: on or off: torch.compile, or jax.jit.
+    - `remat`: on or off: each block is computed again in the backward pass.
+    """
+
+    backend: Backend
+    checkpoint: str | None = None
+    dtype: DType = "float32"
+    device: str | None = None
+    matmul: str | None = None
+    attention: str = "fused"
+    compile: str | None = None
+    remat: str = "off"
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for a value that no side can have."""
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("matmul", self.matmul, MATMUL, optional=True)
+        check_choice("attention", self.attention, ATTENTION_PATHS)
+        check_choice("compile", self.compile, SWITCH, optional=True)
+        check_choice("remat", self.remat, SWITCH)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the process that runs it reads it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Original:
+    """One of the four published originals, live, of which only logits are compared."""
+
+    source: str
+    file: str | None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A recording that `palm record` wrote."""
+
+    path: Path
+
+
+def parse_side(text: str, **defaults: Any) -> Side | Original | Bundle:
+    """What `text` says, and `defaults` where it says nothing. Raises `ConfigError`."""
+    head, _, tail = text.rpartition("@")
+    name, options = (head, tail) if head and "=" in tail else (text, "")
+    keys = [key for key in Side.__dataclass_fields__ if key not in ("backend", "checkpoint")]
+    given: dict[str, str] = {}
+    for option in filter(None, options.split(",")):
+        key, equals, value = option.partition("=")
+        if key not in keys or not equals:
+            raise ConfigError(
+                f"side must be {GRAMMAR}; got side={text}, in which {option} is no key=value. "
+                f"Keys: {', '.join(keys)}."
+            )
+        if key in given:
+            raise ConfigError(f"side must give a key once; got side={text}, with {key} twice. Remove one.")
+        given[key] = value
+    backend, colon, checkpoint = name.partition(":")
+    if colon and not checkpoint:
+        raise ConfigError(f"side must be {GRAMMAR}; got side={text}, with nothing after the colon. Add it.")
+    if backend in SOURCES:
+        if given:
+            raise ConfigError(
+                f"side must be an original as it is, {backend}[:weights]; got side={text}. Leave {options} out."
+            )
+        return Original(backend, checkpoint or None)
+    if backend in BACKENDS:
+        own = {"checkpoint": checkpoint} if colon else {}
+        return Side(**{"backend": backend, **defaults, **own, **given})
+    if is_bundle(Path(text)):
+        return Bundle(Path(text))
+    raise ConfigError(
+        f"side must be {GRAMMAR}; got side={text}. Backends: {', '.join((*BACKENDS, *SOURCES))}."
+    )
+
+
+def labels(a: Side, b: Side) -> tuple[str, str]:
+    """A short name for each of two sides: the backend, and what else they differ in."""
+    ours, theirs = a.to_dict(), b.to_dict()
+    differing = [key for key in ours if ours[key] != theirs[key]]
+    if differing == ["backend"] or not differing:
+        return a.backend, b.backend
+    return _label(ours, differing), _label(theirs, differing)
+
+
+def _label(side: dict[str, Any], differing: list[str]) -> str:
+    told = [side["backend"]]
+    for key in differing:
+        value = side[key]
+        if key == "checkpoint" and value is not None:
+            told.append(Path(value).name)
+        elif key in ("dtype", "device", "attention") and value is not None:
+            told.append(value)
+        elif key in ("matmul", "compile", "remat") and value is not None:
+            told.append(f"{key} {value}")
+    return " ".join(told)
