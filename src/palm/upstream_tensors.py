@@ -60,14 +60,19 @@ def tensor_names(source: str, depth: int) -> dict[str, str]:
     return names
 
 
+def check_source(source: object) -> None:
+    """Raise `UpstreamError` unless `source` is one of the four."""
+    if source not in SOURCES:
+        raise UpstreamError(f"source must be one of {', '.join(SOURCES)}; got source={source!r}. Choose one.")
+
+
 def read_tensors(model_or_state: Any, source: str) -> tuple[dict[str, np.ndarray], set[float]]:
     """Arrays by the original's names, unchecked, and every eps that a live model tells.
 
     Raises `UpstreamError` for an unknown source or for what cannot be read, `MissingFrameworkError` for a
     torch file without torch.
     """
-    if source not in SOURCES:
-        raise UpstreamError(f"source must be one of {', '.join(SOURCES)}; got source={source!r}. Choose one.")
+    check_source(source)
     tensors, eps = _open(model_or_state, source)
     return {str(name): _to_array(name, tensor) for name, tensor in tensors.items()}, eps
 
