@@ -188,7 +188,9 @@ def _check(recording: Recording | Excerpt) -> None:
     if not all(isinstance(value, str) for value in recording.digests.values()):
         raise BundleError("must have digests that are texts; it has not. Record again.")
     if recording.seed is not None and (isinstance(recording.seed, bool) or not _is_natural(recording.seed)):
-        raise BundleError(f"must have a seed of at least 0 or none; got seed={recording.seed!r}. Record again.")
+        raise BundleError(
+            f"must have a seed of at least 0 or none; got seed={recording.seed!r}. Record again."
+        )
     for name in _checked_statistics(recording):
         row = recording.statistics[name]
         for key in ("rms", "largest"):

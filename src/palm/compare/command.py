@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from tyro.conf import Positional
 
 from palm.backends import from_numpy
-from palm.checkpoint import load, load_arrays
-from palm.compare.bundle import read_bundle
+from palm.checkpoint import load
 from palm.compare.butterfly import RUNS, Butterfly
 from palm.compare.comparison import Outcome
 from palm.compare.excerpt import Excerpt
@@ -22,16 +19,24 @@ from palm.compare.foreign import compare_foreign
 from palm.compare.html import write_html
 from palm.compare.originals import original
 from palm.compare.probe import STEPS
-from palm.compare.processes import Source, compare_sides, record_side, train_backends, training_steps
-from palm.compare.sides import Bundle, Original, Side, parse_side
+from palm.compare.processes import Source, record_side, train_backends, training_steps
+from palm.compare.progress import progress
+from palm.compare.sides import (
+    Bundle,
+    Original,
+    Side,
+    config_of_sides,
+    model_name,
+    parse_side,
+    parse_sides,
+)
 from palm.compare.terminal import print_comparison, print_foreign, print_training
-from palm.config import Backend, PaLMConfig
+from palm.config import Backend
 from palm.data import read_text, sample_windows, standard_library_text
 from palm.errors import ConfigError, PalmError
 from palm.fields import integer
 from palm.flags import ModelFlags, given
 from palm.params import DType
-from palm.presets import preset as find_preset
 from palm.recipe import recipe as find_recipe
 
 STATUS: dict[Outcome, int] = {
@@ -100,11 +105,14 @@ def compare(
     console = Console()
     integer("repeat", repeat, least=1)
     integer("train", train, least=0)
-    sides = _sides(a, b, checkpoint=checkpoint, dtype=dtype, device=device, attention=attention)
-    config = _config(sides, preset, checkpoint, architecture, given(model))
+    sides = parse_sides(a, b, checkpoint=checkpoint, dtype=dtype, device=device, attention=attention)
+    config = config_of_sides(sides, preset, checkpoint, architecture, given(model))
     text = standard_library_text() if data is None else read_text(data)
     settings: dict[str, Any] = {"sides": f"{a} {b}"}
-    settings |= {"model": _model_name(sides, preset), "data": "standard library" if data is None else str(data)}
+    settings |= {
+        "model": model_name(sides, preset),
+        "data": "standard library" if data is None else str(data),
+    }
     settings |= {"batch": batch, "length": length, "seed": seed}
     if any(isinstance(side, Original) for side in sides):
         if train or repeat > 1:
@@ -121,9 +129,11 @@ def compare(
     plan = find_recipe(recipe, **own, precision=dtype or "float32", ramp=(), accumulate=1)
     if train and (a, b) != ("torch", "jax"):
         raise ConfigError(f"--train must have the sides torch jax; got {a} {b}. Use the options for both.")
-    totals = {key: repeat * len(STEPS) for key, side in zip("ab", sides, strict=True) if isinstance(side, Side)}
+    totals = {
+        key: repeat * len(STEPS) for key, side in zip("ab", sides, strict=True) if isinstance(side, Side)
+    }
     totals |= {"referee": repeat, **dict.fromkeys(RUNS if train else (), training_steps(plan))}
-    with _progress(totals, dict(zip("ab", (a, b), strict=True))) as on_step:
+    with progress(totals, dict(zip("ab", (a, b), strict=True))) as on_step:
         found = compare_sides(*sides, source, checkpoint=path, on_step=on_step)
         trained = None
         if train:
@@ -180,10 +190,10 @@ def record(
     parsed = parse_side(side)
     if not isinstance(parsed, Side):
         raise ConfigError(f"side must be torch or jax to be recorded; got side={side}. Record a live one.")
-    config = _config((parsed,), preset, None, architecture, given(model))
+    config = config_of_sides((parsed,), preset, None, architecture, given(model))
     text = standard_library_text() if data is None else read_text(data)
     source = Source(config, seed, (sample_windows(text, config, batch=batch, length=length, seed=seed),))
-    with _progress({"a": len(STEPS)}, {"a": side}) as on_step:
+    with progress({"a": len(STEPS)}, {"a": side}) as on_step:
         recorded = record_side(parsed, source, out, is_complete=complete, on_step=on_step)
     size = sum(file.stat().st_size for file in out.iterdir())
     what = "an excerpt" if isinstance(recorded, Excerpt) else "complete"
@@ -196,61 +206,18 @@ def record(
     return 0
 
 
-def _sides(
-    a: str, b: str, *, checkpoint: Path | None, dtype: DType | None, device: str | None, attention: str
-) -> tuple[Side | Original | Bundle, Side | Original | Bundle]:
-    defaults: dict[str, Any] = {"device": device, "attention": attention}
-    if checkpoint is not None:
-        defaults["checkpoint"] = str(checkpoint)
-    defaults["dtype"] = dtype or "float32"
-    one, other = (parse_side(text, **defaults) for text in (a, b))
-    if dtype is None:
-        for bundle in (one, other):
-            if isinstance(bundle, Bundle):  # a live side beside it computes in its precision
-                defaults["dtype"] = read_bundle(bundle.path).dtype
-        one, other = (parse_side(text, **defaults) for text in (a, b))
-    return one, other
-
-
-def _config(
-    sides: tuple[Side | Original | Bundle, ...],
-    preset: str | None,
-    checkpoint: Path | None,
-    architecture: Backend,
-    changes: Mapping[str, Any],
-) -> PaLMConfig:
-    """What is built from the seed, or what the first checkpoint or bundle holds."""
-    paths = [side.checkpoint for side in sides if isinstance(side, Side) and side.checkpoint is not None]
-    if checkpoint is not None:
-        paths.append(str(checkpoint))
-    if (paths or any(isinstance(side, Bundle) for side in sides)) and changes:
-        raise ConfigError(
-            f"a checkpoint or bundle must come without model flags, it has its own; got {', '.join(changes)}. "
-            "Leave those out."
-        )
-    for side in sides:
-        if isinstance(side, Bundle):
-            return read_bundle(side.path).config
-    if paths:
-        return load_arrays(paths[0])[0]
-    return find_preset(preset or "small", **changes).resolve(architecture)
-
-
 def _only_live(**options: bool) -> None:
     told = [f"--{name}" for name, is_given in options.items() if is_given]
     if told:
         raise ConfigError(f"a bundle must come without {', '.join(told)}; it is one run. Leave those out.")
 
 
-def _model_name(sides: tuple[Side | Original | Bundle, ...], preset: str | None) -> str:
-    names = [side.checkpoint for side in sides if isinstance(side, Side) and side.checkpoint is not None]
-    names += [str(side.path) for side in sides if isinstance(side, Bundle)]
-    names += [side.file or side.source for side in sides if isinstance(side, Original)]
-    return ", ".join(dict.fromkeys(names)) or preset or "small"
-
-
 def _compare_original(
-    sides: tuple[Side | Original | Bundle, ...], text: bytes, settings: dict[str, Any], out: Path, console: Console
+    sides: tuple[Side | Original | Bundle, ...],
+    text: bytes,
+    settings: dict[str, Any],
+    out: Path,
+    console: Console,
 ) -> int:
     """One published original, live, against a model of palm's with its weights, or a checkpoint's."""
     live = next(side for side in sides if isinstance(side, Original))
@@ -297,30 +264,3 @@ def _write_report(report: dict[str, Any], out: Path) -> None:
 def _tell(settings: Mapping[str, Any], console: Console) -> None:
     told = ", ".join(f"{name} {value}" for name, value in settings.items())
     console.print(f"{told}\n", highlight=False, markup=False)
-
-
-class _progress:
-    """Bars on standard error for the watcher, if that is a terminal: no part of the result."""
-
-    def __init__(self, totals: Mapping[str, int], names: Mapping[str, str]) -> None:
-        self._display = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description:8}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[step]}"),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._tasks = {
-            key: self._display.add_task(names.get(key, key), total=total, step="waiting")
-            for key, total in totals.items()
-        }
-
-    def __enter__(self) -> Callable[[str, str], None]:
-        self._display.start()
-        return lambda key, step: self._display.update(self._tasks[key], advance=1, step=step)
-
-    def __exit__(self, *error: object) -> None:
-        self._display.stop()

@@ -107,9 +107,8 @@ class Comparison:
         both = f"{self.label_a} and {self.label_b}"
         first = next((finding for finding in self.findings if finding.fault), None)
         worst = max(self.findings, key=lambda finding: finding.ratio)
-        rounding = (
-            f"every difference is rounding (largest ratio {worst.ratio:.2f}, at {worst.name}, "
-            f"of {worst.elements:,} numbers)"
+        rounding = f"every difference is rounding (largest ratio {worst.ratio:.2f}, at {worst.name}" + (
+            f", of {worst.elements:,} numbers)" if worst.elements > 1 else ", a single number)"
         )
         outcome = self.outcome
         if outcome == "agree":

@@ -256,5 +256,3 @@ def _statistics(array: np.ndarray) -> dict[str, Any]:
 def _chunks(array: np.ndarray) -> Iterator[np.ndarray]:
     flat = array.reshape(-1)
     return (flat[start : start + _CHUNK] for start in range(0, flat.size, _CHUNK))
-
-

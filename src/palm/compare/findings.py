@@ -124,9 +124,7 @@ def finding(
         nature = _nature(readings, errors, exact, ratio, cross, scale, limits)
         if nature == "rounding" and wide_a.size < _FEW and max(errors) <= _LUCK * max(limits.sides):
             nature = "too few numbers"
-    return Finding(
-        name, kind, errors[0], errors[1], cross, ratio, *limits.sides, wide_a.size, fault, nature
-    )
+    return Finding(name, kind, errors[0], errors[1], cross, ratio, *limits.sides, wide_a.size, fault, nature)
 
 
 def _outside(
@@ -190,7 +188,9 @@ def _with_statistics(found: Finding, sides: tuple[Excerpt, Excerpt], limits: Lim
     # |rms(a) − rms(b)| ≤ rms(a − b) ≤ what rounding leaves of both.
     apart = abs(ours["rms"] - theirs["rms"]) / (ours["rms"] or 1.0)
     if apart > sum(limits.sides):
-        told = f"over all sequences the rms differs by {apart:.1e} where rounding allows {sum(limits.sides):.1e}"
+        told = (
+            f"over all sequences the rms differs by {apart:.1e} where rounding allows {sum(limits.sides):.1e}"
+        )
         nature = "function" if apart > 2 * limits.widest else "rounding"
         return replace(found, elements=size, fault=told, nature=nature)
     return replace(found, elements=size)

@@ -117,7 +117,9 @@ def sha256(array: np.ndarray) -> str:
 
 def digest(digests: Mapping[str, str]) -> str:
     """One SHA-256 over those of all weights and their names."""
-    return hashlib.sha256("".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()
+    return hashlib.sha256(
+        "".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode()
+    ).hexdigest()
 
 
 def environment_of(model: Any, mode: Mode) -> dict[str, str]:

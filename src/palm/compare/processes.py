@@ -18,9 +18,9 @@ from typing import IO, Any
 import numpy as np
 
 from palm.backends import check_installed
-from palm.compare.butterfly import RUNS, Butterfly, butterfly
 from palm.checkpoint import load_arrays, save_arrays
 from palm.compare.bundle import read_bundle
+from palm.compare.butterfly import RUNS, Butterfly, butterfly
 from palm.compare.diff import compare
 from palm.compare.excerpt import Excerpt
 from palm.compare.probe import Recording
@@ -65,8 +65,11 @@ def compare_sides(
         check_installed(side.backend)
     names = labels(a, b) if isinstance(a, Side) and isinstance(b, Side) else (_name(a), _name(b))
     weights = load_arrays(checkpoint)[1] if checkpoint is not None and len(live) < 2 else None
-    recorded = {key: _read(side.path, weights) for key, side in zip("ab", (a, b), strict=True)
-                if isinstance(side, Bundle)}
+    recorded = {
+        key: _read(side.path, weights)
+        for key, side in zip("ab", (a, b), strict=True)
+        if isinstance(side, Bundle)
+    }
     with tempfile.TemporaryDirectory(prefix="palm-compare-") as name, ExitStack() as stack:
         folder = Path(name)
         common = _common(source, live, next(iter(recorded.values()), None), folder)
@@ -82,9 +85,7 @@ def compare_sides(
         repeats = Repeats()
         for i in range(len(common["tokens"])):
             pair = [recorded.get(key) or read_bundle(folder / key / str(i)) for key in "ab"]
-            repeats.add(
-                common["seed"] + i, compare(*pair, on_step=lambda step: on_step("referee", step))
-            )
+            repeats.add(common["seed"] + i, compare(*pair, on_step=lambda step: on_step("referee", step)))
             for key in "ab":
                 shutil.rmtree(folder / key / str(i), ignore_errors=True)
     return repeats.result()

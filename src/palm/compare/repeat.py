@@ -33,7 +33,7 @@ class Repeated:
 
     @property
     def outcome(self) -> Outcome:
-        """"differ" if one proves it; losing more to rounding than expected only some of the times tells
+        """ "differ" if one proves it; losing more to rounding than expected only some of the times tells
         nothing."""
         gravest = self.shown.outcome
         if gravest == "differ by rounding more than expected" and len(set(self.outcomes)) > 1:

@@ -59,7 +59,9 @@ def _of_excerpt(excerpt: Excerpt) -> Iterator[Expected]:
         yield from _group("taps", excerpt.taps, beginning, excerpt.dtype)
 
 
-def _group(where: str, arrays: Arrays, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Iterator[Expected]:
+def _group(
+    where: str, arrays: Arrays, shapes: Mapping[str, tuple[int, ...]], dtype: str
+) -> Iterator[Expected]:
     for name in arrays:
         if name not in shapes:
             raise BundleError(f"{where} must have only what the config has; got {name}. Record again.")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from palm.backends import ATTENTION_PATHS
-from palm.compare.bundle import is_bundle
-from palm.config import BACKENDS, Backend
+from palm.checkpoint import load_arrays
+from palm.compare.bundle import is_bundle, read_bundle
+from palm.config import BACKENDS, Backend, PaLMConfig
 from palm.errors import ConfigError
 from palm.fields import check_choice
 from palm.params import DTYPES, DType
+from palm.presets import preset as find_preset
 from palm.upstream_tensors import SOURCES
 
 MATMUL = ("float32", "tensorfloat32", "bfloat16")
@@ -128,3 +131,52 @@ def _label(side: dict[str, Any], differing: list[str]) -> str:
         elif key in ("matmul", "compile", "remat") and value is not None:
             told.append(f"{key} {value}")
     return " ".join(told)
+
+
+def parse_sides(
+    a: str, b: str, *, checkpoint: Path | None, dtype: DType | None, device: str | None, attention: str
+) -> tuple[Side | Original | Bundle, Side | Original | Bundle]:
+    """Both sides of a command; `dtype` None is float32, or that of a bundle on the other side."""
+    defaults: dict[str, Any] = {"device": device, "attention": attention}
+    if checkpoint is not None:
+        defaults["checkpoint"] = str(checkpoint)
+    defaults["dtype"] = dtype or "float32"
+    one, other = (parse_side(text, **defaults) for text in (a, b))
+    if dtype is None:
+        for bundle in (one, other):
+            if isinstance(bundle, Bundle):  # a live side beside it computes in its precision
+                defaults["dtype"] = read_bundle(bundle.path).dtype
+        one, other = (parse_side(text, **defaults) for text in (a, b))
+    return one, other
+
+
+def config_of_sides(
+    sides: tuple[Side | Original | Bundle, ...],
+    preset: str | None,
+    checkpoint: Path | None,
+    architecture: Backend,
+    changes: Mapping[str, Any],
+) -> PaLMConfig:
+    """What is built from the seed, or what the first checkpoint or bundle holds."""
+    paths = [side.checkpoint for side in sides if isinstance(side, Side) and side.checkpoint is not None]
+    if checkpoint is not None:
+        paths.append(str(checkpoint))
+    if (paths or any(isinstance(side, Bundle) for side in sides)) and changes:
+        raise ConfigError(
+            f"a checkpoint or bundle must come without model flags, it has its own; got {', '.join(changes)}. "
+            "Leave those out."
+        )
+    for side in sides:
+        if isinstance(side, Bundle):
+            return read_bundle(side.path).config
+    if paths:
+        return load_arrays(paths[0])[0]
+    return find_preset(preset or "small", **changes).resolve(architecture)
+
+
+def model_name(sides: tuple[Side | Original | Bundle, ...], preset: str | None) -> str:
+    """What is compared, for a reader."""
+    names = [side.checkpoint for side in sides if isinstance(side, Side) and side.checkpoint is not None]
+    names += [str(side.path) for side in sides if isinstance(side, Bundle)]
+    names += [side.file or side.source for side in sides if isinstance(side, Original)]
+    return ", ".join(dict.fromkeys(names)) or preset or "small"

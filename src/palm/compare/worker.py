@@ -45,7 +45,11 @@ def probe(request: dict[str, Any]) -> None:
         model, seed = _model(request, request["seed"] + i)
         print("build", flush=True)
         tokens = np.load(file, allow_pickle=False)
-        common: Any = {"label": request["label"], "mode": mode, "on_step": lambda step: print(step, flush=True)}
+        common: Any = {
+            "label": request["label"],
+            "mode": mode,
+            "on_step": lambda step: print(step, flush=True),
+        }
         if is_excerpt:
             recording: Any = record_excerpt(model, tokens, seed=seed, **common)
         else:

@@ -16,7 +16,6 @@ from palm.torch_impl.loss import next_token_loss
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.weights import canonical, to_array
 
-
 # What torch calls the precision of float32 products.
 _MATMUL = {"float32": "highest", "tensorfloat32": "high", "bfloat16": "medium"}
 

@@ -1,0 +1,39 @@
+"""How far the processes of a comparison are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+
+@contextmanager
+def progress(totals: Mapping[str, int], names: Mapping[str, str]) -> Iterator[Callable[[str, str], None]]:
+    """Bars on standard error for the watcher, if that is a terminal: no part of the result.
+
+    `totals`: the steps of each job; `names`: what a job is called if not by its key. Yields a function that
+    tells of a finished step of a job.
+    """
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:8}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[step]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
+        tasks = {
+            key: display.add_task(names.get(key, key), total=total, step="waiting")
+            for key, total in totals.items()
+        }
+        yield lambda key, step: display.update(tasks[key], advance=1, step=step)
