@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cases import SIZES, assert_explains, assert_same_bits, draw_tokens, draw_weights, small
 
-from palm import BackendError, ConfigError, PaLMConfig, compare, reference, reference_grad
+from palm import BackendError, BundleError, ConfigError, PaLMConfig, compare, reference, reference_grad
 from palm.compare.bundle import read_bundle, write_bundle
 from palm.compare.probe import Recording
 from palm.taps import tap_names
@@ -181,7 +181,7 @@ def test_sides_of_different_tokens_cannot_be_compared():
 def test_what_is_no_side_is_refused():
     with pytest.raises(BackendError, match="model must be one that palm built; got builtins"):
         compare(1, 2, TOKENS)
-    with pytest.raises(BackendError, match=r"got the path run/step.*palm\.load"):
+    with pytest.raises(BundleError, match=r"got run/step.*palm\.load"):
         compare("run/step", "b", TOKENS)
 
 

@@ -142,7 +142,7 @@ def test_an_unknown_backend_is_no_missing_framework(backend):
 
 def test_every_error_is_caught_as_a_palm_error_and_as_its_builtin():
     errors = [getattr(palm, name) for name in palm.__all__ if name.endswith("Error")]
-    assert len(errors) == 12
+    assert len(errors) == 13
     for error in errors:
         assert issubclass(error, palm.PalmError)
         builtin = (ValueError, ImportError, RuntimeError, ArithmeticError)

@@ -1,5 +1,5 @@
-"""The instrument: run a side (`probe`, `excerpt`), keep it (`bundle`), compare two (`diff`), say why they differ
-(`diagnosis`, `foreign`), train both (`butterfly`), show it (`terminal`, `html`)."""
+"""The instrument: run a side (`probe`, `excerpt`), keep it (`bundle`), compare two (`diff`), say why they
+differ (`diagnosis`, `foreign`), train both (`butterfly`), show it (`terminal`, `html`)."""
 
 from palm.compare.bundle import read_bundle, write_bundle
 from palm.compare.butterfly import Butterfly

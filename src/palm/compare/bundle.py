@@ -34,7 +34,13 @@ _GROUPS = {
     "complete": ("weights", "taps", "grads", "exact_taps", "exact_grads"),
     "excerpt": ("taps", "sketches", "exact_sketches"),
 }
-_STATISTICS = {"shape": list, "rms": (int, float, str), "largest": (int, float, str), "not_finite": int}
+_STATISTICS: dict[str, tuple[type, ...]] = {
+    "shape": (list,),
+    "rms": (int, float, str),
+    "largest": (int, float, str),
+    "not_finite": (int,),
+    "sha256": (str,),
+}
 
 
 def is_bundle(path: Path) -> bool:
@@ -119,7 +125,8 @@ def _read_header(path: Path) -> dict[str, Any]:
         header, is_intact = read_sealed(file)
     except OSError as error:
         raise BundleError(
-            f"bundle must be a folder with {HEADER}; got {path}: {error.strerror}. Write one: palm record."
+            f"bundle must be a folder with {HEADER}; got {path}: {error.strerror}. Write one with palm "
+            "record, or load a checkpoint: palm.load."
         ) from None
     if header is not None and (header.get("format"), header.get("version")) != (FORMAT, VERSION):
         raise BundleError(
@@ -206,7 +213,7 @@ def _checked_statistics(excerpt: Excerpt) -> Iterator[str]:
             isinstance(row.get(key), kinds) and not isinstance(row.get(key), bool)
             for key, kinds in _STATISTICS.items()
         )
-        if not fits or not isinstance(row.get("sha256"), str) or not all(map(_is_natural, row["shape"])):
+        if not fits or not all(map(_is_natural, row["shape"])):
             raise BundleError(f"must have whole statistics of {name}; it has not. Record again.")
         yield name
 

@@ -19,7 +19,7 @@ from palm.compare.foreign import compare_foreign
 from palm.compare.html import write_html
 from palm.compare.originals import original
 from palm.compare.probe import STEPS
-from palm.compare.processes import Source, record_side, train_backends, training_steps
+from palm.compare.processes import Source, compare_sides, record_side, train_backends, training_steps
 from palm.compare.progress import progress
 from palm.compare.sides import (
     Bundle,
@@ -134,11 +134,13 @@ def compare(
     }
     totals |= {"referee": repeat, **dict.fromkeys(RUNS if train else (), training_steps(plan))}
     with progress(totals, dict(zip("ab", (a, b), strict=True))) as on_step:
-        found = compare_sides(*sides, source, checkpoint=path, on_step=on_step)
+        one, other = (side for side in sides if not isinstance(side, Original))
+        found = compare_sides(one, other, source, checkpoint=path, on_step=on_step)
         trained = None
         if train:
-            places = {"device": device, "attention": attention, "checkpoint": path}
-            trained = train_backends(source, text, plan, **places, on_step=on_step)
+            trained = train_backends(
+                source, text, plan, checkpoint=path, device=device, attention=attention, on_step=on_step
+            )
     settings |= {"repeat": repeat} if repeat > 1 else {}
     settings |= {"train": train, "recipe": recipe} if train else {}
     report = {**found.to_dict(), "run": settings}

@@ -39,8 +39,8 @@ def compare(a: Any, b: Any, tokens: Any = None, *, on_step: OnStep = quietly) ->
     own program in float64. See `palm.rounding` for the two tests. Live models run in this process;
     `palm compare` on the command line gives each its own. A bundle is given by its path.
     Tokens (..., n), n ≥ 2; recordings bring their own. Raises `TokenError`, `WeightsError` if a weight is not
-    finite, `BackendError` for models that are not palm's, `BundleError` for a damaged bundle, `ConfigError` if
-    the shapes or the tokens of the two differ.
+    finite, `BackendError` for models that are not palm's, `BundleError` for a damaged bundle,
+    `ConfigError` if the shapes or the tokens of the two differ.
     """
     for foreign, ours in ((a, b), (b, a)):
         if callable(foreign) and not is_model(foreign):

@@ -96,8 +96,8 @@ def excerpt_findings(a: Excerpt, b: Excerpt) -> Iterable[Finding]:
 def finding(
     name: str, kind: Kind, readings: Sequence[Reading], exact: np.ndarray | None, limits: Limits
 ) -> Finding:
-    """Measure one value of two sides. `exact`: the referee's; without one each side's own float64 judges it."""
-    a, b = readings
+    """Measure one value of two sides. `exact`: the referee's; without it each side's own float64 judges."""
+    a = readings[0]
     wide_a, wide_b = (np.asarray(reading.value, np.float64) for reading in readings)
     judges = [reading.own if exact is None else exact for reading in readings]
     unit = exact if exact is not None else a.own if a.own is not None else wide_a

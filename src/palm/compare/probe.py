@@ -27,7 +27,7 @@ _PACKAGES = ("palm-dual", "numpy", "torch", "jax", "jaxlib", "equinox")
 class Mode:
     """How a side runs what it computes: `compile` by torch.compile or jax.jit, `remat`, `matmul` precision.
 
-    None: as the wing does unasked. The process that records sets `matmul`, which is global in both frameworks.
+    None: as the wing does unasked. `matmul` is global in both frameworks: the process that records sets it.
     """
 
     compile: bool | None = None

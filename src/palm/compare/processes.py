@@ -52,13 +52,13 @@ def compare_sides(
 ) -> Repeated:
     """Record the sides that are live, one process each, and compare; once for each of the source's tokens.
 
-    The i-th time weights are drawn from seed + i. Sides of different dtype both get the weights rounded to the
-    coarser one: what differs is then what they compute. A live side beside a bundle runs on the bundle's
+    The i-th time weights are drawn from seed + i. Sides of different dtype both get the weights rounded to
+    the coarser one: what differs is then what they compute. A live side beside a bundle runs on the bundle's
     tokens and weights; `checkpoint` is where the weights are of a bundle that holds only their checksums.
 
     `on_step(side, step)` is called as each live side ("a", "b") finishes one of `probe.STEPS`, and when the
-    referee is done. Raises `MissingFrameworkError`, `BundleError`, and `ProbeError` with a side's own words if
-    it fails.
+    referee is done. Raises `MissingFrameworkError`, `BundleError`, and `ProbeError` with a side's own words
+    if it fails.
     """
     live = [side for side in (a, b) if isinstance(side, Side)]
     for side in live:

@@ -22,8 +22,8 @@ _WEIGHT: dict[Outcome, int] = {
 class Repeated:
     """What several comparisons of the same two sides found together.
 
-    `shown`: the first of those with the gravest outcome. `intervals`: of each finding's ratio the smallest, the
-    median and the largest.
+    `shown`: the first of those with the gravest outcome. `intervals`: of each finding's ratio the smallest,
+    the median and the largest.
     """
 
     shown: Comparison
@@ -60,7 +60,9 @@ class Repeated:
             return self.shown.verdict
         counts = {outcome: self.outcomes.count(outcome) for outcome in dict.fromkeys(self.outcomes)}
         of = ", ".join(f"{outcome} {count}×" for outcome, count in counts.items())
-        name = max(self.intervals, key=lambda name: self.intervals[name][2])
+        # A single number's ratio says little.
+        names = [f.name for f in self.shown.findings if f.elements > 1]
+        name = max(names, key=lambda name: self.intervals[name][2])
         low, middle, high = self.intervals[name]
         told = (
             f"Of {len(self.seeds)} repeats: {of}; the ratio at {name} is {low:.2f} to {high:.2f}, "

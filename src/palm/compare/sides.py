@@ -98,7 +98,8 @@ def parse_side(text: str, **defaults: Any) -> Side | Original | Bundle:
     if backend in SOURCES:
         if given:
             raise ConfigError(
-                f"side must be an original as it is, {backend}[:weights]; got side={text}. Leave {options} out."
+                f"side must be an original as it is, {backend}[:weights]; got side={text}. "
+                f"Leave {options} out."
             )
         return Original(backend, checkpoint or None)
     if backend in BACKENDS:
@@ -124,12 +125,14 @@ def _label(side: dict[str, Any], differing: list[str]) -> str:
     told = [side["backend"]]
     for key in differing:
         value = side[key]
-        if key == "checkpoint" and value is not None:
-            told.append(Path(value).name)
-        elif key in ("dtype", "device", "attention") and value is not None:
+        if key == "dtype":
             told.append(value)
-        elif key in ("matmul", "compile", "remat") and value is not None:
+        elif key == "backend" or value == Side.__dataclass_fields__[key].default:
+            continue
+        elif key in ("matmul", "compile", "remat"):
             told.append(f"{key} {value}")
+        else:
+            told.append(Path(value).name if key == "checkpoint" else value)
     return " ".join(told)
 
 
@@ -163,8 +166,8 @@ def config_of_sides(
         paths.append(str(checkpoint))
     if (paths or any(isinstance(side, Bundle) for side in sides)) and changes:
         raise ConfigError(
-            f"a checkpoint or bundle must come without model flags, it has its own; got {', '.join(changes)}. "
-            "Leave those out."
+            "a checkpoint or bundle must come without model flags, it has its own; got "
+            f"{', '.join(changes)}. Leave those out."
         )
     for side in sides:
         if isinstance(side, Bundle):
