@@ -3,62 +3,15 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
-from cases import SIZES, assert_explains, assert_same_bits, draw_tokens, draw_weights, small
+from cases import SIZES, assert_explains, assert_same_bits, draw_weights
+from recordings import CONFIG, TOKENS, Arrays, scaled, side
 
-from palm import BackendError, BundleError, ConfigError, PaLMConfig, compare, reference, reference_grad
+from palm import BackendError, BundleError, ConfigError, compare
 from palm.compare.bundle import read_bundle, write_bundle
-from palm.compare.probe import Recording
 from palm.taps import tap_names
-
-CONFIG = small()
-TOKENS = draw_tokens(CONFIG, 2, 6)
-Arrays = dict[str, np.ndarray]
-
-
-def side(
-    label: str,
-    *,
-    config: PaLMConfig = CONFIG,
-    change: Callable[[Arrays, Arrays], object] = lambda taps, grads: None,
-    noise: float = 3e-8,
-    loss: float = 0.0,
-) -> Recording:
-    """A float32 side that computes the referee's function, `change`d, with rounding errors of its own."""
-    weights = draw_weights(config, dtype="float32")
-    taps = reference.activations(config, weights, TOKENS)
-    exact_loss, grads = reference_grad.value_and_grad(config, weights, TOKENS)
-    change(taps, grads)
-    rng = np.random.default_rng([*label.encode()])
-
-    def rounded(array: np.ndarray) -> np.ndarray:
-        return (array * (1 + noise * rng.standard_normal(array.shape))).astype(np.float32)
-
-    return Recording(
-        label=label,
-        config=config,
-        dtype="float32",
-        tokens=TOKENS,
-        weights=weights,
-        taps={name: rounded(tap) for name, tap in taps.items()},
-        grads={name: rounded(grad) for name, grad in grads.items()},
-        loss=float(rounded(np.array(exact_loss + loss))),
-        exact_taps=taps,
-        exact_grads=grads,
-        exact_loss=exact_loss + loss,
-        environment={"numpy": np.__version__},
-    )
-
-
-def scaled(name: str, by: float) -> Callable[[Arrays, Arrays], object]:
-    def change(taps: Arrays, grads: Arrays) -> None:
-        group = taps if name in taps else grads
-        group[name.removeprefix("grad:")] = group[name.removeprefix("grad:")] * by
-
-    return change
 
 
 def test_two_sides_of_one_function_agree():
@@ -67,7 +20,7 @@ def test_two_sides_of_one_function_agree():
     assert comparison.first_divergence is None
     assert comparison.verdict.startswith("a and b agree: every difference is rounding (largest ratio ")
     names = [finding.name for finding in comparison.findings]
-    assert names == [*tap_names(CONFIG.depth), "loss", *(f"grad:{n}" for n in draw_weights(CONFIG))]
+    assert names == [*tap_names(CONFIG.depth), "loss", *(f"grad:{n}" for n in reversed(draw_weights(CONFIG)))]
     assert all(ratio <= math.sqrt(2) * 1.001 for ratio in comparison.ratios.values())
     assert all(comparison.ratios[name] > 0 for name in tap_names(CONFIG.depth))
     assert all(finding.error_a <= finding.bound_a for finding in comparison.findings)
@@ -75,7 +28,9 @@ def test_two_sides_of_one_function_agree():
     assert 0 <= comparison.kl_divergence < 1e-9
 
 
-@pytest.mark.parametrize("name", [*tap_names(CONFIG.depth), *(f"grad:{n}" for n in draw_weights(CONFIG))])
+@pytest.mark.parametrize(
+    "name", [*tap_names(CONFIG.depth), *(f"grad:{n}" for n in reversed(draw_weights(CONFIG)))]
+)
 @pytest.mark.parametrize("which", [0, 1])
 def test_another_function_is_found_at_the_value_where_it_begins(name, which):
     changes = [scaled(name, 1 + 1e-5 * (which == i)) for i in range(2)]

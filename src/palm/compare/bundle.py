@@ -7,25 +7,22 @@ its config, or `BundleError` says which is not.
 from __future__ import annotations
 
 import dataclasses
-import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from palm.compare.bundle_check import check_recording, number
 from palm.compare.excerpt import Excerpt
 from palm.compare.measures import plain
 from palm.compare.probe import Arrays, Recording
-from palm.compare.shapes import array_shapes
 from palm.config import PaLMConfig
-from palm.errors import BundleError, CheckpointError, ConfigError, PalmError
+from palm.errors import BundleError, CheckpointError, PalmError
 from palm.manifest import fingerprint, read_sealed, read_tensors, sealed
-from palm.params import check_array, check_names, parameters
-from palm.tokens import check_tokens
 
 FORMAT, VERSION = "palm-bundle", 1
 HEADER, ARRAYS = "bundle.json", "arrays.safetensors"
@@ -33,13 +30,6 @@ _KINDS: dict[str, type] = {"complete": Recording, "excerpt": Excerpt}
 _GROUPS = {
     "complete": ("weights", "taps", "grads", "exact_taps", "exact_grads"),
     "excerpt": ("taps", "sketches", "exact_sketches"),
-}
-_STATISTICS: dict[str, tuple[type, ...]] = {
-    "shape": (list,),
-    "rms": (int, float, str),
-    "largest": (int, float, str),
-    "not_finite": (int,),
-    "sha256": (str,),
 }
 
 
@@ -99,7 +89,7 @@ def read_bundle(path: Path) -> Recording | Excerpt:
     try:
         arrays = dict(read_tensors(path / ARRAYS, header["arrays"]))
         recording = _assemble(header, arrays)
-        _check(recording)
+        check_recording(recording)
     except BundleError as error:
         raise BundleError(f"{path} {error}") from None
     except CheckpointError as error:
@@ -167,66 +157,5 @@ def _assemble(header: Mapping[str, Any], arrays: Arrays) -> Recording | Excerpt:
     fields["config"] = PaLMConfig.from_dict(fields["config"])
     for name in ("loss", "exact_loss"):
         if name in fields:
-            fields[name] = _number(fields[name], name)
+            fields[name] = number(fields[name], name)
     return _KINDS[kind](**fields, **groups)
-
-
-def _check(recording: Recording | Excerpt) -> None:
-    """Raise what the parts of a recording raise unless they fit its config and each other."""
-    config = recording.config
-    table = parameters(config)
-    for name, kinds in (("label", str), ("environment", dict), ("dtype", str)):
-        if not isinstance(getattr(recording, name), kinds):
-            raise BundleError(f"must have a {name} of the right kind; it has not. Record again.")
-    if not all(isinstance(value, str) for value in recording.environment.values()):
-        raise BundleError("must have an environment of texts; it has not. Record again.")
-    check_tokens(recording.tokens, config, at_least=2)
-    for where, name, array, shape, dtype in array_shapes(recording):
-        if array is None or array.shape != shape or array.dtype.name != dtype:
-            got = "none" if array is None else f"{array.dtype.name}{list(array.shape)}"
-            raise BundleError(f"{where}/{name} must be {dtype}{list(shape)}; got {got}. Record again.")
-    if isinstance(recording, Recording):
-        check_names(config, recording.weights)
-        for name, parameter in table.items():
-            check_array(parameter, recording.weights[name])
-        return
-    if not isinstance(recording.digests, dict) or recording.digests.keys() != table.keys():
-        raise BundleError("must have a digest of each weight; it has not. Record again.")
-    if not all(isinstance(value, str) for value in recording.digests.values()):
-        raise BundleError("must have digests that are texts; it has not. Record again.")
-    if recording.seed is not None and (isinstance(recording.seed, bool) or not _is_natural(recording.seed)):
-        raise BundleError(
-            f"must have a seed of at least 0 or none; got seed={recording.seed!r}. Record again."
-        )
-    for name in _checked_statistics(recording):
-        row = recording.statistics[name]
-        for key in ("rms", "largest"):
-            row[key] = _number(row[key], f"statistics of {name}")
-
-
-def _checked_statistics(excerpt: Excerpt) -> Iterator[str]:
-    statistics: Any = excerpt.statistics
-    if not isinstance(statistics, dict) or statistics.keys() != excerpt.sketches.keys():
-        raise BundleError("must have statistics of each sketch; it has not. Record again.")
-    for name, row in statistics.items():
-        fits = isinstance(row, dict) and all(
-            isinstance(row.get(key), kinds) and not isinstance(row.get(key), bool)
-            for key, kinds in _STATISTICS.items()
-        )
-        if not fits or not all(map(_is_natural, row["shape"])):
-            raise BundleError(f"must have whole statistics of {name}; it has not. Record again.")
-        yield name
-
-
-def _is_natural(value: Any) -> bool:
-    return isinstance(value, int) and value >= 0
-
-
-def _number(value: Any, what: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = None
-    if number is None or isinstance(value, bool) or (isinstance(value, str) and math.isfinite(number)):
-        raise ConfigError(f"{what} must be a number; got {value!r}.")
-    return number

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from rich.console import Console
 from tyro.conf import Positional
 
@@ -118,11 +119,14 @@ def compare(
         if train or repeat > 1:
             raise ConfigError("an original must come without --train and --repeat; got one. Leave it out.")
         return _compare_original(sides, text, settings, out, console)
-    tokens = tuple(
-        sample_windows(text, config, batch=batch, length=length, seed=seed + i) for i in range(repeat)
-    )
-    if any(isinstance(side, Bundle) for side in sides):
-        _only_live(repeat=repeat > 1, train=train > 0)
+    if any(isinstance(side, Bundle) for side in sides):  # it brings its own tokens
+        _only_live(repeat=repeat > 1, train=train > 0, data=data is not None)
+        tokens: tuple[np.ndarray, ...] = ()
+        settings = {name: settings[name] for name in ("sides", "model")}
+    else:
+        tokens = tuple(
+            sample_windows(text, config, batch=batch, length=length, seed=seed + i) for i in range(repeat)
+        )
     source = Source(config, seed, tokens)
     path = None if checkpoint is None else str(checkpoint)
     own = {"steps": max(train, 1), "batch": batch, "length": length, "seed": seed}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from palm.compare.backward import diagnose_backward
 from palm.compare.diagnosis import Diagnosis, diagnose
 from palm.compare.excerpt import Excerpt
 from palm.compare.measures import Prediction, plain
@@ -13,7 +16,7 @@ from palm.compare.probe import Recording
 from palm.rounding import RATIO_BAR
 
 Kind = Literal["tap", "loss", "gradient"]
-Nature = Literal["function", "rounding", "both not finite", "too few numbers"]
+Nature = Literal["function", "rounding", "both not finite", "unproven", "too few numbers"]
 Outcome = Literal["agree", "differ by rounding more than expected", "differ", "cannot tell"]
 
 
@@ -28,7 +31,8 @@ class Finding:
 
     - "function": the sides compute different functions, or one computes another than the specification.
     - "rounding": the function is right, a side loses more of it than its dtype explains.
-    - "both not finite", "too few numbers": nothing.
+    - "both not finite", "unproven", "too few numbers": nothing. "unproven": a side's float64 program is not
+      what the side computes, so its own rounding is unknown.
     """
 
     name: str
@@ -68,11 +72,15 @@ class Comparison:
 
     @property
     def outcome(self) -> Outcome:
-        """The answer. What proves a difference comes before what leaves room for doubt."""
+        """The answer: what proves a difference comes before what only hints at one."""
         natures = {finding.nature for finding in self.findings}
-        if "function" in natures or self.differences:
+        if self.differences:
             return "differ"
-        if self.doubts or "both not finite" in natures:
+        if self.doubts:  # of other weights, every value is another
+            return "cannot tell"
+        if "function" in natures:
+            return "differ"
+        if natures & {"both not finite", "unproven"}:
             return "cannot tell"
         if "rounding" in natures:
             return "differ by rounding more than expected"
@@ -89,7 +97,28 @@ class Comparison:
         if self.agree:
             return ()
         a, b = (side.beginning if isinstance(side, Excerpt) else side for side in self.recordings)
-        return () if a is None or b is None else diagnose(a, b)
+        if a is None or b is None:
+            return ()
+        found = diagnose(a, b)
+        if found or isinstance(self.recordings[0], Excerpt):
+            return found
+        return tuple(d for i in range(2) for d in self._backward(i))
+
+    def _backward(self, which: int) -> Iterator[Diagnosis]:
+        """Faults of one side's gradients; none if its forward pass is not right."""
+        side = self.recordings[which]
+        assert isinstance(side, Recording)
+        measured = [(f, (f.error_a, f.error_b)[which], (f.bound_a, f.bound_b)[which]) for f in self.findings]
+        if any(error > bound for f, error, bound in measured if f.kind != "gradient"):
+            return
+        off = {
+            finding.name.removeprefix("grad:"): bound
+            for finding, error, bound in measured
+            if finding.kind == "gradient" and (error > bound or not math.isfinite(error))
+        }
+        if off:
+            # In the order of the parameters, which is that of the forward pass.
+            yield from diagnose_backward(side, dict(reversed(off.items())))
 
     @property
     def first_divergence(self) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -65,13 +65,16 @@ def _compare_recordings(a: Recording, b: Recording, on_step: OnStep) -> Comparis
     exact_loss, exact_grads = reference_grad.value_and_grad(a.config, a.weights, a.tokens)
     on_step("referee")
     top1, kl = predictions(a.taps["logits"], b.taps["logits"])
-    identical = _same_values(a.weights, b.weights)
+    other = _other_weights(a.weights, b.weights)
+    identical = not other
     rounded = not identical and a.dtype != b.dtype and _same_when_rounded(a, b)
+    if rounded:
+        other = []
     return Comparison(
         label_a=a.label,
         label_b=b.label,
         findings=tuple(recording_findings(a, b, exact_taps, exact_loss, exact_grads)),
-        differences=tuple(_differences(a, b, identical or rounded)),
+        differences=tuple(_differences(a, b, other)),
         doubts=(f"one side's weights are the other's rounded to {_narrower(a, b)}",) if rounded else (),
         weights_identical=identical,
         top1_agreement=top1,
@@ -87,14 +90,17 @@ def _compare_excerpts(a: Excerpt, b: Excerpt) -> Comparison:
     known = bool(a.taps and b.taps)
     length = min(len(side.taps["embed"]) for side in (a, b)) if known else 0
     logits = [side.taps["logits"][:length] for side in (a, b) if known]
-    identical = a.digests == b.digests
+    other = [name for name in {**a.digests, **b.digests} if a.digests.get(name) != b.digests.get(name)]
+    identical = not other
     rounded = not identical and a.dtype != b.dtype
+    if rounded:
+        other = []
     top1, kl = predictions(*logits) if known else (math.nan, math.nan)
     return Comparison(
         label_a=a.label,
         label_b=b.label,
         findings=tuple(excerpt_findings(a, b)),
-        differences=tuple(_differences(a, b, identical or rounded)),
+        differences=tuple(_differences(a, b, other)),
         doubts=("the weights are of two dtypes, and only their checksums are recorded",) if rounded else (),
         weights_identical=identical,
         top1_agreement=top1,
@@ -106,23 +112,28 @@ def _compare_excerpts(a: Excerpt, b: Excerpt) -> Comparison:
     )
 
 
-def _differences(a: Recorded, b: Recorded, same_weights: bool) -> Iterable[str]:
+def _differences(a: Recorded, b: Recorded, other_weights: Sequence[str]) -> Iterable[str]:
     for name, value in a.config.to_dict().items():
         if getattr(b.config, name) != value:
             yield f"config {name} is {value!r} on one side and {getattr(b.config, name)!r} on the other"
-    if not same_weights:
-        yield "the sides do not have the same weights"
+    if other_weights:
+        more = f" and {len(other_weights) - 1} more" if len(other_weights) > 1 else ""
+        yield f"the sides do not have the same weights: {other_weights[0]}{more}"
 
 
-def _same_values(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
-    """Equal as numbers: sides of different dtype may hold the same weights."""
-    wide = np.float64
-    return a.keys() == b.keys() and all(np.array_equal(a[n].astype(wide), b[n].astype(wide)) for n in a)
+def _other_weights(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of weights that are not equal as numbers: sides of different dtype may hold the same ones."""
+
+    def same(name: str) -> bool:
+        wide = np.float64
+        return name in a and name in b and np.array_equal(a[name].astype(wide), b[name].astype(wide))
+
+    return [name for name in {**a, **b} if not same(name)]
 
 
 def _same_when_rounded(a: Recording, b: Recording) -> bool:
     narrow = numpy_dtype(_narrower(a, b))
-    return _same_values(*({n: x.astype(narrow) for n, x in side.weights.items()} for side in (a, b)))
+    return not _other_weights(*({n: x.astype(narrow) for n, x in side.weights.items()} for side in (a, b)))
 
 
 def _narrower(a: Recording, b: Recording) -> DType:

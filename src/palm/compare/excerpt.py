@@ -206,6 +206,18 @@ def sketched_positions(length: int) -> np.ndarray:
     return np.unique(np.linspace(0, length - 1, min(length, _POSITIONS)).astype(int))
 
 
+def begins(tap: np.ndarray, sketch: np.ndarray, length: int) -> bool:
+    """Whether a tap (m, w) at the first m positions is of the sequence of `length` that `sketch` is of."""
+    positions = sketched_positions(length)
+    positions = positions[positions < len(tap)]
+    again = tap[positions].astype(np.float64) @ _signs(tap.shape[1], _SIGNS)
+    slack = 1e-9 * np.abs(tap[positions].astype(np.float64)).sum(-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        close = np.abs(again - sketch[: len(positions)]) <= slack
+    # What is not finite may be NaN in one order of summing and infinite in another.
+    return bool((close | ~np.isfinite(again) & ~np.isfinite(sketch[: len(positions)])).all())
+
+
 def sketch_gradient(gradient: np.ndarray) -> np.ndarray:
     """Random signs times the gradient times random signs, float64: (m, w) -> (8, 8), (w,) -> (1, 8)."""
     matrix = gradient.reshape(-1, gradient.shape[-1])

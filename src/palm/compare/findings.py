@@ -12,6 +12,8 @@ import numpy as np
 from palm.compare.comparison import Finding, Kind, Nature
 from palm.compare.excerpt import Excerpt
 from palm.compare.probe import Arrays, Recording
+from palm.config import PaLMConfig
+from palm.params import parameters
 from palm.rounding import RATIO_BAR, UNIT_ROUNDOFF, rms, rounding_bound, rounding_ratio
 from palm.taps import tap_names
 
@@ -63,11 +65,13 @@ def recording_findings(
     readings = [_reading(side, np.array(side.loss), np.array(side.exact_loss)) for side in sides]
     yield finding("loss", "loss", readings, np.array(loss), limits)
     largest = max(rms(gradient) for gradient in grads.values())
-    for name, gradient in grads.items():
+    for full in backward_order(a.config):
+        name = full.removeprefix("grad:")
+        gradient = grads[name]
         if name in a.grads and name in b.grads:
             readings = [_reading(side, side.grads[name], side.exact_grads[name]) for side in sides]
             slack = _slack(largest, rms(gradient))
-            yield finding(f"grad:{name}", "gradient", readings, gradient, limits.times(slack))
+            yield finding(full, "gradient", readings, gradient, limits.times(slack))
 
 
 def excerpt_findings(a: Excerpt, b: Excerpt) -> Iterable[Finding]:
@@ -76,7 +80,7 @@ def excerpt_findings(a: Excerpt, b: Excerpt) -> Iterable[Finding]:
     Where a side has none, the bound stands for its own rounding.
     """
     sides = (a, b)
-    gradients = [name for name in a.sketches if name.startswith("grad:") and name in b.sketches]
+    gradients = [name for name in backward_order(a.config) if name in a.sketches and name in b.sketches]
     largest = max(a.statistics[name]["rms"] for name in gradients)
     for name in (*tap_names(a.config.depth), "loss", *gradients):
         if name == "loss":
@@ -91,6 +95,11 @@ def excerpt_findings(a: Excerpt, b: Excerpt) -> Iterable[Finding]:
             limits = _tap_limits(name, sides)
             found = finding(name, "tap", readings, None, limits)
         yield _with_statistics(found, (a, b), limits)
+
+
+def backward_order(config: PaLMConfig) -> list[str]:
+    """The gradients, `grad:NAME`, as the backward pass comes to them: the first fault is where it begins."""
+    return [f"grad:{name}" for name in reversed(list(parameters(config)))]
 
 
 def finding(
@@ -118,12 +127,21 @@ def finding(
     cross = rms(wide_a - wide_b) / scale
     # What float64 itself rounds between a* and b* is no difference.
     ratio = rounding_ratio(cross, math.hypot(own[0], UNIT_ROUNDOFF["float64"]), own[1])
-    fault, nature = None, None
+    fault: str | None = None
+    nature: Nature | None = None
     if told := _outside(readings, errors, limits.sides, ratio):
         fault = "; ".join(told)
         nature = _nature(readings, errors, exact, ratio, cross, scale, limits)
         if nature == "rounding" and wide_a.size < _FEW and max(errors) <= _LUCK * max(limits.sides):
             nature = "too few numbers"
+    else:
+        for reading, rounding, bound in zip(readings, own, limits.sides, strict=True):
+            if not rounding <= bound:
+                nature = "unproven"
+                fault = (
+                    f"{reading.label} is {rounding:.1e} from its own float64 program where rounding allows "
+                    f"{bound:.1e}"
+                )
     return Finding(name, kind, errors[0], errors[1], cross, ratio, *limits.sides, wide_a.size, fault, nature)
 
 
