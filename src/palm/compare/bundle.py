@@ -155,6 +155,8 @@ def _assemble(header: Mapping[str, Any], arrays: Arrays) -> Recording | Excerpt:
         raise BundleError("must have tokens; it has none. Record again.")
     fields = {name: header[name] for name in _plain_fields(kind)}
     fields["config"] = PaLMConfig.from_dict(fields["config"])
+    if fields["config"].depth > len(order):  # before anything is made of so many blocks
+        raise BundleError(f"must hold {fields['config'].depth} blocks; it does not. Record again.")
     for name in ("loss", "exact_loss"):
         if name in fields:
             fields[name] = number(fields[name], name)

@@ -198,7 +198,8 @@ def sketch_tap(tap: np.ndarray) -> np.ndarray:
     """The first sequence at up to 256 positions times random signs: (..., n, w) -> (p, 4), float64."""
     row = first_row(tap, 2)
     positions = sketched_positions(row.shape[0])
-    return row[positions].astype(np.float64) @ _signs(row.shape[1], _SIGNS)
+    with np.errstate(invalid="ignore"):  # a sum of infinities is NaN, and said to be
+        return row[positions].astype(np.float64) @ _signs(row.shape[1], _SIGNS)
 
 
 def sketched_positions(length: int) -> np.ndarray:
@@ -210,12 +211,13 @@ def begins(tap: np.ndarray, sketch: np.ndarray, length: int) -> bool:
     """Whether a tap (m, w) at the first m positions is of the sequence of `length` that `sketch` is of."""
     positions = sketched_positions(length)
     positions = positions[positions < len(tap)]
-    again = tap[positions].astype(np.float64) @ _signs(tap.shape[1], _SIGNS)
-    slack = 1e-9 * np.abs(tap[positions].astype(np.float64)).sum(-1, keepdims=True)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(all="ignore"):
+        again = tap[positions].astype(np.float64) @ _signs(tap.shape[1], _SIGNS)
+        slack = 1e-9 * np.abs(tap[positions].astype(np.float64)).sum(-1, keepdims=True)
         close = np.abs(again - sketch[: len(positions)]) <= slack
     # What is not finite may be NaN in one order of summing and infinite in another.
-    return bool((close | ~np.isfinite(again) & ~np.isfinite(sketch[: len(positions)])).all())
+    finite = np.isfinite(again), np.isfinite(sketch[: len(positions)])
+    return bool(np.where(finite[0], finite[1] & close, ~finite[1]).all())
 
 
 def sketch_gradient(gradient: np.ndarray) -> np.ndarray:
@@ -225,9 +227,10 @@ def sketch_gradient(gradient: np.ndarray) -> np.ndarray:
     left = _signs(rows, _GRADIENT_SIGNS) if rows > 1 else np.ones((1, 1))
     step = max(1, _CHUNK // width)
     total = np.zeros((left.shape[1], width))
-    for start in range(0, rows, step):
-        total += left[start : start + step].T @ matrix[start : start + step].astype(np.float64)
-    return total @ _signs(width, _GRADIENT_SIGNS)
+    with np.errstate(invalid="ignore"):
+        for start in range(0, rows, step):
+            total += left[start : start + step].T @ matrix[start : start + step].astype(np.float64)
+        return total @ _signs(width, _GRADIENT_SIGNS)
 
 
 def sketch_shape(shape: tuple[int, ...], *, is_tap: bool) -> tuple[int, int]:
