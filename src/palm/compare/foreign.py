@@ -4,46 +4,28 @@ behaves like that: "your port is this model with half-split rotary"."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from palm.backends import config_of, dtype_of, to_numpy
-from palm.compare.causes import CAUSES, Cause
 from palm.compare.measures import plain, predictions
-from palm.compare.program import Operation, run
-from palm.compare.replay import deviation
+from palm.compare.search import Outcome, Search, confirmed, explain
 from palm.config import PaLMConfig
 from palm.errors import ProbeError
 from palm.params import DTYPES, DType
 from palm.rounding import rounding_bound
 from palm.tokens import check_tokens
 
-# Two causes at once are looked for among this many that come closest alone.
-_CLOSEST = 10
 # So many positions show most faults.
 _BRIEF = 32
-# A thousand runs of more tokens take too long.
-_LONGEST_FOR_PAIRS = 64
-
-Changed = Mapping[str, Operation]
-
-
-class Found(NamedTuple):
-    """What was tried, and how far from the logits it is."""
-
-    after: float
-    causes: tuple[Cause, ...]
-    details: tuple[str, ...]
-    changed: Changed
 
 
 @dataclass(frozen=True)
 class Likeness:
-    """A known cause, or two, with which our model gives the foreign one's logits."""
+    """What gives our model the foreign one's logits: known causes, or "config" for another config."""
 
     cause: str
     detail: str
@@ -58,7 +40,8 @@ class ForeignComparison:
     `before`: between the foreign logits and the float64 referee's on our weights; `bound`: what rounding
     explains of it in `dtype`; `rounding_of`: the widest type whose rounding would, if there is one.
     `not_finite`: how many logits are NaN or infinite. `likenesses`: what explains it, empty if nothing known
-    does; several are equally like. `tried`: variants that were.
+    does; several are equally like. `tried`: variants that were; `left_out`: those, of several causes at once,
+    that were not because this model's runs take too long.
     """
 
     label: str
@@ -72,6 +55,7 @@ class ForeignComparison:
     top1_agreement: float
     kl_divergence: float
     tried: int
+    left_out: int
 
     @property
     def agree(self) -> bool:
@@ -98,6 +82,8 @@ class ForeignComparison:
             return f"{self.label} and palm differ: {self.not_finite:,} of its logits are not finite."
         if not self.likenesses:
             hint = "Compare tap by tap if you can (palm.activations)."
+            if self.left_out:
+                hint = f"{self.left_out:,} more were left out to save time; a small model gets all. {hint}"
             if self.rounding_of is not None:
                 hint = f"But {self.rounding_of} rounds as much: if it computes in that, return logits so."
             return (
@@ -130,6 +116,7 @@ class ForeignComparison:
             "top1_agreement": plain(self.top1_agreement),
             "kl_divergence_nats": plain(self.kl_divergence),
             "tried": self.tried,
+            "left_out": self.left_out,
         }
 
 
@@ -145,17 +132,20 @@ def compare_foreign(function: Callable[[np.ndarray], Any], model: Any, tokens: A
     ids = check_tokens(tokens, config, at_least=2)
     label = getattr(function, "__name__", type(function).__name__)
 
-    def search(ids: np.ndarray) -> tuple[_Search, DType]:
+    def search(ids: np.ndarray) -> tuple[Search, DType]:
         logits, dtype = _logits(function, ids, config, label, dtype_of(model))
         bound = rounding_bound(config, dtype, ids.shape[-1], config.depth)
-        return _Search(config, weights, ids, logits, bound), dtype
+        return Search(config, weights, ids, logits, bound), dtype
 
     whole, dtype = search(ids)
     likenesses: tuple[Likeness, ...] = ()
-    tried = 0
+    outcome = Outcome((), 0, 0)
     if math.isfinite(whole.before) and whole.before > whole.bound:
-        candidates, tried = _candidates(_brief(whole, search))
-        likenesses = _met(whole, candidates)
+        outcome = explain(_brief(whole, search))
+        likenesses = tuple(
+            Likeness(" and ".join(one.names), "; ".join(one.details), one.after, " ".join(one.fixes))
+            for one in confirmed(whole, outcome.met)
+        )
     top1, kl = predictions(whole.logits, whole.run({}))
     wider = (
         name for name in DTYPES if whole.before <= rounding_bound(config, name, ids.shape[-1], config.depth)
@@ -171,37 +161,12 @@ def compare_foreign(function: Callable[[np.ndarray], Any], model: Any, tokens: A
         likenesses=likenesses,
         top1_agreement=top1,
         kl_divergence=kl,
-        tried=tried,
+        tried=outcome.tried,
+        left_out=outcome.left_out,
     )
 
 
-@dataclass(frozen=True)
-class _Search:
-    """Foreign logits of some ids, and what our program with some operations changed is away from them."""
-
-    config: PaLMConfig
-    weights: Mapping[str, np.ndarray]
-    ids: np.ndarray
-    logits: np.ndarray
-    bound: float
-
-    def run(self, changed: Changed) -> np.ndarray:
-        return run(self.config, self.weights, self.ids, changed)["logits"]
-
-    def distance(self, changed: Changed) -> float:
-        return deviation(self.logits, self.run(changed))
-
-    @cached_property
-    def before(self) -> float:
-        return self.distance({})
-
-    def meets(self, found: Found) -> bool:
-        """To rounding; a single loss of precision only roughly."""
-        roughly = len(found.causes) == 1 and found.causes[0].comes_close(self.before, found.after)
-        return found.after <= self.bound or roughly
-
-
-def _brief(whole: _Search, search: Callable[[np.ndarray], tuple[_Search, DType]]) -> _Search:
+def _brief(whole: Search, search: Callable[[np.ndarray], tuple[Search, DType]]) -> Search:
     """The shortest beginning of one sequence in which the fault shows: a run of it costs little."""
     length = _BRIEF
     while length < whole.ids.shape[-1]:
@@ -214,51 +179,6 @@ def _brief(whole: _Search, search: Callable[[np.ndarray], tuple[_Search, DType]]
             return brief
         length *= 2
     return whole
-
-
-def _candidates(search: _Search) -> tuple[list[Found], int]:
-    """The variants, of one cause or, if none does, of two, that meet the logits; and how many were tried."""
-    singles = [
-        Found(search.distance(changed), (cause,), (detail,), changed)
-        for cause in CAUSES
-        for detail, changed in cause.variants(search.config)
-    ]
-    tried = len(singles)
-    met = [found for found in singles if search.meets(found)]
-    if not met and search.ids.size <= _LONGEST_FOR_PAIRS:
-        closest = sorted(singles, key=lambda found: found.after)[:_CLOSEST]
-        pairs = [
-            Found(
-                search.distance({**one.changed, **other.changed}),
-                one.causes + other.causes,
-                one.details + other.details,
-                {**one.changed, **other.changed},
-            )
-            for one in closest
-            for other in singles
-            if one.causes != other.causes and not one.changed.keys() & other.changed.keys()
-        ]
-        tried += len(pairs)
-        met = [found for found in pairs if search.meets(found)]
-    return met, tried
-
-
-def _met(search: _Search, candidates: list[Found]) -> tuple[Likeness, ...]:
-    """The candidates that meet all logits: one of each cause, exact ones before those of a lost precision."""
-    found: dict[tuple[str, ...], Likeness] = {}
-    again = [one._replace(after=search.distance(one.changed)) for one in candidates]
-    for one in sorted(filter(search.meets, again), key=lambda one: one.after > search.bound):
-        names = tuple(sorted(cause.name for cause in one.causes))
-        likeness = Likeness(
-            " and ".join(cause.name for cause in one.causes),
-            "; ".join(one.details),
-            one.after,
-            " ".join(cause.fix for cause in one.causes),
-        )
-        if names not in found or (one.after > search.bound and one.after < found[names].after):
-            found[names] = likeness
-    exact = [one for one in found.values() if one.after <= search.bound]
-    return tuple(exact or sorted(found.values(), key=lambda one: one.after)[:1])
 
 
 def _logits(
