@@ -14,6 +14,7 @@ import palm
 from palm.compare import ForeignComparison, search
 from palm.compare.alternatives import alternatives
 from palm.compare.fits import fit, roundest
+from palm.rounding import rounding_bound
 
 RMSNORM = {"norm": "rmsnorm", "norm_eps": 1e-8, "norm_eps_mode": "clamp"}
 LAYERNORM = {"norm": "layernorm", "norm_eps": 1e-5, "norm_eps_mode": "add"}
@@ -164,3 +165,18 @@ def test_the_roundest_number_has_the_fewest_digits():
     assert roundest(0.70000001, lambda x: abs(x - 0.7) < 1e-6) == 0.7
     assert roundest(12345.0004, lambda x: abs(x - 12345) < 1e-2) == 12345.0
     assert roundest(np.pi, lambda x: x == np.pi) == np.pi
+
+
+@pytest.mark.parametrize("times", [1.3, 1.6])
+def test_a_distance_just_above_rounding_is_not_fitted_away(times):
+    """Noise, of which a factor that is free takes off what lies in its direction: no explanation."""
+    weights = draw_weights(ROTARY, 5, "float32")
+    tokens = draw_tokens(ROTARY, 32)
+    exact = in_numpy(ROTARY, {name: array.astype(np.float64) for name, array in weights.items()}, tokens)
+    bound = times * rounding_bound(ROTARY, "float32", 32, ROTARY.depth)
+    noise = np.random.default_rng(0).standard_normal(exact.shape) * np.sqrt(np.mean(exact**2))
+    off = exact * (1 + 0.9 * bound) + 0.6 * bound * noise
+    made = search.Search(ROTARY, weights, tokens, off, bound / times)
+    assert made.bound < made.before < 2 * made.bound
+    assert 0.6 * bound < made.bound
+    assert search.explain(made).met == ()

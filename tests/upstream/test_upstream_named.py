@@ -193,7 +193,7 @@ def test_a_theta_on_no_list_is_found(saved):
         return {k: frequencies if k.endswith("inv_freq") else x for k, x in tensors.items()}
 
     function, config, arrays = original(ROTARY, saved(ROTARY, change=change))
-    assert config.rope_theta == 12_345.0
+    assert config.rope_theta == pytest.approx(12_345.0)
     wrong = dataclasses.replace(config, rope_theta=10_000.0)
     found = palm.compare(function, palm.from_numpy(wrong, arrays, backend="torch"), tokens(1))
     assert [one.cause for one in found.likenesses] == ["rotary θ"], found.verdict

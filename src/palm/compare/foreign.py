@@ -82,10 +82,10 @@ class ForeignComparison:
             return f"{self.label} and palm differ: {self.not_finite:,} of its logits are not finite."
         if not self.likenesses:
             hint = "Compare tap by tap if you can (palm.activations)."
-            if self.left_out:
-                hint = f"{self.left_out:,} more were left out to save time; a small model gets all. {hint}"
             if self.rounding_of is not None:
                 hint = f"But {self.rounding_of} rounds as much: if it computes in that, return logits so."
+            if self.left_out:
+                hint = f"{self.left_out:,} more were left out to save time; a small model gets all. {hint}"
             return (
                 f"{self.label} and palm differ ({measured}), for none of the {self.tried} variants that palm "
                 f"knows. {hint}"

@@ -140,7 +140,7 @@ class _Attempt:
         with np.errstate(all="ignore"):
             factor = float((logits * given).sum() / (logits * logits).sum())
             after = deviation(given, factor * logits)
-        if not (factor > 0 and after <= self.search.bound):
+        if not (factor > 0 and self._convinces(after)):
             return
         own = guess.changed.get("logits", REFEREE["logits"])
         scale = self.search.config.logit_scale
@@ -183,12 +183,16 @@ class _Attempt:
                 return search.run(changed(value))
 
             value, after = fit(search.logits, at, scalar.low, scalar.high, search.before)
-            if after > search.bound:
+            if not self._convinces(after):
                 continue
             value = roundest(value, partial(self._is_as_good, at, after))
             changed = scalar.changed(value)
             fix = _FIXES[scalar.cause]
             yield Guess((scalar.cause,), (scalar.told(value),), (fix,), changed, search.distance(changed))
+
+    def _convinces(self, after: float) -> bool:
+        """Of a number that was fitted: one that is free takes a little off any distance."""
+        return after <= min(self.search.bound, 0.5 * self.search.before)
 
     def _is_as_good(self, at: Callable[[float], np.ndarray], after: float, value: float) -> bool:
         return deviation(self.search.logits, at(value)) <= max(1.1 * after, 1e-15)
