@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import re
 
 import numpy as np
 import pytest
-from cases import assert_explains
+from cases import ROOT, assert_explains
 
 import palm
 from palm.compare import originals as live
@@ -136,3 +137,20 @@ def test_jaxs_x64_mode_is_neither_needed_nor_in_the_way(originals, tmp_path, x64
             function, config, arrays = original("palm_jax.palm", path)
             assert function(tokens).dtype == dtype
             assert palm.compare(function, palm.from_numpy(config, arrays, backend="torch"), tokens).agree
+
+
+def test_the_documented_example(originals, tmp_path, monkeypatch, capsys):
+    save(originals.build("palm_pytorch.palm_lite"), tmp_path)
+    page = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
+    [code] = (c for c in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "originals" in c)
+    (tmp_path / "example.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    spec = importlib.util.spec_from_file_location("example", "example.py")
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    right, wrong = capsys.readouterr().out.splitlines()
+    assert right.startswith("palm_pytorch.palm_lite and palm agree: their logits differ by rounding")
+    start = (
+        "palm_pytorch.palm_lite behaves like this model with another config: positions='alibi' rather than"
+    )
+    assert wrong.startswith(start)
+    assert wrong.endswith("Build the model with positions='alibi', or mend the port.")
