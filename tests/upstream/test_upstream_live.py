@@ -149,8 +149,5 @@ def test_the_documented_example(originals, tmp_path, monkeypatch, capsys):
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     right, wrong = capsys.readouterr().out.splitlines()
     assert right.startswith("palm_pytorch.palm_lite and palm agree: their logits differ by rounding")
-    start = (
-        "palm_pytorch.palm_lite behaves like this model with another config: positions='alibi' rather than"
-    )
-    assert wrong.startswith(start)
+    assert wrong.startswith("palm_pytorch.palm_lite behaves like this model with another config: positions=")
     assert wrong.endswith("Build the model with positions='alibi', or mend the port.")
