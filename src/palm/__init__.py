@@ -18,6 +18,7 @@ from palm.backends import (
 from palm.cadence import Cadence
 from palm.checkpoint import load, save
 from palm.compare import Comparison, Finding, compare
+from palm.compare.bundle import record_bundle as record
 from palm.config import PaLMConfig
 from palm.errors import (
     BackendError,
@@ -80,6 +81,7 @@ __all__ = [
     "load",
     "preset",
     "recipe",
+    "record",
     "resume",
     "save",
     "to_numpy",

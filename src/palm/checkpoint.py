@@ -185,7 +185,9 @@ def _read_weights(path: Path, manifest: Mapping[str, Any]) -> tuple[PaLMConfig, 
         config = PaLMConfig.from_json(verified_text(path / CONFIG, manifest["files"].get(CONFIG)))
         listed = sum(len(entry.get("tensors", ())) for entry in manifest["files"].values())
         if config.depth > listed:  # before a table is made of so many blocks
-            raise CheckpointError(f"{path} must hold {config.depth} blocks; got {listed} tensors. Save it again.")
+            raise CheckpointError(
+                f"{path} must hold {config.depth} blocks; got {listed} tensors. Save it again."
+            )
         table = parameters(config)
     except (ConfigError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path / CONFIG} must hold a resolved config; {error}") from error

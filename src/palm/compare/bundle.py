@@ -10,6 +10,7 @@ import dataclasses
 import shutil
 import tempfile
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from palm.compare.bundle_check import check_recording, number
-from palm.compare.excerpt import Excerpt
+from palm.compare.excerpt import Excerpt, record_excerpt
 from palm.compare.measures import plain
-from palm.compare.probe import Arrays, Recording
+from palm.compare.probe import Arrays, Recording, record
 from palm.config import PaLMConfig
 from palm.errors import BundleError, CheckpointError, PalmError
 from palm.manifest import fingerprint, read_sealed, read_tensors, sealed
@@ -36,6 +37,31 @@ _GROUPS = {
 def is_bundle(path: Path) -> bool:
     """Whether `path` is the folder of a bundle, be it a damaged one."""
     return (path / HEADER).is_file()
+
+
+def record_bundle(
+    model: Any,
+    tokens: Any,
+    out: str | PathLike[str],
+    *,
+    complete: bool = False,
+    label: str | None = None,
+    seed: int | None = None,
+) -> Path:
+    """Run a live model once, forward and backward, and keep what it computed in the folder `out`.
+
+    Small by default, an excerpt (`palm.compare.excerpt`); `complete` keeps everything. `seed`: what the
+    model's weights were drawn from, if from a seed; an excerpt can then say why, and not only where. Compare
+    bundles by their paths: `palm.compare("a", "b")`. Tokens (..., n), n ≥ 2.
+
+    Raises `TokenError`, `BackendError` if the model is not palm's, `BundleError` if `out` cannot be written.
+    """
+    if complete:
+        recording: Recording | Excerpt = record(model, tokens, label=label)
+    else:
+        recording = record_excerpt(model, tokens, label=label, seed=seed)
+    write_bundle(recording, Path(out))
+    return Path(out)
 
 
 def write_bundle(recording: Recording | Excerpt, path: Path) -> None:

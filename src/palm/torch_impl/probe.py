@@ -41,7 +41,8 @@ def value_and_grad(
     with torch.inference_mode(False), torch.enable_grad():
         leaves = {name: _leaf(parameter) for name, parameter in model.named_parameters()}
         loss = (torch.compile(loss_of) if compiled else loss_of)(leaves, ids)
-        grads = torch.autograd.grad(loss, list(leaves.values()))
+        # As in JAX, what the loss does not depend on has a gradient of 0.
+        grads = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     return loss.item(), canonical(model, dict(zip(leaves, grads, strict=True)))
 
 

@@ -1,0 +1,148 @@
+"""`palm compare A B` and `palm record` as a user runs them: any two sides, live or recorded."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import palm
+
+SMALL = ["--preset", "tiny", "--length", "24", "--batch", "1"]
+FAULTY_JAX = (
+    "import palm.jax_impl.feedforward as wing\nwing.swiglu = lambda gate, up: wing.jax.nn.silu(up) * gate\n"
+)
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "palm", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def report_of(folder: Path, done: subprocess.CompletedProcess[str], status: int = 0) -> dict:
+    assert done.returncode == status, done.stdout + done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "labels"),
+    [
+        ("torch", "torch@dtype=bfloat16", ["torch float32", "torch bfloat16"]),
+        (
+            "torch@attention=textbook,remat=on",
+            "jax@compile=off",
+            ["torch textbook remat on", "jax compile off"],
+        ),
+        ("jax@matmul=bfloat16", "jax", ["jax matmul bfloat16", "jax"]),
+    ],
+)
+def test_any_two_live_sides_of_one_model_agree(tmp_path, a, b, labels):
+    report = report_of(tmp_path, run("compare", a, b, *SMALL, "--out", tmp_path))
+    assert report["outcome"] == "agree"
+    assert report["weights_identical"]
+    assert [side["label"] for side in report["sides"]] == labels
+    flags = [(s["environment"]["attention"], s["environment"]["compile"]) for s in report["sides"]]
+    assert ("textbook" in a, "compile=off" in b) == (flags[0][0] == "textbook", flags[1][1] == "off")
+
+
+def test_repeating_tells_how_sure_it_is(tmp_path):
+    report = report_of(tmp_path, run("compare", *SMALL, "--repeat", "3", "--out", tmp_path))
+    assert report["repeats"]["seeds"] == [0, 1, 2]
+    assert report["repeats"]["outcomes"] == ["agree"] * 3
+    low, middle, high = report["repeats"]["intervals"]["logits"]
+    assert 0 < low < middle < high, "other weights and other text each time"
+
+
+def test_two_checkpoints_differ_in_their_weights(tmp_path):
+    for seed in (1, 2):
+        palm.save(palm.build(palm.preset("tiny"), backend="torch", seed=seed), tmp_path / f"step-{seed}")
+    a, b = (f"{backend}:{tmp_path}/step-{i}" for i, backend in ((1, "torch"), (2, "jax")))
+    report = report_of(tmp_path, run("compare", a, b, *SMALL[2:], "--out", tmp_path), status=1)
+    assert "the sides do not have the same weights: embedding and" in report["verdict"]
+    assert [side["label"] for side in report["sides"]] == ["torch step-1", "jax step-2"]
+    causes = {diagnosis["cause"] for diagnosis in report["diagnoses"]}
+    assert causes == {"different weights"}, "each side computes its own weights' function"
+
+
+def test_a_bundle_is_compared_with_another_and_with_a_live_side(tmp_path):
+    for name, side, options in (
+        ("excerpt", "jax", []),
+        ("complete", "torch", ["--complete"]),
+    ):
+        done = run("record", side, *SMALL, *options, "--out", tmp_path / name)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"{name}: {'complete' if options else 'an excerpt'}, " in done.stdout.replace("\n", "")
+    for a, b in (
+        (tmp_path / "excerpt", tmp_path / "complete"),
+        (tmp_path / "excerpt", "torch"),
+        ("jax", tmp_path / "complete"),
+    ):
+        assert report_of(tmp_path, run("compare", a, b, "--out", tmp_path))["outcome"] == "agree"
+
+
+def test_a_recorded_fault_is_named_where_neither_framework_is(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(FAULTY_JAX)
+    done = run("record", "jax", *SMALL, "--out", tmp_path / "jax", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert run("record", "torch", *SMALL, "--out", tmp_path / "torch").returncode == 0
+    report = report_of(
+        tmp_path, run("compare", tmp_path / "torch", tmp_path / "jax", "--out", tmp_path), status=1
+    )
+    assert report["first_divergence"] == "blocks.0.feedforward"
+    assert [diagnosis["cause"] for diagnosis in report["diagnoses"]] == ["up/gate swapped"]
+
+
+def test_a_checkpoints_excerpt_needs_the_checkpoint_to_say_why(tmp_path):
+    palm.save(palm.build(palm.preset("tiny"), backend="torch", seed=1), tmp_path / "weights")
+    palm.save(palm.build(palm.preset("tiny"), backend="torch", seed=2), tmp_path / "others")
+    done = run("record", f"torch:{tmp_path}/weights", *SMALL[2:], "--out", tmp_path / "bundle")
+    assert done.returncode == 0, done.stderr
+    bare = run("compare", tmp_path / "bundle", "jax", "--out", tmp_path)
+    assert bare.returncode == 2
+    assert "got only their checksums. Pass --checkpoint." in bare.stderr
+    wrong = run("compare", tmp_path / "bundle", "jax", "--checkpoint", tmp_path / "others", "--out", tmp_path)
+    assert wrong.returncode == 2
+    assert "weights must be those that torch (bundle) was recorded from" in wrong.stderr
+    report_of(
+        tmp_path,
+        run("compare", tmp_path / "bundle", "jax", "--checkpoint", tmp_path / "weights", "--out", tmp_path),
+    )
+
+
+def test_a_live_original_is_a_side(tmp_path):
+    pytest.importorskip("palm_pytorch", reason="the originals are installed by nox -s tests and upstream")
+    done = run("compare", "palm_pytorch.palm_lite", "jax", *SMALL[2:], "--out", tmp_path)
+    report = report_of(tmp_path, done)
+    assert report["schema"] == "palm-compare-foreign"
+    assert report["label"] == "palm_pytorch.palm_lite"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["compare", "tourch"], "side must be backend[:checkpoint]"),
+        (["compare", "torch:/nowhere"], "path must be a checkpoint directory"),
+        (["compare", "torch", "jax@dtype=int8"], "dtype must be one of"),
+        (["compare", "--repeat", "0"], "repeat must be a whole number of at least 1"),
+        (["compare", "torch", "torch", "--train", "2"], "--train must have the sides torch jax"),
+        (["record", "palm_jax.palm", "--out", "x"], "side must be torch or jax to be recorded"),
+        (
+            ["compare", "palm_jax.palm", "palm_jax.palm_lite"],
+            "an original must be compared with torch or jax",
+        ),
+        (["compare", "torch:/nowhere", "--dim", "8"], "must come without model flags"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_in_a_sentence(arguments, words):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
