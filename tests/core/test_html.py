@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,12 +12,23 @@ import pytest
 from palm.compare import Comparison, Finding, Recording
 from palm.compare.butterfly import RUNS, butterfly
 from palm.compare.html import write_html
+from palm.compare.measures import Prediction
+from palm.compare.repeat import Repeats
 from palm.compare.trajectory import Trajectory
 from palm.config import PaLMConfig
 from palm.params import parameters
 from palm.taps import tap_names
 
 VOID = {"meta", "wbr"}
+PREDICTION = Prediction(
+    sequence=1,
+    position=3,
+    context="a\n\tb",
+    target=" ",
+    a=(("\x00", 0.5), ("<b>", 0.25), ("c", 0.125)),
+    b=(("c", 0.375), ("\u202e", 0.25), ("  ", 0.125)),
+    divergence=0.0625,
+)
 HOSTILE = '<script>alert("1")</script>&amp;\'$verdict ${title} </title>'
 
 
@@ -67,7 +79,7 @@ def finding(name, kind, **measured):
         "bound_a": 1e-5,
         "bound_b": 1e-5,
     }
-    return Finding(name, kind, **{**plain, "fault": None, **measured})
+    return Finding(name, kind, **{**plain, "elements": 1280, "fault": None, "nature": None, **measured})
 
 
 def comparison(depth=2, labels=("torch", "jax"), **special):
@@ -95,7 +107,17 @@ def comparison(depth=2, labels=("torch", "jax"), **special):
         for label, device in zip(labels, ("cpu", "gpu"), strict=True)
     ]
     return Comparison(
-        *labels, tuple(findings), (), True, 0.99609375, 1.25e-13, (2.75, 2.5, 2.625), tuple(sides)
+        *labels,
+        findings=tuple(findings),
+        differences=(),
+        doubts=(),
+        weights_identical=True,
+        top1_agreement=0.99609375,
+        kl_divergence=1.25e-13,
+        predictions=(PREDICTION,),
+        losses=(2.75, 2.5, 2.625),
+        referee=True,
+        recordings=tuple(sides),
     )
 
 
@@ -129,9 +151,10 @@ def test_every_finding_is_in_a_table_and_under_a_pointer(render, depth):
     compared = comparison(depth)
     page = render(compared)
     names = [f.name for f in compared.findings]
-    rows = [row for row in page.rows if len(row) == 8 and row[1] in set(names)]
+    rows = [row for row in page.rows if len(row) == 11 and row[1] in set(names)]
     assert [row[1] for row in rows] == names
-    assert rows[1][2:] == ["1.00e-07", "2.00e-07", "2.50e-07", "1.10", "1.00e-05", "✓"]
+    expected = ["0", "norm", "1,280", "1.00e-07", "2.00e-07", "2.50e-07", "1.10", "1.00e-05", "✓"]
+    assert rows[1][2:] == expected
     # A cell or a chip for each, and for each tap its place in the plot of errors.
     assert len(page.having("hit")) == len(names) + len(tap_names(depth))
 
@@ -148,15 +171,46 @@ def test_the_headline_gives_both_losses_and_the_referees_in_full(render):
     assert {"title": "1.25e-13", "class": "number"} in page.all("span")
 
 
-def test_agreement_and_its_opposite_are_said_in_words(render):
-    agreeing = render(comparison())
-    assert "✓ agree" in agreeing.texts
-    assert not agreeing.having("fault")[1:]  # the legend's alone
-    differing = render(comparison(blocks_1_q={"ratio": 9.0, "fault": "9 times their rounding apart"}))
-    assert "✕ differ" in differing.texts
-    assert "first: blocks.1.q" in differing.texts
-    assert len(differing.having("faulty")) == 1
-    assert any(row[-1] == "✕ 9 times their rounding apart" for row in differing.rows)
+@pytest.mark.parametrize(
+    ("outcome", "found", "badge", "fault"),
+    [
+        ("agree", {}, "✓ agree", None),
+        ("differ", {"ratio": 9.0, "nature": "function"}, "✕ differ", "✕ another function: far"),
+        (
+            "differ by rounding more than expected",
+            {"nature": "rounding"},
+            "≈ differ by rounding more than expected",
+            "≈ more rounding than expected: far",
+        ),
+        (
+            "cannot tell",
+            {"nature": "too few numbers"},
+            "? cannot tell",
+            "? too few numbers to tell: far",
+        ),
+        (
+            "cannot tell",
+            {"nature": "both not finite"},
+            "? cannot tell",
+            "? proves nothing, neither is finite: far",
+        ),
+    ],
+)
+def test_each_outcome_is_said_in_words(render, outcome, found, badge, fault):
+    compared = comparison(blocks_1_q={**found, "fault": "far"} if found else {})
+    report = compared.to_dict()
+    assert report["outcome"] == outcome
+    page = render(report)
+    assert badge in page.texts
+    assert len(page.having("badge")) == 1
+    assert f"torch and jax: {outcome} · palm compare" in page.texts
+    if fault is None:
+        assert not page.having("fault")[1:]  # the legend's alone
+        assert not page.having("faulty")
+    else:
+        assert "first: blocks.1.q" in page.texts
+        assert len(page.having("faulty")) == 1
+        assert [row[1] for row in page.rows if row[-1] == fault] == ["blocks.1.q"]
 
 
 def test_a_fault_below_the_bar_is_outlined(render):
@@ -170,7 +224,9 @@ def test_a_fault_below_the_bar_is_outlined(render):
     assert len(page.having("outside")) == outlines + 1  # k is above the bar, and embed is the first
 
 
-@pytest.mark.parametrize("field", ["label", "verdict", "fault", "environment", "config"])
+@pytest.mark.parametrize(
+    "field", ["label", "verdict", "fault", "doubt", "prediction", "cause", "environment", "config"]
+)
 def test_text_of_others_is_never_markup(render, field):
     plain = render(comparison())
     report = comparison(embed={"fault": "far"}).to_dict()
@@ -180,6 +236,12 @@ def test_text_of_others_is_never_markup(render, field):
         report["verdict"] = HOSTILE
     elif field == "fault":
         report["findings"][0]["fault"] = HOSTILE
+    elif field == "doubt":
+        report["doubts"] = [HOSTILE]
+    elif field == "prediction":
+        report["predictions"][0] |= {"context": HOSTILE, "target": HOSTILE, "a": [[HOSTILE, 0.5]]}
+    elif field == "cause":
+        report["diagnoses"] = [{"side": "jax", "taps": ["embed"], "cause": HOSTILE, "sentence": "no"}]
     else:
         report["sides"][1][field] = {HOSTILE: HOSTILE}
     page = render(report)
@@ -207,9 +269,9 @@ def test_values_that_are_not_finite_are_shown_as_such(render):
     report = comparison(blocks_0_q=infinite, blocks_0_k=undefined, grad_norm=undefined).to_dict()
     report["loss"]["b"] = report["kl_divergence_nats"] = report["top1_agreement"] = "nan"
     page = render(report)
-    rows = {row[1]: row for row in page.rows if len(row) == 8}
-    assert rows["blocks.0.q"][3:6] == ["∞", "∞", "∞"]
-    assert rows["blocks.0.k"][3:6] == ["nan", "nan", "nan"]
+    rows = {row[1]: row for row in page.rows if len(row) == 11}
+    assert rows["blocks.0.q"][6:9] == ["∞", "∞", "∞"]
+    assert rows["blocks.0.k"][6:9] == ["nan", "nan", "nan"]
     assert "∞, nan" in page.texts
     paths = [attrs["d"] for attrs in page.all("path")]
     assert not any("nan" in d or "inf" in d for d in paths)
@@ -242,6 +304,101 @@ def test_what_differs_between_the_sides_is_marked(render):
     report = comparison().to_dict()
     report["sides"][1]["config"]["positions"] = "rotary"
     assert ["≠ positions", "alibi", "rotary"] in render(report).rows
+
+
+def test_what_differs_comes_first_and_the_same_is_folded_up(render):
+    page = render(comparison())
+    environment = page.rows.index(["≠ device", "cpu", "gpu"])
+    assert page.rows[environment - 1] == ["Environment", "torch", "jax"]
+    assert page.rows.index(["python", "3.11.7", "3.11.7"]) > environment
+    assert "1 the same" in page.texts
+    assert "✓ Nothing differs." in page.texts  # in the config
+    assert len(page.all("details")) == 2
+
+
+def test_predictions_are_text_in_which_nothing_hides(render):
+    page = render(comparison())
+    assert "Predictions side by side" in page.texts
+    assert "a⏎⇥b␣" in page.text  # the context, and what came
+    for token, share in (
+        ("\\x00", "50.0%"),
+        ("<b>", "25.0%"),
+        ("c", "12.5%"),
+        ("\\u202e", "25.0%"),
+        ("␣␣", "12.5%"),
+    ):
+        assert f"{token}{share}" in page.text
+    assert "sequence 1, position 3, KL 0.0625 nats ≠ likeliest differs" in page.text
+    report = comparison().to_dict()
+    report["predictions"] = []
+    assert "There is no place at which" in render(report).text
+
+
+def test_doubts_are_told_whatever_the_outcome(render):
+    page = render(
+        dataclasses.replace(comparison(), doubts=("the weights are rounded",), differences=("config",))
+    )
+    assert "✕ differ" in page.texts
+    assert "Doubt the weights are rounded." in page.text
+
+
+def test_excerpts_are_said_to_have_no_referee_and_unmeasured_errors_are_dashes(render):
+    unmeasured = {"error_a": float("nan"), "error_b": float("nan")}
+    compared = comparison(loss=unmeasured, grad_norm=unmeasured)
+    page = render(dataclasses.replace(compared, referee=False, losses=(2.75, 2.5, float("nan"))))
+    assert "No referee judged these excerpts" in page.text
+    assert "float64 referee" not in page.text
+    assert not [row for row in page.rows if row[0] == "referee"]
+    rows = {row[1]: row for row in page.rows if len(row) == 11}
+    assert rows["grad:norm"][5:8] == ["—", "—", "2.50e-07"]
+    assert next(row for row in page.rows if row[0] == "torch") == [
+        "torch",
+        "float32",
+        "2.75",
+        "—",
+        "1.00e-05",
+    ]
+    assert "referee" in {row[0] for row in render(compared).rows}
+
+
+def test_repeats_give_intervals_and_say_how_sure_they_are(render):
+    repeats = Repeats()
+    for seed, ratio in enumerate((1.0, 2.5, 0.5)):
+        special = {"fault": "far", "nature": "function"} if ratio > 1.5 else {}
+        repeats.add(seed, comparison(embed={"ratio": ratio, **special}))
+    page = render(repeats.result().to_dict())
+    heads = next(row for row in page.rows if row[0] == "#")
+    at = heads.index("ratio, lowest – highest")
+    row = next(row for row in page.rows if len(row) == len(heads) and row[1] == "embed")
+    assert row[at - 1 : at + 1] == ["2.50", "0.50 – 2.50"]
+    cell = next(attrs for attrs in page.all("td") if attrs.get("data-sort") == "2.5")
+    assert cell["title"] == "lowest 0.5\nmedian 1.0\nhighest 2.5"
+    assert "agree with seeds 0, 2; differ with seed 1. Each had other weights" in page.text
+    assert "with probability 0.75" in page.text
+
+
+def test_a_diagnosis_stands_at_its_taps_and_at_the_weights_that_act_there(render):
+    report = comparison(blocks_1_q={"fault": "far", "nature": "function"}).to_dict()
+    plain = render(report)
+    assert not any("cause" in row for row in plain.rows)
+    told = {
+        "side": "jax",
+        "taps": ["blocks.1.q"],
+        "cause": "query/key scale",
+        "sentence": "jax at blocks.1.q.",
+    }
+    page = render({**report, "diagnoses": [told]})
+    assert "Why jax at blocks.1.q." in page.text
+    with_cause = [row[1] for row in page.rows if len(row) == 12 and row[-2] == "jax: query/key scale"]
+    assert with_cause == ["blocks.1.q", "grad:blocks.1.attention.query"]
+
+
+def test_headings_go_down_one_step_at_a_time(render):
+    page = render(trained(2))
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(later <= earlier + 1 for earlier, later in pairwise(levels))
 
 
 def test_the_file_needs_nothing_from_elsewhere(render):

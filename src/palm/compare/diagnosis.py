@@ -103,7 +103,7 @@ def _different_weights(a: Recording, b: Recording) -> Iterator[Diagnosis]:
             differing = int((ours != theirs).sum())
             yield Diagnosis(
                 side=b.label,
-                taps=(_tap_of(name),),
+                taps=(tap_of(name),),
                 cause="different weights",
                 detail=f"{name} differs in {differing:,} of {ours.size:,} elements",
                 before=rms(ours - theirs) / (rms(ours) or 1.0),
@@ -114,8 +114,8 @@ def _different_weights(a: Recording, b: Recording) -> Iterator[Diagnosis]:
             )
 
 
-def _tap_of(weight: str) -> str:
-    """The first tap that a weight acts on."""
+def tap_of(weight: str) -> str:
+    """The first tap that a weight acts on. Raises `KeyError` for what is no weight."""
     kinds = {
         "embedding": "embed",
         "unembedding": "logits",

@@ -14,11 +14,20 @@ from typing import Any
 
 from palm.compare import svg
 from palm.compare.axes import swatch
-from palm.compare.comparison import Finding
-from palm.compare.markup import breakable, in_words, number, scrolled, short, table, tag, text, tiny
+from palm.compare.comparison import Finding, Outcome
+from palm.compare.markup import OUTCOMES, in_words, number, tag, text, tiny
+from palm.compare.predictions_page import predictions_section
+from palm.compare.tables import findings_table, losses_table, side_by_side
 from palm.compare.training_page import training_section
 
 _MEASURES = ("error_a", "error_b", "cross", "ratio", "bound_a", "bound_b")
+_READING = {
+    True: "The <b>referee</b> is the specification in float64 NumPy; a side's <b>error</b> is its distance "
+    "from that, relative to the rms of the referee's value.",
+    False: "No <b>referee</b> judged these excerpts: a side's <b>error</b> is its distance from its own "
+    "program in float64. Where that is not known (—), as of gradients, the bound stands for its rounding.",
+}
+_JUDGE = {True: "the float64 referee", False: "its own program in float64"}
 
 
 def write_html(report: Mapping[str, Any], path: Path) -> None:
@@ -31,26 +40,27 @@ def write_html(report: Mapping[str, Any], path: Path) -> None:
     template = files("palm.compare").joinpath("report.template.html").read_text(encoding="utf-8")
     page = Template(template).substitute(
         script_hash=_script_hash(template),
-        title=text(f"{a} and {b} {'agree' if report['agree'] else 'differ'} · palm compare"),
-        badge=_badge(report["agree"]),
+        title=text(f"{a} and {b}: {report['outcome']} · palm compare"),
+        badge=_badge(report["outcome"]),
         verdict=text(report["verdict"]),
-        diagnoses="".join(
-            tag("p", tag("strong", "Why") + text(f" {one['sentence']}"), class_="why")
-            for one in report["diagnoses"]
-        ),
-        losses=_losses(report, losses[0]),
+        reasons=_reasons(report),
+        reading=_READING[report["referee"]],
+        losses=losses_table(report, losses[0], [swatch("a"), swatch("b")]),
         facts=_facts(report, findings),
         bar=f"{report['ratio_bar']:g}",
-        legend=_legend(*labels),
+        judge=_JUDGE[report["referee"]],
+        legend=_legend(*labels, "the referee" if report["referee"] else "its own float64"),
         error_plot=svg.error_plot(taps, *labels, report["first_divergence"]),
         heat_legend=_heat_legend(report["ratio_bar"]),
         tap_strip=_strip(report, taps + losses, "taps"),
         gradient_strip=_strip(report, gradients, "gradients"),
+        predictions=predictions_section(report),
         training=training_section(report["training"], *labels) if "training" in report else "",
-        tap_table=_findings_table(taps + losses, *labels, "Taps and loss"),
-        gradient_table=_findings_table(gradients, *labels, "Gradients"),
-        environment=_side_by_side(report, "Environment", [side["environment"] for side in report["sides"]]),
-        config=_side_by_side(
+        tap_table=findings_table(report, taps + losses, "Taps and loss"),
+        gradient_table=findings_table(report, gradients, "Gradients"),
+        run=_run(report),
+        environment=side_by_side(report, "Environment", [side["environment"] for side in report["sides"]]),
+        config=side_by_side(
             report,
             "Config",
             [
@@ -73,32 +83,39 @@ def _script_hash(template: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _badge(agree: bool) -> str:
-    return tag("span", "✓ agree" if agree else "✕ differ", class_="badge agree" if agree else "badge differ")
+def _badge(outcome: Outcome) -> str:
+    sign, class_ = OUTCOMES[outcome]
+    return tag("span", text(f"{sign} {outcome}"), class_=f"badge {class_}")
 
 
-def _losses(report: Mapping[str, Any], finding: Finding) -> str:
-    """Both losses above the referee's, digit under digit."""
-    loss = _floats(report["loss"], ("a", "b", "referee"))
-    a, b = report["sides"]
-    rows = [
-        (swatch("a") + text(a["label"]), a["dtype"], loss["a"], finding.error_a, finding.bound_a),
-        (swatch("b") + text(b["label"]), b["dtype"], loss["b"], finding.error_b, finding.bound_b),
-        ("referee", "float64", loss["referee"], None, None),
-    ]
-    body = [
-        tag(
-            "tr",
-            tag("th", label, scope="row"),
-            tag("td", text(dtype)),
-            tag("td", text(repr(value)), class_="digits"),
-            *(tag("td", "" if x is None else number(x), class_="number") for x in (error, bound)),
-        )
-        for label, dtype, value, error, bound in rows
-    ]
-    heads = [tag("th", head, scope="col") for head in ("side", "dtype", "loss in nats")]
-    heads += [tag("th", head, scope="col", class_="number") for head in ("relative error", "bound")]
-    return scrolled(table(heads, body, "losses"), "Loss")
+def _reasons(report: Mapping[str, Any]) -> str:
+    """Why the sides differ, why it may not be told, and what the repeats add."""
+    told = [("Why", one["sentence"]) for one in report["diagnoses"]]
+    told += [("Doubt", f"{doubt}.") for doubt in report["doubts"]]
+    if "repeats" in report:
+        told.append(("Repeats", _repeats(report["repeats"])))
+    return "".join(tag("p", tag("strong", head) + text(f" {what}"), class_="why") for head, what in told)
+
+
+def _repeats(repeats: Mapping[str, Any]) -> str:
+    seeds: dict[str, list[str]] = {}
+    for seed, outcome in zip(repeats["seeds"], repeats["outcomes"], strict=True):
+        seeds.setdefault(outcome, []).append(str(seed))
+    of = "; ".join(
+        f"{outcome} with seed{'s' * (len(those) > 1)} {', '.join(those)}" for outcome, those in seeds.items()
+    )
+    return (
+        f"{of}. Each had other weights and another text. From the lowest to the highest ratio of all "
+        f"{len(repeats['seeds'])} is an interval that holds the median of all there could be with "
+        f"probability {repeats['confidence']:.4g}. Everything else here is of the first with the gravest "
+        "outcome."
+    )
+
+
+def _run(report: Mapping[str, Any]) -> str:
+    """What was asked of `palm compare`, if it was that command."""
+    told = ", ".join(f"{name} {value}" for name, value in report.get("run", {}).items())
+    return tag("p", text(f"Run: {told}"), class_="quiet") if told else ""
 
 
 def _facts(report: Mapping[str, Any], findings: Sequence[Finding]) -> str:
@@ -110,18 +127,18 @@ def _facts(report: Mapping[str, Any], findings: Sequence[Finding]) -> str:
         ("First divergence", text(report["first_divergence"] or "none")),
         ("Largest ratio", f"{number(worst.ratio)} at {text(worst.name)}"),
         ("Ratio of the losses", number(loss.ratio)),
-        ("Top-1 agreement", tag("span", f"{top1:.2%}", title=repr(top1))),
-        (f"KL({a}‖{b})", f"{number(kl)} nats"),
+        ("Top-1 agreement", "—" if math.isnan(top1) else tag("span", f"{top1:.2%}", title=repr(top1))),
+        (f"KL({a}‖{b})", "—" if math.isnan(kl) else f"{number(kl)} nats"),
         ("Weights", "identical" if report["weights_identical"] else "✕ different"),
         ("Tokens", text(" × ".join(str(n) for n in report["tokens_shape"]))),
     ]
     return "".join(tag("div", tag("dt", name), tag("dd", value)) for name, value in facts)
 
 
-def _legend(a: str, b: str) -> str:
+def _legend(a: str, b: str, judge: str) -> str:
     entries = {
-        "a": f"{a} against the referee",
-        "b": f"{b} against the referee",
+        "a": f"{a} against {judge}",
+        "b": f"{b} against {judge}",
         "cross": f"{a} against {b}",
         "band": "what rounding explains",
         "fault": "more than rounding",
@@ -157,51 +174,6 @@ def _strip(report: Mapping[str, Any], findings: Sequence[Finding], what: str) ->
     strip = svg.heat_strip(findings, *labels, bar, first, what)
     beside = tag("ul", *chips, class_="chips", aria_label=f"Ratios of {what} outside the blocks")
     return tag("div", strip, beside, class_="heat")
-
-
-def _findings_table(findings: Sequence[Finding], a: str, b: str, caption: str) -> str:
-    columns = {"error_a": f"{a} error", "error_b": f"{b} error", "cross": f"{a} − {b}", "ratio": "ratio"}
-    if all(finding.bound_a == finding.bound_b for finding in findings):
-        columns["bound_a"] = "bound"
-    else:
-        columns |= {"bound_a": f"{a} bound", "bound_b": f"{b} bound"}
-    heads = [_sortable("#", "ascending", "number", "ascending"), _sortable("name", "ascending")]
-    heads += [_sortable(name, "descending", "number") for name in columns.values()]
-    heads.append(_sortable("fault", "descending"))
-    body = [
-        tag(
-            "tr",
-            tag("td", str(i), title=i, class_="number"),
-            tag("th", breakable(finding.name), scope="row"),
-            *(
-                tag("td", text(short(value)), title=repr(value), class_="number")
-                for value in (getattr(finding, column) for column in columns)
-            ),
-            tag("td", text(f"✕ {finding.fault}" if finding.fault else "✓"), class_="words"),
-            class_="faulty" if finding.fault else None,
-        )
-        for i, finding in enumerate(findings, 1)
-    ]
-    return tag("h3", text(caption)) + scrolled(table(heads, body, "sortable"), caption)
-
-
-def _sortable(name: str, first: str, class_: str | None = None, now: str | None = None) -> str:
-    """A column's head; `first` is the order of its first click."""
-    button = tag("button", text(name), type="button")
-    return tag("th", button, scope="col", class_=class_, aria_sort=now, data_first=first)
-
-
-def _side_by_side(report: Mapping[str, Any], what: str, sides: Sequence[Mapping[str, Any]]) -> str:
-    """Two mappings as a table; rows in which they differ are marked."""
-    body = []
-    for name in dict.fromkeys(name for side in sides for name in side):
-        values = [str(side.get(name, "—")) for side in sides]
-        differs = len(set(values)) > 1
-        head = tag("th", text(f"≠ {name}" if differs else name), scope="row")
-        cells = [tag("td", text(value)) for value in values]
-        body.append(tag("tr", head, *cells, class_="differs" if differs else None))
-    heads = [tag("th", text(head), scope="col") for head in (what, *_labels(report))]
-    return scrolled(table(heads, body, "pairs"), what)
 
 
 def _labels(report: Mapping[str, Any]) -> tuple[str, str]:

@@ -6,7 +6,23 @@ import html
 import math
 from collections.abc import Iterable
 
-from palm.compare.comparison import Finding
+from palm.compare.comparison import Finding, Nature, Outcome
+
+# A sign and a colour's class for each answer; no answer is told by its colour alone.
+OUTCOMES: dict[Outcome, tuple[str, str]] = {
+    "agree": ("✓", "agree"),
+    "differ by rounding more than expected": ("≈", "rounding"),
+    "differ": ("✕", "differ"),
+    "cannot tell": ("?", "unknown"),
+}
+# A sign for what a fault proves, and that in words.
+NATURES: dict[Nature | None, tuple[str, str]] = {
+    "function": ("✕", "another function"),
+    "rounding": ("≈", "more rounding than expected"),
+    "both not finite": ("?", "proves nothing, neither is finite"),
+    "too few numbers": ("?", "too few numbers to tell"),
+    None: ("✕", ""),
+}
 
 
 def tag(name: str, *children: str, **attributes: object) -> str:
@@ -52,6 +68,31 @@ def number(value: float, suffix: str = "") -> str:
     return tag("span", text(short(value) + suffix), title=repr(value), class_="number")
 
 
+def measured(finding: Finding, value: float) -> str:
+    """One of a finding's numbers in short: a dash if there was none to measure, nan if it is not finite."""
+    return "—" if math.isnan(value) and math.isfinite(finding.cross) else short(value)
+
+
+def fault_words(finding: Finding) -> str:
+    """What is more than rounding, and what that proves; ✓ if nothing is."""
+    if not finding.fault:
+        return "✓"
+    sign, proven = NATURES[finding.nature]
+    return f"{sign} {proven}: {finding.fault}" if proven else f"{sign} {finding.fault}"
+
+
+def visible(content: str) -> str:
+    """Text as markup in which no character hides: ⏎ for a newline, others by their code."""
+    return "".join(text(c) if c.isprintable() else tag("i", escaped(c), class_="ctl") for c in content)
+
+
+def escaped(character: str) -> str:
+    """A character that would not be seen, as one that is."""
+    code = ord(character)
+    named = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
+    return named.get(character) or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
+
+
 def table(heads: Iterable[str], body: Iterable[str], class_: str) -> str:
     """A table of one row of heads and rows of its body."""
     return tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *body), class_=class_)
@@ -65,7 +106,7 @@ def scrolled(inside: str, label: str) -> str:
 def in_words(finding: Finding, label_a: str, label_b: str) -> str:
     """Everything known about a finding, line by line with all digits, for a title."""
     lines = [
-        finding.name,
+        f"{finding.name}, {finding.elements:,} number{'s' * (finding.elements != 1)}",
         f"ratio {finding.ratio!r}",
         f"{label_a} error {finding.error_a!r}",
         f"{label_b} error {finding.error_b!r}",
@@ -73,4 +114,4 @@ def in_words(finding: Finding, label_a: str, label_b: str) -> str:
         f"{label_a} bound {finding.bound_a!r}",
         f"{label_b} bound {finding.bound_b!r}",
     ]
-    return "\n".join([*lines, f"FAULT: {finding.fault}"] if finding.fault else lines)
+    return "\n".join([*lines, fault_words(finding)] if finding.fault else lines)
