@@ -15,7 +15,7 @@ from typing import Any
 from palm.compare import svg
 from palm.compare.axes import swatch
 from palm.compare.comparison import Finding, Outcome
-from palm.compare.markup import OUTCOMES, in_words, number, tag, text, tiny
+from palm.compare.markup import OUTCOMES, breakable, in_words, number, tag, text, tiny
 from palm.compare.predictions_page import predictions_section
 from palm.compare.tables import findings_table, losses_table, side_by_side
 from palm.compare.training_page import training_section
@@ -124,8 +124,8 @@ def _facts(report: Mapping[str, Any], findings: Sequence[Finding]) -> str:
     top1, kl = _floats(report, ("top1_agreement", "kl_divergence_nats")).values()
     a, b = map(text, _labels(report))
     facts = [
-        ("First divergence", text(report["first_divergence"] or "none")),
-        ("Largest ratio", f"{number(worst.ratio)} at {text(worst.name)}"),
+        ("First divergence", breakable(report["first_divergence"] or "none")),
+        ("Largest ratio", f"{number(worst.ratio)} at {breakable(worst.name)}"),
         ("Ratio of the losses", number(loss.ratio)),
         ("Top-1 agreement", "—" if math.isnan(top1) else tag("span", f"{top1:.2%}", title=repr(top1))),
         (f"KL({a}‖{b})", "—" if math.isnan(kl) else f"{number(kl)} nats"),

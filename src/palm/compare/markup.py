@@ -15,13 +15,13 @@ OUTCOMES: dict[Outcome, tuple[str, str]] = {
     "differ": ("✕", "differ"),
     "cannot tell": ("?", "unknown"),
 }
-# A sign for what a fault proves, and that in words.
-NATURES: dict[Nature | None, tuple[str, str]] = {
-    "function": ("✕", "another function"),
-    "rounding": ("≈", "more rounding than expected"),
-    "both not finite": ("?", "proves nothing, neither is finite"),
-    "too few numbers": ("?", "too few numbers to tell"),
-    None: ("✕", ""),
+# What a fault proves.
+NATURES: dict[Nature | None, str] = {
+    "function": "✕ another function",
+    "rounding": "≈ more rounding",
+    "both not finite": "? neither is finite",
+    "too few numbers": "? too few numbers",
+    None: "✕",
 }
 
 
@@ -73,12 +73,9 @@ def measured(finding: Finding, value: float) -> str:
     return "—" if math.isnan(value) and math.isfinite(finding.cross) else short(value)
 
 
-def fault_words(finding: Finding) -> str:
-    """What is more than rounding, and what that proves; ✓ if nothing is."""
-    if not finding.fault:
-        return "✓"
-    sign, proven = NATURES[finding.nature]
-    return f"{sign} {proven}: {finding.fault}" if proven else f"{sign} {finding.fault}"
+def fault_proof(finding: Finding) -> str:
+    """What a finding's fault proves; ✓ if it has none."""
+    return NATURES[finding.nature] if finding.fault else "✓"
 
 
 def visible(content: str) -> str:
@@ -114,4 +111,4 @@ def in_words(finding: Finding, label_a: str, label_b: str) -> str:
         f"{label_a} bound {finding.bound_a!r}",
         f"{label_b} bound {finding.bound_b!r}",
     ]
-    return "\n".join([*lines, fault_words(finding)] if finding.fault else lines)
+    return "\n".join([*lines, f"{fault_proof(finding)}: {finding.fault}"] if finding.fault else lines)

@@ -9,7 +9,7 @@ from typing import Any
 
 from palm.compare.comparison import Finding
 from palm.compare.diagnosis import tap_of
-from palm.compare.markup import breakable, fault_words, measured, scrolled, table, tag, text, tiny
+from palm.compare.markup import breakable, fault_proof, measured, scrolled, table, tag, text, tiny
 from palm.compare.svg import block_and_row
 
 Interval = Sequence[float]
@@ -22,15 +22,14 @@ class _Column:
     head: str
     first: str
     cell: Callable[[int, Finding], str]
-    is_number: bool = False
+    class_: str | None = None
     now: str | None = None
 
     @property
     def markup(self) -> str:
         """Its head."""
         button = tag("button", text(self.head), type="button")
-        class_ = "number" if self.is_number else None
-        return tag("th", button, scope="col", class_=class_, aria_sort=self.now, data_first=self.first)
+        return tag("th", button, scope="col", class_=self.class_, aria_sort=self.now, data_first=self.first)
 
 
 def findings_table(report: Mapping[str, Any], findings: Sequence[Finding], caption: str) -> str:
@@ -51,13 +50,9 @@ def findings_table(report: Mapping[str, Any], findings: Sequence[Finding], capti
 def _columns(report: Mapping[str, Any], findings: Sequence[Finding]) -> list[_Column]:
     a, b = (side["label"] for side in report["sides"])
     columns = [
-        _Column(
-            "#", "ascending", lambda i, _: tag("td", str(i), title=i, class_="number"), True, "ascending"
-        ),
+        _Column("#", "ascending", lambda i, _: _digits(str(i), i), "number", now="ascending"),
         _Column("name", "ascending", lambda _, f: tag("th", breakable(f.name), scope="row")),
-        _Column("block", "ascending", lambda _, f: _block(f), True),
-        _Column("kind", "ascending", lambda _, f: tag("td", text(block_and_row(f)[1]), class_="kind")),
-        _Column("numbers", "descending", lambda _, f: _digits(f"{f.elements:,}", f.elements), True),
+        _Column("numbers", "descending", lambda _, f: _digits(f"{f.elements:,}", f.elements), "number"),
         _measured(f"{a} error", "error_a"),
         _measured(f"{b} error", "error_b"),
         _measured(f"{a} − {b}", "cross"),
@@ -70,23 +65,24 @@ def _columns(report: Mapping[str, Any], findings: Sequence[Finding]) -> list[_Co
                 "ratio, lowest – highest",
                 "descending",
                 lambda _, f: _interval([float(ratio) for ratio in intervals[f.name]]),
-                True,
+                "number",
             )
         )
     if all(finding.bound_a == finding.bound_b for finding in findings):
         columns.append(_measured("bound", "bound_a"))
     else:
         columns += [_measured(f"{a} bound", "bound_a"), _measured(f"{b} bound", "bound_b")]
+    columns.append(_in_words("fault", "descending", fault_proof, "proof"))
     causes = _causes(report, findings)
     if any(causes.values()):
-        columns.append(
-            _Column(
-                "cause", "descending", lambda _, f: tag("td", text("; ".join(causes[f.name])), class_="cause")
-            )
-        )
-    columns.append(
-        _Column("fault", "descending", lambda _, f: tag("td", text(fault_words(f)), class_="words"))
-    )
+        columns.append(_in_words("cause", "descending", lambda f: "; ".join(causes[f.name]), "cause"))
+    # The name says both already; here they can be sorted by.
+    columns += [
+        _Column("block", "ascending", lambda _, f: _block(f), "number screen"),
+        _in_words("kind", "ascending", lambda f: block_and_row(f)[1], "kind screen"),
+    ]
+    if any(finding.fault for finding in findings):
+        columns.append(_in_words("in words", "descending", lambda f: f.fault or "", "words screen"))
     return columns
 
 
@@ -95,7 +91,11 @@ def _measured(head: str, name: str) -> _Column:
         value = getattr(finding, name)
         return _digits(measured(finding, value), value)
 
-    return _Column(head, "descending", cell, True)
+    return _Column(head, "descending", cell, "number")
+
+
+def _in_words(head: str, first: str, of: Callable[[Finding], str], class_: str) -> _Column:
+    return _Column(head, first, lambda _, f: tag("td", text(of(f)), class_=class_), class_)
 
 
 def _digits(shown: str, value: float) -> str:
@@ -106,8 +106,8 @@ def _digits(shown: str, value: float) -> str:
 def _block(finding: Finding) -> str:
     block = block_and_row(finding)[0]
     if block is None:
-        return tag("td", "—", class_="number", data_sort="nan")
-    return tag("td", str(block), title=block, class_="number")
+        return tag("td", "—", class_="number screen", data_sort="nan")
+    return tag("td", str(block), title=block, class_="number screen")
 
 
 def _interval(of: Interval) -> str:
