@@ -70,7 +70,12 @@ def number(value: float, suffix: str = "") -> str:
 
 def measured(finding: Finding, value: float) -> str:
     """One of a finding's numbers in short: a dash if there was none to measure, nan if it is not finite."""
-    return "—" if math.isnan(value) and math.isfinite(finding.cross) else short(value)
+    return "—" if is_unmeasured(finding, value) else short(value)
+
+
+def is_unmeasured(finding: Finding, value: float) -> bool:
+    """Whether one of a finding's numbers is nan because there was none to measure."""
+    return math.isnan(value) and math.isfinite(finding.cross)
 
 
 def fault_proof(finding: Finding) -> str:
