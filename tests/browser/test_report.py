@@ -1,62 +1,21 @@
 """The report in a real Chromium: it works from disk, by mouse, keyboard and finger, at any width."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from playwright.sync_api import sync_playwright
+from reports import FAULTY, comparison, recording, trained, way
 
-from palm import compare, reference, reference_grad
-from palm.compare import Recording
+from palm import compare
 from palm.compare.butterfly import butterfly
 from palm.compare.html import write_html
-from palm.compare.trajectory import Trajectory
-from palm.config import PaLMConfig
-from palm.params import initial_value, parameters
+from palm.compare.repeat import Repeats
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-CONFIG = PaLMConfig(num_tokens=32, dim=16, depth=3, heads=2, dim_head=8).resolve("torch")
-FAULTY = ("blocks.1.q", "blocks.1.attention")
-
-
-def recording(label: str, seed: int, faulty: bool) -> Recording:
-    """The referee's own values with rounding's errors, and taps that no rounding explains if `faulty`."""
-    rng = np.random.default_rng(seed)
-    tokens = np.random.default_rng(0).integers(0, CONFIG.num_tokens, (2, 6))
-    weights = {p.name: initial_value(p, 0, "float64") for p in parameters(CONFIG).values()}
-    taps = reference.activations(CONFIG, weights, tokens)
-    loss, grads = reference_grad.value_and_grad(CONFIG, weights, tokens)
-    if faulty:
-        taps |= {name: taps[name] * 1.01 for name in FAULTY}
-
-    def rounded(arrays):
-        return {
-            n: (x * (1 + 1e-7 * rng.standard_normal(x.shape))).astype("float32") for n, x in arrays.items()
-        }
-
-    return Recording(
-        label=label,
-        config=CONFIG,
-        dtype="float32",
-        tokens=tokens,
-        weights=weights,
-        taps=rounded(taps),
-        grads=rounded(grads),
-        loss=float(np.float32(loss)),
-        exact_taps=taps,
-        exact_grads=grads,
-        exact_loss=loss,
-        environment={"device": label},
-    )
-
-
-def way(seed: int) -> Trajectory:
-    """A training of 20 steps with rounding's errors, that doubles them in each."""
-    rng = np.random.default_rng(seed)
-    noise = rng.standard_normal((21, 50)) * 1e-7 * 2.0 ** np.arange(21)[:, None]
-    losses = np.linspace(5, 4, 21) + 1e-6 * rng.standard_normal(21)
-    return Trajectory(losses, np.ones(21), 1 + noise, parameters=50)
 
 
 @pytest.fixture(scope="module", params=["agree", "differ", "training"])
@@ -86,34 +45,41 @@ def browser():
 
 
 @pytest.fixture
-def open_page(browser, report):
-    """Open the report in a fresh profile; at the end nothing may have been asked for or complained about."""
-    opened, seen = [], []
+def open_any(browser):
+    """Open a report in a fresh profile; at the end nothing may have been asked for or complained about."""
+    opened, expected, seen = [], [], []
 
-    def open_at(width=1280, **options):
+    def open_at(address, width=1280, **options):
         context = browser.new_context(viewport={"width": width, "height": 800}, **options)
         opened.append(context)
+        expected.append(address)
         page = context.new_page()
         page.on("console", lambda message: seen.append(message.text))
         page.on("pageerror", lambda error: seen.append(str(error)))
         page.on("request", lambda request: seen.append(request.url))
-        page.goto(report[0])
+        page.goto(address)
         return page
 
     yield open_at
     for context in opened:
         context.close()
-    assert seen == [report[0]] * len(opened)
+    assert seen == expected
 
 
-def names(page):
-    return page.locator(".sortable").first.locator("tbody th").all_text_contents()
+@pytest.fixture
+def open_page(open_any, report):
+    return partial(open_any, report[0])
+
+
+def names(page, table=0):
+    return page.locator(".sortable").nth(table).locator("tbody th").all_text_contents()
 
 
 def test_the_verdict_is_shown(open_page, report):
     page = open_page()
     assert page.locator("h1").text_content() == report[1].verdict
     assert page.locator(".badge").text_content() == ("✓ agree" if report[1].agree else "✕ differ")
+    assert page.title() == f"torch and jax: {report[1].outcome} · palm compare"
 
 
 def test_faults_stand_where_their_taps_are(open_page, report):
@@ -137,38 +103,56 @@ def test_curves_reach_across_the_plot(open_page):
         assert area["y"] < dots["y"] < area["y"] + area["height"]
 
 
-def test_a_head_sorts_by_click(open_page, report):
+@pytest.mark.parametrize("table", [0, 1], ids=["taps", "gradients"])
+def test_a_head_sorts_by_click(open_page, report, table):
     page = open_page()
-    ratios = {f.name: f.ratio for f in report[1].findings if f.kind != "gradient"}
+    ratios = {f.name: f.ratio for f in report[1].findings if (f.kind == "gradient") == bool(table)}
     in_order = list(ratios)
-    head = page.locator(".sortable").first.locator("th", has_text="ratio")
+    heads = page.locator(".sortable").nth(table).locator("th")
+    head = heads.filter(has_text="ratio")
     head.locator("button").click()
     assert head.get_attribute("aria-sort") == "descending"
-    assert [ratios[name] for name in names(page)] == sorted(ratios.values(), reverse=True)
+    assert [ratios[name] for name in names(page, table)] == sorted(ratios.values(), reverse=True)
     head.locator("button").click()
     assert head.get_attribute("aria-sort") == "ascending"
-    assert [ratios[name] for name in names(page)] == sorted(ratios.values())
-    page.locator(".sortable").first.locator("th button", has_text="#").click()
-    assert names(page) == in_order
+    assert [ratios[name] for name in names(page, table)] == sorted(ratios.values())
+    heads.filter(has_text="#").locator("button").click()
+    assert names(page, table) == in_order
 
 
-def test_a_head_sorts_by_keyboard(open_page):
+@pytest.mark.parametrize("table", [0, 1], ids=["taps", "gradients"])
+def test_a_head_sorts_by_keyboard(open_page, report, table):
     page = open_page()
-    before = names(page)
-    heads = page.locator(".sortable").first.locator("th button")
+    before = names(page, table)
+    heads = page.locator(".sortable").nth(table).locator("th button")
     heads.first.focus()
     page.keyboard.press("Tab")
     assert heads.nth(1).evaluate("button => button === document.activeElement")
     assert heads.nth(1).evaluate("button => getComputedStyle(button).outlineStyle") == "solid"
     page.keyboard.press("Enter")
-    assert names(page) == sorted(before)
+    assert names(page, table) == sorted(before)
     page.keyboard.press("Space")
-    assert names(page) == sorted(before, reverse=True)
+    assert names(page, table) == sorted(before, reverse=True)
+    ratios = report[1].ratios
+    heads.filter(has_text="ratio").focus()
+    page.keyboard.press("Enter")
+    assert names(page, table) == sorted(before, key=lambda name: -ratios[name])
+
+
+def test_gradients_sort_by_kind_and_then_by_block(open_page):
+    page = open_page()
+    heads = page.locator(".sortable").nth(1).locator("th button")
+    heads.filter(has_text="kind").click()
+    heads.filter(has_text="block").click()
+    rows = [name.split(".")[1:] for name in names(page, 1)]
+    inside = [row for row in rows if len(row) > 1]
+    assert inside == sorted(inside)
+    assert rows[-2:] == [[], []]  # the embedding and the last norm are in no block
 
 
 def test_nan_sorts_last_and_infinity_above_all_numbers(open_page):
     page = open_page()
-    cells = page.locator(".sortable").first.locator("tbody td:nth-child(6)")
+    cells = page.locator(".sortable").first.locator("tbody td:nth-child(7)")
     for i, value in enumerate(("nan", "inf")):
         cells.nth(i).evaluate("(cell, value) => { cell.title = value }", value)
     head = page.locator(".sortable").first.locator("th button", has_text="ratio")
@@ -181,7 +165,7 @@ def test_nan_sorts_last_and_infinity_above_all_numbers(open_page):
     assert titles[-2:] == ["inf", "nan"]
 
 
-@pytest.mark.parametrize("width", [320, 360, 768, 1280])
+@pytest.mark.parametrize("width", [320, 360, 390, 768, 1280])
 def test_the_body_never_scrolls_sideways(open_page, width):
     page = open_page(width)
     assert page.evaluate("document.documentElement.scrollWidth") == width
@@ -238,6 +222,123 @@ def test_a_pointer_shows_all_digits_and_escape_hides_them(open_page, report):
     assert "blocks.0.norm" in tip.text_content()
     page.locator("h1").hover()
     assert tip.is_hidden()
+
+
+def test_predictions_stand_beside_each_other(open_page, report):
+    page = open_page(390)
+    cards = page.locator(".cards > li")
+    assert cards.count() == len(report[1].predictions) == 8
+    for card, prediction in zip(cards.all(), report[1].predictions, strict=True):
+        a, b = (side.bounding_box() for side in card.locator(".beside > div").all())
+        assert a["y"] == b["y"]
+        assert a["x"] + a["width"] <= b["x"]
+        shares = card.locator(".share").evaluate_all(
+            "bars => bars.map(bar => bar.getBoundingClientRect().width)"
+        )
+        assert min(shares) >= 1
+        shown = card.locator(".likeliest .number").evaluate_all("all => all.map(one => one.title)")
+        assert shown == [repr(probability) for _, probability in (*prediction.a, *prediction.b)]
+    came = {prediction.target for prediction in report[1].predictions}
+    shown = set(page.locator(".target").all_text_contents())
+    assert shown == {{"\n": "⏎", "\t": "⇥", " ": "␣"}.get(token, token) for token in came}
+
+
+def test_what_is_the_same_unfolds(open_page):
+    page = open_page()
+    first = page.locator("details").first
+    assert not first.locator("table").is_visible()
+    first.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert first.locator("table").is_visible()
+
+
+def test_paper_has_what_is_folded_up(open_page):
+    page = open_page()
+    page.locator("summary").first.click()
+    is_open = "Array.from(document.querySelectorAll('details')).map(each => each.open)"
+    before = page.evaluate(is_open)
+    assert before[0]
+    assert not all(before)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert all(page.evaluate(is_open))
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 690, "height": 900})  # A4
+    assert page.evaluate("document.documentElement.scrollWidth") == 690
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(is_open) == before
+
+
+def shown(kind):
+    """A report of each outcome, of excerpts, of repeats, and of sides with long names."""
+    fault = {"fault": "far", "ratio": 9.0}
+    made = {
+        "agree": comparison,
+        "differ": lambda: comparison(embed={**fault, "nature": "function"}),
+        "differ by rounding more than expected": lambda: comparison(embed={**fault, "nature": "rounding"}),
+        "cannot tell": lambda: comparison(embed={**fault, "nature": "too few numbers"}),
+    }
+    if kind in made:
+        return made[kind]().to_dict()
+    if kind == "excerpts":
+        unmeasured = {"error_a": np.nan, "error_b": np.nan}
+        return replace(
+            comparison(loss=unmeasured, grad_norm=unmeasured),
+            referee=False,
+            losses=(2.0, 2.0, np.nan),
+            doubts=("the weights are of two dtypes, and only their checksums are recorded",),
+        ).to_dict()
+    if kind == "repeats":
+        repeats = Repeats()
+        for seed in range(3):
+            repeats.add(seed, comparison(embed={**fault, "nature": "function"} if seed == 1 else {}))
+        return repeats.result().to_dict()
+    report = trained(12)
+    report["sides"][0]["label"] = "torch " + "a-name-that-nobody-can-break" * 3
+    return report
+
+
+OUTCOMES = ("agree", "differ", "differ by rounding more than expected", "cannot tell")
+# WCAG's contrast of an element's text with what lies behind it; colours are opaque here.
+CONTRAST = """selector => Array.from(document.querySelectorAll(selector)).map(element => {
+  const light = colour => {
+    const parts = colour.match(/[0-9.]+/g).slice(0, 3).map(part => part / 255)
+      .map(part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+  };
+  let behind = element;
+  while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
+  const [low, high] = [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor]
+    .map(light).sort((x, y) => x - y);
+  return (high + 0.05) / (low + 0.05);
+})"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("kind", [*OUTCOMES, "excerpts", "repeats", "long"])
+def test_reports_of_all_kinds_open_fit_and_can_be_read(open_any, tmp_path, kind, scheme):
+    path = tmp_path / "report.html"
+    found = shown(kind)
+    write_html(found, path)
+    page = open_any(path.as_uri(), 390, color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.locator(".badge").text_content()[2:] == found["outcome"]
+    if kind in OUTCOMES:
+        assert found["outcome"] == kind
+    always = (".badge", "h1", "h2", ".read p", ".quiet", "dt", "dd", ".proof", ".context", ".ctl", "summary")
+    for what in (*always, ".why", ".words", ".cause", ".differs th", ".cards strong", ".chip", ".target"):
+        contrasts = page.evaluate(CONTRAST, what)
+        assert all(contrast >= 4.5 for contrast in contrasts), what
+        assert contrasts or what not in always
+
+
+def test_outcomes_have_colours_of_their_own(open_any, tmp_path):
+    colours = set()
+    for outcome in OUTCOMES:
+        path = tmp_path / "report.html"
+        write_html(shown(outcome), path)
+        badge = open_any(path.as_uri()).locator(".badge")
+        colours.add(badge.evaluate("badge => getComputedStyle(badge).backgroundColor"))
+    assert len(colours) == len(OUTCOMES)
 
 
 def test_a_finger_shows_the_numbers_too(open_page):

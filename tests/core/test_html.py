@@ -6,29 +6,15 @@ import re
 from html.parser import HTMLParser
 from itertools import pairwise
 
-import numpy as np
 import pytest
+from reports import comparison, trained
 
-from palm.compare import Comparison, Finding, Recording
-from palm.compare.butterfly import RUNS, butterfly
+from palm.compare import Comparison
 from palm.compare.html import write_html
-from palm.compare.measures import Prediction
 from palm.compare.repeat import Repeats
-from palm.compare.trajectory import Trajectory
-from palm.config import PaLMConfig
-from palm.params import parameters
 from palm.taps import tap_names
 
 VOID = {"meta", "wbr"}
-PREDICTION = Prediction(
-    sequence=1,
-    position=3,
-    context="a\n\tb",
-    target=" ",
-    a=(("\x00", 0.5), ("<b>", 0.25), ("c", 0.125)),
-    b=(("c", 0.375), ("\u202e", 0.25), ("  ", 0.125)),
-    divergence=0.0625,
-)
 HOSTILE = '<script>alert("1")</script>&amp;\'$verdict ${title} </title>'
 
 
@@ -68,70 +54,6 @@ class Page(HTMLParser):
 
     def having(self, class_):
         return [attrs for _, attrs in self.elements if class_ in (attrs.get("class") or "").split()]
-
-
-def finding(name, kind, **measured):
-    plain = {
-        "error_a": 1e-7,
-        "error_b": 2e-7,
-        "cross": 2.5e-7,
-        "ratio": 1.1,
-        "bound_a": 1e-5,
-        "bound_b": 1e-5,
-    }
-    return Finding(name, kind, **{**plain, "elements": 1280, "fault": None, "nature": None, **measured})
-
-
-def comparison(depth=2, labels=("torch", "jax"), **special):
-    """A comparison whose findings are ordinary, but for those named in `special` (with _ for . and :)."""
-    config = PaLMConfig(num_tokens=16, dim=8, depth=depth, heads=2, dim_head=4).resolve("torch")
-    findings = [finding(name, "tap") for name in tap_names(depth)]
-    findings.append(finding("loss", "loss"))
-    findings += [finding(f"grad:{name}", "gradient") for name in parameters(config)]
-    changed = {re.sub(r"\W", "_", f.name): i for i, f in enumerate(findings)}
-    for name, measured in special.items():
-        i = changed[name]
-        findings[i] = dataclasses.replace(findings[i], **measured)
-    empty = {"weights": {}, "taps": {}, "grads": {}, "exact_taps": {}, "exact_grads": {}}
-    sides = [
-        Recording(
-            label=label,
-            config=config,
-            dtype="float32",
-            tokens=np.zeros((2, 5), int),
-            loss=2.772588722239781,
-            exact_loss=2.7725887222397811,
-            environment={"python": "3.11.7", "device": device},
-            **empty,
-        )
-        for label, device in zip(labels, ("cpu", "gpu"), strict=True)
-    ]
-    return Comparison(
-        *labels,
-        findings=tuple(findings),
-        differences=(),
-        doubts=(),
-        weights_identical=True,
-        top1_agreement=0.99609375,
-        kl_divergence=1.25e-13,
-        predictions=(PREDICTION,),
-        losses=(2.75, 2.5, 2.625),
-        referee=True,
-        recordings=tuple(sides),
-    )
-
-
-def trained(steps, gap=1e-6, not_finite=None):
-    """A report with a training of torch, of JAX whose loss is `gap` above, and of the control."""
-    shift = dict(zip(RUNS, (0.0, gap, 2e-6), strict=True))
-    ways = []
-    for run in RUNS:
-        losses = np.linspace(5, 4, steps + 1) + shift[run]
-        if run == "jax" and not_finite is not None:
-            losses[not_finite:] = [np.nan, np.inf, *losses[not_finite + 2 :]]
-        weights = np.full((steps + 1, 10), 1 + shift[run])
-        ways.append(Trajectory(losses, np.ones(steps + 1), weights, parameters=1234))
-    return {**comparison().to_dict(), "training": butterfly(*ways).to_dict()}
 
 
 @pytest.fixture
