@@ -101,7 +101,7 @@ def _table(found: Repeated, what: str, findings: Sequence[Finding], names: tuple
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column(what, overflow="fold", vertical="bottom")
     for heading in columns:
-        table.add_column(heading, justify="right", no_wrap=True, vertical="bottom")
+        table.add_column(Text(heading), justify="right", no_wrap=True, vertical="bottom")
     table.add_column("", no_wrap=True)
     for finding in findings:
         table.add_row(
