@@ -110,6 +110,7 @@ def test_the_headline_gives_both_losses_and_the_referees_in_full(render):
             "? cannot tell",
             "? too few numbers",
         ),
+        ("cannot tell", {"nature": "unproven"}, "? cannot tell", "? unproven"),
         (
             "cannot tell",
             {"nature": "both not finite"},
@@ -309,7 +310,9 @@ def test_a_diagnosis_stands_at_its_taps_and_at_the_weights_that_act_there(render
         "cause": "query/key scale",
         "sentence": "jax at blocks.1.q.",
     }
-    page = render({**report, "diagnoses": [told]})
+    backward = {**told, "taps": ["grad:norm"], "cause": "gradient scale"}
+    page = render({**report, "diagnoses": [told, backward]})
+    assert [row[1] for row in page.rows if "jax: gradient scale" in row] == ["grad:norm"]
     assert "Why jax at blocks.1.q." in page.text
     with_cause = [row[1] for row in page.rows if "jax: query/key scale" in row]
     assert with_cause == ["blocks.1.q", "grad:blocks.1.attention.query"]

@@ -80,6 +80,7 @@ def test_a_pipe_gets_no_colours_and_a_terminal_does():
         ("rounding", "ROUNDING", "≈"),
         ("too few numbers", "CANNOT TELL", "?"),
         ("both not finite", "CANNOT TELL", "?"),
+        ("unproven", "CANNOT TELL", "?"),
     ],
 )
 def test_each_outcome_has_a_word_and_a_sign(nature, name, sign):

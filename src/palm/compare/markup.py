@@ -20,6 +20,7 @@ NATURES: dict[Nature | None, str] = {
     "function": "✕ another function",
     "rounding": "≈ more rounding",
     "both not finite": "? neither is finite",
+    "unproven": "? unproven",
     "too few numbers": "? too few numbers",
     None: "✕",
 }

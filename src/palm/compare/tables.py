@@ -117,17 +117,17 @@ def _interval(of: Interval) -> str:
 
 
 def _causes(report: Mapping[str, Any], findings: Sequence[Finding]) -> dict[str, list[str]]:
-    """What a diagnosis says of each finding: of a tap itself, of a gradient by the tap its weight acts on."""
+    """What a diagnosis says of each finding: and of a gradient by the tap its weight acts on."""
     told: dict[str, list[str]] = {}
     for one in report["diagnoses"]:
         for tap in one["taps"]:
             told.setdefault(tap, []).append(f"{one['side']}: {one['cause']}")
-    places = {finding.name: finding.name for finding in findings}
+    causes = {finding.name: list(told.get(finding.name, [])) for finding in findings}
     for finding in findings:
         if finding.kind == "gradient":
             with suppress(KeyError):
-                places[finding.name] = tap_of(finding.name.removeprefix("grad:"))
-    return {name: told.get(place, []) for name, place in places.items()}
+                causes[finding.name] += told.get(tap_of(finding.name.removeprefix("grad:")), [])
+    return causes
 
 
 def side_by_side(report: Mapping[str, Any], what: str, sides: Sequence[Mapping[str, Any]]) -> str:
