@@ -300,6 +300,12 @@ def test_repeats_give_intervals_and_say_how_sure_they_are(render):
     assert "with probability 0.75" in page.text
 
 
+def test_one_comparison_is_no_repeat(render):
+    repeats = Repeats()
+    repeats.add(0, comparison())
+    assert render(repeats.result().to_dict()).text == render(comparison()).text
+
+
 def test_a_diagnosis_stands_at_its_taps_and_at_the_weights_that_act_there(render):
     report = comparison(blocks_1_q={"fault": "far", "nature": "function"}).to_dict()
     plain = render(report)

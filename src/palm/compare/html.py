@@ -17,7 +17,7 @@ from palm.compare.axes import swatch
 from palm.compare.comparison import Finding, Outcome
 from palm.compare.markup import OUTCOMES, breakable, in_words, number, tag, text, tiny
 from palm.compare.predictions_page import predictions_section
-from palm.compare.tables import findings_table, losses_table, side_by_side
+from palm.compare.tables import findings_table, is_repeated, losses_table, side_by_side
 from palm.compare.training_page import training_section
 
 _MEASURES = ("error_a", "error_b", "cross", "ratio", "bound_a", "bound_b")
@@ -92,7 +92,7 @@ def _reasons(report: Mapping[str, Any]) -> str:
     """Why the sides differ, why it may not be told, and what the repeats add."""
     told = [("Why", one["sentence"]) for one in report["diagnoses"]]
     told += [("Doubt", f"{doubt}.") for doubt in report["doubts"]]
-    if "repeats" in report:
+    if is_repeated(report):
         told.append(("Repeats", _repeats(report["repeats"])))
     return "".join(tag("p", tag("strong", head) + text(f" {what}"), class_="why") for head, what in told)
 

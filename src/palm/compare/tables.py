@@ -32,6 +32,11 @@ class _Column:
         return tag("th", button, scope="col", class_=self.class_, aria_sort=self.now, data_first=self.first)
 
 
+def is_repeated(report: Mapping[str, Any]) -> bool:
+    """Whether there are intervals of ratios to show: of one comparison they are points."""
+    return len(report.get("repeats", {}).get("seeds", ())) > 1
+
+
 def findings_table(report: Mapping[str, Any], findings: Sequence[Finding], caption: str) -> str:
     """One row for each finding, in dataflow order."""
     columns = _columns(report, findings)
@@ -58,7 +63,7 @@ def _columns(report: Mapping[str, Any], findings: Sequence[Finding]) -> list[_Co
         _measured(f"{a} − {b}", "cross"),
         _measured("ratio", "ratio"),
     ]
-    if "repeats" in report:
+    if is_repeated(report):
         intervals = report["repeats"]["intervals"]
         columns.append(
             _Column(
