@@ -57,11 +57,7 @@ def _columns(report: Mapping[str, Any], findings: Sequence[Finding]) -> list[_Co
     columns = [
         _Column("#", "ascending", lambda i, _: _digits(str(i), i), "number", now="ascending"),
         _Column("name", "ascending", lambda _, f: tag("th", breakable(f.name), scope="row")),
-        _Column("numbers", "descending", lambda _, f: _digits(f"{f.elements:,}", f.elements), "number"),
-        _measured(f"{a} error", "error_a"),
-        _measured(f"{b} error", "error_b"),
-        _measured(f"{a} − {b}", "cross"),
-        _measured("ratio", "ratio"),
+        _measured("ratio", "ratio"),  # what is asked first stands where a phone shows it
     ]
     if is_repeated(report):
         intervals = report["repeats"]["intervals"]
@@ -73,6 +69,12 @@ def _columns(report: Mapping[str, Any], findings: Sequence[Finding]) -> list[_Co
                 "number",
             )
         )
+    columns += [
+        _Column("numbers", "descending", lambda _, f: _digits(f"{f.elements:,}", f.elements), "number"),
+        _measured(f"{a} error", "error_a"),
+        _measured(f"{b} error", "error_b"),
+        _measured(f"{a} − {b}", "cross"),
+    ]
     if all(finding.bound_a == finding.bound_b for finding in findings):
         columns.append(_measured("bound", "bound_a"))
     else:
