@@ -290,7 +290,10 @@ def shown(kind):
             repeats.add(seed, comparison(embed={**fault, "nature": "function"} if seed == 1 else {}))
         return repeats.result().to_dict()
     report = trained(12)
-    report["sides"][0]["label"] = "torch " + "a-name-that-nobody-can-break" * 3
+    report["sides"][0]["label"] = name = "torch " + "a_name_that_nobody_can_break" * 3
+    report["verdict"] += name
+    report["doubts"] = [name]
+    report["predictions"][0]["context"] = name
     return report
 
 

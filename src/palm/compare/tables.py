@@ -13,6 +13,8 @@ from palm.compare.markup import breakable, fault_proof, measured, scrolled, tabl
 from palm.compare.svg import block_and_row
 
 Interval = Sequence[float]
+# Measures whose heads name a side.
+_OF_SIDES = ("error_a", "error_b", "cross")
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def _measured(head: str, name: str) -> _Column:
         value = getattr(finding, name)
         return _digits(measured(finding, value), value)
 
-    return _Column(head, "descending", cell, "number")
+    return _Column(head, "descending", cell, "number side" if name in _OF_SIDES else "number")
 
 
 def _in_words(head: str, first: str, of: Callable[[Finding], str], class_: str) -> _Column:
