@@ -55,13 +55,22 @@ def rounding_bound(config: PaLMConfig, dtype: DType, tokens: int, blocks: int) -
 
         2 · sqrt((blocks + 1) · (8·u² + K·w²))
 
+    for the roundings of `block_rounding` in each block, which are independent and add in quadrature. What a
+    function amplifies beyond the factor 2, `palm.compare.conditioning` finds out from the values.
+    """
+    return _AMPLIFICATION * math.sqrt(blocks + 1) * block_rounding(config, dtype, tokens)
+
+
+def block_rounding(config: PaLMConfig, dtype: DType, tokens: int) -> float:
+    """Relative rms error that one block adds by rounding: sqrt(8·u² + K·w²).
+
     u is the unit roundoff of `dtype`, w that of the accumulator (float32 for bfloat16), K the summed lengths
     of a block's dot products, d + h·e + e + f + `tokens`: for a tap the positions attended over, for a
     gradient all positions and the vocabulary, over which it sums. Stored values contribute u each, a sum of
-    K terms w·sqrt(K); independent errors add in quadrature, over blocks too.
+    K terms w·sqrt(K).
     Source: Higham & Mary, "A new approach to probabilistic rounding error analysis" (2019), §3.
     """
     unit = UNIT_ROUNDOFF[dtype]
     accumulator = min(unit, UNIT_ROUNDOFF["float32"])
     terms = config.dim + config.inner_dim + config.dim_head + config.ff_dim + tokens
-    return _AMPLIFICATION * math.sqrt((blocks + 1) * (_ROUNDINGS * unit**2 + terms * accumulator**2))
+    return math.sqrt(_ROUNDINGS * unit**2 + terms * accumulator**2)

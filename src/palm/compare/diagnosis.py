@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from palm.compare.causes import CAUSES
+from palm.compare.causes import CAUSES, Cause, Variant
 from palm.compare.causes.variants import with_config
 from palm.compare.probe import Recording
 from palm.compare.program import REFEREE
@@ -83,13 +84,14 @@ def diagnose(a: Recording, b: Recording) -> tuple[Diagnosis, ...]:
     found = []
     for side, other in ((a, {}), (b, changed)):
         has_origin = False
+        known: list[tuple[Cause, Variant]] = []
         for departure in departures(side):
             # What is not finite is passed on to everything; one origin is enough.
             if not math.isfinite(departure.deviation):
                 if has_origin:
                     continue
                 has_origin = True
-            found.append(_name(departure, side, other))
+            found.append(_name(departure, side, other, known))
     return tuple(_different_weights(a, b)) + tuple(_grouped(found))
 
 
@@ -133,8 +135,13 @@ def tap_of(weight: str) -> str:
     return prefix + kinds[weight.removeprefix(prefix)]
 
 
-def _name(departure: Departure, side: Recording, config: Mapping[str, Any]) -> Diagnosis:
-    """The cheapest cause that explains a departure; `config` is what the side's own has otherwise."""
+def _name(
+    departure: Departure, side: Recording, config: Mapping[str, Any], known: list[tuple[Cause, Variant]]
+) -> Diagnosis:
+    """The cheapest cause that explains a departure; `config` is what the side's own has otherwise.
+
+    `known`: what explained others of this side, to which it is added; one fault shows in many places.
+    """
 
     def told(cause: str, detail: str, after: float, fix: str) -> Diagnosis:
         confined = _confined(departure, side.config)
@@ -166,19 +173,30 @@ def _name(departure: Departure, side: Recording, config: Mapping[str, Any]) -> D
             )
             return told("config", detail, after, "Give both sides one config, cfg.resolve(backend).")
     best = (UNKNOWN, "", departure.deviation, "")
-    for cause in CAUSES:
-        for detail, changed in cause.variants(side.config):
-            if departure.operation not in changed:
-                continue
-            after = deviation(departure.value, changed[departure.operation](departure.place))
-            if after <= departure.bound:
-                return told(cause.name, detail, after, cause.fix)
-            if cause.comes_close(best[2], after):
-                best = (cause.name, detail, after, cause.fix)
+    for cause, (detail, changed) in chain(tuple(known), _candidates(departure, side.config)):
+        if departure.operation not in changed:
+            continue
+        after = deviation(departure.value, changed[departure.operation](departure.place))
+        if after <= departure.bound:
+            known.append((cause, (detail, changed)))
+            return told(cause.name, detail, after, cause.fix)
+        if cause.comes_close(best[2], after):
+            best = (cause.name, detail, after, cause.fix)
     dropped = _dropout(departure)
     if dropped is not None:
         return told("dropout", *dropped, "Turn dropout off: model.eval().")
     return told(*best)
+
+
+def _candidates(departure: Departure, config: PaLMConfig) -> Iterator[tuple[Cause, Variant]]:
+    """Every cause with its variants; after them all, those that are solved from what was recorded."""
+    for cause in CAUSES:
+        for variant in cause.variants(config):
+            yield cause, variant
+    for cause in CAUSES:
+        for solve in cause.solved:
+            for variant in solve(departure.operation, departure.place, departure.value):
+                yield cause, variant
 
 
 def _inputs_are_finite(departure: Departure) -> bool:

@@ -15,6 +15,7 @@ from palm import reference, reference_grad
 from palm.backends import is_model
 from palm.compare.bundle import read_bundle
 from palm.compare.comparison import Comparison
+from palm.compare.conditioning import Conditioning
 from palm.compare.excerpt import Excerpt, excerpt_of, first_row
 from palm.compare.findings import excerpt_findings, recording_findings
 from palm.compare.foreign import compare_foreign
@@ -73,7 +74,9 @@ def _compare_recordings(a: Recording, b: Recording, on_step: OnStep) -> Comparis
     return Comparison(
         label_a=a.label,
         label_b=b.label,
-        findings=tuple(recording_findings(a, b, exact_taps, exact_loss, exact_grads)),
+        findings=tuple(
+            recording_findings(a, b, exact_taps, exact_loss, exact_grads, Conditioning(a.config, a.weights, a.tokens))
+        ),
         differences=tuple(_differences(a, b, other)),
         doubts=(f"one side's weights are the other's rounded to {_narrower(a, b)}",) if rounded else (),
         weights_identical=identical,

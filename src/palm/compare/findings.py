@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from palm.compare.comparison import Finding, Kind, Nature
+from palm.compare.conditioning import Conditioning
 from palm.compare.excerpt import Excerpt
 from palm.compare.probe import Arrays, Recording
 from palm.config import PaLMConfig
-from palm.params import parameters
+from palm.params import DType, parameters
 from palm.rounding import RATIO_BAR, UNIT_ROUNDOFF, rms, rounding_bound, rounding_ratio
 from palm.taps import tap_names
 
@@ -29,9 +30,14 @@ class Reading:
     """One side's value, and what its own program gives in float64, if that is known."""
 
     label: str
-    is_double: bool
+    dtype: DType
     value: np.ndarray
     own: np.ndarray | None
+
+    @property
+    def is_double(self) -> bool:
+        """Whether it has no wider self to be measured against."""
+        return self.dtype == "float64"
 
     @property
     def is_finite(self) -> bool:
@@ -52,18 +58,35 @@ class Limits:
         a, b = self.sides
         return Limits((a * slack, b * slack), self.double * slack, self.widest * slack)
 
+    def amplified(
+        self,
+        bound_of: Callable[[float, float, DType], float],
+        errors: Sequence[float],
+        readings: Sequence[Reading],
+    ) -> Limits:
+        """With what the function amplifies allowed to each side: `bound_of(error, bound, dtype)`."""
+        a, b = (
+            bound_of(error, bound, reading.dtype)
+            for error, bound, reading in zip(errors, self.sides, readings, strict=True)
+        )
+        factor = max(1.0, *(new / old for new, old in zip((a, b), self.sides, strict=True)))
+        return Limits((a, b), self.double * factor, self.widest * factor)
+
 
 def recording_findings(
-    a: Recording, b: Recording, taps: Arrays, loss: float, grads: Arrays
+    a: Recording, b: Recording, taps: Arrays, loss: float, grads: Arrays, conditioning: Conditioning
 ) -> Iterable[Finding]:
-    """Taps, loss and gradients of two recordings, judged by the referee's `taps`, `loss` and `grads`."""
+    """Taps, loss and gradients of two recordings, judged by the referee's `taps`, `loss` and `grads`.
+
+    `conditioning`: what the referee amplifies, asked where a side is beyond its bound.
+    """
     sides = (a, b)
     for name in tap_names(a.config.depth):
         readings = [_reading(side, side.taps[name], side.exact_taps[name]) for side in sides]
-        yield finding(name, "tap", readings, taps[name], _tap_limits(name, sides))
+        yield finding(name, "tap", readings, taps[name], _tap_limits(name, sides), conditioning)
     limits = _backward_limits(sides)
     readings = [_reading(side, np.array(side.loss), np.array(side.exact_loss)) for side in sides]
-    yield finding("loss", "loss", readings, np.array(loss), limits)
+    yield finding("loss", "loss", readings, np.array(loss), limits, conditioning)
     largest = max(rms(gradient) for gradient in grads.values())
     for full in backward_order(a.config):
         name = full.removeprefix("grad:")
@@ -71,7 +94,7 @@ def recording_findings(
         if name in a.grads and name in b.grads:
             readings = [_reading(side, side.grads[name], side.exact_grads[name]) for side in sides]
             slack = _slack(largest, rms(gradient))
-            yield finding(full, "gradient", readings, gradient, limits.times(slack))
+            yield finding(full, "gradient", readings, gradient, limits.times(slack), conditioning)
 
 
 def excerpt_findings(a: Excerpt, b: Excerpt) -> Iterable[Finding]:
@@ -103,7 +126,12 @@ def backward_order(config: PaLMConfig) -> list[str]:
 
 
 def finding(
-    name: str, kind: Kind, readings: Sequence[Reading], exact: np.ndarray | None, limits: Limits
+    name: str,
+    kind: Kind,
+    readings: Sequence[Reading],
+    exact: np.ndarray | None,
+    limits: Limits,
+    conditioning: Conditioning | None = None,
 ) -> Finding:
     """Measure one value of two sides. `exact`: the referee's; without it each side's own float64 judges."""
     a = readings[0]
@@ -115,6 +143,12 @@ def finding(
         math.nan if judge is None else rms(wide - judge) / scale
         for wide, judge in zip((wide_a, wide_b), judges, strict=True)
     ]
+    if exact is not None and conditioning is not None:
+        limits = limits.amplified(
+            lambda error, bound, dtype: conditioning.bound(name, kind, exact, scale, error, bound, dtype),
+            errors,
+            readings,
+        )
     own = [
         # A float64 side has no wider self to be measured against; the referee stands in for it, or the bound.
         (bound if exact is None else error)
@@ -215,7 +249,7 @@ def _with_statistics(found: Finding, sides: tuple[Excerpt, Excerpt], limits: Lim
 
 
 def _reading(side: Recording | Excerpt, value: np.ndarray, own: np.ndarray | None) -> Reading:
-    return Reading(side.label, side.dtype == "float64", value, own)
+    return Reading(side.label, side.dtype, value, own)
 
 
 def _slack(largest: float, this: float) -> float:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from palm.compare import conditioning
 from palm.compare.probe import Recording
 from palm.compare.program import REFEREE, Place, place
 from palm.rounding import rms, rounding_bound
@@ -50,9 +51,11 @@ def departures(side: Recording) -> Iterator[Departure]:
     for tap in tap_names(side.config.depth):
         kind, at = place(tap, side.config, weights, side.taps, side.tokens)
         value = np.asarray(side.taps[tap], np.float64)
-        found = deviation(value, REFEREE[kind](at))
+        operation = REFEREE[kind]
+        found = deviation(value, operation(at))
         # One operation, from inputs that are exact: no block lies before it.
         bound = rounding_bound(side.config, side.dtype, side.tokens.shape[-1], 0)
+        bound = conditioning.of_operation(operation, at, side.dtype, found, bound)
         if not found <= bound:
             yield Departure(side.label, tap, found, bound, at, value)
 

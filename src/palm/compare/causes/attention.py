@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from palm.compare import program
+from palm.compare.causes.solved import number
 from palm.compare.causes.variants import Variant, bfloat16
 from palm.compare.program import Operation, Place
 from palm.config import PaLMConfig
@@ -70,6 +71,28 @@ def alibi_rule(config: PaLMConfig) -> Iterator[Variant]:
     yield "sorted", _slopes(lambda h: np.sort(alibi_slopes(h))[::-1])
     yield "the first of the next power of two", _slopes(lambda h: alibi_slopes(_next_power(h))[:h])
     yield "in reverse", _slopes(lambda h: alibi_slopes(h)[::-1])
+    yield (
+        "the series of the power of two below goes on",
+        _slopes(lambda h: _further(_next_power(h + 1) // 2, h)),
+    )
+    yield "of the next power of two those left over", _slopes(_left_over)
+
+
+def _further(of: int, h: int) -> np.ndarray:
+    return 2.0 ** (-8 / of * np.arange(1, h + 1))
+
+
+def _left_over(h: int) -> np.ndarray:
+    power = _next_power(h + 1) // 2
+    return np.concatenate([alibi_slopes(power), alibi_slopes(2 * power)[1::2]])[:h]
+
+
+def _stretched(at: Place, factor: float) -> Variant:
+    is_alibi = at.config.positions == "alibi"
+    return f"times {factor:.4g}", _slopes(lambda h: factor * alibi_slopes(h)) if is_alibi else {}
+
+
+SLOPES = (number(_stretched, 1 / 64, 64),)
 
 
 def _next_power(h: int) -> int:
@@ -92,6 +115,11 @@ def alibi_in_bfloat16(config: PaLMConfig) -> Iterator[Variant]:
         bias = -slopes[:, None, None] * distance
         return masked(at, bfloat16(bfloat16(slopes)[:, None, None] * -distance) if product else bias)
 
+    def of_positions(at: Place) -> np.ndarray:
+        i = bfloat16(np.arange(at.tokens.shape[-1], dtype=np.float64))
+        return masked(at, -alibi_slopes(at.config.heads)[:, None, None] * (i[:, None] - i))
+
+    yield "positions rounded", attended(of_positions)
     yield "distances rounded", {"attention": lambda at: program.attend_with(at, rounded(at, product=False))}
     yield "bias rounded", {"attention": lambda at: program.attend_with(at, rounded(at, product=True))}
 
@@ -106,22 +134,30 @@ def mask(config: PaLMConfig) -> Iterator[Variant]:
 def mask_fill(config: PaLMConfig) -> Iterator[Variant]:
     """What is masked gets a finite score."""
 
-    def filled(fill: float) -> Mapping[str, Operation]:
-        return attended(lambda at: masked(at, linear(at), fill=fill))
-
-    def added(fill: float) -> Mapping[str, Operation]:
-        return attended(lambda at: linear(at) + masked(at, np.zeros(()), fill=fill))
-
     for fill in FILLS:
-        yield f"{fill:g} for −∞", filled(fill)
-        yield f"{fill:g} added for −∞", added(fill)
+        yield _filled(fill)
+        yield _added(fill)
+
+
+def _filled(fill: float) -> Variant:
+    return f"{fill:.4g} for −∞", attended(lambda at: masked(at, linear(at), fill=fill))
+
+
+def _added(fill: float) -> Variant:
+    return (
+        f"{fill:.4g} added for −∞",
+        attended(lambda at: linear(at) + masked(at, np.zeros(()), fill=fill)),
+    )
+
+
+FILL = (
+    number(lambda at, size: _filled(-size), 1e-2, 1e2),
+    number(lambda at, size: _added(-size), 1e-2, 1e2),
+)
 
 
 def query_scale(config: PaLMConfig) -> Iterator[Variant]:
     """Another factor than e^-1/2."""
-
-    def scaled(scale: float) -> Operation:
-        return lambda at: program.attend_with(at, masked(at, linear(at)), scale)
 
     e = config.dim_head
     for told, scale in (
@@ -131,4 +167,15 @@ def query_scale(config: PaLMConfig) -> Iterator[Variant]:
         ("of all heads together", config.inner_dim**-0.5),
     ):
         if scale != e**-0.5:
-            yield told, {"attention": scaled(scale)}
+            yield told, {"attention": _scaled(scale)}
+
+
+def _scaled(scale: float) -> Operation:
+    return lambda at: program.attend_with(at, masked(at, linear(at)), scale)
+
+
+def _any_scale(at: Place, factor: float) -> Variant:
+    return f"times {factor:.4g}", {"attention": _scaled(factor * at.config.dim_head**-0.5)}
+
+
+SCALE = (number(_any_scale, 1 / 64, 64),)

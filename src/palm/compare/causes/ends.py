@@ -9,6 +9,7 @@ import numpy as np
 
 from palm import reference
 from palm.compare import program
+from palm.compare.causes import solved
 from palm.compare.causes.variants import Variant, times, with_config
 from palm.compare.program import Operation, Place
 from palm.config import PaLMConfig
@@ -67,3 +68,13 @@ def residual(config: PaLMConfig) -> Iterator[Variant]:
             return sum((at.residual if tap == "residual" else at.tap(tap) for tap in taps), np.zeros(()))
 
         yield told, {"out": added}
+
+
+TOKENS = (solved.ids,)
+EMBEDDING_SCALE = (solved.factor("embed", lambda at, scale: f"times {scale:.4g}"),)
+LOGIT_SCALE = (
+    solved.factor(
+        "logits", lambda at, scale: f"{scale * at.config.logit_scale:.4g} for {at.config.logit_scale:.4g}"
+    ),
+)
+MATRIX = (solved.matrix,)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from palm.compare import program
+from palm.compare.causes.solved import number
 from palm.compare.causes.variants import Variant, bfloat16, with_config
 from palm.compare.program import Operation, Place
 from palm.config import PaLMConfig
@@ -30,9 +31,15 @@ def _rotated(
     return {kind: operation(kind) for kind in kinds}
 
 
-def _turned(x: np.ndarray, angles: np.ndarray, *, halves: bool = False) -> np.ndarray:
-    """x (..., n, e) with its pairs turned by angles (n, e/2)."""
-    cos, sin = np.cos(angles), np.sin(angles)
+def _turned(
+    x: np.ndarray,
+    angles: np.ndarray,
+    *,
+    halves: bool = False,
+    table: Callable[[np.ndarray], np.ndarray] = lambda x: x,
+) -> np.ndarray:
+    """x (..., n, e) with its pairs turned by angles (n, e/2), of which `table` makes what is multiplied."""
+    cos, sin = table(np.cos(angles)), table(np.sin(angles))
     e = x.shape[-1]
     a, b = (x[..., : e // 2], x[..., e // 2 :]) if halves else (x[..., 0::2], x[..., 1::2])
     pair = (a * cos - b * sin, b * cos + a * sin)
@@ -65,6 +72,14 @@ def rotary_theta(config: PaLMConfig) -> Iterator[Variant]:
     for theta in THETAS if _only_rotary(config) else ():
         if theta != config.rope_theta:
             yield f"θ {theta:g} for {config.rope_theta:g}", with_config(("q", "k"), rope_theta=theta)
+
+
+def _of_theta(at: Place, theta: float) -> Variant:
+    detail = f"θ {theta:.6g} for {at.config.rope_theta:g}"
+    return detail, with_config(("q", "k"), rope_theta=theta) if _only_rotary(at.config) else {}
+
+
+THETA = (number(_of_theta, 1.1, 1e9),)
 
 
 def rotary_missing(config: PaLMConfig) -> Iterator[Variant]:
@@ -103,4 +118,13 @@ def in_bfloat16(config: PaLMConfig) -> Iterator[Variant]:
             positions = bfloat16(np.arange(at.tokens.shape[-1], dtype=np.float64))
             return _turned(x, positions[:, None] * _angles(at, first=1)[0])
 
+        def frequencies_rounded(at: Place, x: np.ndarray) -> np.ndarray:
+            positions = np.arange(at.tokens.shape[-1], dtype=np.float64)
+            return _turned(x, positions[:, None] * bfloat16(_angles(at, first=1)[0]))
+
         yield "positions rounded", _rotated(("q", "k"), positions_rounded)
+        yield "frequencies rounded", _rotated(("q", "k"), frequencies_rounded)
+        yield (
+            "cosines and sines rounded",
+            _rotated(("q", "k"), lambda at, x: _turned(x, _angles(at), table=bfloat16)),
+        )
