@@ -29,6 +29,8 @@ def outcome(kind: Kind, wing: str, seed: int) -> str:
         assert found.diagnoses == ()
         return "agree" if found.agree else f"fault: {found.verdict}"
     first = next(iter(found.diagnoses), None)
+    if kind.piece == "weights":
+        wing = "jax"  # nobody can know whose are the right ones: it is the second side that has others
     if first is None or (first.side, first.taps[0]) != (wing, planted.tap):
         misplaced.append(f"{kind.name} {wing} {seed}: {planted.tap}, told {first and first.sentence}")
     if planted.tap != found.first_divergence:

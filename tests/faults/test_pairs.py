@@ -31,8 +31,6 @@ def draw(rng: np.random.Generator, wing: str) -> tuple[list[Planted], Comparison
         one, other = (kind.config for kind in kinds)
         if kinds[0].cause == kinds[1].cause or any(one[name] != other[name] for name in one.keys() & other):
             continue
-        if kinds[0].piece == kinds[1].piece == "product":
-            pass
         config = draw_config(rng, {**one, **other, "depth": (2, 3, 4, 5)})
         dtype = "float32" if any(kind.lossy for kind in kinds) or rng.random() < 0.6 else "bfloat16"
         weights = draw_weights(config, int(rng.integers(1_000_000)), dtype)

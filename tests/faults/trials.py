@@ -13,8 +13,9 @@ from faults.inject import Fault, injected
 from faults.kinds import KINDS, Kind
 
 import palm
-from palm import reference
-from palm.compare import Comparison, record
+from palm import reference, reference_grad
+from palm.backends import backend_of, wing_of
+from palm.compare import Comparison, Recording
 from palm.rounding import rms, rounding_bound
 
 WINGS = ("torch", "jax")
@@ -87,14 +88,39 @@ def run(
         with ExitStack() as stack:
             if side == wing:
                 stack.enter_context(injected(wing, *faults))
-            sides[side] = record(palm.from_numpy(config, weights[side], backend=side), ids)
+            sides[side] = taps_of(palm.from_numpy(config, weights[side], backend=side), ids)
     return palm.compare(sides["torch"], sides["jax"])
+
+
+def taps_of(model: Any, ids: np.ndarray) -> Recording:
+    """`palm.compare.record` without gradients, which take longest and of which no diagnosis is made."""
+    wing = wing_of(model)
+    taps = wing.activations(model, ids)
+    with wing.widened(model) as wide:
+        exact = wing.activations(wide, ids)
+    loss, exact_loss = (
+        reference_grad.cross_entropy(given["logits"].astype(float), ids)[0] for given in (taps, exact)
+    )
+    return Recording(
+        label=backend_of(model),
+        config=model.config,
+        dtype=wing.dtype_of(model),
+        tokens=ids,
+        weights=palm.to_numpy(model),
+        taps=taps,
+        grads={},
+        loss=loss,
+        exact_taps=exact,
+        exact_grads={},
+        exact_loss=exact_loss,
+        environment={},
+    )
 
 
 def is_there(found: Comparison, wing: str, tap: str) -> bool:
     """Whether the faulty side's tap is off by far more than rounding may move it."""
-    side = found.recordings[WINGS.index(wing)]
-    exact = reference.activations(side.config, found.recordings[0].weights, side.tokens)[tap]
+    side, other = (found.recordings[i] for i in (WINGS.index(wing), 1 - WINGS.index(wing)))
+    exact = reference.activations(side.config, other.weights, side.tokens)[tap]
     with np.errstate(invalid="ignore"):
         off = rms(np.asarray(side.taps[tap], np.float64) - exact) / (rms(exact) or 1.0)
     block = int(tap.split(".")[1]) + 1 if tap.startswith("blocks.") else side.config.depth

@@ -103,7 +103,7 @@ def unbiased(rng, config):
     "norm variance in one pass",
     "norm variance",
     "norm",
-    config={"norm": ("layernorm",)},
+    config={"norm": ("layernorm",), "init": ("paper",)},
     lossy=True,
     shift=400.0,
 )
@@ -330,7 +330,10 @@ def weights(rng, config, arrays):
         rng.choice(["attention.query", "attention.out", "feedforward.up", "norm"])
     )
     moved = arrays[name].copy()
-    moved.flat[int(rng.integers(moved.size))] *= 1.5
+    if rng.random() < 0.5:
+        moved.flat[int(rng.integers(moved.size))] = 50 * np.abs(moved.astype(float)).max()
+    else:
+        moved = np.roll(moved, 1, 0)
     arrays[name] = moved
     tap = {"query": "q", "out": "attention_out", "up": "feedforward", "norm": "norm"}[name.rpartition(".")[2]]
     return f"blocks.{block}.{tap}"

@@ -25,7 +25,7 @@ from palm.rounding import block_rounding, rms
 Arrays = Mapping[str, np.ndarray]
 # The largest of so many draws is allowed: what amplifies most does so now and then only.
 DRAWS = 8
-# What is so many times beyond all that the first draws allow is not looked into further.
+# What is so many times beyond what the draws so far allow is not looked into further.
 _HOPELESS = 100.0
 
 
@@ -76,7 +76,7 @@ def of_operation(operation: Operation, at: Place, dtype: DType, error: float, bo
 
 def _allowed(moved: Callable[[int], float], error: float, bound: float) -> float:
     for draw in range(DRAWS):
-        if error <= bound or not error <= _HOPELESS * bound:
+        if error <= bound or (draw and not error <= _HOPELESS * bound):
             break
         bound = max(bound, moved(draw))
     return bound
