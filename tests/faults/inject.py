@@ -52,13 +52,13 @@ class _Program:
     """Where the program is, and what is wrong there."""
 
     def __init__(self, wing: str, faults: tuple[Fault, ...]) -> None:
-        self.library, self.faults, self.layer = LIBRARIES[wing], faults, -1
+        self.lib, self.faults, self.layer = LIBRARIES[wing], faults, -1
         self.block: Any = None
 
     def run(self, piece: str, right: Callable[..., Any], *given: Any) -> Any:
         for fault in self.faults:
             if fault.piece == piece and fault.layer in (None, self.layer):
-                return fault.wrong(self.library, right, *given)
+                return fault.wrong(self.lib, right, *given)
         return right(*given)
 
 

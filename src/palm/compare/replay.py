@@ -14,7 +14,8 @@ import numpy as np
 
 from palm.compare import conditioning
 from palm.compare.probe import Recording
-from palm.compare.program import REFEREE, Place, place
+from palm.compare.program import REFEREE, Arrays, Place, place
+from palm.params import DType
 from palm.rounding import rms, rounding_bound
 from palm.taps import tap_names
 
@@ -24,7 +25,8 @@ class Departure:
     """One operation of one side that is not the referee's, from the side's own inputs.
 
     `deviation`: relative rms distance between what the side and what the referee makes of the inputs.
-    `bound`: what rounding explains of it. `place` and `value` are the inputs and the side's output.
+    `bound`: what rounding explains of it, in float64 where the side's float64 program departs alike. `place`
+    and `value` are the inputs and the side's output.
     """
 
     side: str
@@ -43,21 +45,32 @@ class Departure:
 def departures(side: Recording) -> Iterator[Departure]:
     """In dataflow order, the operations of which rounding does not explain what they gave.
 
+    A wrong function is wrong in the side's float64 program too, which shows it, and tells it from others, down
+    to float64's rounding. What shows in working precision only is a precision that is lost there.
     None if the recording lacks taps: each is the input of others.
     """
     if not side.taps.keys() >= set(tap_names(side.config.depth)):
         return
     weights = {name: np.asarray(array, np.float64) for name, array in side.weights.items()}
     for tap in tap_names(side.config.depth):
-        kind, at = place(tap, side.config, weights, side.taps, side.tokens)
-        value = np.asarray(side.taps[tap], np.float64)
-        operation = REFEREE[kind]
-        found = deviation(value, operation(at))
-        # One operation, from inputs that are exact: no block lies before it.
-        bound = rounding_bound(side.config, side.dtype, side.tokens.shape[-1], 0)
-        bound = conditioning.of_operation(operation, at, side.dtype, found, bound)
-        if not found <= bound:
-            yield Departure(side.label, tap, found, bound, at, value)
+        working = _departure(side, tap, weights, side.taps, side.dtype)
+        exact = _departure(side, tap, weights, side.exact_taps, "float64")
+        # What departs little in float64 is not what departs much in working precision.
+        if exact is not None and not (working and exact.deviation < 0.5 * working.deviation):
+            yield exact
+        elif working is not None:
+            yield working
+
+
+def _departure(side: Recording, tap: str, weights: Arrays, taps: Arrays, dtype: DType) -> Departure | None:
+    """The departure of one operation from these taps, if there is one."""
+    kind, at = place(tap, side.config, weights, taps, side.tokens)
+    operation, value = REFEREE[kind], np.asarray(taps[tap], np.float64)
+    found = deviation(value, operation(at))
+    # One operation, from inputs that are exact: no block lies before it.
+    bound = rounding_bound(side.config, dtype, side.tokens.shape[-1], 0)
+    bound = conditioning.of_operation(operation, at, dtype, found, bound)
+    return None if found <= bound else Departure(side.label, tap, found, bound, at, value)
 
 
 def deviation(value: np.ndarray, expected: np.ndarray) -> float:
