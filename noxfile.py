@@ -14,8 +14,8 @@ CONSTRAINTS = ("-c", "constraints.txt")
 UPSTREAM = ("PaLM-pytorch==0.2.2", "PaLM-jax==0.1.2")
 
 
-# What the whole suite leaves to sessions of their own: a browser, and half an hour.
-APART = ("--ignore=tests/browser", "--ignore=tests/endurance")
+# What the whole suite leaves to sessions of their own: a browser, and what takes half an hour or more.
+APART = ("--ignore=tests/browser", "--ignore=tests/endurance", "--ignore=tests/faults")
 
 
 def group(name: str) -> list[str]:
@@ -34,11 +34,11 @@ def install_upstream(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The whole suite: core, both wings, parity, the four originals. `browser`, `endurance` are apart."""
+    """The whole suite: core, both wings, parity, originals. `browser`, `endurance`, `faults` are apart."""
     install(session, "all", "tests", "peers")
     install_upstream(session)
     # What takes half an hour does not run here, but must not rot either.
-    session.run("pytest", "tests/endurance", "--collect-only", "-q", silent=True)
+    session.run("pytest", "tests/endurance", "tests/faults", "--collect-only", "-q", silent=True)
     session.run(
         *("pytest", "-n", "2", "--dist", "worksteal", *APART, *session.posargs),
         # Hundreds of small programs are compiled once and run once. `parity` runs the grid at full effort.
@@ -88,6 +88,23 @@ def endurance(session: nox.Session) -> None:
     """A thousand steps in both wings, a hundred kills, a thousand damaged checkpoints: half an hour."""
     install(session, "all", "tests")
     session.run("pytest", "-s", "tests/endurance", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Faults of fifty kinds, pairs of them, and right sides: all found and named, no false alarm."""
+    install(session, "all", "tests")
+    session.run(
+        *("pytest", "-s", "tests/faults", *session.posargs),
+        env={"XLA_FLAGS": "--xla_backend_optimization_level=0", "OMP_NUM_THREADS": "1"},
+    )
+
+
+@nox.session
+def sensitivity(session: nox.Session) -> None:
+    """The smallest faults that are seen and named; writes the curves of docs/sensitivity.md."""
+    install(session, "all")
+    session.run("python", "benchmarks/sensitivity.py")
 
 
 @nox.session

@@ -221,15 +221,20 @@ def cast(x: Any, dtype: Any) -> Any:
     return x.to(dtype) if isinstance(x, torch.Tensor) else x.astype(dtype)
 
 
-def constant(library: Any, array: np.ndarray, like: Any) -> Any:
+def bfloat16(lib: Any, x: Any) -> Any:
+    """x rounded to bfloat16, in its own type."""
+    return cast(cast(x, lib.bfloat16), x.dtype)
+
+
+def constant(lib: Any, array: np.ndarray, like: Any) -> Any:
     """A NumPy array of reals as one of the library's, at least as wide as `like` and float32."""
     return (
         torch.as_tensor(array, dtype=wide(like).dtype)
-        if library is torch
+        if lib is torch
         else jnp.asarray(array, wide(like).dtype)
     )
 
 
-def truth(library: Any, array: np.ndarray) -> Any:
+def truth(lib: Any, array: np.ndarray) -> Any:
     """A NumPy array of truths as one of the library's."""
-    return torch.as_tensor(array) if library is torch else jnp.asarray(array)
+    return torch.as_tensor(array) if lib is torch else jnp.asarray(array)

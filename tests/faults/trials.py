@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from cases import draw_tokens, draw_weights
-from faults import wrong_parts, wrong_scores
+from faults import wrong_norms, wrong_parts, wrong_rotary, wrong_scores
 from faults.inject import Fault, injected
 from faults.kinds import KINDS, Kind
 
@@ -20,7 +20,7 @@ from palm.rounding import rms, rounding_bound
 
 WINGS = ("torch", "jax")
 # Importing them enters their kinds.
-SOURCES = (wrong_scores, wrong_parts)
+SOURCES = (wrong_rotary, wrong_scores, wrong_norms, wrong_parts)
 # A fault that moves its tap by less than so many times what rounding may is none to speak of: what the
 # smallest one is that can be seen, benchmarks/sensitivity.py measures.
 _THERE = 3.0

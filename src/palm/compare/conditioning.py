@@ -25,6 +25,9 @@ from palm.rounding import block_rounding, rms
 Arrays = Mapping[str, np.ndarray]
 # The largest of so many draws is allowed: what amplifies most does so now and then only.
 DRAWS = 8
+# A stream of its own: what is moved may itself be drawn by NumPy's generator with a plain seed, and moving
+# numbers along themselves is no random move.
+_SEED = 0x6D6F7665
 # What is so many times beyond what the draws so far allow is not looked into further.
 _HOPELESS = 100.0
 
@@ -49,7 +52,7 @@ class Conditioning:
         return _allowed(moved, error, bound)
 
     def _moved(self, draw: int, dtype: DType, is_tap: bool) -> Mapping[str, np.ndarray]:
-        rng = np.random.default_rng(draw)
+        rng = np.random.default_rng([_SEED, draw])
         size = block_rounding(self._config, dtype, self._tokens.shape[-1])
         weights = {name: _move(array, size, rng) for name, array in self._weights.items()}
         if is_tap:
@@ -87,7 +90,7 @@ class _Moved(Mapping[str, np.ndarray]):
 
     def __init__(self, taps: Arrays, size: float, draw: int) -> None:
         self._taps, self._size = taps, size
-        self._rng = np.random.default_rng(draw)
+        self._rng = np.random.default_rng([_SEED, draw])
         self._read: dict[str, np.ndarray] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:

@@ -45,8 +45,8 @@ class Departure:
 def departures(side: Recording) -> Iterator[Departure]:
     """In dataflow order, the operations of which rounding does not explain what they gave.
 
-    A wrong function is wrong in the side's float64 program too, which shows it, and tells it from others, down
-    to float64's rounding. What shows in working precision only is a precision that is lost there.
+    A wrong function is wrong in the side's float64 program too, which shows it, and tells it from others,
+    down to float64's rounding. What shows in working precision only is a precision that is lost there.
     None if the recording lacks taps: each is the input of others.
     """
     if not side.taps.keys() >= set(tap_names(side.config.depth)):

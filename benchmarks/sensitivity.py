@@ -1,0 +1,183 @@
+"""The smallest fault that palm.compare sees, and the smallest that it calls by its name.
+
+One torch side is made wrong by a growing amount, a right JAX side stands against it. Results go to
+benchmarks/results/sensitivity.json with the machine they came from, and to docs/sensitivity.svg.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+
+import palm
+from palm.compare import Recording, record
+from palm.compare.probe import environment
+from palm.torch_impl.attention import ATTENTION
+from palm.torch_impl.position import alibi_bias, rotation_table
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "sensitivity.json"
+PLOT = HERE.parent / "docs" / "sensitivity.svg"
+# Relative sizes, three a decade.
+SIZES = [float(f"{digit}e{power}") for power in range(-9, 0) for digit in (1, 2, 5)] + [1.0]
+# From an eps of 1e-8.
+EPS = [float(f"{digit}e{power}") for power in range(-8, -1) for digit in (1, 2, 5)][1:]
+SHAPE = {"num_tokens": 256, "dim": 128, "depth": 4, "heads": 4, "dim_head": 32}
+BLOCK = 2
+
+# Makes a torch model wrong by so much.
+Change = Callable[[Any, float], None]
+
+
+def other_eps(model: Any, eps: float) -> None:
+    config = dataclasses.replace(model.config, norm_eps=eps)
+    for norm in (model.norm, *(block.norm for block in model.blocks)):
+        norm.config = config
+
+
+def other_theta(model: Any, size: float) -> None:
+    config = dataclasses.replace(model.config, rope_theta=model.config.rope_theta * (1 + size))
+
+    def positions(length: int, x: torch.Tensor) -> tuple[Any, None]:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return rotation_table(config, length, device=x.device, dtype=dtype), None
+
+    model.positions = positions
+
+
+def other_slopes(model: Any, size: float) -> None:
+    def positions(length: int, x: torch.Tensor) -> tuple[None, torch.Tensor]:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return None, alibi_bias(model.config, length, device=x.device, dtype=dtype) * (1 + size)
+
+    model.positions = positions
+
+
+def moved_weight(model: Any, size: float) -> None:
+    weight = model.blocks[BLOCK].feedforward.down.weight
+    # One of ordinary size, which differs from the mean square by least.
+    typical = (weight.detach().float().square() - weight.detach().float().square().mean()).abs().argmin()
+    with torch.no_grad():
+        weight.view(-1)[typical] *= 1 + size
+
+
+def other_scale(model: Any, size: float) -> None:
+    def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        attended = F.scaled_dot_product_attention(
+            *(q.reshape(-1, *q.shape[-3:]), k.reshape(-1, 1, *k.shape[-2:]), v.reshape(-1, 1, *v.shape[-2:])),
+            attn_mask=bias,
+            is_causal=bias is None,
+            enable_gqa=True,
+            scale=q.shape[-1] ** -0.5 * (1 + size),
+        )
+        return attended.reshape(q.shape)
+
+    ATTENTION["scaled"] = fused
+    for block in model.blocks:
+        block.attention.path = "scaled"
+
+
+# what -> (architecture, its change, sizes, what palm must call it)
+FAULTS: dict[str, tuple[dict[str, Any], Change, list[float], str]] = {
+    "eps, embeddings of std 1": ({"positions": "rotary", "init": "paper"}, other_eps, EPS, "eps"),
+    "eps, embeddings of std 0.02": ({"positions": "rotary", "init": "reference"}, other_eps, EPS, "eps"),
+    "rotary θ": ({"positions": "rotary"}, other_theta, SIZES, "rotary θ"),
+    "ALiBi slopes": ({"positions": "alibi"}, other_slopes, SIZES, "ALiBi slopes"),
+    "query scale": ({"positions": "rotary"}, other_scale, SIZES, "query scale"),
+    "one weight, arrays alike": ({"positions": "rotary"}, moved_weight, SIZES, "unknown"),
+    "one weight": ({"positions": "rotary"}, moved_weight, SIZES, "different weights"),
+}
+
+
+def recordings(what: str, dtype: Any) -> tuple[Any, Recording, np.ndarray]:
+    """A right torch model, the recording of a right JAX one, and the tokens of both."""
+    choices = FAULTS[what][0]
+    config = palm.PaLMConfig(
+        **{**SHAPE, "norm": "rmsnorm", "norm_eps_mode": "add", "norm_eps": 1e-8, **choices}
+    ).resolve("torch")
+    text = palm.data.standard_library_text()
+    tokens = palm.data.sample_windows(text, config, batch=2, length=64, seed=0)
+    right = record(palm.build(config, backend="jax", dtype=dtype), tokens)
+    return palm.build(config, backend="torch", dtype=dtype), right, tokens
+
+
+def measure(what: str, dtype: str) -> list[dict[str, Any]]:
+    """For each size: whether the sides are said to differ, where first, and what the fault is called."""
+    _, change, sizes, cause = FAULTS[what]
+    model, right, tokens = recordings(what, dtype)
+    told = []
+    for size in [0.0, *sizes]:
+        wrong = copy.deepcopy(model)
+        if size:
+            change(wrong, size)
+        side = record(wrong, tokens)
+        if what.endswith("alike"):
+            side = dataclasses.replace(side, weights=right.weights)
+        found = palm.compare(right, side)
+        named = [one for one in found.diagnoses if one.cause == cause and one.side == "torch"]
+        told.append(
+            {
+                "size": size,
+                "differs": not found.agree,
+                "first": found.first_divergence,
+                "named": bool(named),
+                "place": bool(found.diagnoses) and found.diagnoses[0].side == "torch",
+                "told": named[0].detail if named else "",
+                "largest ratio": max(found.ratios.values()),
+            }
+        )
+    assert not told[0]["differs"], "the right sides differ"
+    return told
+
+
+def threshold(told: list[dict[str, Any]], what: str) -> float | None:
+    """The smallest size from which on all are found."""
+    missed = [i for i, one in enumerate(told) if not one[what]]
+    return told[missed[-1] + 1]["size"] if missed[-1] + 1 < len(told) else None
+
+
+def draw(results: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
+    """The largest ratio against the size of the fault; a ring where it is called by its name first."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    for column, dtype in enumerate(("float32", "bfloat16")):
+        axes = figure.add_subplot(1, 2, column + 1)
+        for what, by_dtype in results.items():
+            told = [one for one in by_dtype[dtype] if one["size"]]
+            [curve] = axes.loglog(
+                [one["size"] for one in told], [one["largest ratio"] for one in told], label=what
+            )
+            first = threshold(by_dtype[dtype], "named")
+            for one in told:
+                if one["size"] == first:
+                    axes.plot(first, one["largest ratio"], "o", mfc="none", color=curve.get_color())
+        axes.axhline(1.5, color="black", linewidth=0.8, linestyle=":")
+        axes.set(title=dtype, xlabel="size of the fault (eps: itself)", ylabel="largest ratio")
+        axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize="x-small")
+    figure.savefig(PLOT, metadata={"Date": None})
+
+
+def main() -> None:
+    results: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for what in FAULTS:
+        results[what] = {dtype: measure(what, dtype) for dtype in ("float32", "bfloat16")}
+        for dtype, told in results[what].items():
+            differs, named = threshold(told, "differs"), threshold(told, "named")
+            print(f"{what}, {dtype}: differs from {differs}, named from {named}", flush=True)
+    draw(results)
+    RESULTS.write_text(
+        json.dumps({"environment": environment(), "shape": SHAPE, "results": results}, indent=1) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
