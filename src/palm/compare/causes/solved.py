@@ -18,14 +18,18 @@ Solve = Callable[[str, Place, np.ndarray], Iterator[Variant]]
 # A number, always positive -> the variant that has it.
 Family = Callable[[Place, float], Variant]
 
-# A fit begins with so many positions, where nothing has turned or decayed far, and doubles them.
-_BEGINNING = 8
+# A fit begins with so many positions, where nothing has turned or decayed far, and doubles them up to so
+# many: they tell the number, and the rest must bear it out.
+_BEGINNING, _ENOUGH = 8, 64
+# A row is that of an id if what is left of it is less than this share of its sum of squares.
+_NEAR = 1e-4
+_AT_ONCE = 64
 _STEPS = 12
 
 
 def number(family: Family, low: float, high: float, points: int = 100) -> Solve:
     """The number of a one-parameter family: the best on a grid from `low` to `high`, then Gauss-Newton on its
-    logarithm, on more and more positions."""
+    logarithm, on more and more of the first positions."""
 
     def solve(kind: str, at: Place, value: np.ndarray) -> Iterator[Variant]:
         if kind not in family(at, low)[1]:
@@ -34,32 +38,36 @@ def number(family: Family, low: float, high: float, points: int = 100) -> Solve:
         def run(log: float) -> np.ndarray:
             return family(beginning, float(np.exp(log)))[1][kind](beginning)
 
-        length = value.shape[-2]
+        length = min(_ENOUGH, value.shape[-2])
         n = min(_BEGINNING, length)
         beginning = _beginning(at, n)
         grid = np.linspace(np.log(low), np.log(high), points)
         log = float(grid[np.argmin([np.square(value[..., :n, :] - run(x)).sum() for x in grid])])
         while True:
-            log = _gauss_newton(run, value[..., :n, :], log, float(grid[1] - grid[0]))
+            log = _gauss_newton(run, value[..., :n, :], log, grid)
             if n == length:
                 break
             n = min(2 * n, length)
             beginning = _beginning(at, n)
-        if np.log(low) <= log <= np.log(high):
-            yield family(at, float(np.exp(log)))
+        yield family(at, float(np.exp(log)))
 
     return solve
 
 
-def _gauss_newton(run: Callable[[float], np.ndarray], value: np.ndarray, log: float, largest: float) -> float:
+def _gauss_newton(
+    run: Callable[[float], np.ndarray], value: np.ndarray, log: float, grid: np.ndarray
+) -> float:
+    """A better number: within the grid, and a step of it at a time."""
+    largest = grid[1] - grid[0]
     for _ in range(_STEPS):
         slope = (run(log + 1e-5) - run(log - 1e-5)) / 2e-5
         curvature = np.square(slope).sum()
         if not curvature > 0:
             break
-        step = float(np.clip((slope * (value - run(log))).sum() / curvature, -largest, largest))
-        log += step
-        if abs(step) < 1e-9:
+        step = np.clip((slope * (value - run(log))).sum() / curvature, -largest, largest)
+        before, log = log, float(np.clip(log + step, grid[0], grid[-1]))
+        # The error of the next step is this one's squared.
+        if abs(log - before) < 1e-9:
             break
     return log
 
@@ -84,20 +92,20 @@ def factor(kind: str, told: Callable[[Place, float], str]) -> Solve:
 
 
 def ids(kind: str, at: Place, value: np.ndarray) -> Iterator[Variant]:
-    """Of each place the id of which the row was taken, if it was one."""
+    """Of each place the id whose row was taken; nothing if one place has a row that is no id's."""
     if kind != "embed":
         return
     rows, table = value.reshape(-1, value.shape[-1]), at.weight("embedding")
-    used = at.tokens.reshape(-1).copy()
-    other = np.flatnonzero(np.square(rows - table[used]).sum(-1) > 1e-4 * np.square(table[used]).sum(-1))
-    for place in other:
-        used[place] = np.square(rows[place] - table).sum(-1).argmin()
+    used, sizes = at.tokens.reshape(-1).copy(), np.square(table).sum(-1)
+    other = np.flatnonzero(np.square(rows - table[used]).sum(-1) > _NEAR * sizes[used])
+    for start in range(0, len(other), _AT_ONCE):
+        places = other[start : start + _AT_ONCE]
+        used[places] = (sizes - 2 * rows[places] @ table.T).argmin(-1)
+        if (np.square(rows[places] - table[used[places]]).sum(-1) > _NEAR * sizes[used[places]]).any():
+            return
     changed = used.reshape(at.tokens.shape)
-    where = int((changed != at.tokens).sum())
-    yield (
-        f"other ids at {where:,} of {used.size:,} places",
-        {"embed": lambda at: at.weight("embedding")[changed]},
-    )
+    told = f"other ids at {int((changed != at.tokens).sum()):,} of {used.size:,} places"
+    yield told, {"embed": lambda at: at.weight("embedding")[changed]}
 
 
 def matrix(kind: str, at: Place, value: np.ndarray) -> Iterator[Variant]:
