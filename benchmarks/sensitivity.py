@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -27,10 +28,14 @@ from palm.torch_impl.position import alibi_bias, rotation_table
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "sensitivity.json"
 PLOT = HERE.parent / "docs" / "sensitivity.svg"
-# Relative sizes, three a decade.
-SIZES = [float(f"{digit}e{power}") for power in range(-9, 0) for digit in (1, 2, 5)] + [1.0]
-# From an eps of 1e-8.
-EPS = [float(f"{digit}e{power}") for power in range(-8, -1) for digit in (1, 2, 5)][1:]
+DTYPES = ("float64", "float32", "bfloat16")
+# Relative sizes, three a decade; eps from 1e-8 on.
+SIZES = [float(f"{digit}e{power}") for power in range(-15, 0) for digit in (1, 2, 5)] + [1.0]
+EPS = [1e-8 * (1 + size) for size in SIZES[:-1:3]] + [
+    float(f"{digit}e{power}") for power in range(-8, -1) for digit in (1, 2, 5)
+][1:]
+# One weight is one of many thousands.
+WEIGHT = [*SIZES, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]
 SHAPE = {"num_tokens": 256, "dim": 128, "depth": 4, "heads": 4, "dim_head": 32}
 BLOCK = 2
 
@@ -93,8 +98,9 @@ FAULTS: dict[str, tuple[dict[str, Any], Change, list[float], str]] = {
     "rotary θ": ({"positions": "rotary"}, other_theta, SIZES, "rotary θ"),
     "ALiBi slopes": ({"positions": "alibi"}, other_slopes, SIZES, "ALiBi slopes"),
     "query scale": ({"positions": "rotary"}, other_scale, SIZES, "query scale"),
-    "one weight, arrays alike": ({"positions": "rotary"}, moved_weight, SIZES, "unknown"),
-    "one weight": ({"positions": "rotary"}, moved_weight, SIZES, "different weights"),
+    # The side says that it has the right weights, and computes with others.
+    "one weight, arrays alike": ({"positions": "rotary"}, moved_weight, WEIGHT, "unknown"),
+    "one weight": ({"positions": "rotary"}, moved_weight, WEIGHT, "different weights"),
 }
 
 
@@ -106,7 +112,8 @@ def recordings(what: str, dtype: Any) -> tuple[Any, Recording, np.ndarray]:
     ).resolve("torch")
     text = palm.data.standard_library_text()
     tokens = palm.data.sample_windows(text, config, batch=2, length=64, seed=0)
-    right = record(palm.build(config, backend="jax", dtype=dtype), tokens)
+    with jax.enable_x64(dtype == "float64"):
+        right = record(palm.build(config, backend="jax", dtype=dtype), tokens)
     return palm.build(config, backend="torch", dtype=dtype), right, tokens
 
 
@@ -147,9 +154,9 @@ def threshold(told: list[dict[str, Any]], what: str) -> float | None:
 
 def draw(results: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
     """The largest ratio against the size of the fault; a ring where it is called by its name first."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    for column, dtype in enumerate(("float32", "bfloat16")):
-        axes = figure.add_subplot(1, 2, column + 1)
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    for column, dtype in enumerate(DTYPES):
+        axes = figure.add_subplot(1, 3, column + 1)
         for what, by_dtype in results.items():
             told = [one for one in by_dtype[dtype] if one["size"]]
             [curve] = axes.loglog(
@@ -169,7 +176,7 @@ def draw(results: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
 def main() -> None:
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for what in FAULTS:
-        results[what] = {dtype: measure(what, dtype) for dtype in ("float32", "bfloat16")}
+        results[what] = {dtype: measure(what, dtype) for dtype in DTYPES}
         for dtype, told in results[what].items():
             differs, named = threshold(told, "differs"), threshold(told, "named")
             print(f"{what}, {dtype}: differs from {differs}, named from {named}", flush=True)

@@ -12,6 +12,7 @@ import numpy as np
 
 from palm.compare.causes import CAUSES, Cause, Variant
 from palm.compare.causes.variants import with_config
+from palm.compare.confined import confined
 from palm.compare.probe import Recording
 from palm.compare.program import REFEREE
 from palm.compare.replay import Departure, departures, deviation
@@ -144,7 +145,6 @@ def _name(
     """
 
     def told(cause: str, detail: str, after: float, fix: str) -> Diagnosis:
-        confined = _confined(departure, side.config)
         return Diagnosis(
             departure.side,
             (departure.tap,),
@@ -153,7 +153,7 @@ def _name(
             departure.deviation,
             after,
             departure.bound,
-            confined,
+            confined(departure, side.config),
             fix,
         )
 
@@ -219,36 +219,6 @@ def _dropout(departure: Departure) -> tuple[str, float] | None:
     # The share is an estimate of the rate; a wrong factor would leave far more.
     detail = f"{share:.1%} of the elements are 0, the others {1 / (1 - share):.3g} times as large"
     return (detail, after) if after < 0.1 * departure.deviation else None
-
-
-def _confined(departure: Departure, config: PaLMConfig) -> str:
-    """To which positions and heads a departure is confined; empty if to none in particular."""
-    expected = REFEREE[departure.operation](departure.place)
-    with np.errstate(invalid="ignore"):
-        off = np.square(departure.value - expected)
-    limit = (departure.bound * (rms(expected) or 1.0)) ** 2
-    told = []
-    if departure.operation in ("q", "attention"):
-        heads = off.reshape(*off.shape[:-1], config.heads, config.dim_head)
-        per_head = ~(heads.mean(axis=(*range(heads.ndim - 2), -1)) <= limit)
-        if per_head.any() and not per_head.all():
-            told.append(f"heads {_ranges(np.flatnonzero(per_head))} of {config.heads}")
-    per_position = ~(off.mean(axis=(*range(off.ndim - 2), -1)) <= limit)
-    first = int(np.argmax(per_position))
-    if per_position.any() and not per_position.all():
-        n = len(per_position)
-        if per_position[first:].all():
-            told.append(f"from position {first} on")
-        elif per_position.sum() <= 0.5 * n:
-            told.append(f"positions {_ranges(np.flatnonzero(per_position))} of {n}")
-    return ", ".join(told)
-
-
-def _ranges(numbers: np.ndarray) -> str:
-    """0–3, 7, …: at most four pieces."""
-    pieces = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
-    shown = [str(p[0]) if len(p) == 1 else f"{p[0]}–{p[-1]}" for p in pieces[:4]]
-    return ", ".join(shown) + (", …" if len(pieces) > 4 else "")
 
 
 def _grouped(found: Iterable[Diagnosis]) -> Iterator[Diagnosis]:

@@ -75,7 +75,9 @@ def _compare_recordings(a: Recording, b: Recording, on_step: OnStep) -> Comparis
         label_a=a.label,
         label_b=b.label,
         findings=tuple(
-            recording_findings(a, b, exact_taps, exact_loss, exact_grads, Conditioning(a.config, a.weights, a.tokens))
+            recording_findings(
+                a, b, exact_taps, exact_loss, exact_grads, Conditioning(a.config, a.weights, a.tokens)
+            )
         ),
         differences=tuple(_differences(a, b, other)),
         doubts=(f"one side's weights are the other's rounded to {_narrower(a, b)}",) if rounded else (),
