@@ -192,7 +192,7 @@ def test_a_trajectory_is_read_as_it_lies(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--train", "-1"], "train must be at least 0; got train=-1."),
+        (["--train", "-1"], "train must be a whole number of at least 0; got train=-1."),
         (["--train", "2", "--recipe", "soup"], "one of bytes, adamw, paper; got recipe='soup'."),
         (["--recipe", "soup"], "one of bytes, adamw, paper; got recipe='soup'."),
     ],

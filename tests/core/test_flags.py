@@ -10,9 +10,8 @@ from typing import Annotated, get_args, get_origin
 import pytest
 import tyro
 
-from palm import Cadence, PaLMConfig, Recipe
+from palm import Cadence, PaLMConfig, Recipe, flags
 from palm.cli import main
-from palm.commands import _given
 from palm.flags import CadenceFlags, ModelFlags, RecipeFlags, _flags
 
 FLAGS = {PaLMConfig: ModelFlags, Recipe: RecipeFlags, Cadence: CadenceFlags}
@@ -111,7 +110,7 @@ def test_a_field_without_a_description_cannot_be_a_flag():
     ],
 )
 def test_only_what_is_given_is_changed(cls, words, given):
-    assert _given(tyro.cli(made(cls), args=words)) == given
+    assert flags.given(tyro.cli(made(cls), args=words)) == given
 
 
 @pytest.mark.parametrize(

@@ -84,9 +84,10 @@ def test_processes_of_their_own_agree_too_and_report_each_step(tmp_path):
     checkpoint = palm.save(model, tmp_path / "checkpoint")
     reported = []
     found = train_backends(
-        Source(CONFIG.to_dict(), 0, str(checkpoint)),
+        Source(CONFIG, 0, ()),
         standard_library_text(),
         dataclasses.replace(RECIPE, steps=4),
+        checkpoint=str(checkpoint),
         device=None,
         attention="fused",
         on_step=lambda run, step: reported.append((run, step)),

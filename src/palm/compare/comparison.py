@@ -149,7 +149,7 @@ class Comparison:
                 "float64 both compute the same function."
             )
         if outcome == "cannot tell":
-            told = [*self.doubts, *([f"{first.name}: {first.fault}"] if first is not None else [])]
+            told = [*self.doubts] or [f"{first.name}: {first.fault}" if first is not None else ""]
             return f"cannot tell whether {both} agree: {'; '.join(told)}."
         if first is not None:
             told = [f"{both} differ from {first.name} on: {first.fault}", *self.differences]

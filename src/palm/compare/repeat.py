@@ -65,8 +65,8 @@ class Repeated:
         name = max(names, key=lambda name: self.intervals[name][2])
         low, middle, high = self.intervals[name]
         told = (
-            f"Of {len(self.seeds)} repeats: {of}; the ratio at {name} is {low:.2f} to {high:.2f}, "
-            f"median {middle:.2f}, which holds the true median with probability {self.confidence:.1%}."
+            f"Of {len(self.seeds)} repeats: {of}; the ratio at {name} is {low:.3g} to {high:.3g}, "
+            f"median {middle:.3g}, which holds the true median with probability {self.confidence:.1%}."
         )
         if self.outcome != self.shown.outcome:
             sides = f"{self.shown.label_a} and {self.shown.label_b}"
