@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
+
 from palm.compare.backward import diagnose_backward
 from palm.compare.diagnosis import Diagnosis, diagnose
 from palm.compare.excerpt import Excerpt
@@ -99,7 +101,8 @@ class Comparison:
         a, b = (side.beginning if isinstance(side, Excerpt) else side for side in self.recordings)
         if a is None or b is None:
             return ()
-        found = diagnose(a, b)
+        with np.errstate(all="ignore"):  # what was recorded need not be finite
+            found = diagnose(a, b)
         if found or isinstance(self.recordings[0], Excerpt):
             return found
         return tuple(d for i in range(2) for d in self._backward(i))

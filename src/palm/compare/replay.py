@@ -67,8 +67,7 @@ def _departure(side: Recording, tap: str, weights: Arrays, taps: Arrays, dtype: 
     """The departure of one operation from these taps, if there is one."""
     kind, at = place(tap, side.config, weights, taps, side.tokens)
     operation, value = REFEREE[kind], np.asarray(taps[tap], np.float64)
-    with np.errstate(all="ignore"):  # of inputs that are not finite
-        found = deviation(value, operation(at))
+    found = deviation(value, operation(at))
     # One operation, from inputs that are exact: no block lies before it.
     bound = rounding_bound(side.config, dtype, side.tokens.shape[-1], 0)
     bound = conditioning.of_operation(operation, at, dtype, found, bound)
