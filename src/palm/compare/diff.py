@@ -50,9 +50,10 @@ def compare(a: Any, b: Any, tokens: Any = None, *, on_step: OnStep = quietly) ->
     if side_a.label == side_b.label:
         side_a, side_b = (replace(x, label=f"{x.label} {s}") for x, s in ((side_a, "a"), (side_b, "b")))
     _check_comparable(side_a, side_b)
-    if isinstance(side_a, Excerpt) or isinstance(side_b, Excerpt):
+    with np.errstate(over="ignore", invalid="ignore"):  # what was recorded may be anything
+        if isinstance(side_a, Recording) and isinstance(side_b, Recording):
+            return _compare_recordings(side_a, side_b, on_step)
         return _compare_excerpts(*(x if isinstance(x, Excerpt) else excerpt_of(x) for x in (side_a, side_b)))
-    return _compare_recordings(side_a, side_b, on_step)
 
 
 def _recorded(side: Any, tokens: Any, on_step: OnStep) -> Recorded:

@@ -191,7 +191,7 @@ def _outside(
         for reading, error, bound in zip(readings, errors, bounds, strict=True)
         if error > bound
     ]
-    if ratio > RATIO_BAR:
+    if not ratio <= RATIO_BAR:
         further = f", {readings[int(errors[1] > errors[0])].label} further from the referee"
         known = all(map(math.isfinite, errors))
         told.insert(0, f"{ratio:.3g} times their rounding apart{further if known else ''}")
@@ -210,7 +210,7 @@ def _nature(
     finite = [reading.is_finite for reading in readings]
     if not all(finite):
         return "function" if any(finite) else "both not finite"
-    if ratio > RATIO_BAR:
+    if not ratio <= RATIO_BAR:
         # Without a float64 program the ratio is one to what rounding allows, and proves nothing by itself.
         proven = all(reading.own is not None for reading in readings) or cross > limits.widest
         return "function" if proven else "rounding"
