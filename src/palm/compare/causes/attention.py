@@ -89,7 +89,7 @@ def _left_over(h: int) -> np.ndarray:
 
 def _stretched(at: Place, factor: float) -> Variant:
     is_alibi = at.config.positions == "alibi"
-    return f"times {factor:.4g}", _slopes(lambda h: factor * alibi_slopes(h)) if is_alibi else {}
+    return f"times {factor:.10g}", _slopes(lambda h: factor * alibi_slopes(h)) if is_alibi else {}
 
 
 SLOPES = (number(_stretched, 1 / 64, 64),)
@@ -140,12 +140,12 @@ def mask_fill(config: PaLMConfig) -> Iterator[Variant]:
 
 
 def _filled(fill: float) -> Variant:
-    return f"{fill:.4g} for −∞", attended(lambda at: masked(at, linear(at), fill=fill))
+    return f"{fill:.10g} for −∞", attended(lambda at: masked(at, linear(at), fill=fill))
 
 
 def _added(fill: float) -> Variant:
     return (
-        f"{fill:.4g} added for −∞",
+        f"{fill:.10g} added for −∞",
         attended(lambda at: linear(at) + masked(at, np.zeros(()), fill=fill)),
     )
 
@@ -175,7 +175,7 @@ def _scaled(scale: float) -> Operation:
 
 
 def _any_scale(at: Place, factor: float) -> Variant:
-    return f"times {factor:.4g}", {"attention": _scaled(factor * at.config.dim_head**-0.5)}
+    return f"times {factor:.10g}", {"attention": _scaled(factor * at.config.dim_head**-0.5)}
 
 
 SCALE = (number(_any_scale, 1 / 64, 64),)

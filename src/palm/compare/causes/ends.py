@@ -71,10 +71,10 @@ def residual(config: PaLMConfig) -> Iterator[Variant]:
 
 
 TOKENS = (solved.ids,)
-EMBEDDING_SCALE = (solved.factor("embed", lambda at, scale: f"times {scale:.4g}"),)
+EMBEDDING_SCALE = (solved.factor("embed", lambda at, scale: f"times {scale:.10g}"),)
 LOGIT_SCALE = (
     solved.factor(
-        "logits", lambda at, scale: f"{scale * at.config.logit_scale:.4g} for {at.config.logit_scale:.4g}"
+        "logits", lambda at, scale: f"{scale * at.config.logit_scale:.10g} for {at.config.logit_scale:.10g}"
     ),
 )
 MATRIX = (solved.matrix,)

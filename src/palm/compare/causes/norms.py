@@ -27,7 +27,7 @@ def eps(config: PaLMConfig) -> Iterator[Variant]:
 
 EPS_SOLVED = (
     number(
-        lambda at, eps: (f"eps {eps:.4g} for {at.config.eps:g}", with_config(("norm",), norm_eps=eps)),
+        lambda at, eps: (f"eps {eps:.10g} for {at.config.eps:g}", with_config(("norm",), norm_eps=eps)),
         1e-15,
         10,
     ),
@@ -57,13 +57,13 @@ def _outside(eps: float) -> Variant:
         x = centred(at)
         return x / (np.sqrt(np.square(x).mean(-1, keepdims=True)) + eps) * at.weight("norm")
 
-    return f"eps {eps:.4g} added to the root, not under it", {"norm": operation}
+    return f"eps {eps:.10g} added to the root, not under it", {"norm": operation}
 
 
 def _other_mode(at: Place, eps: float) -> Variant:
     own = at.config.norm_eps_mode
     other: EpsMode = "add" if own == "clamp" else "clamp"
-    detail = f'"{other}" for "{own}", eps {eps:.4g}'
+    detail = f'"{other}" for "{own}", eps {eps:.10g}'
     return detail, with_config(("norm",), norm_eps_mode=other, norm_eps=eps)
 
 

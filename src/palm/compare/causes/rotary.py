@@ -75,7 +75,7 @@ def rotary_theta(config: PaLMConfig) -> Iterator[Variant]:
 
 
 def _of_theta(at: Place, theta: float) -> Variant:
-    detail = f"θ {theta:.6g} for {at.config.rope_theta:g}"
+    detail = f"θ {theta:.10g} for {at.config.rope_theta:g}"
     return detail, with_config(("q", "k"), rope_theta=theta) if _only_rotary(at.config) else {}
 
 

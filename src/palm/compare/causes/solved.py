@@ -12,6 +12,7 @@ import numpy as np
 
 from palm.compare.causes.variants import Variant
 from palm.compare.program import REFEREE, Place
+from palm.rounding import rms
 
 # The kind of the tap, its place and what was recorded -> variants that may meet it.
 Solve = Callable[[str, Place, np.ndarray], Iterator[Variant]]
@@ -24,6 +25,7 @@ _BEGINNING, _ENOUGH = 8, 64
 # A row is that of an id if what is left of it is less than this share of its sum of squares.
 _NEAR = 1e-4
 _AT_ONCE = 64
+_BORNE_OUT = 0.03
 _STEPS = 12
 
 
@@ -109,10 +111,16 @@ def ids(kind: str, at: Place, value: np.ndarray) -> Iterator[Variant]:
 
 
 def matrix(kind: str, at: Place, value: np.ndarray) -> Iterator[Variant]:
-    """Another output matrix (d, v), by least squares from three rows of four: the others must bear it out."""
-    y = at.tap("norm").reshape(-1, at.config.dim) if kind == "logits" else np.zeros((0, 1))
-    fitted = np.arange(len(y)) % 4 != 0
-    if fitted.sum() > y.shape[1]:
-        rows = value.reshape(len(y), -1)
-        other = np.linalg.lstsq(y[fitted], rows[fitted], rcond=None)[0]
+    """Another output matrix (d, v), by least squares, if one from three rows of four foretells the others."""
+    if kind != "logits":
+        return
+    y, rows = (x.reshape(-1, x.shape[-1]) for x in (at.tap("norm"), value))
+    kept = np.arange(len(y)) % 4 != 0
+    if kept.sum() <= y.shape[1]:
+        return
+    foretold = y[~kept] @ np.linalg.lstsq(y[kept], rows[kept], rcond=None)[0]
+    # Rows that are nearly alike amplify rounding; what is no matrix is not foretold at all.
+    if rms(foretold - rows[~kept]) <= _BORNE_OUT * rms(rows):
+        other = np.linalg.lstsq(y, rows, rcond=None)[0]
+        other += np.linalg.lstsq(y, rows - y @ other, rcond=None)[0]  # what the first solution rounded
         yield "a matrix that the model does not have", {"logits": lambda at: at.tap("norm") @ other}
