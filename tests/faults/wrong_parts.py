@@ -105,7 +105,15 @@ def logit_scale(rng, config):
     return "logits", lambda lib, right, y, w, cfg: right(y, w, cfg) * factor
 
 
-@kind("untied embedding", "output matrix", "logits", config={"tie_embeddings": (True,)}, everywhere=True)
+# Another matrix is known by what it does to rows that those before foretell: they must span its inputs.
+@kind(
+    "untied embedding",
+    "output matrix",
+    "logits",
+    config={"tie_embeddings": (True,)},
+    everywhere=True,
+    length=100,
+)
 def untied(rng, config):
     matrix = rng.standard_normal((config.dim, config.num_tokens))
 

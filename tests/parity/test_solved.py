@@ -18,7 +18,7 @@ SOLVED = {
 }
 
 
-@pytest.mark.parametrize(("seed", "name"), enumerate(SOLVED), ids=lambda x: x if isinstance(x, str) else "")
+@pytest.mark.parametrize(("seed", "name"), list(enumerate(SOLVED)), ids=str)
 def test_what_is_free_in_a_fault_is_solved(seed, name):
     wing = WINGS[seed % 2]
     planted, found = trial(name, wing, seed)
