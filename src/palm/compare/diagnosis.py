@@ -21,6 +21,8 @@ from palm.params import parameters
 from palm.rounding import rms
 
 UNKNOWN = "unknown"
+# So many tensors that differ are told one by one.
+_FEW_TENSORS = 3
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def diagnose(a: Recording, b: Recording) -> tuple[Diagnosis, ...]:
                     continue
                 has_origin = True
             found.append(_name(departure, side, other, known))
-    return tuple(_different_weights(a, b)) + tuple(_grouped(found))
+    return tuple(_told_together(list(_different_weights(a, b)), a)) + tuple(_grouped(found))
 
 
 def _different_weights(a: Recording, b: Recording) -> Iterator[Diagnosis]:
@@ -115,6 +117,16 @@ def _different_weights(a: Recording, b: Recording) -> Iterator[Diagnosis]:
                 confined="",
                 fix="Load the same checkpoint on both sides, or copy them with palm.convert.",
             )
+
+
+def _told_together(found: list[Diagnosis], a: Recording) -> list[Diagnosis]:
+    """One entry for many tensors, as of two checkpoints."""
+    if len(found) <= _FEW_TENSORS:
+        return found
+    most = max(found, key=lambda one: one.before)
+    which = most.detail.replace(" differs", ", which differs")
+    detail = f"{len(found)} of {len(a.weights)} tensors, most of all {which} by {most.before:.2g} of its rms"
+    return [replace(most, taps=tuple(dict.fromkeys(one.taps[0] for one in found)), detail=detail)]
 
 
 def tap_of(weight: str) -> str:
