@@ -151,8 +151,8 @@ def _added(fill: float) -> Variant:
 
 
 FILL = (
-    number(lambda at, size: _filled(-size), 1e-2, 1e2),
-    number(lambda at, size: _added(-size), 1e-2, 1e2),
+    number(lambda at, size: _filled(-size), 1e-2, 1e2, points=40, causal=False),
+    number(lambda at, size: _added(-size), 1e-2, 1e2, points=40, causal=False),
 )
 
 

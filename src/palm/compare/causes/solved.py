@@ -22,6 +22,8 @@ Family = Callable[[Place, float], Variant]
 # A fit begins with so many positions, where nothing has turned or decayed far, and doubles them up to so
 # many: they tell the number, and the rest must bear it out.
 _BEGINNING, _ENOUGH = 8, 64
+# What has to be run on all positions, and many times, takes minutes on more.
+_LONGEST = 512
 # A row is that of an id if what is left of it is less than this share of its sum of squares.
 _NEAR = 1e-4
 _AT_ONCE = 64
@@ -29,9 +31,12 @@ _BORNE_OUT = 0.03
 _STEPS = 12
 
 
-def number(family: Family, low: float, high: float, points: int = 100) -> Solve:
+def number(family: Family, low: float, high: float, *, points: int = 100, causal: bool = True) -> Solve:
     """The number of a one-parameter family: the best on a grid from `low` to `high`, then Gauss-Newton on its
-    logarithm, on more and more of the first positions."""
+    logarithm, on more and more of the first positions.
+
+    If it is not `causal`, the first positions depend on those after: all are taken, or none if they are many.
+    """
 
     def solve(kind: str, at: Place, value: np.ndarray) -> Iterator[Variant]:
         if kind not in family(at, low)[1]:
@@ -40,8 +45,10 @@ def number(family: Family, low: float, high: float, points: int = 100) -> Solve:
         def run(log: float) -> np.ndarray:
             return family(beginning, float(np.exp(log)))[1][kind](beginning)
 
-        length = min(_ENOUGH, value.shape[-2])
-        n = min(_BEGINNING, length)
+        length = min(_ENOUGH, value.shape[-2]) if causal else value.shape[-2]
+        if length > _LONGEST:
+            return
+        n = min(_BEGINNING, length) if causal else length
         beginning = _beginning(at, n)
         grid = np.linspace(np.log(low), np.log(high), points)
         log = float(grid[np.argmin([np.square(value[..., :n, :] - run(x)).sum() for x in grid])])
@@ -75,7 +82,7 @@ def _gauss_newton(
 
 
 def _beginning(at: Place, n: int) -> Place:
-    """The first n positions; nothing there depends on those after."""
+    """The first n positions."""
     taps = {name: tap[..., :n, :] for name, tap in at.taps.items()}
     return dataclasses.replace(at, taps=taps, tokens=at.tokens[..., :n])
 
