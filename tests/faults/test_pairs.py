@@ -38,7 +38,7 @@ def draw(rng: np.random.Generator, wing: str) -> tuple[list[Planted], Comparison
         layers = sorted(int(layer) for layer in rng.choice(config.depth, 2, replace=False))
         planted = [plant(rng, kind, config, layer) for kind, layer in zip(kinds, layers, strict=True)]
         of = dict.fromkeys(WINGS, weights)
-        if all(is_there(run(config, of, ids, wing, one.fault), wing, one.tap) for one in planted):
+        if all(is_there(one, config, of, ids, wing) for one in planted):
             return planted, run(config, of, ids, wing, *(one.fault for one in planted))
 
 
