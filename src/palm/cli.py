@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
@@ -17,12 +16,13 @@ from palm import commands
 from palm.checkpoint import save_arrays
 from palm.compare import command
 from palm.config import Backend
-from palm.errors import PalmError
+from palm.display import Terminal
+from palm.errors import PalmError, ProbeError
 from palm.info import describe
 from palm.presets import preset as find_preset
 from palm.upstream import read_upstream
 
-BAD_USAGE, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
+BAD_USAGE, SIDE_DIED, INTERRUPTED, PIPE_CLOSED = 2, 4, 130, 141
 
 
 def info(preset: Positional[str] = "small", /, *, architecture: Backend = "torch", length: int = 2048) -> int:
@@ -36,7 +36,7 @@ def info(preset: Positional[str] = "small", /, *, architecture: Backend = "torch
     """
     config = find_preset(preset).resolve(architecture)
     sizes = describe(config, length)
-    console = Console()
+    console = Terminal()
     table = Table(box=None, padding=(0, 2), show_header=False)
     table.add_column(overflow="fold")
     table.add_column(justify="right", overflow="fold")
@@ -71,7 +71,7 @@ def import_(source: Positional[str], file: Positional[Path], out: Positional[Pat
     count = sum(array.size for array in arrays.values())
     # Read from the shapes alone: the one thing for a user to check.
     sizes = ", ".join(f"{name} {getattr(config, name)}" for name in ("depth", "dim", "heads", "dim_head"))
-    Console().print(f"{out}: {source}, {count:,} parameters, {sizes}", highlight=False, markup=False)
+    Terminal().print(f"{out}: {source}, {count:,} parameters, {sizes}", highlight=False, markup=False)
     return 0
 
 
@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     except PalmError as error:
         print(f"palm: {error}", file=sys.stderr)
-        return BAD_USAGE
+        return SIDE_DIED if isinstance(error, ProbeError) else BAD_USAGE
     except KeyboardInterrupt:  # training takes the first one as a wish; elsewhere there is nothing to save
         print("palm: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -15,6 +15,14 @@ from palm.errors import ConfigError
 from palm.loop import Entry, OnStep
 
 
+class Terminal(Console):
+    """A console that lets the command say with what status it ends when nobody reads its pipe any more."""
+
+    def on_broken_pipe(self) -> None:
+        """What `palm.cli.main` knows how to end."""
+        raise BrokenPipeError
+
+
 @contextmanager
 def display(total: int, tensorboard: Path | None) -> Iterator[OnStep]:
     """Where each step goes: to a bar on a terminal, or else to a line now and then; and to TensorBoard."""

@@ -44,13 +44,33 @@ def test_a_bundle_replaces_a_bundle_and_nothing_else(tmp_path):
     write_bundle(side("a"), tmp_path / "a")
     write_bundle(side("b"), tmp_path / "a")
     assert read_bundle(tmp_path / "a").label == "b"
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").write_text("years")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a"], "no litter"
+
+
+@pytest.mark.parametrize("beside", [(), (HEADER,), (HEADER, ARRAYS)])
+def test_a_folder_with_anything_else_in_it_is_left_alone(tmp_path, beside):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in beside:
+        (folder / name).write_text("{}")
+    if len(beside) < 2:
+        (folder / "thesis.tex").write_text("years")
+    before = {file.name: file.read_text() for file in folder.iterdir()}
     with pytest.raises(BundleError) as raised:
-        write_bundle(side("a"), tmp_path / "mine")
-    assert_explains(raised, "out must be a bundle or nothing yet", "mine")
-    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years"
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "mine"]
+        write_bundle(side("a"), folder)
+    assert_explains(raised, "out must be nothing yet, an empty folder, or a bundle", "mine", "Choose another")
+    assert {file.name: file.read_text() for file in folder.iterdir()} == before
+
+
+def test_a_bundle_with_a_stray_file_and_a_link_to_one_are_left_alone(tmp_path):
+    write_bundle(side("a"), tmp_path / "a")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    for path in (tmp_path / "a", tmp_path / "link"):
+        with pytest.raises(BundleError):
+            write_bundle(side("b"), path)
+    assert (tmp_path / "a" / "notes.txt").read_text() == "mine"
+    assert read_bundle(tmp_path / "a").label == "a"
 
 
 def test_two_bundles_are_compared_by_their_paths(tmp_path):

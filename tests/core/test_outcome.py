@@ -56,16 +56,35 @@ def test_what_is_not_finite_on_both_sides_tells_nothing():
         both = compare(side("a", change=overflow), side("b", change=overflow))
         one = compare(side("a"), side("b", change=overflow))
     assert both.outcome == "cannot tell"
+
+    def elsewhere(taps, grads):
+        taps["logits"] = taps["logits"].copy()
+        taps["logits"][-1, -1, -1] = math.nan
+
+    with np.errstate(invalid="ignore"):
+        assert compare(side("a", change=overflow), side("b", change=elsewhere)).outcome == "differ"
     assert both.verdict == "cannot tell whether a and b agree: logits: a and b are not finite."
     assert one.outcome == "differ"
 
 
-def test_a_float64_program_that_is_not_the_sides_own_proves_nothing():
-    found = side("b")
-    broken = {**found.exact_taps, "norm": found.exact_taps["norm"] * 2}
-    told = compare(side("a"), dataclasses.replace(found, exact_taps=broken))
-    assert told.outcome == "cannot tell"
-    assert "norm: b is 1.0e+00 from its own float64 program" in told.verdict
+@pytest.mark.parametrize("which", [0, 1])
+def test_float64_programs_that_differ_are_two_functions_whatever_is_left_in_working_precision(which):
+    sides = [side("a"), side("b")]
+    exact = sides[which].exact_taps
+    other = {**exact, "norm": exact["norm"] * (1 + 1e-9)}
+    sides[which] = dataclasses.replace(sides[which], exact_taps=other)
+    told = compare(*sides)
+    assert (told.outcome, told.first_divergence) == ("differ", "norm")
+    assert f"in float64 {'ab'[which]} is 1.0e-09 from the referee" in told.verdict
+    assert "in float64 they are 1.0e-09 apart" in told.verdict
+    assert all(ratio < 1.5 for ratio in told.ratios.values())
+
+
+def test_two_sides_wrong_alike_in_float64_only_are_told_by_the_referee():
+    sides = [dataclasses.replace(s, exact_loss=s.exact_loss * (1 + 1e-9)) for s in (side("a"), side("b"))]
+    told = compare(*sides)
+    assert (told.outcome, told.first_divergence) == ("differ", "loss")
+    assert "apart" not in told.verdict
 
 
 def test_weights_rounded_on_one_side_only_tell_nothing():
@@ -74,7 +93,7 @@ def test_weights_rounded_on_one_side_only_tell_nothing():
     other = dataclasses.replace(side("b"), dtype="bfloat16", weights=narrow)
     found = compare(side("a"), other)
     assert found.outcome == "cannot tell"
-    assert "one side's weights are the other's rounded to bfloat16" in found.verdict
+    assert "as if one side's were the other's rounded to bfloat16" in found.verdict
     moved = {**narrow, "norm": (WEIGHTS["norm"] * 1.1).astype("bfloat16")}
     told = compare(side("a"), dataclasses.replace(other, weights=moved))
     assert told.outcome == "differ"
@@ -112,7 +131,45 @@ def test_excerpts_see_a_fault_in_a_sequence_of_which_only_statistics_are_kept():
     assert TOKENS.shape[0] > 1
     found = compare(excerpt_of(side("a")), excerpt_of(side("b", change=change)))
     assert found.first_divergence == "blocks.1.k"
-    assert "over all sequences the rms differs" in found.verdict
+    assert "in float64 they are" in found.verdict
+
+
+def test_excerpts_see_that_columns_are_exchanged():
+    def change(taps, grads):
+        taps["blocks.0.feedforward"] = taps["blocks.0.feedforward"][..., ::-1].copy()
+
+    found = compare(excerpt_of(side("a")), excerpt_of(side("b", change=change)))
+    assert (found.outcome, found.first_divergence) == ("differ", "blocks.0.feedforward")
+
+
+@pytest.mark.parametrize("kept", ["sketches", "taps", "statistics"])
+def test_each_part_of_an_excerpt_alone_shows_a_fault(kept):
+    """The others are those of a right side."""
+    right, wrong = (excerpt_of(side("b", change=scaled("blocks.1.k", by))) for by in (1.0, 1.3))
+    mixed = {kept: {**getattr(right, kept), "blocks.1.k": getattr(wrong, kept)["blocks.1.k"]}}
+    found = compare(excerpt_of(side("a")), dataclasses.replace(right, **mixed))
+    assert found.first_divergence == "blocks.1.k"
+    assert not found.agree
+
+
+def without_float64_gradients(excerpt):
+    taps = {name: s for name, s in excerpt.exact_sketches.items() if not name.startswith("grad:")}
+    return dataclasses.replace(excerpt, exact_sketches=taps)
+
+
+@pytest.mark.parametrize(
+    ("by", "expected"), [(1.0, "agree"), (0.0, "differ"), (-1.0, "differ"), (1.5, "differ")]
+)
+def test_gradients_without_float64_are_held_to_the_bound(by, expected):
+    a, b = (excerpt_of(side(name, change=scaled("grad:norm", f))) for name, f in (("a", 1.0), ("b", by)))
+    assert compare(without_float64_gradients(a), without_float64_gradients(b)).outcome == expected
+
+
+def test_a_gradient_a_little_beyond_the_bound_proves_nothing_without_float64():
+    a, b = (excerpt_of(side(name, change=scaled("grad:norm", f))) for name, f in (("a", 1.0), ("b", 1.0002)))
+    assert compare(a, b).outcome == "differ"
+    found = compare(without_float64_gradients(a), without_float64_gradients(b))
+    assert (found.outcome, found.first_divergence) == ("cannot tell", "grad:norm")
 
 
 def test_an_excerpt_says_why_if_its_weights_can_be_had():
@@ -163,5 +220,5 @@ def test_an_interval_holds_the_median_as_often_as_it_says():
     assert abs(held - found.confidence) < 0.015
     low, middle, high = found.intervals["logits"]
     assert 0 < low <= middle <= high
-    assert "Of 5 repeats: agree 5×" in found.verdict
+    assert "Of 5 repeats: 5 agree. The largest ratio of all is " in found.verdict
     assert "with probability 93.8%" in found.verdict

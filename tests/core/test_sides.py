@@ -44,10 +44,10 @@ def test_the_folder_of_a_bundle_is_a_side(tmp_path):
     ("text", "parts"),
     [
         ("tourch", ("side must be backend[:checkpoint]", "side=tourch", "Backends: torch, jax")),
-        ("torch@dtyp=float32", ("dtyp=float32 is no key=value", "Keys: dtype, device")),
-        ("torch@dtype=float32,compile", ("compile is no key=value",)),
+        ("torch@dtyp=float32", ("has no key 'dtyp'", "Keys: dtype, device")),
+        ("torch@dtype=float32,compile", ("has 'compile', which is no key=value",)),
         ("torch@dtype=float32,dtype=float64", ("a key once", "dtype twice")),
-        ("torch@backend=jax", ("backend=jax is no key=value",)),
+        ("torch@backend=jax", ("has no key 'backend'",)),
         ("torch:", ("nothing after the colon",)),
         ("torch@dtype=float8", ("dtype must be one of", "dtype='float8'")),
         ("jax@compile=yes", ("compile must be one of on, off", "'yes'")),

@@ -72,6 +72,5 @@ def test_compare_takes_a_checkpoint_and_any_text(tmp_path):
 def test_a_side_that_fails_is_named_with_its_own_words(tmp_path):
     done = run(*SMALL, "--device", "cuda:7", "--out", str(tmp_path))
     assert done.returncode == 2
-    assert "side must finish" in done.stderr
     assert "device must be available" in done.stderr
     assert "Traceback" not in done.stderr

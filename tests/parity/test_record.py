@@ -48,7 +48,7 @@ def test_a_model_is_recorded_and_compared_by_its_path(models, tmp_path):
 
 
 def test_sketches_tell_how_far_apart_the_sides_are_over_all_elements(complete, excerpts):
-    """Of the first sequence, which is what is sketched; the estimate's own error is some percent."""
+    """Of all positions, for these are few; the estimate's own error is some percent."""
     whole = palm.compare(*complete.values())
     cut = palm.compare(*excerpts.values())
     assert cut.agree
@@ -56,8 +56,8 @@ def test_sketches_tell_how_far_apart_the_sides_are_over_all_elements(complete, e
     for finding in cut.findings:
         if finding.kind != "tap" or finding.cross == 0:
             continue
-        a, b = (side.taps[finding.name][0].astype(np.float64) for side in complete.values())
-        exact = complete["torch"].exact_taps[finding.name][0]
+        a, b = (side.taps[finding.name].astype(np.float64) for side in complete.values())
+        exact = complete["torch"].exact_taps[finding.name]
         assert finding.cross == pytest.approx(rms(a - b) / rms(exact), rel=0.2), finding.name
         assert finding.ratio == pytest.approx(whole.ratios[finding.name], rel=0.25), finding.name
 
@@ -97,7 +97,15 @@ def test_weights_of_an_excerpt_are_drawn_again_from_the_seed_or_not_at_all(excer
     for name, array in palm.to_numpy(models["jax"]).items():
         assert np.array_equal(beginning.weights[name], array)
     assert dataclasses.replace(excerpts["jax"], seed=None).beginning is None
-    assert dataclasses.replace(excerpts["jax"], seed=6).beginning is None, "others than were recorded"
+    other = dataclasses.replace(excerpts["jax"], seed=6).beginning
+    with pytest.raises(palm.WeightsError, match="embedding must be what seed 6 draws"):
+        other.weights["embedding"]
+    wrong = {n: t * 2 if n == "blocks.0.k" else t for n, t in excerpts["jax"].taps.items()}
+    sketches = {n: s * 2 if n == "blocks.0.k" else s for n, s in excerpts["jax"].sketches.items()}
+    faulty = dataclasses.replace(excerpts["jax"], taps=wrong, sketches=sketches)
+    assert palm.compare(excerpts["torch"], faulty).diagnoses[0].taps[0] == "blocks.0.k"
+    forged = [dataclasses.replace(excerpt, seed=6) for excerpt in (excerpts["torch"], faulty)]
+    assert palm.compare(*forged).diagnoses == ()
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,14 @@ def test_a_live_original_is_a_side(tmp_path):
             ["compare", "palm_jax.palm", "palm_jax.palm_lite"],
             "an original must be compared with torch or jax",
         ),
-        (["compare", "torch:/nowhere", "--dim", "8"], "must come without model flags"),
+        (
+            ["compare", "torch:/nowhere", "jax:/nowhere", "--dim", "8", "--preset", "tiny"],
+            "--preset, --dim must not be given beside checkpoints",
+        ),
+        (["compare", "palm_jax.palm", "jax@compile=off"], "must have no compile, matmul or remat"),
+        (["compare", "x" * 300], "side must be backend[:checkpoint]"),
+        (["compare", "torch@device=meta"], "device must hold values"),
+        (["compare", "--out", "/dev/null/x"], "out must be a writable folder"),
     ],
 )
 def test_what_cannot_be_compared_is_said_in_a_sentence(arguments, words):

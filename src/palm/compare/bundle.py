@@ -7,7 +7,7 @@ its config, or `BundleError` says which is not.
 from __future__ import annotations
 
 import dataclasses
-import shutil
+import os
 import tempfile
 from collections.abc import Mapping
 from os import PathLike
@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from palm.checkpoint import fsync
 from palm.compare.bundle_check import check_recording, number
 from palm.compare.excerpt import Excerpt, record_excerpt
 from palm.compare.measures import plain
@@ -36,7 +38,28 @@ _GROUPS = {
 
 def is_bundle(path: Path) -> bool:
     """Whether `path` is the folder of a bundle, be it a damaged one."""
-    return (path / HEADER).is_file()
+    try:
+        return (path / HEADER).is_file()
+    except OSError:  # no name of a file: too long, or with a zero in it
+        return False
+    except ValueError:
+        return False
+
+
+def check_free(path: Path) -> None:
+    """Raise `BundleError` unless a bundle can be written to `path`: there is none, or nothing but one."""
+    try:
+        if not os.path.lexists(path):
+            return
+        names = {file.name for file in path.iterdir()} if path.is_dir() and not path.is_symlink() else None
+        header = read_sealed(path / HEADER)[0] if names == {HEADER, ARRAYS} else None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"out must be a folder; got out={path}: {error}. Choose another.") from None
+    if names is None or (names and (header is None or header.get("format") != FORMAT)):
+        raise BundleError(
+            f"out must be nothing yet, an empty folder, or a bundle and nothing else; got out={path}. "
+            "Choose another folder."
+        )
 
 
 def record_bundle(
@@ -67,23 +90,30 @@ def record_bundle(
 def write_bundle(recording: Recording | Excerpt, path: Path) -> None:
     """Write a recording to the folder `path`, which appears when it is whole.
 
-    Raises `BundleError` if there is something else at `path`, or it cannot be written; a bundle there is
-    replaced.
+    A bundle there is replaced, and nothing else ever. Raises `BundleError`.
     """
-    if path.exists() and not is_bundle(path) and (not path.is_dir() or any(path.iterdir())):
-        raise BundleError(f"out must be a bundle or nothing yet; got out={path}. Choose another folder.")
+    check_free(path)
     try:
+        path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as name:
-            folder = Path(name) / "bundle"
+            folder, old = Path(name) / "bundle", Path(name) / "old"
             folder.mkdir()
             _write(recording, folder)
-            if path.exists():
-                shutil.rmtree(path)
-            folder.rename(path)
-    except OSError as error:
+            for file in (folder / ARRAYS, folder / HEADER, folder):
+                fsync(file)
+            if os.path.lexists(path):
+                path.rename(old)
+            try:
+                folder.rename(path)
+            except BaseException:
+                if os.path.lexists(old):
+                    old.rename(path)
+                raise
+            fsync(path.parent)
+    except (OSError, SafetensorError) as error:
         raise BundleError(
-            f"out must be a folder that can be written; got out={path}: {error.strerror or error}."
+            f"out must be a folder that can be written; got out={path}: {error}. Choose another."
         ) from None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from palm.compare.excerpt import Excerpt, begins, sketch_shape
-from palm.compare.probe import Arrays, Recording
+from palm.compare.probe import Recording
 from palm.config import PaLMConfig
 from palm.errors import BundleError, ConfigError
 from palm.params import check_array, check_names, parameters
@@ -31,6 +31,8 @@ def check_recording(recording: Recording | Excerpt) -> None:
     """Raise what the parts of a recording raise unless they fit its config and each other."""
     config = recording.config
     table = parameters(config)
+    if isinstance(recording.label, str) and not recording.label.isprintable():
+        raise BundleError("must have a label that can be printed; it has not. Record again.")
     for name, kinds in (("label", str), ("environment", dict), ("dtype", str)):
         if not isinstance(getattr(recording, name), kinds):
             raise BundleError(f"must have a {name} of the right kind; it has not. Record again.")
@@ -60,7 +62,7 @@ def _check_excerpt(recording: Excerpt) -> None:
             f"must have a seed of at least 0 or none; got seed={recording.seed!r}. Record again."
         )
     for name, tap in recording.taps.items():
-        if not begins(tap, recording.sketches[name], recording.tokens.shape[-1]):
+        if not begins(tap, recording.sketches[name], recording.tokens.size, name):
             raise BundleError(f"taps/{name} must be what its sketch is of; it is not. Record again.")
     for name in _checked_statistics(recording):
         row = recording.statistics[name]
@@ -124,8 +126,8 @@ def _of_recording(recording: Recording) -> Iterator[Expected]:
 
 def _of_excerpt(excerpt: Excerpt) -> Iterator[Expected]:
     widths = tap_widths(excerpt.config)
-    n = excerpt.tokens.shape[-1]
-    taps = {name: sketch_shape((n, width), is_tap=True) for name, width in widths.items()}
+    n, shape = excerpt.tokens.shape[-1], excerpt.tokens.shape
+    taps = {name: sketch_shape((*shape, width), is_tap=True) for name, width in widths.items()}
     grads = {
         f"grad:{name}": sketch_shape(parameter.shape, is_tap=False)
         for name, parameter in parameters(excerpt.config).items()
@@ -141,7 +143,7 @@ def _of_excerpt(excerpt: Excerpt) -> Iterator[Expected]:
 
 
 def _group(
-    where: str, arrays: Arrays, shapes: Mapping[str, tuple[int, ...]], dtype: str
+    where: str, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], dtype: str
 ) -> Iterator[Expected]:
     for name in arrays:
         if name not in shapes:

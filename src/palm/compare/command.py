@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +14,11 @@ from tyro.conf import Positional
 
 from palm.backends import from_numpy
 from palm.checkpoint import load
+from palm.compare.bundle import check_free
 from palm.compare.butterfly import RUNS, Butterfly
 from palm.compare.comparison import Outcome
 from palm.compare.excerpt import Excerpt
-from palm.compare.foreign import compare_foreign
+from palm.compare.foreign import check_own, compare_foreign
 from palm.compare.html import write_html
 from palm.compare.originals import original
 from palm.compare.probe import STEPS
@@ -34,6 +36,7 @@ from palm.compare.sides import (
 from palm.compare.terminal import print_comparison, print_foreign, print_training
 from palm.config import Backend
 from palm.data import read_text, sample_windows, standard_library_text
+from palm.display import Terminal
 from palm.errors import ConfigError, PalmError
 from palm.fields import integer
 from palm.flags import ModelFlags, given
@@ -57,14 +60,14 @@ def compare(
     model: ModelFlags,
     preset: str | None = None,
     checkpoint: Path | None = None,
-    architecture: Backend = "torch",
+    architecture: Backend | None = None,
     dtype: DType | None = None,
     data: Path | None = None,
-    batch: int = 2,
-    length: int = 256,
-    seed: int = 0,
+    batch: int | None = None,
+    length: int | None = None,
+    seed: int | None = None,
     device: str | None = None,
-    attention: Attention = "fused",
+    attention: Attention | None = None,
     repeat: int = 1,
     train: int = 0,
     recipe: str = "adamw",
@@ -75,39 +78,52 @@ def compare(
     A side is backend[:checkpoint][@key=value,…], with the keys dtype, device, matmul (float32, tensorfloat32,
     bfloat16), attention (fused, textbook), compile (on, off) and remat (on, off); or the folder of a bundle
     that palm record wrote; or a published original, palm_pytorch.palm_lite[:weights], of which the logits are
-    compared. palm compare torch torch@dtype=bfloat16 jax:RUN/step-00000100 are examples of sides.
+    compared. Examples of sides: torch, torch@dtype=bfloat16, jax:RUN/step-00000100, tpu-bundle/.
 
     Each live side runs in its own process on the same real text; a float64 NumPy referee judges both.
 
     With --train N, both also learn from the same batches, and the torch side once more from weights that
     are one unit in the last place away: do the sides drift apart faster than that?
 
-    Exit status: 0 agree, 1 differ, 2 bad usage, 3 cannot tell.
+    Exit status: 0 agree, 1 differ, 2 bad usage, 3 cannot tell, 4 a side died, 130 interrupted.
 
     Args:
         a: The first side.
         b: The second side.
-        preset: Which config to build from the seed; `palm info --help` lists them. Default: small.
+        preset: Which config to build from the seed, `palm info --help` lists them; small unless given.
         checkpoint: The model of sides that name none; the weights of bundles that hold only their checksums.
-        architecture: Whose original an open preset resolves to.
-        dtype: Working precision of both sides; default: float32, or a bundle's own.
-        data: Text to run on, as bytes; default: Python's own standard library sources.
-        batch: Number of text windows.
-        length: Tokens in each window.
-        seed: Draws the weights and the windows.
+        architecture: Whose original an open preset resolves to; torch unless given.
+        dtype: Working precision of both sides; float32, or that of a bundle, unless given.
+        data: Text to run on, as bytes; Python's own standard library sources unless given.
+        batch: Number of text windows; 2 unless given.
+        length: Tokens in each window; 256 unless given.
+        seed: Draws the weights and the windows; 0 unless given.
         device: Where both sides run: cpu or cuda, which both frameworks know.
-        attention: Attention path of both sides.
-        repeat: How many times, with other weights and windows each time: how sure is it?
+        attention: Attention path of both sides; fused unless given.
+        repeat: How many times, with other windows and other drawn weights each time: how sure is it?
         train: Training steps to compare; 0 leaves training out.
         recipe: Which recipe to train by, adamw, bytes or paper; steps, batch, length, precision and seed are
             the options here.
         out: Folder for report.json and report.html.
     """
-    console = Console()
+    console = Terminal()
     integer("repeat", repeat, least=1)
     integer("train", train, least=0)
-    sides = parse_sides(a, b, checkpoint=checkpoint, dtype=dtype, device=device, attention=attention)
-    config = config_of_sides(sides, preset, checkpoint, architecture, given(model))
+    check_writable(out)
+    sides = parse_sides(
+        a, b, checkpoint=checkpoint, dtype=dtype, device=device, attention=attention or "fused"
+    )
+    _refuse_ignored(
+        sides,
+        {"batch": batch, "length": length, "seed": seed, "data": data},
+        {"repeat": repeat > 1 or None, "train": train or None},
+        {"dtype": dtype, "device": device, "attention": attention},
+        {"preset": preset, "architecture": architecture, **given(model)},
+    )
+    batch, length, seed = (
+        default if value is None else value for value, default in ((batch, 2), (length, 256), (seed, 0))
+    )
+    config = config_of_sides(sides, preset, architecture or "torch", given(model))
     text = standard_library_text() if data is None else read_text(data)
     settings: dict[str, Any] = {"sides": f"{a} {b}"}
     settings |= {
@@ -116,11 +132,8 @@ def compare(
     }
     settings |= {"batch": batch, "length": length, "seed": seed}
     if any(isinstance(side, Original) for side in sides):
-        if train or repeat > 1:
-            raise ConfigError("an original must come without --train and --repeat; got one. Leave it out.")
         return _compare_original(sides, text, settings, out, console)
     if any(isinstance(side, Bundle) for side in sides):  # it brings its own tokens
-        _only_live(repeat=repeat > 1, train=train > 0, data=data is not None)
         tokens: tuple[np.ndarray, ...] = ()
         settings = {name: settings[name] for name in ("sides", "model")}
     else:
@@ -132,7 +145,10 @@ def compare(
     own = {"steps": max(train, 1), "batch": batch, "length": length, "seed": seed}
     plan = find_recipe(recipe, **own, precision=dtype or "float32", ramp=(), accumulate=1)
     if train and (a, b) != ("torch", "jax"):
-        raise ConfigError(f"--train must have the sides torch jax; got {a} {b}. Use the options for both.")
+        raise ConfigError(
+            f"--train must have the sides torch and jax, in that order; got {a} {b}. Leave them out and give "
+            "--dtype, --device or --checkpoint for both."
+        )
     totals = {
         key: repeat * len(STEPS) for key, side in zip("ab", sides, strict=True) if isinstance(side, Side)
     }
@@ -143,7 +159,13 @@ def compare(
         trained = None
         if train:
             trained = train_backends(
-                source, text, plan, checkpoint=path, device=device, attention=attention, on_step=on_step
+                source,
+                text,
+                plan,
+                checkpoint=path,
+                device=device,
+                attention=attention or "fused",
+                on_step=on_step,
             )
     settings |= {"repeat": repeat} if repeat > 1 else {}
     settings |= {"train": train, "recipe": recipe} if train else {}
@@ -168,8 +190,8 @@ def record(
     *,
     out: Path,
     model: ModelFlags,
-    preset: str = "small",
-    architecture: Backend = "torch",
+    preset: str | None = None,
+    architecture: Backend | None = None,
     data: Path | None = None,
     batch: int = 2,
     length: int = 256,
@@ -185,9 +207,9 @@ def record(
     Args:
         side: backend[:checkpoint][@key=value,…], as for palm compare.
         out: Folder of the bundle.
-        preset: Which config to build from the seed, unless the side has a checkpoint.
-        architecture: Whose original an open preset resolves to.
-        data: Text to run on, as bytes; default: Python's own standard library sources.
+        preset: Which config to build from the seed, unless the side has a checkpoint; small unless given.
+        architecture: Whose original an open preset resolves to; torch unless given.
+        data: Text to run on, as bytes; Python's own standard library sources unless given.
         batch: Number of text windows.
         length: Tokens in each window.
         seed: Draws the weights and the windows.
@@ -196,14 +218,17 @@ def record(
     parsed = parse_side(side)
     if not isinstance(parsed, Side):
         raise ConfigError(f"side must be torch or jax to be recorded; got side={side}. Record a live one.")
-    config = config_of_sides((parsed,), preset, None, architecture, given(model))
+    check_free(out)
+    own = {"preset": preset, "architecture": architecture, **given(model)}
+    _refuse_ignored((parsed,), {}, {}, {}, own)
+    config = config_of_sides((parsed,), preset, architecture or "torch", given(model))
     text = standard_library_text() if data is None else read_text(data)
     source = Source(config, seed, (sample_windows(text, config, batch=batch, length=length, seed=seed),))
     with progress({"a": len(STEPS)}, {"a": side}) as on_step:
         recorded = record_side(parsed, source, out, is_complete=complete, on_step=on_step)
     size = sum(file.stat().st_size for file in out.iterdir())
     what = "an excerpt" if isinstance(recorded, Excerpt) else "complete"
-    Console().print(
+    Terminal().print(
         f"{out}: {what}, {size / 2**20:.1f} MiB; loss {recorded.loss:.9g} nats on "
         f"{' × '.join(map(str, recorded.tokens.shape))} tokens",
         highlight=False,
@@ -212,10 +237,28 @@ def record(
     return 0
 
 
-def _only_live(**options: bool) -> None:
-    told = [f"--{name}" for name, is_given in options.items() if is_given]
+def _refuse_ignored(
+    sides: Sequence[Side | Original | Bundle],
+    windows: Mapping[str, Any],
+    more: Mapping[str, Any],
+    how: Mapping[str, Any],
+    model: Mapping[str, Any],
+) -> None:
+    """Raise `ConfigError` for an option that would change nothing, for a side has its own."""
+    useless: dict[str, Any] = {}
+    what = ""
+    if any(isinstance(side, Bundle) for side in sides):
+        what = "a bundle, which is one run of its own model"
+        useless = {**windows, **more, **model, **({} if any(isinstance(s, Side) for s in sides) else how)}
+    elif any(isinstance(side, Original) for side in sides):
+        what = "an original, which has its own model and is compared once"
+        useless = {**more, **model}
+    elif all(isinstance(side, Side) and side.checkpoint is not None for side in sides):
+        what = "checkpoints, which have their own model"
+        useless = dict(model)
+    told = [f"--{name.replace('_', '-')}" for name, value in useless.items() if value is not None]
     if told:
-        raise ConfigError(f"a bundle must come without {', '.join(told)}; it is one run. Leave those out.")
+        raise ConfigError(f"{', '.join(told)} must not be given beside {what}. Leave it out.")
 
 
 def _compare_original(
@@ -233,7 +276,12 @@ def _compare_original(
     function, config, arrays = original(
         live.source, None if live.file is None else Path(live.file), seed=settings["seed"]
     )
+    if (ours.compile, ours.matmul, ours.remat) != (None, None, "off"):
+        raise ConfigError(
+            "a side beside an original must have no compile, matmul or remat; got one. Leave it out."
+        )
     options: dict[str, Any] = {"backend": ours.backend, "device": ours.device, "attention": ours.attention}
+    options["dtype"] = ours.dtype
     if ours.checkpoint is None:
         model = from_numpy(config, arrays, **options)
     else:
@@ -242,12 +290,13 @@ def _compare_original(
     tokens = sample_windows(
         text, config, batch=settings["batch"], length=settings["length"], seed=settings["seed"]
     )
+    check_own(model, tokens)
     found = compare_foreign(function, model, tokens)
     _write_report({**found.to_dict(), "run": settings}, out)
     _tell(settings, console)
     print_foreign(found, console)
     console.print(f"\n{out / 'report.json'}", highlight=False, markup=False)
-    return STATUS["agree" if found.agree else "differ"]
+    return STATUS[found.outcome]
 
 
 def _with_training(report: dict[str, Any], trained: Butterfly) -> dict[str, Any]:
@@ -257,9 +306,20 @@ def _with_training(report: dict[str, Any], trained: Butterfly) -> dict[str, Any]
     return {**report, **own, "training": trained.to_dict()}
 
 
-def _write_report(report: dict[str, Any], out: Path) -> None:
+def check_writable(out: Path) -> None:
+    """Make the folder of the reports, before any work. Raises `PalmError`."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise PermissionError(0, "no permission to write")
+    except OSError as error:
+        raise PalmError(
+            f"out must be a writable folder; got out={out}: {error.strerror}. Name another with --out."
+        ) from None
+
+
+def _write_report(report: dict[str, Any], out: Path) -> None:
+    try:
         (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
         if report["schema"] == "palm-compare":
             write_html(report, out / "report.html")

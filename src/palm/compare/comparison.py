@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from palm.compare.diagnosis import Diagnosis, diagnose
 from palm.compare.excerpt import Excerpt
 from palm.compare.measures import Prediction, plain
 from palm.compare.probe import Recording
+from palm.errors import WeightsError
 from palm.rounding import RATIO_BAR
 
 Kind = Literal["tap", "loss", "gradient"]
@@ -101,8 +102,13 @@ class Comparison:
         a, b = (side.beginning if isinstance(side, Excerpt) else side for side in self.recordings)
         if a is None or b is None:
             return ()
-        with np.errstate(all="ignore"):  # what was recorded need not be finite
-            found = diagnose(a, b)
+        if isinstance(self.recordings[0], Excerpt) and self.weights_identical and a.dtype == b.dtype:
+            b = replace(b, weights=a.weights)  # drawn once, and known to be the same
+        try:
+            with np.errstate(all="ignore"):  # what was recorded need not be finite
+                found = diagnose(a, b)
+        except (WeightsError, MemoryError):  # of weights drawn again: not the recorded ones, or too many
+            return ()
         if found or isinstance(self.recordings[0], Excerpt):
             return found
         return tuple(d for i in range(2) for d in self._backward(i))
@@ -152,12 +158,16 @@ class Comparison:
                 "float64 both compute the same function."
             )
         if outcome == "cannot tell":
-            told = [*self.doubts] or [f"{first.name}: {first.fault}" if first is not None else ""]
+            told = self.doubts or (f"{first.name}: {first.fault}" if first is not None else "",)
             return f"cannot tell whether {both} agree: {'; '.join(told)}."
-        if first is not None:
-            told = [f"{both} differ from {first.name} on: {first.fault}", *self.differences]
-            return "; ".join(told) + "."
-        return f"{both} differ: {'; '.join(self.differences)}; on these tokens {rounding}."
+        if not self.differences:
+            assert first is not None
+            return f"{both} differ from {first.name} on: {first.fault}."
+        on = (
+            f"{first.name} is the first to show it: {first.fault}" if first else f"on these tokens {rounding}"
+        )
+        judged = f" (the referee has {self.label_a}'s)" if self.referee else ""
+        return f"{both} differ: {'; '.join(self.differences)}{judged}; {on}."
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values for JSON; docs/report.md describes each."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from palm import reference, reference_grad
 from palm.backends import is_model
+from palm.checkpoint import load_arrays
 from palm.compare.bundle import read_bundle
 from palm.compare.comparison import Comparison
 from palm.compare.conditioning import Conditioning
@@ -21,15 +22,26 @@ from palm.compare.findings import excerpt_findings, recording_findings
 from palm.compare.foreign import compare_foreign
 from palm.compare.measures import predictions, side_by_side
 from palm.compare.probe import OnStep, Recording, quietly, record
-from palm.errors import ConfigError
+from palm.errors import ConfigError, TokenError
 from palm.params import DType, numpy_dtype
 from palm.rounding import UNIT_ROUNDOFF
 
 Recorded = Recording | Excerpt
+_ROUNDED = (
+    "the weights differ, as if one side's were the other's rounded to {0}; give both the weights rounded to "
+    "{0}, as palm compare does for two live sides"
+)
 _SAME_SHAPE = ("num_tokens", "dim", "depth", "heads", "dim_head", "ff_mult")
 
 
-def compare(a: Any, b: Any, tokens: Any = None, *, on_step: OnStep = quietly) -> Any:
+def compare(
+    a: Any,
+    b: Any,
+    tokens: Any = None,
+    *,
+    checkpoint: str | PathLike[str] | None = None,
+    on_step: OnStep = quietly,
+) -> Any:
     """Compare two sides on `tokens`: live models of palm's, recordings, or bundles, and get a `Comparison`.
 
     If one of them is a callable that is not palm's, from ids to logits, it is held against the other one, a
@@ -38,7 +50,8 @@ def compare(a: Any, b: Any, tokens: Any = None, *, on_step: OnStep = quietly) ->
 
     Both are held against the float64 NumPy referee on a's config and weights; of excerpts, each against its
     own program in float64. See `palm.rounding` for the two tests. Live models run in this process;
-    `palm compare` on the command line gives each its own. A bundle is given by its path.
+    `palm compare` on the command line gives each its own. A bundle is given by its path;
+    `checkpoint` has the weights of excerpts that were not drawn from a seed, which it takes to say why.
     Tokens (..., n), n ≥ 2; recordings bring their own. Raises `TokenError`, `WeightsError` if a weight is not
     finite, `BackendError` for models that are not palm's, `BundleError` for a damaged bundle,
     `ConfigError` if the shapes or the tokens of the two differ.
@@ -46,7 +59,15 @@ def compare(a: Any, b: Any, tokens: Any = None, *, on_step: OnStep = quietly) ->
     for foreign, ours in ((a, b), (b, a)):
         if callable(foreign) and not is_model(foreign):
             return compare_foreign(foreign, ours, tokens)
-    side_a, side_b = (_recorded(side, tokens, on_step) for side in (a, b))
+    recorded = [_recorded(side, checkpoint) for side in (a, b)]
+    if tokens is None:  # a recording brings its own
+        tokens = next((side.tokens for side in recorded if side is not None), None)
+    if tokens is None:
+        raise TokenError("tokens must be given to compare live models; got none. Pass ids (..., n).")
+    side_a, side_b = (
+        record(live, tokens, on_step=on_step) if side is None else side
+        for live, side in zip((a, b), recorded, strict=True)
+    )
     if side_a.label == side_b.label:
         side_a, side_b = (replace(x, label=f"{x.label} {s}") for x, s in ((side_a, "a"), (side_b, "b")))
     _check_comparable(side_a, side_b)
@@ -56,10 +77,13 @@ def compare(a: Any, b: Any, tokens: Any = None, *, on_step: OnStep = quietly) ->
         return _compare_excerpts(*(x if isinstance(x, Excerpt) else excerpt_of(x) for x in (side_a, side_b)))
 
 
-def _recorded(side: Any, tokens: Any, on_step: OnStep) -> Recorded:
+def _recorded(side: Any, checkpoint: str | PathLike[str] | None) -> Recorded | None:
+    """A side's recording, if it is one or the path of one; an excerpt with the checkpoint's weights."""
     if isinstance(side, (str, PathLike)):
-        return read_bundle(Path(side))
-    return side if isinstance(side, (Recording, Excerpt)) else record(side, tokens, on_step=on_step)
+        side = read_bundle(Path(side))
+    if isinstance(side, Excerpt) and side.weights is None and checkpoint is not None:
+        return side.with_weights(load_arrays(checkpoint)[1])
+    return side if isinstance(side, (Recording, Excerpt)) else None
 
 
 def _compare_recordings(a: Recording, b: Recording, on_step: OnStep) -> Comparison:
@@ -81,7 +105,7 @@ def _compare_recordings(a: Recording, b: Recording, on_step: OnStep) -> Comparis
             )
         ),
         differences=tuple(_differences(a, b, other)),
-        doubts=(f"one side's weights are the other's rounded to {_narrower(a, b)}",) if rounded else (),
+        doubts=(_ROUNDED.format(_narrower(a, b)),) if rounded else (),
         weights_identical=identical,
         top1_agreement=top1,
         kl_divergence=kl,
@@ -107,7 +131,7 @@ def _compare_excerpts(a: Excerpt, b: Excerpt) -> Comparison:
         label_b=b.label,
         findings=tuple(excerpt_findings(a, b)),
         differences=tuple(_differences(a, b, other)),
-        doubts=("the weights are of two dtypes, and only their checksums are recorded",) if rounded else (),
+        doubts=(_ROUNDED.format(_narrower(a, b)),) if rounded else (),
         weights_identical=identical,
         top1_agreement=top1,
         kl_divergence=kl,
@@ -142,7 +166,7 @@ def _same_when_rounded(a: Recording, b: Recording) -> bool:
     return not _other_weights(*({n: x.astype(narrow) for n, x in side.weights.items()} for side in (a, b)))
 
 
-def _narrower(a: Recording, b: Recording) -> DType:
+def _narrower(a: Recorded, b: Recorded) -> DType:
     """The coarser of two sides' dtypes."""
     return max(a.dtype, b.dtype, key=lambda dtype: UNIT_ROUNDOFF[dtype])
 

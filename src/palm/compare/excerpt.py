@@ -1,16 +1,16 @@
 """What is kept of a recording that is too large to keep, and still tells two functions apart.
 
 - Of each tap and gradient, its shape, rms, largest element, count of what is not finite, and SHA-256.
-- Of each tap along the first sequence, and of each gradient, a *sketch*: the products with a few vectors of
-  random signs. A sketch is linear, so the sketch of a difference is the difference of the sketches, and its
-  rms, in units of the value's own sketch, estimates the relative rms over *all* elements. The triangle
-  inequality that the rounding ratio stands on holds for sketches as it does for what they are of: a ratio
-  above √2 still proves that two functions differ. Source: Achlioptas, "Database-friendly random projections"
-  (2003); Johnson & Lindenstrauss (1984).
+- Of each tap, at up to 512 positions of all sequences, and of each gradient, a *sketch*: the products with a
+  few vectors of random signs, others at each position. A sketch is linear, so the sketch of a difference is
+  the difference of the sketches, and its rms, in units of the value's own sketch, estimates the relative rms
+  over all elements there. The triangle inequality that the rounding ratio stands on holds for sketches as it
+  does for what they are of: a ratio above √2 still proves that two functions differ. Source: Achlioptas,
+  "Database-friendly random projections" (2003); Johnson & Lindenstrauss (1984).
 - Of the beginning of the first sequence, every tap whole. Attention is causal: these are the taps of a
   shorter text, and all that `palm.compare.diagnosis` needs to say why.
 
-Letters: n sequence, p sketched positions.
+Letters: n sequence, w width, p sketched positions.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,21 +30,28 @@ from palm.compare.probe import (
     OnStep,
     Recording,
     digest,
+    digest_of,
     environment_of,
     quietly,
     sha256,
 )
 from palm.config import PaLMConfig
 from palm.errors import WeightsError
-from palm.params import DType, initial_value, parameters
+from palm.params import DType, initial_value, numpy_dtype, parameters
 from palm.rng import generator
 from palm.rounding import rms
 from palm.tokens import check_tokens
 
 # Sketched numbers a position, and on each side of a gradient; sketched positions.
-_SIGNS, _GRADIENT_SIGNS, _POSITIONS = 4, 8, 256
+_SIGNS, _GRADIENT_SIGNS, _POSITIONS = 4, 8, 512
+# By how much the signs are turned from one position to the next: a prime, so that they come around late.
+_TURN = 7919
+# Of a model of more parameters, the gradient in float64 would take longer than all the rest.
+_MOST_EXACT = 2**27
 # The beginning: at most so many positions, and bytes.
 _LONGEST_BEGINNING, _BEGINNING_BYTES = 64, 32 * 2**20
+# Weights that are drawn again are kept for about a block.
+_KEPT_WEIGHTS = 12
 # Elements that are widened to float64 at a time.
 _CHUNK = 1 << 22
 
@@ -53,8 +61,8 @@ class Excerpt:
     """One side's reading of one forward and backward pass, cut down: see the module.
 
     `taps`: of the first positions of the first sequence, in working precision. `sketches`: by tap, and by
-    `grad:NAME`; `exact_sketches`: those of the same program in float64, of taps only unless it was cut from a
-    complete recording. `statistics`: by the same names. `digests`: SHA-256 of each weight. `seed`: what the
+    `grad:NAME`; `exact_sketches`: those of the same program in float64, of a large model's taps only.
+    `statistics`: by the same names. `digests`: SHA-256 of each weight. `seed`: what the
     weights were drawn from, if from a seed. `weights` are no part of a bundle: `with_weights` adds them.
     """
 
@@ -80,7 +88,9 @@ class Excerpt:
     @property
     def beginning(self) -> Recording | None:
         """The recording of the first positions, of which every tap is there; None without weights or taps."""
-        weights = self.weights if self.weights is not None else self._drawn()
+        weights = self.weights
+        if weights is None and self.seed is not None:
+            weights = Drawn(self.config, self.seed, self.dtype, self.digests)
         if weights is None or not self.taps:
             return None
         length = self.taps["embed"].shape[-2]
@@ -89,7 +99,7 @@ class Excerpt:
             config=self.config,
             dtype=self.dtype,
             tokens=first_row(self.tokens)[:length],
-            weights=dict(weights),
+            weights=weights,
             taps=self.taps,
             grads={},
             loss=math.nan,
@@ -100,21 +110,44 @@ class Excerpt:
         )
 
     def with_weights(self, weights: Mapping[str, np.ndarray]) -> Excerpt:
-        """With the weights it was recorded from. Raises `WeightsError` for others."""
+        """With the weights it was recorded from, of its dtype or wider. Raises `WeightsError` for others."""
+        narrow = {name: array.astype(numpy_dtype(self.dtype)) for name, array in weights.items()}
         for name, expected in self.digests.items():
-            if name not in weights or sha256(weights[name]) != expected:
+            if name not in narrow or digest_of(narrow[name]) != expected:
                 raise WeightsError(
                     f"weights must be those that {self.label} was recorded from; got others for {name}. "
                     "Pass that checkpoint."
                 )
-        return replace(self, weights=weights)
+        return replace(self, weights=narrow)
 
-    def _drawn(self) -> Mapping[str, np.ndarray] | None:
-        if self.seed is None:
-            return None
-        seed = self.seed
-        drawn = {name: initial_value(p, seed, self.dtype) for name, p in parameters(self.config).items()}
-        return drawn if all(sha256(drawn[name]) == self.digests[name] for name in drawn) else None
+
+class Drawn(Mapping[str, np.ndarray]):
+    """Weights drawn from a seed when they are asked for, a few kept: a model need not fit into memory.
+
+    Raises `WeightsError` where what the seed gives is not what was recorded.
+    """
+
+    def __init__(self, config: PaLMConfig, seed: int, dtype: DType, digests: Mapping[str, str]) -> None:
+        self._table, self._digests = parameters(config), digests
+        self._draw = lru_cache(maxsize=_KEPT_WEIGHTS)(lambda name: self._checked(name, seed, dtype))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._draw(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._table
+
+    def _checked(self, name: str, seed: int, dtype: DType) -> np.ndarray:
+        drawn = initial_value(self._table[name], seed, dtype)
+        if digest_of(drawn) != self._digests[name]:
+            raise WeightsError(f"{name} must be what seed {seed} draws; got another. Pass the checkpoint.")
+        return drawn
 
 
 def record_excerpt(
@@ -126,37 +159,40 @@ def record_excerpt(
     seed: int | None = None,
     on_step: OnStep = quietly,
 ) -> Excerpt:
-    """Record a live model of any size: what is large is cut down before the next is computed.
+    """Record a live model; gradients are cut down before taps are computed, and those before float64 is.
 
-    Costs, beside one forward and backward pass, a forward pass for the taps and one in float64 of the first
-    sequence. Raises `TokenError`, and `BackendError` if the model is not palm's.
+    Costs, beside one forward and backward pass, a forward pass for the taps and one in float64, for which the
+    weights are widened; of a model of up to 2²⁷ parameters also its gradient in float64. Raises `TokenError`,
+    and `BackendError` if the model is not palm's.
     """
     wing, mode = wing_of(model), mode or Mode()
     ids = check_tokens(tokens, config_of(model), at_least=2)
-    statistics, sketches = {}, {}
+    statistics: dict[str, dict[str, Any]] = {}
+    sketches: Arrays = {}
     loss, grads = wing.value_and_grad(model, ids, **mode.backward)
-    for name in list(grads):
-        gradient = grads.pop(name)
-        statistics[f"grad:{name}"] = _statistics(gradient)
-        sketches[f"grad:{name}"] = sketch_gradient(gradient)
+    statistics |= {f"grad:{name}": _statistics(gradient) for name, gradient in grads.items()}
+    sketches |= _sketches(grads, "grad:")
+    del grads  # each group is as large as the model
     on_step("gradients")
     taps = wing.activations(model, ids, **mode.forward)
     beginning = _beginning(taps)
-    for name in list(taps):
-        tap = taps.pop(name)
-        statistics[name] = _statistics(tap)
-        sketches[name] = sketch_tap(tap)
+    statistics |= {name: _statistics(tap) for name, tap in taps.items()}
+    sketches |= _sketches(taps)
+    del taps
     on_step("forward")
     with wing.widened(model) as wide:
-        exact = {name: sketch_tap(tap) for name, tap in wing.activations(wide, first_row(ids)[None]).items()}
-    on_step("float64 forward")
+        exact = _sketches(wing.activations(wide, ids, **mode.forward))
+        on_step("float64 forward")
+        if sum(parameter.size for parameter in parameters(config_of(model)).values()) <= _MOST_EXACT:
+            exact |= _sketches(wing.value_and_grad(wide, ids, **mode.backward)[1], "grad:")
+    on_step("float64 gradients")
     weights = to_numpy(model)
     return Excerpt(
         label=label or backend_of(model),
         config=config_of(model),
         dtype=dtype_of(model),
         tokens=ids,
-        digests={name: sha256(weights.pop(name)) for name in list(weights)},
+        digests={name: digest_of(weights.pop(name)) for name in list(weights)},
         seed=seed,
         statistics=statistics,
         taps=beginning,
@@ -170,19 +206,17 @@ def record_excerpt(
 def excerpt_of(recording: Recording) -> Excerpt:
     """A complete recording cut down, so that it can be compared with an excerpt."""
     grads = {f"grad:{name}": gradient for name, gradient in recording.grads.items()}
-    exact = {f"grad:{name}": sketch_gradient(gradient) for name, gradient in recording.exact_grads.items()}
     return Excerpt(
         label=recording.label,
         config=recording.config,
         dtype=recording.dtype,
         tokens=recording.tokens,
-        digests={name: sha256(array) for name, array in recording.weights.items()},
+        digests={name: digest_of(array) for name, array in recording.weights.items()},
         seed=None,
         statistics={name: _statistics(array) for name, array in {**recording.taps, **grads}.items()},
         taps=_beginning(recording.taps),
-        sketches={name: sketch_tap(tap) for name, tap in recording.taps.items()}
-        | {name: sketch_gradient(gradient) for name, gradient in grads.items()},
-        exact_sketches={name: sketch_tap(tap) for name, tap in recording.exact_taps.items()} | exact,
+        sketches=_sketches(recording.taps) | _sketches(recording.grads, "grad:"),
+        exact_sketches=_sketches(recording.exact_taps) | _sketches(recording.exact_grads, "grad:"),
         loss=recording.loss,
         environment=recording.environment,
         weights=recording.weights,
@@ -194,25 +228,39 @@ def first_row(x: np.ndarray, trailing: int = 1) -> np.ndarray:
     return x.reshape(-1, *x.shape[x.ndim - trailing :])[0]
 
 
-def sketch_tap(tap: np.ndarray) -> np.ndarray:
-    """The first sequence at up to 256 positions times random signs: (..., n, w) -> (p, 4), float64."""
-    row = first_row(tap, 2)
-    positions = sketched_positions(row.shape[0])
+def _sketches(arrays: Arrays, prefix: str = "") -> Arrays:
+    """Of taps, or of gradients, whose names then start with `grad:`."""
+    make = sketch_gradient if prefix else sketch_tap
+    return {f"{prefix}{name}": make(array, name) for name, array in arrays.items()}
+
+
+def sketch_tap(tap: np.ndarray, name: str) -> np.ndarray:
+    """At up to 512 positions of all sequences, times random signs: (..., n, w) -> (p, 4), float64."""
+    rows = tap.reshape(-1, tap.shape[-1])
+    return _sketch_rows(rows, sketched_positions(len(rows)), name)
+
+
+def _sketch_rows(rows: np.ndarray, positions: np.ndarray, name: str) -> np.ndarray:
+    """Each position has the tap's signs turned on by some: no exchange of columns goes unseen everywhere."""
+    width = rows.shape[1]
+    signs = np.concatenate([_signs(name, width, _SIGNS)] * 2)
+    wide = rows[positions].astype(np.float64)
     with np.errstate(invalid="ignore"):  # a sum of infinities is NaN, and said to be
-        return row[positions].astype(np.float64) @ _signs(row.shape[1], _SIGNS)
+        turned = (signs[(_TURN * p) % width :][:width] for p in positions)
+        return np.array([row @ of for row, of in zip(wide, turned, strict=True)]).reshape(-1, _SIGNS)
 
 
-def sketched_positions(length: int) -> np.ndarray:
-    """Which positions of a sequence are sketched: all, or evenly spaced ones from the first to the last."""
-    return np.unique(np.linspace(0, length - 1, min(length, _POSITIONS)).astype(int))
+def sketched_positions(count: int) -> np.ndarray:
+    """Which of so many positions, of all sequences, are sketched: all, or evenly spaced ones."""
+    return np.unique(np.linspace(0, count - 1, min(count, _POSITIONS)).astype(int))
 
 
-def begins(tap: np.ndarray, sketch: np.ndarray, length: int) -> bool:
-    """Whether a tap (m, w) at the first m positions is of the sequence of `length` that `sketch` is of."""
-    positions = sketched_positions(length)
+def begins(tap: np.ndarray, sketch: np.ndarray, count: int, name: str) -> bool:
+    """Whether a tap (m, w) at the first m of `count` positions is what `sketch` is of."""
+    positions = sketched_positions(count)
     positions = positions[positions < len(tap)]
     with np.errstate(all="ignore"):
-        again = tap[positions].astype(np.float64) @ _signs(tap.shape[1], _SIGNS)
+        again = _sketch_rows(tap, positions, name)
         slack = 1e-9 * np.abs(tap[positions].astype(np.float64)).sum(-1, keepdims=True)
         close = np.abs(again - sketch[: len(positions)]) <= slack
     # What is not finite may be NaN in one order of summing and infinite in another.
@@ -220,28 +268,28 @@ def begins(tap: np.ndarray, sketch: np.ndarray, length: int) -> bool:
     return bool(np.where(finite[0], finite[1] & close, ~finite[1]).all())
 
 
-def sketch_gradient(gradient: np.ndarray) -> np.ndarray:
+def sketch_gradient(gradient: np.ndarray, name: str) -> np.ndarray:
     """Random signs times the gradient times random signs, float64: (m, w) -> (8, 8), (w,) -> (1, 8)."""
     matrix = gradient.reshape(-1, gradient.shape[-1])
     rows, width = matrix.shape
-    left = _signs(rows, _GRADIENT_SIGNS) if rows > 1 else np.ones((1, 1))
+    left = _signs(f"{name} left", rows, _GRADIENT_SIGNS) if rows > 1 else np.ones((1, 1))
     step = max(1, _CHUNK // width)
     total = np.zeros((left.shape[1], width))
     with np.errstate(invalid="ignore"):
         for start in range(0, rows, step):
             total += left[start : start + step].T @ matrix[start : start + step].astype(np.float64)
-        return total @ _signs(width, _GRADIENT_SIGNS)
+        return total @ _signs(f"{name} right", width, _GRADIENT_SIGNS)
 
 
 def sketch_shape(shape: tuple[int, ...], *, is_tap: bool) -> tuple[int, int]:
-    """Of the sketch of a tap's sequence (n, w), or of a gradient."""
+    """Of the sketch of a tap (..., n, w), or of a gradient."""
     if is_tap:
-        return len(sketched_positions(shape[0])), _SIGNS
+        return len(sketched_positions(math.prod(shape[:-1]))), _SIGNS
     return (_GRADIENT_SIGNS if math.prod(shape[:-1]) > 1 else 1), _GRADIENT_SIGNS
 
 
-def _signs(length: int, count: int) -> np.ndarray:
-    return np.where(generator(0, f"sketch {length} {count}").random((length, count)) < 0.5, -1.0, 1.0)
+def _signs(name: str, length: int, count: int) -> np.ndarray:
+    return np.where(generator(0, f"sketch {name}").random((length, count)) < 0.5, -1.0, 1.0)
 
 
 def _beginning(taps: Arrays) -> Arrays:

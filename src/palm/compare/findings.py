@@ -21,6 +21,8 @@ from palm.taps import tap_names
 Sides = tuple[Recording, Recording] | tuple[Excerpt, Excerpt]
 # The rms of fewer numbers may by chance be so many times what is expected of it.
 _FEW, _LUCK = 32, 3.0
+# Where the function amplifies rounding to this, nothing can be told from a smaller error.
+_SENSELESS = 0.5
 # What a coarser type than bfloat16 would leave.
 _BEYOND_BFLOAT16 = 4.0
 
@@ -39,11 +41,6 @@ class Reading:
         """Whether it has no wider self to be measured against."""
         return self.dtype == "float64"
 
-    @property
-    def is_finite(self) -> bool:
-        """Whether every number of the value is."""
-        return bool(np.isfinite(np.asarray(self.value, np.float64)).all())
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -57,20 +54,6 @@ class Limits:
         """All of them, `slack` times as large."""
         a, b = self.sides
         return Limits((a * slack, b * slack), self.double * slack, self.widest * slack)
-
-    def amplified(
-        self,
-        bound_of: Callable[[float, float, DType], float],
-        errors: Sequence[float],
-        readings: Sequence[Reading],
-    ) -> Limits:
-        """With what the function amplifies allowed to each side: `bound_of(error, bound, dtype)`."""
-        a, b = (
-            bound_of(error, bound, reading.dtype)
-            for error, bound, reading in zip(errors, self.sides, readings, strict=True)
-        )
-        factor = max(1.0, *(new / old for new, old in zip((a, b), self.sides, strict=True)))
-        return Limits((a, b), self.double * factor, self.widest * factor)
 
 
 def recording_findings(
@@ -134,101 +117,130 @@ def finding(
     conditioning: Conditioning | None = None,
 ) -> Finding:
     """Measure one value of two sides. `exact`: the referee's; without it each side's own float64 judges."""
-    a = readings[0]
-    wide_a, wide_b = (np.asarray(reading.value, np.float64) for reading in readings)
-    judges = [reading.own if exact is None else exact for reading in readings]
-    unit = exact if exact is not None else a.own if a.own is not None else wide_a
-    scale = rms(unit) or 1.0
-    errors = [
-        math.nan if judge is None else rms(wide - judge) / scale
-        for wide, judge in zip((wide_a, wide_b), judges, strict=True)
+    measured = _measure(readings, exact)
+
+    def allow(error: float, bound: float, dtype: DType) -> float:
+        if exact is None or conditioning is None:
+            return bound
+        return conditioning.bound(name, kind, exact, measured.scale, error, bound, dtype)
+
+    allowed = [
+        allow(error, bound, reading.dtype)
+        for error, bound, reading in zip(measured.errors, limits.sides, readings, strict=True)
     ]
-    if exact is not None and conditioning is not None:
-        limits = limits.amplified(
-            lambda error, bound, dtype: conditioning.bound(name, kind, exact, scale, error, bound, dtype),
-            errors,
-            readings,
-        )
+    bounds = [min(most, max(bound, _SENSELESS)) for most, bound in zip(allowed, limits.sides, strict=True)]
     own = [
         # A float64 side has no wider self to be measured against; the referee stands in for it, or the bound.
-        (bound if exact is None else error)
-        if reading.is_double
-        else bound
-        if reading.own is None
-        else rms(wide - reading.own) / scale
-        for reading, wide, error, bound in zip(readings, (wide_a, wide_b), errors, limits.sides, strict=True)
+        (bound if exact is None else error) if reading.is_double else bound if mine is None else mine
+        for reading, mine, error, bound in zip(readings, measured.own, measured.errors, bounds, strict=True)
     ]
-    cross = rms(wide_a - wide_b) / scale
     # What float64 itself rounds between a* and b* is no difference.
-    ratio = rounding_ratio(cross, math.hypot(own[0], UNIT_ROUNDOFF["float64"]), own[1])
-    fault: str | None = None
-    nature: Nature | None = None
-    if told := _outside(readings, errors, limits.sides, ratio):
-        fault = "; ".join(told)
-        nature = _nature(readings, errors, exact, ratio, cross, scale, limits)
-        if nature == "rounding" and wide_a.size < _FEW and max(errors) <= _LUCK * max(limits.sides):
-            nature = "too few numbers"
-    else:
-        for reading, rounding, bound in zip(readings, own, limits.sides, strict=True):
-            if not rounding <= bound:
-                nature = "unproven"
-                fault = (
-                    f"{reading.label} is {rounding:.1e} from its own float64 program where rounding allows "
-                    f"{bound:.1e}"
-                )
-    return Finding(name, kind, errors[0], errors[1], cross, ratio, *limits.sides, wide_a.size, fault, nature)
+    ratio = rounding_ratio(measured.cross, math.hypot(own[0], UNIT_ROUNDOFF["float64"]), own[1])
+    fault, nature = _judge(
+        readings, measured, bounds, own, ratio, limits, allow, has_referee=exact is not None
+    )
+    if nature == "function" and not ratio > RATIO_BAR and _is_excused(measured.errors, allowed, bounds):
+        nature = "unproven"  # the function amplifies rounding so much here that nothing is left to tell by
+    a, b = measured.errors
+    return Finding(
+        name, kind, a, b, measured.cross, ratio, bounds[0], bounds[1], measured.size, fault, nature
+    )
 
 
-def _outside(
-    readings: Sequence[Reading], errors: Sequence[float], bounds: Sequence[float], ratio: float
-) -> list[str]:
-    """In words, what is more than rounding; nothing if nothing is."""
-    not_finite = [reading.label for reading in readings if not reading.is_finite]
-    if not_finite:
-        return [f"{' and '.join(not_finite)} {'are' if len(not_finite) > 1 else 'is'} not finite"]
-    told = [
-        f"{reading.label} is {error:.1e} from the referee where rounding allows {bound:.1e}"
-        for reading, error, bound in zip(readings, errors, bounds, strict=True)
-        if error > bound
+@dataclass(frozen=True)
+class _Measured:
+    """Relative distances: of each side from what judges it, from its own float64 program, from each other.
+
+    `wrong`: in words, and how far, each way in which the float64 programs are not one function's.
+    """
+
+    scale: float
+    size: int
+    errors: tuple[float, float]
+    own: tuple[float | None, float | None]
+    cross: float
+    wrong: tuple[tuple[str, float], ...]
+
+
+def _measure(readings: Sequence[Reading], exact: np.ndarray | None) -> _Measured:
+    values = [np.asarray(reading.value, np.float64) for reading in readings]
+    programs = [None if r.own is None else np.asarray(r.own, np.float64) for r in readings]
+    units = [exact] if exact is not None else [*values, *(own for own in programs if own is not None)]
+    scale = max(rms(unit) for unit in units) or 1.0
+
+    def apart(x: np.ndarray | None, y: np.ndarray | None) -> float:
+        return math.nan if x is None or y is None else rms(x - y) / scale
+
+    judges = [own if exact is None else exact for own in programs]
+    errors = [apart(value, judge) for value, judge in zip(values, judges, strict=True)]
+    own = [None if p is None else apart(value, p) for value, p in zip(values, programs, strict=True)]
+    wrong = [
+        (f"in float64 {reading.label} is {{:.1e}} from the referee", apart(program, exact))
+        for reading, program in zip(readings, programs, strict=True)
     ]
-    if not ratio <= RATIO_BAR:
-        further = f", {readings[int(errors[1] > errors[0])].label} further from the referee"
-        known = all(map(math.isfinite, errors))
-        told.insert(0, f"{ratio:.3g} times their rounding apart{further if known else ''}")
-    return told
+    wrong.append(("in float64 they are {:.1e} apart", apart(*programs)))
+    told = tuple((words, distance) for words, distance in wrong if not math.isnan(distance))
+    return _Measured(scale, values[0].size, (errors[0], errors[1]), (own[0], own[1]), apart(*values), told)
 
 
-def _nature(
+def _judge(
     readings: Sequence[Reading],
-    errors: Sequence[float],
-    exact: np.ndarray | None,
+    measured: _Measured,
+    bounds: Sequence[float],
+    own: Sequence[float],
     ratio: float,
-    cross: float,
-    scale: float,
     limits: Limits,
-) -> Nature:
-    finite = [reading.is_finite for reading in readings]
-    if not all(finite):
-        return "function" if any(finite) else "both not finite"
+    allow: Callable[[float, float, DType], float],
+    *,
+    has_referee: bool,
+) -> tuple[str | None, Nature | None]:
+    """In words what is more than rounding, and what it proves; None and None if nothing is."""
+    finite = [np.isfinite(np.asarray(reading.value, np.float64)) for reading in readings]
+    if not all(mask.all() for mask in finite):
+        lost = [r.label for r, mask in zip(readings, finite, strict=True) if not mask.all()]
+        alike = bool((finite[0] == finite[1]).all())
+        told = f"{' and '.join(lost)} {'are' if len(lost) > 1 else 'is'} not finite"
+        return told, "both not finite" if alike else "function"
+    reasons = []
+    is_proven = False
     if not ratio <= RATIO_BAR:
+        further = f", {readings[int(measured.errors[1] > measured.errors[0])].label} further from the referee"
+        known = has_referee and all(map(math.isfinite, measured.errors))
+        reasons.append(f"{ratio:.3g} times their rounding apart{further if known else ''}")
         # Without a float64 program the ratio is one to what rounding allows, and proves nothing by itself.
-        proven = all(reading.own is not None for reading in readings) or cross > limits.widest
-        return "function" if proven else "rounding"
-    for reading, error, bound in zip(readings, errors, limits.sides, strict=True):
+        is_proven = None not in measured.own or measured.cross > limits.widest
+    for reading, error, bound in zip(readings, measured.errors, bounds, strict=True):
         if error > bound:
-            wrong = (
-                exact is not None
-                and reading.own is not None
-                and not reading.is_double
-                and rms(np.asarray(reading.own, np.float64) - exact) / scale > limits.double
-            )
-            if wrong or reading.is_double or error > limits.widest:
-                return "function"
-    return "rounding"
+            judge = "the referee" if has_referee else "its own float64 program"
+            reasons.append(f"{reading.label} is {error:.1e} from {judge} where rounding allows {bound:.1e}")
+            is_proven |= reading.is_double or error > limits.widest
+    for words, distance in measured.wrong:
+        # Two programs may each be as far from the referee as that.
+        twice = limits.double * (1 if "referee" in words else 2)
+        if distance > twice and distance > (most := allow(distance, twice, "float64")):
+            reasons.append(f"{words.format(distance)} where rounding allows {most:.1e}")
+            is_proven = True
+    if reasons:
+        nature: Nature = "function" if is_proven else "unproven" if None in measured.own else "rounding"
+        farthest = max((e for e in measured.errors if not math.isnan(e)), default=measured.cross)
+        if nature != "function" and measured.size < _FEW and farthest <= _LUCK * max(bounds):
+            nature = "too few numbers"
+        return "; ".join(reasons), nature
+    for reading, rounding, bound in zip(readings, own, bounds, strict=True):
+        if not rounding <= bound:
+            words = f"{reading.label} is {rounding:.1e} from its own float64 program where rounding allows"
+            return f"{words} {bound:.1e}", "unproven"
+    return None, None
+
+
+def _is_excused(errors: Sequence[float], allowed: Sequence[float], bounds: Sequence[float]) -> bool:
+    """Whether it is only the cap on what amplification allows that a side is beyond."""
+    beyond = [i for i in range(2) if errors[i] > bounds[i]]
+    return bool(beyond) and all(errors[i] <= allowed[i] for i in beyond)
 
 
 def _with_statistics(found: Finding, sides: tuple[Excerpt, Excerpt], limits: Limits) -> Finding:
-    """A finding of one sequence, and what the statistics of all sequences say besides."""
+    """A sketch's finding, and what the beginnings and the statistics, which hide nothing, say besides."""
     ours, theirs = (side.statistics[found.name] for side in sides)
     size = math.prod(ours["shape"])
     if found.fault:
@@ -238,13 +250,18 @@ def _with_statistics(found: Finding, sides: tuple[Excerpt, Excerpt], limits: Lim
         nature: Nature = "both not finite" if len(lost) == 2 else "function"
         return replace(found, elements=size, fault=f"{' and '.join(lost)} not finite", nature=nature)
     # |rms(a) − rms(b)| ≤ rms(a − b) ≤ what rounding leaves of both.
-    apart = abs(ours["rms"] - theirs["rms"]) / (ours["rms"] or 1.0)
-    if apart > sum(limits.sides):
-        told = (
-            f"over all sequences the rms differs by {apart:.1e} where rounding allows {sum(limits.sides):.1e}"
-        )
-        nature = "function" if apart > 2 * limits.widest else "rounding"
-        return replace(found, elements=size, fault=told, nature=nature)
+    apart = abs(ours["rms"] - theirs["rms"]) / (max(ours["rms"], theirs["rms"]) or 1.0)
+    distances = {"over all sequences the rms": apart}
+    if all(found.name in side.taps for side in sides):
+        a, b = (np.asarray(side.taps[found.name], np.float64) for side in sides)
+        length = min(len(a), len(b))
+        scale = max(rms(a[:length]), rms(b[:length])) or 1.0
+        distances[f"at the first {length} positions it"] = rms(a[:length] - b[:length]) / scale
+    for what, distance in distances.items():
+        if distance > sum(limits.sides):
+            told = f"{what} differs by {distance:.1e} where rounding allows {sum(limits.sides):.1e}"
+            nature = "function" if distance > 2 * limits.widest else "unproven"
+            return replace(found, elements=size, fault=told, nature=nature)
     return replace(found, elements=size)
 
 
@@ -254,7 +271,7 @@ def _reading(side: Recording | Excerpt, value: np.ndarray, own: np.ndarray | Non
 
 def _slack(largest: float, this: float) -> float:
     """Where a gradient nearly cancels, what rounding leaves is of the size of those that do not."""
-    return max(1.0, largest / (this or 1.0))
+    return max(1.0, largest / (this or largest or 1.0))
 
 
 def _tap_limits(name: str, sides: Sides) -> Limits:

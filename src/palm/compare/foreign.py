@@ -6,12 +6,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from palm.backends import config_of, dtype_of, to_numpy
+from palm.backends import activations, backend_of, config_of, dtype_of, to_numpy
 from palm.compare.measures import plain, predictions
+from palm.compare.program import run
+from palm.compare.replay import deviation
 from palm.compare.search import Outcome, Search, confirmed, explain
 from palm.config import PaLMConfig
 from palm.errors import ProbeError
@@ -63,6 +65,11 @@ class ForeignComparison:
         return self.before <= self.bound
 
     @property
+    def outcome(self) -> Literal["agree", "differ"]:
+        """The answer."""
+        return "agree" if self.agree else "differ"
+
+    @property
     def first_divergence(self) -> str | None:
         """`logits`, the only tap there is, if they differ."""
         return None if self.agree else "logits"
@@ -102,6 +109,7 @@ class ForeignComparison:
         return {
             "schema": "palm-compare-foreign",
             "version": 1,
+            "outcome": self.outcome,
             "agree": self.agree,
             "verdict": self.verdict,
             "first_divergence": self.first_divergence,
@@ -179,6 +187,20 @@ def _brief(whole: Search, search: Callable[[np.ndarray], tuple[Search, DType]]) 
             return brief
         length *= 2
     return whole
+
+
+def check_own(model: Any, tokens: Any) -> None:
+    """Raise `ProbeError` unless the model's own logits are the referee's, in whose place it judges."""
+    config, weights = config_of(model), to_numpy(model)
+    ids = check_tokens(tokens, config, at_least=2)
+    logits = activations(model, ids)["logits"].astype(np.float64)
+    found = deviation(logits, run(config, weights, ids, {})["logits"])
+    bound = rounding_bound(config, dtype_of(model), ids.shape[-1], config.depth)
+    if not found <= bound:
+        raise ProbeError(
+            f"palm's {backend_of(model)} side must be within rounding of the referee, {bound:.1e}; got "
+            f"{found:.1e}. Find out why: palm compare torch jax."
+        )
 
 
 def _logits(

@@ -105,7 +105,8 @@ def _repeats(repeats: Mapping[str, Any]) -> str:
         f"{outcome} with seed{'s' * (len(those) > 1)} {', '.join(those)}" for outcome, those in seeds.items()
     )
     return (
-        f"{of}. Each had other weights and another text. From the lowest to the highest ratio of all "
+        f"{of}. Each had another text, and other weights unless a checkpoint gives them. From the lowest to "
+        "the highest ratio of all "
         f"{len(repeats['seeds'])} is an interval that holds the median of all there could be with "
         f"probability {repeats['confidence']:.4g}. Everything else here is of the first with the gravest "
         "outcome."

@@ -57,7 +57,7 @@ class Recording:
     config: PaLMConfig
     dtype: DType
     tokens: np.ndarray
-    weights: Arrays = field(repr=False)
+    weights: Mapping[str, np.ndarray] = field(repr=False)
     taps: Arrays = field(repr=False)
     grads: Arrays = field(repr=False)
     loss: float
@@ -68,8 +68,8 @@ class Recording:
 
     @property
     def weights_digest(self) -> str:
-        """SHA-256 over all weights, names and bits."""
-        return digest({name: sha256(array) for name, array in self.weights.items()})
+        """SHA-256 over all weights, names and numbers, whatever their dtype."""
+        return digest({name: digest_of(array) for name, array in self.weights.items()})
 
 
 def quietly(step: str) -> None:
@@ -90,9 +90,9 @@ def record(
     loss, grads = wing.value_and_grad(model, ids, **mode.backward)
     on_step("gradients")
     with wing.widened(model) as wide:
-        exact_taps = wing.activations(wide, ids)
+        exact_taps = wing.activations(wide, ids, **mode.forward)
         on_step("float64 forward")
-        exact_loss, exact_grads = wing.value_and_grad(wide, ids)
+        exact_loss, exact_grads = wing.value_and_grad(wide, ids, **mode.backward)
         on_step("float64 gradients")
     return Recording(
         label=label or backend_of(model),
@@ -113,6 +113,13 @@ def record(
 def sha256(array: np.ndarray) -> str:
     """Of an array's bits."""
     return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def digest_of(weight: np.ndarray) -> str:
+    """SHA-256 of a weight as numbers: of its float32 bits if those hold it, so that bfloat16 compares."""
+    with np.errstate(over="ignore"):
+        narrow = weight.astype(np.float32)
+    return sha256(narrow if np.array_equal(narrow, weight) else weight.astype(np.float64))
 
 
 def digest(digests: Mapping[str, str]) -> str:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +17,7 @@ from palm.backends import check_installed
 from palm.checkpoint import load_arrays, save_arrays
 from palm.compare.bundle import read_bundle
 from palm.compare.butterfly import RUNS, Butterfly, butterfly
+from palm.compare.child import Child
 from palm.compare.diff import compare
 from palm.compare.excerpt import Excerpt
 from palm.compare.probe import Recording
@@ -30,7 +27,7 @@ from palm.compare.trajectory import read_trajectory
 from palm.config import BACKENDS, PaLMConfig
 from palm.corpus import open_corpus
 from palm.data import windows
-from palm.errors import BundleError, ProbeError
+from palm.errors import BundleError
 from palm.params import DType
 from palm.recipe import Recipe
 from palm.rounding import UNIT_ROUNDOFF
@@ -52,13 +49,13 @@ def compare_sides(
 ) -> Repeated:
     """Record the sides that are live, one process each, and compare; once for each of the source's tokens.
 
-    The i-th time weights are drawn from seed + i. Sides of different dtype both get the weights rounded to
-    the coarser one: what differs is then what they compute. A live side beside a bundle runs on the bundle's
+    The i-th time weights are drawn from seed + i. Live sides of different dtype both get the weights rounded
+    to the coarser one: what differs is then what they compute. A live side beside a bundle runs on its
     tokens and weights; `checkpoint` is where the weights are of a bundle that holds only their checksums.
 
     `on_step(side, step)` is called as each live side ("a", "b") finishes one of `probe.STEPS`, and when the
-    referee is done. Raises `MissingFrameworkError`, `BundleError`, and `ProbeError` with a side's own words
-    if it fails.
+    referee is done. Raises `MissingFrameworkError`, `BundleError`, what a side refuses, and `ProbeError` if
+    one dies.
     """
     live = [side for side in (a, b) if isinstance(side, Side)]
     for side in live:
@@ -66,28 +63,34 @@ def compare_sides(
     names = labels(a, b) if isinstance(a, Side) and isinstance(b, Side) else (_name(a), _name(b))
     weights = load_arrays(checkpoint)[1] if checkpoint is not None and len(live) < 2 else None
     recorded = {
-        key: _read(side.path, weights)
+        key: _labelled(side, weights)
         for key, side in zip("ab", (a, b), strict=True)
         if isinstance(side, Bundle)
     }
+    repeats = Repeats()
     with tempfile.TemporaryDirectory(prefix="palm-compare-") as name, ExitStack() as stack:
         folder = Path(name)
         common = _common(source, live, next(iter(recorded.values()), None), folder)
-        waits = [
-            stack.enter_context(
-                _child(key, {**common, **side.to_dict(), "label": label, "out": str(folder / key)}, on_step)
+        children = {
+            key: stack.enter_context(
+                Child(
+                    label,
+                    {**common, **side.to_dict(), "label": label, "out": str(folder / key)},
+                    partial(on_step, key),
+                )
             )
             for key, side, label in zip("ab", (a, b), names, strict=True)
             if isinstance(side, Side)
-        ]
-        for wait in waits:
-            wait()
-        repeats = Repeats()
+        }
         for i in range(len(common["tokens"])):
-            pair = [recorded.get(key) or read_bundle(folder / key / str(i)) for key in "ab"]
-            repeats.add(common["seed"] + i, compare(*pair, on_step=lambda step: on_step("referee", step)))
-            for key in "ab":
+            for child in children.values():
+                child.wait_for(i + 1)
+            pair = [recorded[k] if k in recorded else read_bundle(folder / k / str(i)) for k in "ab"]
+            repeats.add(common["seed"] + i, compare(*pair, on_step=partial(on_step, "referee")))
+            for key in children:  # recordings are large
                 shutil.rmtree(folder / key / str(i), ignore_errors=True)
+        for child in children.values():
+            child.wait()
     return repeats.result()
 
 
@@ -99,8 +102,8 @@ def record_side(
     with tempfile.TemporaryDirectory(prefix="palm-record-") as name:
         common = _common(source, [side], None, Path(name))
         own = {"label": side.backend, "out": str(out), "is_excerpt": not is_complete}
-        with _child("a", {**common, **side.to_dict(), **own}, on_step) as wait:
-            wait()
+        with Child(None, {**common, **side.to_dict(), **own}, partial(on_step, "a")) as child:
+            child.wait()
     return read_bundle(out)
 
 
@@ -115,7 +118,9 @@ def _common(
         tokens = [bundle.tokens]
         common = {"config": bundle.config.to_dict(), "seed": 0}
         dtypes.append(bundle.dtype)
-        if bundle.weights is not None:
+        if not live:
+            pass
+        elif bundle.weights is not None:
             save_arrays(bundle.config, dict(bundle.weights), folder / "weights")
             common["weights"] = str(folder / "weights")
         elif isinstance(bundle, Excerpt) and bundle.seed is not None:
@@ -131,9 +136,10 @@ def _common(
     return {**common, "coarsest": max(dtypes, key=lambda dtype: UNIT_ROUNDOFF[dtype], default="float32")}
 
 
-def _read(path: Path, weights: Mapping[str, np.ndarray] | None) -> Recording | Excerpt:
-    bundle = read_bundle(path)
-    own = replace(bundle, label=f"{bundle.label} ({path.name})")
+def _labelled(side: Bundle, weights: Mapping[str, np.ndarray] | None) -> Recording | Excerpt:
+    """A bundle's recording, called by its folder too; an excerpt with its weights, if they are known."""
+    recording = side.recording
+    own = replace(recording, label=f"{recording.label} ({side.path.name})")
     return own.with_weights(weights) if isinstance(own, Excerpt) and weights is not None else own
 
 
@@ -169,50 +175,12 @@ def train_backends(
         common |= {"recipe": recipe.to_dict(), "text": str(folder / "text.npy")}
         for run in RUNS:
             own = {"backend": "jax" if run == "jax" else "torch", "is_control": run == "control"}
-            with _child(run, {**common, **own, "out": str(folder / run)}, on_step) as wait:
-                wait()
+            request = {**common, **own, "out": str(folder / run)}
+            with Child(f"train {run}", request, partial(on_step, run)) as child:
+                child.wait()
         return butterfly(*(read_trajectory(folder / run) for run in RUNS))
 
 
 def training_steps(recipe: Recipe) -> int:
     """How many steps a training reports: the build, and k = 0 … N."""
     return recipe.steps + 2
-
-
-@contextmanager
-def _child(side: str, request: dict[str, Any], on_step: OnStep) -> Iterator[Callable[[], None]]:
-    """Start one process; yields a function that waits for it. It never outlives the block."""
-    command = [sys.executable, "-m", "palm.compare.worker", json.dumps(request)]
-    environment = {**os.environ, "JAX_ENABLE_X64": str(request["dtype"] == "float64")}
-    complaints: list[str] = []
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        readers = [
-            threading.Thread(target=_follow, args=(process.stdout, lambda line: on_step(side, line))),
-            threading.Thread(target=_follow, args=(process.stderr, complaints.append)),
-        ]
-        for reader in readers:
-            reader.start()
-
-        def wait() -> None:
-            status = process.wait()
-            for reader in readers:
-                reader.join()
-            if status:
-                words = "\n".join(complaints)
-                raise ProbeError(f"the {side} side must finish; it ended with status {status}:\n{words}")
-
-        try:
-            yield wait
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-            for reader in readers:
-                reader.join()
-
-
-def _follow(stream: IO[str] | None, consume: Callable[[str], None]) -> None:
-    for line in stream or ():
-        consume(line.rstrip("\n"))

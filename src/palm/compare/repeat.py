@@ -1,13 +1,15 @@
-"""One comparison again and again, with other weights and other text each time: how sure is it?"""
+"""One comparison again and again, with other text and other drawn weights each time: how sure is it?"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 from palm.compare.comparison import Comparison, Outcome
 from palm.compare.measures import plain
+from palm.rounding import RATIO_BAR
 
 # From what settles least to what settles most.
 _WEIGHT: dict[Outcome, int] = {
@@ -59,14 +61,15 @@ class Repeated:
         if len(self.seeds) == 1:
             return self.shown.verdict
         counts = {outcome: self.outcomes.count(outcome) for outcome in dict.fromkeys(self.outcomes)}
-        of = ", ".join(f"{outcome} {count}×" for outcome, count in counts.items())
+        of = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
         # A single number's ratio says little.
         names = [f.name for f in self.shown.findings if f.elements > 1]
         name = max(names, key=lambda name: self.intervals[name][2])
         low, middle, high = self.intervals[name]
         told = (
-            f"Of {len(self.seeds)} repeats: {of}; the ratio at {name} is {low:.3g} to {high:.3g}, "
-            f"median {middle:.3g}, which holds the true median with probability {self.confidence:.1%}."
+            f"Of {len(self.seeds)} repeats: {of}. The largest ratio of all is {high:.3g}, at {name} (bar "
+            f"{RATIO_BAR:g}); there the median is {middle:.3g}, and, with probability "
+            f"{self.confidence:.1%}, that of all there could be lies within {low:.3g} to {high:.3g}."
         )
         if self.outcome != self.shown.outcome:
             sides = f"{self.shown.label_a} and {self.shown.label_b}"
@@ -106,5 +109,7 @@ class Repeats:
     def result(self) -> Repeated:
         """All of them."""
         assert self._shown is not None
-        intervals = {name: (min(of), median(of), max(of)) for name, of in self._ratios.items()}
+        # What is not a number is beyond all numbers.
+        ratios = {name: [math.inf if math.isnan(x) else x for x in of] for name, of in self._ratios.items()}
+        intervals = {name: (min(of), median(of), max(of)) for name, of in ratios.items()}
         return Repeated(self._shown, tuple(self._seeds), tuple(self._outcomes), intervals)

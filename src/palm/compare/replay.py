@@ -51,7 +51,7 @@ def departures(side: Recording) -> Iterator[Departure]:
     """
     if not side.taps.keys() >= set(tap_names(side.config.depth)):
         return
-    weights = {name: np.asarray(array, np.float64) for name, array in side.weights.items()}
+    weights = side.weights  # each is widened where it is used: not all at once
     for tap in tap_names(side.config.depth):
         working = _departure(side, tap, weights, side.taps, side.dtype)
         # An excerpt's beginning has none.

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from palm.backends import ATTENTION_PATHS
 from palm.checkpoint import load_arrays
 from palm.compare.bundle import is_bundle, read_bundle
+from palm.compare.excerpt import Excerpt
+from palm.compare.probe import Recording
 from palm.config import BACKENDS, Backend, PaLMConfig
 from palm.errors import ConfigError
 from palm.fields import check_choice
+from palm.manifest import MANIFEST
 from palm.params import DTYPES, DType
 from palm.presets import preset as find_preset
 from palm.upstream_tensors import SOURCES
@@ -50,6 +54,8 @@ class Side:
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for a value that no side can have."""
+        if self.device == "meta":
+            raise ConfigError("device must hold values; got device=meta. Use cpu, or leave it out.")
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("matmul", self.matmul, MATMUL, optional=True)
         check_choice("attention", self.attention, ATTENTION_PATHS)
@@ -75,6 +81,11 @@ class Bundle:
 
     path: Path
 
+    @cached_property
+    def recording(self) -> Recording | Excerpt:
+        """What is in it, read once. Raises `BundleError`."""
+        return read_bundle(self.path)
+
 
 def parse_side(text: str, **defaults: Any) -> Side | Original | Bundle:
     """What `text` says, and `defaults` where it says nothing. Raises `ConfigError`."""
@@ -85,9 +96,10 @@ def parse_side(text: str, **defaults: Any) -> Side | Original | Bundle:
     for option in filter(None, options.split(",")):
         key, equals, value = option.partition("=")
         if key not in keys or not equals:
+            what = f"has no key {key!r}" if equals else f"has {option!r}, which is no key=value"
             raise ConfigError(
-                f"side must be {GRAMMAR}; got side={text}, in which {option} is no key=value. "
-                f"Keys: {', '.join(keys)}."
+                f"side must be backend[:checkpoint][@key=value,…]; got side={text}, which {what}. "
+                f"Keys: {', '.join(keys)}; no spaces."
             )
         if key in given:
             raise ConfigError(f"side must give a key once; got side={text}, with {key} twice. Remove one.")
@@ -107,8 +119,16 @@ def parse_side(text: str, **defaults: Any) -> Side | Original | Bundle:
         return Side(**{"backend": backend, **defaults, **own, **given})
     if is_bundle(Path(text)):
         return Bundle(Path(text))
+    if (Path(text) / MANIFEST).is_file():
+        raise ConfigError(f"side must name its backend; got side={text}, a checkpoint. Write torch:{text}.")
+    if Path(text).is_dir():
+        raise ConfigError(
+            f"side must be {GRAMMAR}; got side={text}, a folder without bundle.json. Pass a checkpoint as "
+            f"torch:{text}/step-…, or what palm record wrote."
+        )
     raise ConfigError(
-        f"side must be {GRAMMAR}; got side={text}. Backends: {', '.join((*BACKENDS, *SOURCES))}."
+        f"side must be {GRAMMAR}; got side={text}, which is neither. Backends: "
+        f"{', '.join((*BACKENDS, *SOURCES))}."
     )
 
 
@@ -148,30 +168,22 @@ def parse_sides(
     if dtype is None:
         for bundle in (one, other):
             if isinstance(bundle, Bundle):  # a live side beside it computes in its precision
-                defaults["dtype"] = read_bundle(bundle.path).dtype
+                defaults["dtype"] = bundle.recording.dtype
         one, other = (parse_side(text, **defaults) for text in (a, b))
     return one, other
 
 
 def config_of_sides(
-    sides: tuple[Side | Original | Bundle, ...],
+    sides: Sequence[Side | Original | Bundle],
     preset: str | None,
-    checkpoint: Path | None,
     architecture: Backend,
     changes: Mapping[str, Any],
 ) -> PaLMConfig:
-    """What is built from the seed, or what the first checkpoint or bundle holds."""
-    paths = [side.checkpoint for side in sides if isinstance(side, Side) and side.checkpoint is not None]
-    if checkpoint is not None:
-        paths.append(str(checkpoint))
-    if (paths or any(isinstance(side, Bundle) for side in sides)) and changes:
-        raise ConfigError(
-            "a checkpoint or bundle must come without model flags, it has its own; got "
-            f"{', '.join(changes)}. Leave those out."
-        )
+    """What the first bundle or checkpoint holds, or what is built from the seed."""
     for side in sides:
         if isinstance(side, Bundle):
-            return read_bundle(side.path).config
+            return side.recording.config
+    paths = [side.checkpoint for side in sides if isinstance(side, Side) and side.checkpoint is not None]
     if paths:
         return load_arrays(paths[0])[0]
     return find_preset(preset or "small", **changes).resolve(architecture)

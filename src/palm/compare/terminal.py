@@ -77,7 +77,7 @@ def print_foreign(found: ForeignComparison, console: Console) -> None:
         highlight=False,
         markup=False,
     )
-    _print_verdict("agree" if found.agree else "differ", found.verdict, console)
+    _print_verdict(found.outcome, found.verdict, console)
 
 
 def _print_verdict(outcome: Outcome, verdict: str, console: Console) -> None:
@@ -202,7 +202,6 @@ def _where_and_why(found: Repeated) -> Iterator[tuple[str, str]]:
             counts += [several if len(those) > 1 else f"the {kind}"] if faulty else []
         yield "where", f"{first.name} ({what}) first; {', '.join(counts)} in all"
     yield from (("why", diagnosis.sentence) for diagnosis in comparison.diagnoses)
-    yield from (("doubt", doubt) for doubt in comparison.doubts)
     if len(set(found.outcomes)) > 1:
         seeds: dict[str, list[str]] = {}
         for seed, outcome in zip(found.seeds, found.outcomes, strict=True):

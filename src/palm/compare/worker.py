@@ -1,6 +1,6 @@
 """One side in a process of its own: the child of `palm compare`.
 
-    python -m palm.compare.worker '{"backend": "jax", "checkpoint": "DIR", "tokens": "FILE", "out": "DIR", …}'
+    echo '{"backend": "jax", "checkpoint": "DIR", "tokens": "FILE", …}' | python -m palm.compare.worker
 
 JAX's x64 switch and memory pool are global and the two frameworks' thread pools fight, so the command line
 gives each side its own process.
@@ -18,6 +18,7 @@ import numpy as np
 from palm.backends import common_dtype, from_numpy, wing
 from palm.checkpoint import load_arrays
 from palm.compare.bundle import write_bundle
+from palm.compare.child import RECORDED, REFUSED
 from palm.compare.excerpt import record_excerpt
 from palm.compare.probe import Mode, record
 from palm.compare.trajectory import moved_by_an_ulp, record_training
@@ -56,6 +57,7 @@ def probe(request: dict[str, Any]) -> None:
             recording = record(model, tokens, **common)
         del model  # the next one wants its memory
         write_bundle(recording, Path(request["out"], *([] if "is_excerpt" in request else [str(i)])))
+        print(RECORDED, flush=True)
 
 
 def _model(request: dict[str, Any], seed: int) -> tuple[Any, int | None]:
@@ -94,6 +96,7 @@ def train(request: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     try:
-        main(json.loads(sys.argv[1]))
+        main(json.load(sys.stdin))
     except PalmError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(REFUSED)
