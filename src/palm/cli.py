@@ -14,7 +14,7 @@ from tyro.conf import Positional
 import palm
 from palm import commands
 from palm.checkpoint import save_arrays
-from palm.compare import command
+from palm.compare import command, record_command
 from palm.config import Backend
 from palm.display import Terminal
 from palm.errors import PalmError, ProbeError
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         return tyro.extras.subcommand_cli_from_dict(
             {
                 "compare": command.compare,
-                "record": command.record,
+                "record": record_command.record,
                 "train": commands.train,
                 "generate": commands.generate,
                 "data": commands.data,

@@ -296,7 +296,7 @@ def test_repeats_give_intervals_and_say_how_sure_they_are(render):
     assert row[at - 1 : at + 1] == ["2.50", "0.50 – 2.50"]
     cell = next(attrs for attrs in page.all("td") if attrs.get("data-sort") == "2.5")
     assert cell["title"] == "lowest 0.5\nmedian 1.0\nhighest 2.5"
-    assert "agree with seeds 0, 2; differ with seed 1. Each had other weights" in page.text
+    assert "agree with seeds 0, 2; differ with seed 1. Each had another text" in page.text
     assert "with probability 0.75" in page.text
 
 

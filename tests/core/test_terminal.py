@@ -127,7 +127,7 @@ def test_excerpts_have_no_referee_and_dashes_for_what_was_not_measured():
     assert "no referee judged" in text
     assert row(text, "loss")[1:4] == ["—", "—", "2.5e-07"]
     assert row(text, "embed")[1:4] == ["nan", "nan", "nan"]
-    assert "doubt" in text
+    assert "only checksums" in text
     assert "referee 2.625" in printed(repeated(compared))
 
 

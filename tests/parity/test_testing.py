@@ -50,7 +50,7 @@ def test_two_models_agree_or_the_message_says_where_and_why():
     assert_agree(right, palm.convert(right, backend="jax"), draw_tokens(small(), 9))
     other = dataclasses.replace(small(), init="reference")
     wrong = palm.from_numpy(other, palm.to_numpy(right), backend="jax")
-    with pytest.raises(AssertionError, match=r"differ from logits on(.|\n)*jax at logits: config, init"):
+    with pytest.raises(AssertionError, match=r"differ: config init is(.|\n)*jax at logits: config, init"):
         assert_agree(right, wrong, draw_tokens(small(), 9))
 
 

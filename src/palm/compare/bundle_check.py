@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from palm.compare.excerpt import Excerpt, begins, sketch_shape
+from palm.compare.excerpt import Excerpt
 from palm.compare.probe import Recording
+from palm.compare.sketch import begins, sketch_shape
 from palm.config import PaLMConfig
 from palm.errors import BundleError, ConfigError
 from palm.params import check_array, check_names, parameters

@@ -56,9 +56,10 @@ class Child:
     def __exit__(self, *error: object) -> None:
         if self._process.poll() is None:
             self._process.kill()
-        self._process.wait()
         for reader in self._readers:
             reader.join()
+        with self._process:  # closes its pipes
+            pass
 
     def wait_for(self, count: int) -> None:
         """Until it has written so many recordings. Raises as `wait`."""

@@ -1,10 +1,10 @@
-"""The commands that compare: `palm compare`, `palm record`. A thin layer."""
+"""The command that compares: `palm compare`. A thin layer."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,15 +14,13 @@ from tyro.conf import Positional
 
 from palm.backends import from_numpy
 from palm.checkpoint import load
-from palm.compare.bundle import check_free
 from palm.compare.butterfly import RUNS, Butterfly
 from palm.compare.comparison import Outcome
-from palm.compare.excerpt import Excerpt
 from palm.compare.foreign import check_own, compare_foreign
 from palm.compare.html import write_html
 from palm.compare.originals import original
 from palm.compare.probe import STEPS
-from palm.compare.processes import Source, compare_sides, record_side, train_backends, training_steps
+from palm.compare.processes import Source, compare_sides, train_backends, training_steps
 from palm.compare.progress import progress
 from palm.compare.sides import (
     Bundle,
@@ -30,8 +28,8 @@ from palm.compare.sides import (
     Side,
     config_of_sides,
     model_name,
-    parse_side,
     parse_sides,
+    refuse_ignored,
 )
 from palm.compare.terminal import print_comparison, print_foreign, print_training
 from palm.config import Backend
@@ -113,7 +111,7 @@ def compare(
     sides = parse_sides(
         a, b, checkpoint=checkpoint, dtype=dtype, device=device, attention=attention or "fused"
     )
-    _refuse_ignored(
+    refuse_ignored(
         sides,
         {"batch": batch, "length": length, "seed": seed, "data": data},
         {"repeat": repeat > 1 or None, "train": train or None},
@@ -182,83 +180,6 @@ def compare(
         print_training(trained, console)
     console.print(f"\n{out / 'report.html'}\n{out / 'report.json'}", highlight=False, markup=False)
     return STATUS[outcome]
-
-
-def record(
-    side: Positional[str],
-    /,
-    *,
-    out: Path,
-    model: ModelFlags,
-    preset: str | None = None,
-    architecture: Backend | None = None,
-    data: Path | None = None,
-    batch: int = 2,
-    length: int = 256,
-    seed: int = 0,
-    complete: bool = False,
-) -> int:
-    """Run one side where its framework lives and write down what it computed, to be compared elsewhere.
-
-    The bundle holds taps, logits, loss, gradients, versions, flags, device and config. It is small: every tap
-    whole at the first positions, and for the rest statistics, checksums and sketches, which still tell
-    whether two sides differ by more than rounding. palm compare BUNDLE BUNDLE needs no framework.
-
-    Args:
-        side: backend[:checkpoint][@key=value,…], as for palm compare.
-        out: Folder of the bundle.
-        preset: Which config to build from the seed, unless the side has a checkpoint; small unless given.
-        architecture: Whose original an open preset resolves to; torch unless given.
-        data: Text to run on, as bytes; Python's own standard library sources unless given.
-        batch: Number of text windows.
-        length: Tokens in each window.
-        seed: Draws the weights and the windows.
-        complete: Keep everything, weights and float64 too: what palm compare uses of live sides.
-    """
-    parsed = parse_side(side)
-    if not isinstance(parsed, Side):
-        raise ConfigError(f"side must be torch or jax to be recorded; got side={side}. Record a live one.")
-    check_free(out)
-    own = {"preset": preset, "architecture": architecture, **given(model)}
-    _refuse_ignored((parsed,), {}, {}, {}, own)
-    config = config_of_sides((parsed,), preset, architecture or "torch", given(model))
-    text = standard_library_text() if data is None else read_text(data)
-    source = Source(config, seed, (sample_windows(text, config, batch=batch, length=length, seed=seed),))
-    with progress({"a": len(STEPS)}, {"a": side}) as on_step:
-        recorded = record_side(parsed, source, out, is_complete=complete, on_step=on_step)
-    size = sum(file.stat().st_size for file in out.iterdir())
-    what = "an excerpt" if isinstance(recorded, Excerpt) else "complete"
-    Terminal().print(
-        f"{out}: {what}, {size / 2**20:.1f} MiB; loss {recorded.loss:.9g} nats on "
-        f"{' × '.join(map(str, recorded.tokens.shape))} tokens",
-        highlight=False,
-        markup=False,
-    )
-    return 0
-
-
-def _refuse_ignored(
-    sides: Sequence[Side | Original | Bundle],
-    windows: Mapping[str, Any],
-    more: Mapping[str, Any],
-    how: Mapping[str, Any],
-    model: Mapping[str, Any],
-) -> None:
-    """Raise `ConfigError` for an option that would change nothing, for a side has its own."""
-    useless: dict[str, Any] = {}
-    what = ""
-    if any(isinstance(side, Bundle) for side in sides):
-        what = "a bundle, which is one run of its own model"
-        useless = {**windows, **more, **model, **({} if any(isinstance(s, Side) for s in sides) else how)}
-    elif any(isinstance(side, Original) for side in sides):
-        what = "an original, which has its own model and is compared once"
-        useless = {**more, **model}
-    elif all(isinstance(side, Side) and side.checkpoint is not None for side in sides):
-        what = "checkpoints, which have their own model"
-        useless = dict(model)
-    told = [f"--{name.replace('_', '-')}" for name, value in useless.items() if value is not None]
-    if told:
-        raise ConfigError(f"{', '.join(told)} must not be given beside {what}. Leave it out.")
 
 
 def _compare_original(

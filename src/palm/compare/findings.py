@@ -218,8 +218,9 @@ def _judge(
         # Two programs may each be as far from the referee as that.
         twice = limits.double * (1 if "referee" in words else 2)
         if distance > twice and distance > (most := allow(distance, twice, "float64")):
-            reasons.append(f"{words.format(distance)} where rounding allows {most:.1e}")
             is_proven = True
+            if ratio <= RATIO_BAR:  # else it is said already
+                reasons.append(f"{words.format(distance)} where rounding allows {most:.1e}")
     if reasons:
         nature: Nature = "function" if is_proven else "unproven" if None in measured.own else "rounding"
         farthest = max((e for e in measured.errors if not math.isnan(e)), default=measured.cross)

@@ -119,9 +119,9 @@ def parse_side(text: str, **defaults: Any) -> Side | Original | Bundle:
         return Side(**{"backend": backend, **defaults, **own, **given})
     if is_bundle(Path(text)):
         return Bundle(Path(text))
-    if (Path(text) / MANIFEST).is_file():
+    if _is_there(Path(text) / MANIFEST):
         raise ConfigError(f"side must name its backend; got side={text}, a checkpoint. Write torch:{text}.")
-    if Path(text).is_dir():
+    if _is_there(Path(text)):
         raise ConfigError(
             f"side must be {GRAMMAR}; got side={text}, a folder without bundle.json. Pass a checkpoint as "
             f"torch:{text}/step-…, or what palm record wrote."
@@ -130,6 +130,13 @@ def parse_side(text: str, **defaults: Any) -> Side | Original | Bundle:
         f"side must be {GRAMMAR}; got side={text}, which is neither. Backends: "
         f"{', '.join((*BACKENDS, *SOURCES))}."
     )
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # no name of a file
+        return False
 
 
 def labels(a: Side, b: Side) -> tuple[str, str]:
@@ -195,3 +202,27 @@ def model_name(sides: tuple[Side | Original | Bundle, ...], preset: str | None) 
     names += [str(side.path) for side in sides if isinstance(side, Bundle)]
     names += [side.file or side.source for side in sides if isinstance(side, Original)]
     return ", ".join(dict.fromkeys(names)) or preset or "small"
+
+
+def refuse_ignored(
+    sides: Sequence[Side | Original | Bundle],
+    windows: Mapping[str, Any],
+    more: Mapping[str, Any],
+    how: Mapping[str, Any],
+    model: Mapping[str, Any],
+) -> None:
+    """Raise `ConfigError` for an option that would change nothing, for a side has its own."""
+    useless: dict[str, Any] = {}
+    what = ""
+    if any(isinstance(side, Bundle) for side in sides):
+        what = "a bundle, which is one run of its own model"
+        useless = {**windows, **more, **model, **({} if any(isinstance(s, Side) for s in sides) else how)}
+    elif any(isinstance(side, Original) for side in sides):
+        what = "an original, which has its own model and is compared once"
+        useless = {**more, **model}
+    elif all(isinstance(side, Side) and side.checkpoint is not None for side in sides):
+        what = "checkpoints, which have their own model"
+        useless = dict(model)
+    told = [f"--{name.replace('_', '-')}" for name, value in useless.items() if value is not None]
+    if told:
+        raise ConfigError(f"{', '.join(told)} must not be given beside {what}. Leave it out.")
