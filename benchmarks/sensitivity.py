@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 import palm
 from palm.compare import Recording, record
 from palm.compare.probe import environment
+from palm.rounding import RATIO_BAR
 from palm.torch_impl.attention import ATTENTION
 from palm.torch_impl.position import alibi_bias, rotation_table
 
@@ -135,6 +136,7 @@ def measure(what: str, dtype: str) -> list[dict[str, Any]]:
             {
                 "size": size,
                 "differs": not found.agree,
+                "differs in working precision": max(found.ratios.values()) > RATIO_BAR,
                 "first": found.first_divergence,
                 "named": bool(named),
                 "place": bool(found.diagnoses) and found.diagnoses[0].side == "torch",
@@ -178,8 +180,8 @@ def main() -> None:
     for what in FAULTS:
         results[what] = {dtype: measure(what, dtype) for dtype in DTYPES}
         for dtype, told in results[what].items():
-            differs, named = threshold(told, "differs"), threshold(told, "named")
-            print(f"{what}, {dtype}: differs from {differs}, named from {named}", flush=True)
+            seen = {how: threshold(told, how) for how in ("differs in working precision", "differs", "named")}
+            print(f"{what}, {dtype}: {seen}", flush=True)
     draw(results)
     RESULTS.write_text(
         json.dumps({"environment": environment(), "shape": SHAPE, "results": results}, indent=1) + "\n"
