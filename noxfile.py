@@ -85,7 +85,7 @@ def upstream(session: nox.Session) -> None:
 
 @nox.session
 def endurance(session: nox.Session) -> None:
-    """A thousand steps in both wings, a hundred kills, a thousand damaged checkpoints: half an hour."""
+    """A thousand steps in both wings, a hundred kills, damaged checkpoints and bundles: half an hour."""
     install(session, "all", "tests")
     session.run("pytest", "-s", "tests/endurance", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 

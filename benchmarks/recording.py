@@ -25,7 +25,7 @@ from palm.data import sample_windows, standard_library_text
 from palm.info import describe
 
 RESULTS = Path(__file__).parent / "results"
-REPEATS = 2
+REPEATS = 1
 
 
 def forward_and_backward(model: object, backend: str, tokens: object) -> Callable[[], object]:
