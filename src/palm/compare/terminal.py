@@ -180,8 +180,10 @@ def _badness(finding: Finding) -> tuple[bool, float]:
 def _measured(comparison: Comparison) -> Iterator[tuple[str, str]]:
     a, b = comparison.label_a, comparison.label_b
     loss_a, loss_b, exact = comparison.losses
-    judge = f", referee {exact:.9g}" if comparison.referee else "; no referee judged"
+    judge = f", referee {exact:.9g}" if comparison.referee else ""
     yield "loss", f"{a} {loss_a:.9g}, {b} {loss_b:.9g}{judge} nats"
+    if not comparison.referee:
+        yield "errors", "each side's from its own float64 program: no referee judged"
     if math.isfinite(comparison.kl_divergence):
         top1, kl = comparison.top1_agreement, comparison.kl_divergence
         yield "predictions", f"top-1 agreement {top1:.2%}, KL({a}‖{b}) {kl:.1e} nats"
