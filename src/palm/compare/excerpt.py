@@ -20,23 +20,22 @@ from typing import Any
 
 import numpy as np
 
-from palm.backends import backend_of, config_of, dtype_of, to_numpy, wing_of
+from palm.backends import backend_of, config_of, dtype_of, wing_of
+from palm.compare.arrays import digest_of, each
+from palm.compare.arrays import statistics as describe
 from palm.compare.probe import (
     Arrays,
     Mode,
     OnStep,
     Recording,
     digest,
-    digest_of,
     environment_of,
     quietly,
-    sha256,
 )
-from palm.compare.sketch import CHUNK, sketch_gradient, sketch_tap
+from palm.compare.sketch import sketch_gradient, sketch_tap
 from palm.config import PaLMConfig
 from palm.errors import WeightsError
 from palm.params import DType, initial_value, numpy_dtype, parameters
-from palm.rounding import rms
 from palm.tokens import check_tokens
 
 # Of a model of more parameters, the gradient in float64 would take longer than all the rest.
@@ -160,14 +159,14 @@ def record_excerpt(
     ids = check_tokens(tokens, config_of(model), at_least=2)
     statistics: dict[str, dict[str, Any]] = {}
     sketches: Arrays = {}
-    loss, grads = wing.value_and_grad(model, ids, **mode.backward)
-    statistics |= {f"grad:{name}": _statistics(gradient) for name, gradient in grads.items()}
+    loss, grads = wing.value_and_grad(model, ids, **mode.backward, copied=False)
+    statistics |= {f"grad:{name}": row for name, row in each(describe, grads).items()}
     sketches |= _sketches(grads, "grad:")
     del grads  # each group is as large as the model
     on_step("gradients")
     taps = wing.activations(model, ids, **mode.forward)
     beginning = _beginning(taps)
-    statistics |= {name: _statistics(tap) for name, tap in taps.items()}
+    statistics |= each(describe, taps)
     sketches |= _sketches(taps)
     del taps
     on_step("forward")
@@ -175,15 +174,15 @@ def record_excerpt(
         exact = _sketches(wing.activations(wide, ids, **mode.forward))
         on_step("float64 forward")
         if sum(parameter.size for parameter in parameters(config_of(model)).values()) <= _MOST_EXACT:
-            exact |= _sketches(wing.value_and_grad(wide, ids, **mode.backward)[1], "grad:")
+            exact |= _sketches(wing.value_and_grad(wide, ids, **mode.backward, copied=False)[1], "grad:")
     on_step("float64 gradients")
-    weights = to_numpy(model)
+    weights = wing.to_arrays(model, copied=False)
     return Excerpt(
         label=label or backend_of(model),
         config=config_of(model),
         dtype=dtype_of(model),
         tokens=ids,
-        digests={name: digest_of(weights.pop(name)) for name in list(weights)},
+        digests=each(digest_of, weights),
         seed=seed,
         statistics=statistics,
         taps=beginning,
@@ -202,9 +201,9 @@ def excerpt_of(recording: Recording) -> Excerpt:
         config=recording.config,
         dtype=recording.dtype,
         tokens=recording.tokens,
-        digests={name: digest_of(array) for name, array in recording.weights.items()},
+        digests=each(digest_of, recording.weights),
         seed=None,
-        statistics={name: _statistics(array) for name, array in {**recording.taps, **grads}.items()},
+        statistics=each(describe, {**recording.taps, **grads}),
         taps=_beginning(recording.taps),
         sketches=_sketches(recording.taps) | _sketches(recording.grads, "grad:"),
         exact_sketches=_sketches(recording.exact_taps) | _sketches(recording.exact_grads, "grad:"),
@@ -231,24 +230,3 @@ def _beginning(taps: Arrays) -> Arrays:
     bytes_a_position = sum(row[0].nbytes for row in rows.values())
     length = min(rows["embed"].shape[0], _LONGEST_BEGINNING, _BEGINNING_BYTES // bytes_a_position)
     return {name: row[:length].copy() for name, row in rows.items()} if length >= 2 else {}
-
-
-def _statistics(array: np.ndarray) -> dict[str, Any]:
-    finite, largest, squares = 0, 0.0, 0.0
-    for chunk in _chunks(array):
-        wide = chunk.astype(np.float64)
-        finite += int(np.isfinite(wide).sum())
-        largest = max(largest, float(np.abs(wide).max()))
-        squares += rms(wide) ** 2 * wide.size
-    return {
-        "shape": list(array.shape),
-        "rms": math.sqrt(squares / max(array.size, 1)),
-        "largest": largest,
-        "not_finite": array.size - finite,
-        "sha256": sha256(array),
-    }
-
-
-def _chunks(array: np.ndarray) -> Iterator[np.ndarray]:
-    flat = array.reshape(-1)
-    return (flat[start : start + CHUNK] for start in range(0, flat.size, CHUNK))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from palm.backends import backend_of, config_of, dtype_of, to_numpy, wing_of
+from palm.compare.arrays import digest_of, each
 from palm.config import PaLMConfig
 from palm.params import DType
 from palm.tokens import check_tokens
@@ -69,7 +70,7 @@ class Recording:
     @property
     def weights_digest(self) -> str:
         """SHA-256 over all weights, names and numbers, whatever their dtype."""
-        return digest({name: digest_of(array) for name, array in self.weights.items()})
+        return digest(each(digest_of, self.weights))
 
 
 def quietly(step: str) -> None:
@@ -108,18 +109,6 @@ def record(
         exact_loss=exact_loss,
         environment=environment_of(model, mode),
     )
-
-
-def sha256(array: np.ndarray) -> str:
-    """Of an array's bits."""
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
-
-
-def digest_of(weight: np.ndarray) -> str:
-    """SHA-256 of a weight as numbers: of its float32 bits if those hold it, so that bfloat16 compares."""
-    with np.errstate(over="ignore"):
-        narrow = weight.astype(np.float32)
-    return sha256(narrow if np.array_equal(narrow, weight) else weight.astype(np.float64))
 
 
 def digest(digests: Mapping[str, str]) -> str:

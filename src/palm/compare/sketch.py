@@ -15,14 +15,13 @@ import math
 
 import numpy as np
 
+from palm.compare.arrays import chunks
 from palm.rng import generator
 
 # Sketched numbers a position, and on each side of a gradient; sketched positions.
 _SIGNS, _GRADIENT_SIGNS, _POSITIONS = 4, 8, 512
 # By how much the signs are turned from one position to the next: a prime, so that they come around late.
 _TURN = 7919
-# Elements that are widened to float64 at a time.
-CHUNK = 1 << 22
 
 
 def sketch_tap(tap: np.ndarray, name: str) -> np.ndarray:
@@ -64,11 +63,12 @@ def sketch_gradient(gradient: np.ndarray, name: str) -> np.ndarray:
     matrix = gradient.reshape(-1, gradient.shape[-1])
     rows, width = matrix.shape
     left = _signs(f"{name} left", rows, _GRADIENT_SIGNS) if rows > 1 else np.ones((1, 1))
-    step = max(1, CHUNK // width)
     total = np.zeros((left.shape[1], width))
     with np.errstate(invalid="ignore"):
-        for start in range(0, rows, step):
-            total += left[start : start + step].T @ matrix[start : start + step].astype(np.float64)
+        first = 0
+        for chunk in chunks(matrix):
+            total += left[first : first + len(chunk)].T @ chunk.astype(np.float64)
+            first += len(chunk)
         return total @ _signs(f"{name} right", width, _GRADIENT_SIGNS)
 
 

@@ -25,12 +25,15 @@ def activations(model: PaLM, tokens: np.ndarray, *, compiled: bool = True) -> di
 
 
 def value_and_grad(
-    model: PaLM, tokens: np.ndarray, *, compiled: bool = True, remat: bool = False
+    model: PaLM, tokens: np.ndarray, *, compiled: bool = True, remat: bool = False, copied: bool = True
 ) -> tuple[float, dict[str, np.ndarray]]:
-    """Mean next-token loss and its gradient by canonical name."""
+    """Mean next-token loss and its gradient by canonical name.
+
+    Not `copied`, the gradients are views for a reader who lets them be.
+    """
     with jax.disable_jit(not compiled):
         loss, grads = _value_and_grad(model, on_device(model, tokens, at_least=2), remat)
-    return float(loss), canonical(model, grads)
+    return float(loss), canonical(model, grads, copied=copied)
 
 
 @contextmanager

@@ -74,12 +74,12 @@ def from_arrays(
     )
 
 
-def to_arrays(model: PaLM) -> dict[str, np.ndarray]:
-    """The model's weights under their canonical names, copied."""
-    return canonical(model, model)
+def to_arrays(model: PaLM, *, copied: bool = True) -> dict[str, np.ndarray]:
+    """The model's weights under their canonical names; not `copied`, for a reader who lets them be."""
+    return canonical(model, model, copied=copied)
 
 
-def canonical(model: PaLM, tree: PaLM) -> dict[str, np.ndarray]:
+def canonical(model: PaLM, tree: PaLM, *, copied: bool = True) -> dict[str, np.ndarray]:
     """The leaves of a tree shaped like `model` (its gradients, say), as arrays in the canonical layout."""
     stacks: dict[str, np.ndarray] = {}
     arrays = {}
@@ -89,7 +89,8 @@ def canonical(model: PaLM, tree: PaLM) -> dict[str, np.ndarray]:
             stacks[parameter.kind] = np.asarray(node.weight if isinstance(node, Norm) else node)
         stack = stacks[parameter.kind]
         layer = name.split(".")[1] if name.startswith("blocks.") else None
-        arrays[name] = np.array(stack if layer is None else stack[int(layer)], order="C")
+        array = stack if layer is None else stack[int(layer)]
+        arrays[name] = np.array(array, order="C") if copied else array
     return arrays
 
 

@@ -29,9 +29,12 @@ def activations(model: PaLM, tokens: np.ndarray, *, compiled: bool = False) -> d
 
 
 def value_and_grad(
-    model: PaLM, tokens: np.ndarray, *, compiled: bool = False, remat: bool = False
+    model: PaLM, tokens: np.ndarray, *, compiled: bool = False, remat: bool = False, copied: bool = True
 ) -> tuple[float, dict[str, np.ndarray]]:
-    """Mean next-token loss and its gradient by canonical name. Leaves the model's own gradients alone."""
+    """Mean next-token loss and its gradient by canonical name. Leaves the model's own gradients alone.
+
+    Not `copied`, the gradients may be views that are slow to read across, for a reader who lets them be.
+    """
 
     def loss_of(leaves: dict[str, Tensor], ids: Tensor) -> Tensor:
         return next_token_loss(functional_call(model, leaves, (ids,), {"remat": remat}), ids)
@@ -43,13 +46,18 @@ def value_and_grad(
         loss = (torch.compile(loss_of) if compiled else loss_of)(leaves, ids)
         # As in JAX, what the loss does not depend on has a gradient of 0.
         grads = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-    return loss.item(), canonical(model, dict(zip(leaves, grads, strict=True)))
+    return loss.item(), canonical(model, dict(zip(leaves, grads, strict=True)), copied=copied)
 
 
 @contextmanager
 def widened(model: PaLM) -> Iterator[PaLM]:
     """The same model, same weights, computing in float64 as long as the block lasts."""
-    yield copy.deepcopy(model).double()
+    # deepcopy takes these for copies it has made already: the weights are copied once, and wide.
+    wide = {
+        id(parameter): torch.nn.Parameter(parameter.detach().double(), parameter.requires_grad)
+        for parameter in model.parameters()
+    }
+    yield copy.deepcopy(model, wide).double()
 
 
 def set_matmul(precision: str) -> None:

@@ -37,19 +37,22 @@ def from_arrays(
     return model
 
 
-def to_arrays(model: PaLM) -> dict[str, np.ndarray]:
-    """The model's weights under their canonical names, copied."""
-    return canonical(model, {name: parameter.detach() for name, parameter in model.named_parameters()})
+def to_arrays(model: PaLM, *, copied: bool = True) -> dict[str, np.ndarray]:
+    """The model's weights under their canonical names; not `copied`, for a reader who lets them be."""
+    state = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return canonical(model, state, copied=copied)
 
 
-def canonical(model: PaLM, state: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """Tensors that belong to `model.named_parameters()`, as arrays in the canonical layout."""
+def canonical(model: PaLM, state: dict[str, Tensor], *, copied: bool = True) -> dict[str, np.ndarray]:
+    """Tensors that belong to `model.named_parameters()`, as arrays in the canonical layout, or seen so."""
     arrays = {}
     for name in parameters(model.config):
         tensor = state[f"{name}.weight"].detach()
-        # torch turns a matrix over several times as fast as NumPy.
-        own = (tensor.T if is_linear(model, name) else tensor).clone(memory_format=torch.contiguous_format)
-        arrays[name] = to_array(own)
+        is_turned = is_linear(model, name)
+        if copied:  # torch turns a matrix over several times as fast as NumPy
+            tensor = (tensor.T if is_turned else tensor).clone(memory_format=torch.contiguous_format)
+        array = to_array(tensor)
+        arrays[name] = array.T if is_turned and not copied else array
     return arrays
 
 
