@@ -108,6 +108,14 @@ def sensitivity(session: nox.Session) -> None:
 
 
 @nox.session
+def recording(session: nox.Session) -> None:
+    """What it costs to record a model of a billion parameters; takes 20 GiB of memory."""
+    install(session, "all")
+    for backend in session.posargs or ("torch", "jax"):
+        session.run("python", "benchmarks/recording.py", backend)
+
+
+@nox.session
 def learning(session: nox.Session) -> None:
     """How well the recipe learns: against a 5-gram model, and against the originals' own scripts."""
     install(session, "all", "peers")
