@@ -133,7 +133,7 @@ def test_a_live_original_is_a_side(tmp_path):
         (["compare", "torch:/nowhere"], "path must be a checkpoint directory"),
         (["compare", "torch", "jax@dtype=int8"], "dtype must be one of"),
         (["compare", "--repeat", "0"], "repeat must be a whole number of at least 1"),
-        (["compare", "torch", "torch", "--train", "2"], "--train must have the sides torch jax"),
+        (["compare", "torch", "torch", "--train", "2"], "--train must have the sides torch and jax"),
         (["record", "palm_jax.palm", "--out", "x"], "side must be torch or jax to be recorded"),
         (
             ["compare", "palm_jax.palm", "palm_jax.palm_lite"],

@@ -82,7 +82,7 @@ def print_foreign(found: ForeignComparison, console: Console) -> None:
 
 def _print_verdict(outcome: Outcome, verdict: str, console: Console) -> None:
     name, style = _OUTCOMES[outcome]
-    console.print(Text.assemble((name, style), "  ", verdict))
+    console.print(Text.assemble((name, style), "  ", verdict.removeprefix(f"{outcome} ")))
 
 
 def _short_names(comparison: Comparison) -> tuple[str, str]:
