@@ -63,17 +63,23 @@ def compared(seed: int, dtype: str) -> Comparison:
 
 @pytest.mark.parametrize("piece", range(PIECES))
 def test_right_sides_raise_no_alarm(piece):
-    alarms = []
+    alarms, untold = [], 0
     for seed in range(piece, CONFIGS, PIECES):
         for dtype in ("float32", "bfloat16"):
             found = compared(seed, dtype)
             departures = diagnose(*found.recordings)
-            if not found.agree or departures:
+            # Where the function amplifies rounding to half of a value, nothing can be told, and that is said.
+            senseless = found.outcome == "cannot tell" and all(
+                max(finding.bound_a, finding.bound_b) >= 0.5 for finding in found.findings if finding.fault
+            )
+            untold += senseless
+            if not (found.agree or senseless) or departures:
                 config = found.recordings[0].config
                 alarms.append(
                     f"{seed} {dtype} {config}: {found.verdict} {[one.sentence for one in departures]}"
                 )
         # A process that has compiled hundreds of models runs out of memory maps.
         jax.clear_caches()
-    print("\n".join(alarms))
+    print("\n".join([f"{untold} where nothing can be told", *alarms]))
     assert alarms == []
+    assert untold <= 1

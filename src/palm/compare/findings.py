@@ -5,26 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from palm.compare.comparison import Finding, Kind, Nature
 from palm.compare.conditioning import Conditioning
 from palm.compare.excerpt import Excerpt
+from palm.compare.limits import Limits, backward_limits, slack, tap_limits
 from palm.compare.probe import Arrays, Recording
 from palm.config import PaLMConfig
 from palm.params import DType, parameters
-from palm.rounding import RATIO_BAR, UNIT_ROUNDOFF, rms, rounding_bound, rounding_ratio
+from palm.rounding import RATIO_BAR, UNIT_ROUNDOFF, rms, rounding_ratio
 from palm.taps import tap_names
 
-Sides = tuple[Recording, Recording] | tuple[Excerpt, Excerpt]
 # The rms of fewer numbers may by chance be so many times what is expected of it.
 _FEW, _LUCK = 32, 3.0
 # Where the function amplifies rounding to this, nothing can be told from a smaller error.
 _SENSELESS = 0.5
-# What a coarser type than bfloat16 would leave.
-_BEYOND_BFLOAT16 = 4.0
 
 
 @dataclass(frozen=True)
@@ -42,20 +39,6 @@ class Reading:
         return self.dtype == "float64"
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Largest relative errors that rounding explains: each side's, a float64 program's, any program's."""
-
-    sides: tuple[float, float]
-    double: float
-    widest: float
-
-    def times(self, slack: float) -> Limits:
-        """All of them, `slack` times as large."""
-        a, b = self.sides
-        return Limits((a * slack, b * slack), self.double * slack, self.widest * slack)
-
-
 def recording_findings(
     a: Recording, b: Recording, taps: Arrays, loss: float, grads: Arrays, conditioning: Conditioning
 ) -> Iterable[Finding]:
@@ -66,8 +49,8 @@ def recording_findings(
     sides = (a, b)
     for name in tap_names(a.config.depth):
         readings = [_reading(side, side.taps[name], side.exact_taps[name]) for side in sides]
-        yield finding(name, "tap", readings, taps[name], _tap_limits(name, sides), conditioning)
-    limits = _backward_limits(sides)
+        yield finding(name, "tap", readings, taps[name], tap_limits(name, sides), conditioning)
+    limits = backward_limits(sides)
     readings = [_reading(side, np.array(side.loss), np.array(side.exact_loss)) for side in sides]
     yield finding("loss", "loss", readings, np.array(loss), limits, conditioning)
     largest = max(rms(gradient) for gradient in grads.values())
@@ -76,8 +59,8 @@ def recording_findings(
         gradient = grads[name]
         if name in a.grads and name in b.grads:
             readings = [_reading(side, side.grads[name], side.exact_grads[name]) for side in sides]
-            slack = _slack(largest, rms(gradient))
-            yield finding(full, "gradient", readings, gradient, limits.times(slack), conditioning)
+            allowance = slack(largest, rms(gradient))
+            yield finding(full, "gradient", readings, gradient, limits.times(allowance), conditioning)
 
 
 def excerpt_findings(a: Excerpt, b: Excerpt) -> Iterable[Finding]:
@@ -91,14 +74,14 @@ def excerpt_findings(a: Excerpt, b: Excerpt) -> Iterable[Finding]:
     for name in (*tap_names(a.config.depth), "loss", *gradients):
         if name == "loss":
             readings = [_reading(side, np.array(side.loss), None) for side in sides]
-            yield finding(name, "loss", readings, None, _backward_limits(sides))
+            yield finding(name, "loss", readings, None, backward_limits(sides))
             continue
         readings = [_reading(side, side.sketches[name], side.exact_sketches.get(name)) for side in sides]
         if name in gradients:
-            limits = _backward_limits(sides).times(_slack(largest, a.statistics[name]["rms"]))
+            limits = backward_limits(sides).times(slack(largest, a.statistics[name]["rms"]))
             found = finding(name, "gradient", readings, None, limits)
         else:
-            limits = _tap_limits(name, sides)
+            limits = tap_limits(name, sides)
             found = finding(name, "tap", readings, None, limits)
         yield _with_statistics(found, (a, b), limits)
 
@@ -137,10 +120,16 @@ def finding(
     # What float64 itself rounds between a* and b* is no difference.
     ratio = rounding_ratio(measured.cross, math.hypot(own[0], UNIT_ROUNDOFF["float64"]), own[1])
     fault, nature = _judge(
-        readings, measured, bounds, own, ratio, limits, allow, has_referee=exact is not None
+        readings,
+        measured,
+        bounds,
+        own,
+        ratio,
+        limits,
+        allow,
+        has_referee=exact is not None,
+        is_excused=_is_excused(measured.errors, allowed, bounds),
     )
-    if nature == "function" and not ratio > RATIO_BAR and _is_excused(measured.errors, allowed, bounds):
-        nature = "unproven"  # the function amplifies rounding so much here that nothing is left to tell by
     a, b = measured.errors
     return Finding(
         name, kind, a, b, measured.cross, ratio, bounds[0], bounds[1], measured.size, fault, nature
@@ -193,8 +182,12 @@ def _judge(
     allow: Callable[[float, float, DType], float],
     *,
     has_referee: bool,
+    is_excused: bool,
 ) -> tuple[str | None, Nature | None]:
-    """In words what is more than rounding, and what it proves; None and None if nothing is."""
+    """In words what is more than rounding, and what it proves; None and None if nothing is.
+
+    `is_excused`: the function amplifies rounding so much here that a large error is nothing to tell by.
+    """
     finite = [np.isfinite(np.asarray(reading.value, np.float64)) for reading in readings]
     if not all(mask.all() for mask in finite):
         lost = [r.label for r, mask in zip(readings, finite, strict=True) if not mask.all()]
@@ -213,7 +206,7 @@ def _judge(
         if error > bound:
             judge = "the referee" if has_referee else "its own float64 program"
             reasons.append(f"{reading.label} is {error:.1e} from {judge} where rounding allows {bound:.1e}")
-            is_proven |= reading.is_double or error > limits.widest
+            is_proven |= (reading.is_double or error > limits.widest) and not is_excused
     for words, distance in measured.wrong:
         # Two programs may each be as far from the referee as that.
         twice = limits.double * (1 if "referee" in words else 2)
@@ -222,7 +215,8 @@ def _judge(
             if ratio <= RATIO_BAR:  # else it is said already
                 reasons.append(f"{words.format(distance)} where rounding allows {most:.1e}")
     if reasons:
-        nature: Nature = "function" if is_proven else "unproven" if None in measured.own else "rounding"
+        is_unknown = is_excused or None in measured.own
+        nature: Nature = "function" if is_proven else "unproven" if is_unknown else "rounding"
         farthest = max((e for e in measured.errors if not math.isnan(e)), default=measured.cross)
         if nature != "function" and measured.size < _FEW and farthest <= _LUCK * max(bounds):
             nature = "too few numbers"
@@ -268,29 +262,3 @@ def _with_statistics(found: Finding, sides: tuple[Excerpt, Excerpt], limits: Lim
 
 def _reading(side: Recording | Excerpt, value: np.ndarray, own: np.ndarray | None) -> Reading:
     return Reading(side.label, side.dtype, value, own)
-
-
-def _slack(largest: float, this: float) -> float:
-    """Where a gradient nearly cancels, what rounding leaves is of the size of those that do not."""
-    return max(1.0, largest / (this or largest or 1.0))
-
-
-def _tap_limits(name: str, sides: Sides) -> Limits:
-    depth, length = sides[0].config.depth, sides[0].tokens.shape[-1]
-    blocks = int(name.split(".")[1]) + 1 if name.startswith("blocks.") else depth * (name != "embed")
-    return _limits(sides, length, blocks)
-
-
-def _backward_limits(sides: Sides) -> Limits:
-    # Forward and back again: twice the depth; and sums over the vocabulary and over all positions besides.
-    config, tokens = sides[0].config, sides[0].tokens
-    return _limits(sides, tokens.size + config.num_tokens, 2 * config.depth)
-
-
-def _limits(sides: Sides, terms: int, blocks: int) -> Limits:
-    def bound(side: Any, dtype: Any) -> float:
-        return rounding_bound(side.config, dtype, terms, blocks)
-
-    a, b = (bound(side, side.dtype) for side in sides)
-    widest = max(bound(sides[0], "bfloat16"), _BEYOND_BFLOAT16 * max(a, b))
-    return Limits((a, b), bound(sides[0], "float64"), widest)
