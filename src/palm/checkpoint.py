@@ -264,21 +264,26 @@ def _groups(arrays: Mapping[str, np.ndarray]) -> Iterator[list[str]]:
 def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
     """Give the finished directory its name; what stood there before goes only after that."""
     _check_free(path, overwrite)
-    if os.path.lexists(path):
-        old = temporary.with_name(temporary.name.replace(".tmp-", ".old-"))
-        path.rename(old)
-        try:
-            temporary.rename(path)
-        except BaseException:
-            old.rename(path)
-            raise
-        if old.is_symlink():
-            old.unlink()
-        else:  # the new checkpoint is in place: what cannot be deleted now is litter, no failure
-            shutil.rmtree(old, ignore_errors=True)
-    else:
-        temporary.rename(path)
+    old = temporary.with_name(temporary.name.replace(".tmp-", ".old-"))
+    put_in_place(temporary, path, old)
+    if old.is_symlink():
+        old.unlink()
+    else:  # the new checkpoint is in place: what cannot be deleted now is litter, no failure
+        shutil.rmtree(old, ignore_errors=True)
     fsync(path.parent)
+
+
+def put_in_place(folder: Path, path: Path, old: Path) -> None:
+    """Give a finished folder the name `path`; what had it is called `old` then, or keeps it if that fails."""
+    if not os.path.lexists(path):
+        folder.rename(path)
+        return
+    path.rename(old)
+    try:
+        folder.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
 
 
 def fsync(path: Path) -> None:

@@ -20,6 +20,7 @@ inside `rounding_bound`.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -34,6 +35,11 @@ UNIT_ROUNDOFF: dict[DType, float] = {"float64": 2.0**-53, "float32": 2.0**-24, "
 _ROUNDINGS = 8
 # Norms, softmax and products of rounded values amplify what they receive; measured factors stay below 2.
 _AMPLIFICATION = 2.0
+
+
+def coarsest(dtypes: Iterable[DType]) -> DType:
+    """The dtype with the largest unit roundoff."""
+    return max(dtypes, key=lambda dtype: UNIT_ROUNDOFF[dtype])
 
 
 def rms(x: np.ndarray) -> float:

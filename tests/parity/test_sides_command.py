@@ -118,14 +118,6 @@ def test_a_checkpoints_excerpt_needs_the_checkpoint_to_say_why(tmp_path):
     )
 
 
-def test_a_live_original_is_a_side(tmp_path):
-    pytest.importorskip("palm_pytorch", reason="the originals are installed by nox -s tests and upstream")
-    done = run("compare", "palm_pytorch.palm_lite", "jax", *SMALL[2:], "--out", tmp_path)
-    report = report_of(tmp_path, done)
-    assert report["schema"] == "palm-compare-foreign"
-    assert report["label"] == "palm_pytorch.palm_lite"
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

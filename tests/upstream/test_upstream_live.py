@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -151,3 +154,15 @@ def test_the_documented_example(originals, tmp_path, monkeypatch, capsys):
     assert right.startswith("palm_pytorch.palm_lite and palm agree: their logits differ by rounding")
     assert wrong.startswith("palm_pytorch.palm_lite behaves like this model with another config: positions=")
     assert wrong.endswith("Build the model with positions='alibi', or mend the port.")
+
+
+def test_a_live_original_is_a_side_of_the_command(tmp_path):
+    arguments = ["palm_pytorch.palm_lite", "jax", "--length", "24", "--batch", "1", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "palm", "compare", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["schema"] == "palm-compare-foreign"
+    assert report["label"] == "palm_pytorch.palm_lite"

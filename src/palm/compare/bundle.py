@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from palm.checkpoint import fsync
+from palm.checkpoint import fsync, put_in_place
 from palm.compare.bundle_check import check_recording, number
 from palm.compare.excerpt import Excerpt, record_excerpt
 from palm.compare.measures import plain
@@ -102,14 +102,7 @@ def write_bundle(recording: Recording | Excerpt, path: Path) -> None:
             _write(recording, folder)
             for file in (folder / ARRAYS, folder / HEADER, folder):
                 fsync(file)
-            if os.path.lexists(path):
-                path.rename(old)
-            try:
-                folder.rename(path)
-            except BaseException:
-                if os.path.lexists(old):
-                    old.rename(path)
-                raise
+            put_in_place(folder, path, old)
             fsync(path.parent)
     except (OSError, SafetensorError) as error:
         raise BundleError(

@@ -13,6 +13,7 @@ import numpy as np
 from palm.compare.causes import CAUSES, Cause, Variant
 from palm.compare.causes.variants import with_config
 from palm.compare.confined import confined
+from palm.compare.measures import plain
 from palm.compare.probe import Recording
 from palm.compare.program import REFEREE
 from palm.compare.replay import Departure, departures, deviation
@@ -65,10 +66,7 @@ class Diagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values for JSON; what is not finite is given as text."""
-        told = {
-            key: str(x) if isinstance(x, float) and not math.isfinite(x) else x
-            for key, x in asdict(self).items()
-        }
+        told = {key: plain(value) for key, value in asdict(self).items()}
         return {**told, "taps": list(self.taps), "sentence": self.sentence}
 
 

@@ -23,8 +23,8 @@ from palm.compare.foreign import compare_foreign
 from palm.compare.measures import predictions, side_by_side
 from palm.compare.probe import OnStep, Recording, quietly, record
 from palm.errors import ConfigError, TokenError
-from palm.params import DType, numpy_dtype
-from palm.rounding import UNIT_ROUNDOFF
+from palm.params import numpy_dtype
+from palm.rounding import coarsest
 
 Recorded = Recording | Excerpt
 _ROUNDED = (
@@ -105,7 +105,7 @@ def _compare_recordings(a: Recording, b: Recording, on_step: OnStep) -> Comparis
             )
         ),
         differences=tuple(_differences(a, b, other)),
-        doubts=(_ROUNDED.format(_narrower(a, b)),) if rounded else (),
+        doubts=(_ROUNDED.format(coarsest((a.dtype, b.dtype))),) if rounded else (),
         weights_identical=identical,
         top1_agreement=top1,
         kl_divergence=kl,
@@ -131,7 +131,7 @@ def _compare_excerpts(a: Excerpt, b: Excerpt) -> Comparison:
         label_b=b.label,
         findings=tuple(excerpt_findings(a, b)),
         differences=tuple(_differences(a, b, other)),
-        doubts=(_ROUNDED.format(_narrower(a, b)),) if rounded else (),
+        doubts=(_ROUNDED.format(coarsest((a.dtype, b.dtype))),) if rounded else (),
         weights_identical=identical,
         top1_agreement=top1,
         kl_divergence=kl,
@@ -162,13 +162,8 @@ def _other_weights(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> 
 
 
 def _same_when_rounded(a: Recording, b: Recording) -> bool:
-    narrow = numpy_dtype(_narrower(a, b))
+    narrow = numpy_dtype(coarsest((a.dtype, b.dtype)))
     return not _other_weights(*({n: x.astype(narrow) for n, x in side.weights.items()} for side in (a, b)))
-
-
-def _narrower(a: Recorded, b: Recorded) -> DType:
-    """The coarser of two sides' dtypes."""
-    return max(a.dtype, b.dtype, key=lambda dtype: UNIT_ROUNDOFF[dtype])
 
 
 def _check_comparable(a: Recorded, b: Recorded) -> None:

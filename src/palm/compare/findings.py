@@ -140,7 +140,7 @@ def finding(
 class _Measured:
     """Relative distances: of each side from what judges it, from its own float64 program, from each other.
 
-    `wrong`: in words, and how far, each way in which the float64 programs are not one function's.
+    `wrong`: in words, how far, and of how many programs' rounding: how the float64 programs are not alike.
     """
 
     scale: float
@@ -148,7 +148,7 @@ class _Measured:
     errors: tuple[float, float]
     own: tuple[float | None, float | None]
     cross: float
-    wrong: tuple[tuple[str, float], ...]
+    wrong: tuple[tuple[str, float, int], ...]
 
 
 def _measure(readings: Sequence[Reading], exact: np.ndarray | None) -> _Measured:
@@ -164,11 +164,11 @@ def _measure(readings: Sequence[Reading], exact: np.ndarray | None) -> _Measured
     errors = [apart(value, judge) for value, judge in zip(values, judges, strict=True)]
     own = [None if p is None else apart(value, p) for value, p in zip(values, programs, strict=True)]
     wrong = [
-        (f"in float64 {reading.label} is {{:.1e}} from the referee", apart(program, exact))
+        (f"in float64 {reading.label} is {{:.1e}} from the referee", apart(program, exact), 1)
         for reading, program in zip(readings, programs, strict=True)
     ]
-    wrong.append(("in float64 they are {:.1e} apart", apart(*programs)))
-    told = tuple((words, distance) for words, distance in wrong if not math.isnan(distance))
+    wrong.append(("in float64 they are {:.1e} apart", apart(*programs), 2))
+    told = tuple(entry for entry in wrong if not math.isnan(entry[1]))
     return _Measured(scale, values[0].size, (errors[0], errors[1]), (own[0], own[1]), apart(*values), told)
 
 
@@ -207,10 +207,9 @@ def _judge(
             judge = "the referee" if has_referee else "its own float64 program"
             reasons.append(f"{reading.label} is {error:.1e} from {judge} where rounding allows {bound:.1e}")
             is_proven |= (reading.is_double or error > limits.widest) and not is_excused
-    for words, distance in measured.wrong:
-        # Two programs may each be as far from the referee as that.
-        twice = limits.double * (1 if "referee" in words else 2)
-        if distance > twice and distance > (most := allow(distance, twice, "float64")):
+    for words, distance, programs in measured.wrong:
+        bound = programs * limits.double
+        if distance > bound and distance > (most := allow(distance, bound, "float64")):
             is_proven = True
             if ratio <= RATIO_BAR:  # else it is said already
                 reasons.append(f"{words.format(distance)} where rounding allows {most:.1e}")

@@ -30,7 +30,7 @@ from palm.data import windows
 from palm.errors import BundleError
 from palm.params import DType
 from palm.recipe import Recipe
-from palm.rounding import UNIT_ROUNDOFF
+from palm.rounding import coarsest
 
 OnStep = Callable[[str, str], None]
 
@@ -118,9 +118,7 @@ def _common(
         tokens = [bundle.tokens]
         common = {"config": bundle.config.to_dict(), "seed": 0}
         dtypes.append(bundle.dtype)
-        if not live:
-            pass
-        elif bundle.weights is not None:
+        if live and bundle.weights is not None:
             save_arrays(bundle.config, dict(bundle.weights), folder / "weights")
             common["weights"] = str(folder / "weights")
         elif isinstance(bundle, Excerpt) and bundle.seed is not None:
@@ -133,7 +131,7 @@ def _common(
     for i, ids in enumerate(tokens):
         np.save(folder / f"tokens-{i}.npy", ids)
     common["tokens"] = [str(folder / f"tokens-{i}.npy") for i in range(len(tokens))]
-    return {**common, "coarsest": max(dtypes, key=lambda dtype: UNIT_ROUNDOFF[dtype], default="float32")}
+    return {**common, "coarsest": coarsest(dtypes)}
 
 
 def _labelled(side: Bundle, weights: Mapping[str, np.ndarray] | None) -> Recording | Excerpt:
