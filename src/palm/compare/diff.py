@@ -92,10 +92,7 @@ def _compare_recordings(a: Recording, b: Recording, on_step: OnStep) -> Comparis
     on_step("referee")
     top1, kl = predictions(a.taps["logits"], b.taps["logits"])
     other = _other_weights(a.weights, b.weights)
-    identical = not other
-    rounded = not identical and a.dtype != b.dtype and _same_when_rounded(a, b)
-    if rounded:
-        other = []
+    rounded = bool(other) and a.dtype != b.dtype and _same_when_rounded(a, b)
     return Comparison(
         label_a=a.label,
         label_b=b.label,
@@ -104,9 +101,7 @@ def _compare_recordings(a: Recording, b: Recording, on_step: OnStep) -> Comparis
                 a, b, exact_taps, exact_loss, exact_grads, Conditioning(a.config, a.weights, a.tokens)
             )
         ),
-        differences=tuple(_differences(a, b, other)),
-        doubts=(_ROUNDED.format(coarsest((a.dtype, b.dtype))),) if rounded else (),
-        weights_identical=identical,
+        **_what_differs(a, b, other, rounded=rounded),
         top1_agreement=top1,
         kl_divergence=kl,
         predictions=side_by_side(a.config, a.tokens, a.taps["logits"], b.taps["logits"]),
@@ -121,18 +116,13 @@ def _compare_excerpts(a: Excerpt, b: Excerpt) -> Comparison:
     length = min(len(side.taps["embed"]) for side in (a, b)) if known else 0
     logits = [side.taps["logits"][:length] for side in (a, b) if known]
     other = [name for name in {**a.digests, **b.digests} if a.digests.get(name) != b.digests.get(name)]
-    identical = not other
-    rounded = not identical and a.dtype != b.dtype
-    if rounded:
-        other = []
+    rounded = bool(other) and a.dtype != b.dtype
     top1, kl = predictions(*logits) if known else (math.nan, math.nan)
     return Comparison(
         label_a=a.label,
         label_b=b.label,
         findings=tuple(excerpt_findings(a, b)),
-        differences=tuple(_differences(a, b, other)),
-        doubts=(_ROUNDED.format(coarsest((a.dtype, b.dtype))),) if rounded else (),
-        weights_identical=identical,
+        **_what_differs(a, b, other, rounded=rounded),
         top1_agreement=top1,
         kl_divergence=kl,
         predictions=side_by_side(a.config, first_row(a.tokens)[:length], *logits) if known else (),
@@ -140,6 +130,17 @@ def _compare_excerpts(a: Excerpt, b: Excerpt) -> Comparison:
         referee=False,
         recordings=(a, b),
     )
+
+
+def _what_differs(
+    a: Recorded, b: Recorded, other_weights: Sequence[str], *, rounded: bool
+) -> dict[str, Any]:
+    """Fields of a `Comparison`. `rounded`: the other weights are, as far as is known, the same ones rounded."""
+    return {
+        "differences": tuple(_differences(a, b, () if rounded else other_weights)),
+        "doubts": (_ROUNDED.format(coarsest((a.dtype, b.dtype))),) if rounded else (),
+        "weights_identical": not other_weights,
+    }
 
 
 def _differences(a: Recorded, b: Recorded, other_weights: Sequence[str]) -> Iterable[str]:
