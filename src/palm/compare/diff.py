@@ -132,9 +132,7 @@ def _compare_excerpts(a: Excerpt, b: Excerpt) -> Comparison:
     )
 
 
-def _what_differs(
-    a: Recorded, b: Recorded, other_weights: Sequence[str], *, rounded: bool
-) -> dict[str, Any]:
+def _what_differs(a: Recorded, b: Recorded, other_weights: Sequence[str], *, rounded: bool) -> dict[str, Any]:
     """Fields of a `Comparison`. `rounded`: the other weights are, as far as is known, the same ones rounded."""
     return {
         "differences": tuple(_differences(a, b, () if rounded else other_weights)),
