@@ -133,7 +133,7 @@ def _compare_excerpts(a: Excerpt, b: Excerpt) -> Comparison:
 
 
 def _what_differs(a: Recorded, b: Recorded, other_weights: Sequence[str], *, rounded: bool) -> dict[str, Any]:
-    """Fields of a `Comparison`. `rounded`: the other weights are, as far as is known, the same ones rounded."""
+    """Fields of a `Comparison`. `rounded`: the other weights are, for all that is known, rounded ones."""
     return {
         "differences": tuple(_differences(a, b, () if rounded else other_weights)),
         "doubts": (_ROUNDED.format(coarsest((a.dtype, b.dtype))),) if rounded else (),
