@@ -16,15 +16,14 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 import palm
 from palm.compare import Recording, record
 from palm.compare.probe import environment
 from palm.rounding import RATIO_BAR
-from palm.torch_impl.attention import ATTENTION
-from palm.torch_impl.position import alibi_bias, rotation_table
+from palm.torch_impl.paths import ATTENTION
+from palm.torch_impl.position import alibi_slopes, rotation_table
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "sensitivity.json"
@@ -63,7 +62,7 @@ def other_theta(model: Any, size: float) -> None:
 def other_slopes(model: Any, size: float) -> None:
     def positions(length: int, x: torch.Tensor) -> tuple[None, torch.Tensor]:
         dtype = torch.promote_types(x.dtype, torch.float32)
-        return None, alibi_bias(model.config, length, device=x.device, dtype=dtype) * (1 + size)
+        return None, alibi_slopes(model.config, device=x.device, dtype=dtype) * (1 + size)
 
     model.positions = positions
 
@@ -77,17 +76,10 @@ def moved_weight(model: Any, size: float) -> None:
 
 
 def other_scale(model: Any, size: float) -> None:
-    def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        attended = F.scaled_dot_product_attention(
-            *(q.reshape(-1, *q.shape[-3:]), k.reshape(-1, 1, *k.shape[-2:]), v.reshape(-1, 1, *v.shape[-2:])),
-            attn_mask=bias,
-            is_causal=bias is None,
-            enable_gqa=True,
-            scale=q.shape[-1] ** -0.5 * (1 + size),
-        )
-        return attended.reshape(q.shape)
+    def scaled(q: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
+        return ATTENTION["blockwise"](q * (1 + size), *others)
 
-    ATTENTION["scaled"] = fused
+    ATTENTION["scaled"] = scaled
     for block in model.blocks:
         block.attention.path = "scaled"
 

@@ -90,6 +90,36 @@ def namespace(wing: Any) -> Any:
     return torch if wing is torch_impl else jnp
 
 
+def bias_of(wing: Any, slopes: Any, length: int) -> Any:
+    """The position term of every pair of positions, (h, n, n), as the faults of tests change it."""
+    where = {"device": slopes.device} if wing is torch_impl else {}
+    positions = namespace(wing).arange(length, **where)
+    zero = namespace(wing).zeros((), dtype=slopes.dtype, **where)
+    return wing.masked_scores(zero, slopes, positions[:, None] - positions).swapaxes(0, 1)
+
+
+def attend_with_bias(wing: Any, q: Any, k: Any, v: Any, bias: Any) -> Any:
+    """The textbook with any term added to the scores, or the mask alone. q is (..., h, n, e) here."""
+    xp, widen = namespace(wing), wing.norm.widen
+    scores = xp.einsum("...hie,...je->...hij", widen(q) * q.shape[-1] ** -0.5, widen(k))
+    if bias is None:
+        later = np.triu(np.ones((q.shape[-2],) * 2, bool), 1)
+        bias = xp.where(torch.as_tensor(later) if wing is torch_impl else later, -xp.inf, 0.0)
+    weights = (scores + bias).softmax(-1) if wing is torch_impl else jax.nn.softmax(scores + bias, -1)
+    attended = xp.einsum("...hij,...je->...hie", weights, widen(v))
+    return attended.to(q.dtype) if wing is torch_impl else attended.astype(q.dtype)
+
+
+def path_with_bias(wing: Any, change: Callable[[Any], Any]) -> Callable[..., Any]:
+    """An attention path whose ALiBi term, (h, n, n), is changed."""
+
+    def attend(q: Any, k: Any, v: Any, slopes: Any) -> Any:
+        bias = change(bias_of(wing, slopes, q.shape[-3]))
+        return attend_with_bias(wing, q.swapaxes(-2, -3), k, v, bias).swapaxes(-2, -3)
+
+    return attend
+
+
 def pair(
     config: palm.PaLMConfig, dtype: str, platform: str, seed: int = 0, **options: Any
 ) -> tuple[Any, Any]:

@@ -22,7 +22,11 @@ from palm.fields import check_choice
 from palm.params import DTYPES, DType, Parameter, check_array, check_names, numpy_dtype, parameters
 
 _FRAMEWORKS: dict[Backend, tuple[str, ...]] = {"torch": ("torch",), "jax": ("jax", "equinox")}
-ATTENTION_PATHS = ("fused", "textbook")
+# The ways to compute attention, and "auto": the fastest on the model's device.
+ATTENTION_PATHS: dict[Backend, tuple[str, ...]] = {
+    "torch": ("auto", "textbook", "blockwise", "sdpa", "flex"),
+    "jax": ("auto", "textbook", "blockwise", "cudnn", "splash"),
+}
 
 
 def available_backends() -> tuple[Backend, ...]:
@@ -90,19 +94,20 @@ def build(
     seed: int = 0,
     dtype: DType = "float32",
     device: Any = None,
-    attention: str = "fused",
+    attention: str = "auto",
 ) -> Any:
     """A freshly initialised model: an `nn.Module` (torch) or an `eqx.Module` (jax).
 
     Open choices of the config are resolved to the backend's original. The same seed gives bit-identical
-    weights in both backends. `device` is the framework's own or its name; `attention` is "fused" or
-    "textbook" and changes speed and rounding, never the function.
+    weights in both backends. `device` is the framework's own or its name; `attention` is a path of the
+    backend ("textbook", "blockwise", …; "auto" is the fastest there) and changes speed and rounding, never
+    the function.
 
     Raises `ConfigError`, `BackendError` (unknown backend or device) or `MissingFrameworkError`.
     """
     implementation = wing(backend)
     _check_config(config)
-    _check_options(dtype, attention)
+    _check_options(backend, dtype, attention)
     return implementation.initialise(
         config.resolve(backend), seed, dtype=dtype, device=device, attention=attention
     )
@@ -115,7 +120,7 @@ def from_numpy(
     backend: Backend,
     dtype: DType | None = None,
     device: Any = None,
-    attention: str = "fused",
+    attention: str = "auto",
 ) -> Any:
     """A model with the given weights, by canonical name and in canonical layout.
 
@@ -130,7 +135,7 @@ def from_numpy(
     for name, parameter in parameters(resolved).items():
         check_array(parameter, np.asarray(arrays[name]))
     dtype = dtype or common_dtype(arrays)
-    _check_options(dtype, attention)
+    _check_options(backend, dtype, attention)
 
     def fetch(parameter: Parameter) -> np.ndarray:
         with np.errstate(over="ignore"):
@@ -147,7 +152,7 @@ def to_numpy(model: Any) -> dict[str, np.ndarray]:
 
 
 def convert(
-    model: Any, *, backend: Backend, dtype: DType | None = None, device: Any = None, attention: str = "fused"
+    model: Any, *, backend: Backend, dtype: DType | None = None, device: Any = None, attention: str = "auto"
 ) -> Any:
     """The same model in `backend`; bitwise, unless `dtype` asks for another precision.
 
@@ -201,9 +206,9 @@ def _check_config(config: PaLMConfig) -> None:
         raise ConfigError(f"config must be a PaLMConfig; got {type(config).__name__}. See palm.PaLMConfig.")
 
 
-def _check_options(dtype: DType, attention: str) -> None:
+def _check_options(backend: Backend, dtype: DType, attention: str) -> None:
     numpy_dtype(dtype)
-    check_choice("attention", attention, ATTENTION_PATHS)
+    check_choice("attention", attention, ATTENTION_PATHS[backend])
 
 
 def _missing(backend: Backend) -> list[str]:

@@ -120,7 +120,7 @@ def load(
     backend: Backend,
     dtype: DType | None = None,
     device: Any = None,
-    attention: str = "fused",
+    attention: str = "auto",
 ) -> Any:
     """The model saved at `path`, in `backend`; bitwise, unless `dtype` asks for another precision.
 

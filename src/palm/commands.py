@@ -44,7 +44,7 @@ def train(
     out: Path | None = None,
     resume: Path | None = None,
     device: str | None = None,
-    attention: Literal["fused", "textbook"] | None = None,
+    attention: str | None = None,
     tensorboard: bool = False,
 ) -> int:
     """Train a model, or go on with a run, in either framework.
@@ -62,7 +62,7 @@ def train(
         out: Folder of the new run.
         resume: Folder of a run to go on with.
         device: Where: cpu, cuda, gpu:1, …
-        attention: Attention path: fused (the default) or textbook.
+        attention: Attention path: auto (the default), textbook, blockwise, sdpa, flex, cudnn or splash.
         tensorboard: Also write RUN/tensorboard.
     """
     steps = training.steps
@@ -118,7 +118,7 @@ def train(
                 weights=weights,
                 cadence=Cadence(**given(cadence)),
                 device=device,
-                attention=attention or "fused",
+                attention=attention or "auto",
                 on_step=on_step,
             )
         )

@@ -39,7 +39,7 @@ def train(
     weights: Mapping[str, np.ndarray] | None = None,
     cadence: Cadence | None = None,
     device: Any = None,
-    attention: str = "fused",
+    attention: str = "auto",
     on_step: OnStep = lambda entry: None,
 ) -> Trained:
     """Train a model from `recipe.seed`, or from `weights`, on `data`.

@@ -49,7 +49,7 @@ def from_upstream(
     backend: Backend,
     dtype: DType | None = None,
     device: Any = None,
-    attention: str = "fused",
+    attention: str = "auto",
 ) -> Any:
     """The palm model that computes what an original model computes.
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from support import attend_with_bias, bias_of
 
 LIBRARIES = {"torch": torch, "jax": jnp}
 ATTENTION = ("query", "key_value", "key", "value", "out")
@@ -84,16 +85,24 @@ def module(wing: str, name: str) -> Any:
 
 def _patch_shared(wing: str, at: _Program, patch: pytest.MonkeyPatch) -> None:
     attention, feedforward, block = (module(wing, name) for name in ("attention", "feedforward", "block"))
-    rotate, fused, swiglu = attention.rotate, attention.ATTENTION["fused"], feedforward.swiglu
+    rotate, blockwise, swiglu = attention.rotate, attention.ATTENTION["blockwise"], feedforward.swiglu
     activations = block.Block.activations
 
     def rotated(x: Any, rotation: Any) -> Any:
         return at.run("rotate", lambda x, _: rotate(x, rotation), x, at.block.attention.config)
 
-    def attended(q: Any, k: Any, v: Any, bias: Any) -> Any:
-        return at.run(
-            "attend", lambda q, k, v, bias, _: fused(q, k, v, bias), q, k, v, bias, at.block.attention.config
+    impl = import_module(f"palm.{wing}_impl")
+
+    def attended(q: Any, k: Any, v: Any, slopes: Any) -> Any:
+        if all(fault.piece != "attend" for fault in at.faults):
+            return blockwise(q, k, v, slopes)
+        bias = None if slopes is None else bias_of(impl, slopes, q.shape[-3])
+        out = at.run(
+            "attend",
+            lambda q, k, v, bias, _: attend_with_bias(impl, q, k, v, bias),
+            *(q.swapaxes(-2, -3), k, v, bias, at.block.attention.config),
         )
+        return out.swapaxes(-2, -3)
 
     def of_block(self: Any, x: Any, *positions: Any) -> dict[str, Any]:
         if wing == "torch":
@@ -105,7 +114,7 @@ def _patch_shared(wing: str, at: _Program, patch: pytest.MonkeyPatch) -> None:
         return taps
 
     patch.setattr(attention, "rotate", rotated)
-    patch.setitem(attention.ATTENTION, "fused", attended)
+    patch.setitem(attention.ATTENTION, "blockwise", attended)
     patch.setattr(feedforward, "swiglu", lambda a, b: at.run("gated", swiglu, a, b))
     patch.setattr(block.Block, "activations", of_block)
 
@@ -114,7 +123,7 @@ def _patch_torch(at: _Program, patch: pytest.MonkeyPatch) -> None:
     model, norm = module("torch", "model").PaLM, module("torch", "norm").Norm
     forward, linear, lookup, built = (
         norm.forward,
-        torch.nn.Linear.forward,
+        module("torch", "linear").Linear.forward,
         torch.nn.Embedding.forward,
         model.__init__,
     )
@@ -148,7 +157,7 @@ def _patch_torch(at: _Program, patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(model, "__init__", init)
     patch.setattr(norm, "forward", normed)
-    patch.setattr(torch.nn.Linear, "forward", product)
+    patch.setattr(module("torch", "linear").Linear, "forward", product)
     patch.setattr(torch.nn.Embedding, "forward", embedded)
     patch.setattr(model, "logits", logits)
 
@@ -181,6 +190,7 @@ def _patch_jax(at: _Program, patch: pytest.MonkeyPatch) -> None:
 
     for part, names in parts.items():
         _patch_products(part, names, at, patch)
+        patch.setattr(import_module(part.__module__), "linear", lambda x, matrix: matrix.product(x))
     patch.setattr(models, "lax", SimpleNamespace(scan=scan))
     patch.setattr(norm, "__call__", normed)
     patch.setattr(models.PaLM, "logits", logits)
@@ -188,24 +198,21 @@ def _patch_jax(at: _Program, patch: pytest.MonkeyPatch) -> None:
 
 
 class _Matrix:
-    """Stands on the right of `@` for an array and says what the product is."""
+    """Stands for an array where `linear` takes one, and says what the product is."""
 
     def __init__(self, product: Callable[[Any], Any]) -> None:
         self.product = product
 
-    def __rmatmul__(self, x: Any) -> Any:
-        return self.product(x)
-
 
 def _patch_products(part: Any, names: tuple[str, ...], at: _Program, patch: pytest.MonkeyPatch) -> None:
-    right = part.activations
+    right, linear = part.activations, module("jax", "linear").linear
 
     def activations(self: Any, *given: Any) -> Any:
         matrices = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
         def matrix(name: str) -> _Matrix:
             w = matrices[name]
-            return _Matrix(lambda x: at.run("product", lambda *_: x @ w, name, x, w, matrices))
+            return _Matrix(lambda x: at.run("product", lambda *_: linear(x, w), name, x, w, matrices))
 
         return right(dataclasses.replace(self, **{name: matrix(name) for name in matrices}), *given)
 

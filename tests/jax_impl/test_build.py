@@ -54,7 +54,11 @@ def test_float64_is_refused_where_jax_would_silently_give_float32():
 BAD_OPTIONS = [
     ({"dtype": "float16"}, ConfigError, ["dtype must be one of float64, float32, bfloat16", "'float16'"]),
     ({"dtype": jnp.float32}, ConfigError, ["dtype must be one of float64", "Choose"]),
-    ({"attention": "flash"}, ConfigError, ["attention must be one of fused, textbook", "'flash'", "Choose"]),
+    (
+        {"attention": "flash"},
+        ConfigError,
+        ["one of auto, textbook, blockwise, cudnn, splash; got attention='flash'", "Choose"],
+    ),
     *(
         ({"device": device}, BackendError, ["device must be available to jax", f"device={device!r}"])
         for device in ("tpu:99", "gpu:99", "cpu:99", "cpu:first", "abacus", 3.5)

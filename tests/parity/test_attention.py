@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from support import DTYPES, HEADS, LENGTHS, namespace, read, widened
+from support import DTYPES, HEADS, LENGTHS, namespace, path_with_bias, read, widened
 
 import palm
-from palm import reference
+from palm import reference, torch_impl
 
 E = 10  # not dim / heads of anything here
 
@@ -15,32 +15,39 @@ def config(heads: int, positions: str) -> palm.PaLMConfig:
 
 def inputs(heads: int, length: int) -> list[np.ndarray]:
     rng = np.random.default_rng(heads * 1000 + length)
-    return [2 * rng.standard_normal((2, heads, length, E)), *rng.standard_normal((2, 2, length, E))]
+    return [2 * rng.standard_normal((2, length, heads, E)), *rng.standard_normal((2, 2, length, E))]
 
 
 def referee(q, k, v, cfg) -> np.ndarray:
-    scores = q * E**-0.5 @ k[:, None].swapaxes(-1, -2) + reference.position_bias(q.shape[-2], cfg)
-    return reference.softmax(scores) @ v[:, None]
+    bias = reference.position_bias(q.shape[-3], cfg)
+    scores = q.swapaxes(-2, -3) * E**-0.5 @ k[:, None].swapaxes(-1, -2) + bias
+    return (reference.softmax(scores) @ v[:, None]).swapaxes(-2, -3)
 
 
-def attend(cfg, path, bias=None):
+def attend(cfg, path, change=None):
     def evaluate(wing, q, k, v):
-        if cfg.positions == "rotary":
-            return wing.ATTENTION[path](q, k, v, None)
-        where = {"device": q.device} if wing.__name__.endswith("torch_impl") else {}
-        term = wing.alibi_bias(cfg, q.shape[-2], dtype=wing.position.widen(q[:0]).dtype, **where)
-        return wing.ATTENTION[path](q, k, v, term if bias is None else bias(namespace(wing), term))
+        slopes = slopes_of(wing, cfg, q)
+        if change is None:
+            return wing.ATTENTION[path](q, k, v, slopes)
+        return path_with_bias(wing, lambda bias: change(namespace(wing), bias))(q, k, v, slopes)
 
     return evaluate
 
 
-@pytest.mark.parametrize("length", LENGTHS)
+def slopes_of(wing, cfg, q):
+    if cfg.positions == "rotary":
+        return None
+    where = {"device": q.device} if wing is torch_impl else {}
+    return wing.alibi_slopes(cfg, dtype=wing.norm.widen(q[:0]).dtype, **where)
+
+
+@pytest.mark.parametrize("length", [*LENGTHS, 128, 257])
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("positions", ["alibi", "rotary"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_fused_attention_differs_by_rounding_only(dtype, positions, heads, length, platform):
+def test_blockwise_attention_differs_by_rounding_only(dtype, positions, heads, length, platform):
     cfg, arrays = config(heads, positions), inputs(heads, length)
-    reading = read(attend(cfg, "fused"), arrays, dtype, platform)
+    reading = read(attend(cfg, "blockwise"), arrays, dtype, platform)
     assert not reading.faults(referee(*widened(arrays, dtype), cfg), dtype, roundings=12)
 
 
@@ -65,12 +72,15 @@ FAULTS = {
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_wrong_bias_is_caught(dtype, fault, platform):
     cfg, arrays = config(6, "alibi"), inputs(6, 127)
-    reading = read(attend(cfg, "textbook", FAULTS[fault]), arrays, dtype, platform)
+    assert not read(attend(cfg, "", lambda _, bias: bias), arrays, dtype, platform).faults(
+        referee(*widened(arrays, dtype), cfg), dtype, roundings=12
+    )
+    reading = read(attend(cfg, "", FAULTS[fault]), arrays, dtype, platform)
     assert reading.faults(referee(*widened(arrays, dtype), cfg), dtype, roundings=12)
 
 
 @pytest.mark.parametrize("positions", ["alibi", "rotary"])
-@pytest.mark.parametrize("path", ["fused", "textbook"])
+@pytest.mark.parametrize("path", ["blockwise", "textbook"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_later_key_and_value_never_reach_an_earlier_query(dtype, path, positions, platform):
     cfg = config(3, positions)
@@ -79,6 +89,6 @@ def test_a_later_key_and_value_never_reach_an_earlier_query(dtype, path, positio
     k[:, 100], v[:, 100] = 37.0, -41.0
     after = read(attend(cfg, path), [q, k, v], dtype, platform)
     for side in ("torch", "jax"):
-        earlier = (getattr(reading, side)[..., :100, :] for reading in (before, after))
+        earlier = (getattr(reading, side)[:, :100] for reading in (before, after))
         np.testing.assert_array_equal(*earlier)
-        assert (getattr(before, side)[..., 100:, :] != getattr(after, side)[..., 100:, :]).any()
+        assert (getattr(before, side)[:, 100:] != getattr(after, side)[:, 100:]).any()

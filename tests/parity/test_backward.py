@@ -89,9 +89,9 @@ def test_a_tied_embedding_whose_gradient_lacks_one_use_is_named(monkeypatch, use
         weight = self.embedding.weight
         looked_up, out = (weight.detach(), weight) if use == "the output layer" else (weight, weight.detach())
         x = looked_up[tokens]
-        rotation, bias = self.positions(tokens.shape[-1], x)
+        rotation, slopes = self.positions(tokens.shape[-1], x)
         for block in self.blocks:
-            x = block(x, rotation, bias)
+            x = block(x, rotation, slopes)
         return self.norm(x) @ out.T * self.config.logit_scale
 
     monkeypatch.setattr(torch_impl.PaLM, "forward", forward)

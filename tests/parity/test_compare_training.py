@@ -89,7 +89,7 @@ def test_processes_of_their_own_agree_too_and_report_each_step(tmp_path):
         dataclasses.replace(RECIPE, steps=4),
         checkpoint=str(checkpoint),
         device=None,
-        attention="fused",
+        attention="blockwise",
         on_step=lambda run, step: reported.append((run, step)),
     )
     assert found.agree, found.verdict

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from cases import draw_tokens, draw_weights
+from support import path_with_bias
 
 import palm
 from palm.compare import Comparison, Diagnosis
@@ -46,8 +47,8 @@ def half_split(wing: str, patch: Patch) -> None:
 def change_bias(change: Callable[[Any, Any], Any]) -> Callable[[str, Patch], None]:
     def fault(wing: str, patch: Patch) -> None:
         library = {"torch": torch, "jax": jnp}[wing]
-        right = module(wing, "model").alibi_bias
-        patch.setattr(module(wing, "model"), "alibi_bias", lambda *a, **k: change(library, right(*a, **k)))
+        impl = import_module(f"palm.{wing}_impl")
+        patch.setitem(impl.ATTENTION, "blockwise", path_with_bias(impl, lambda bias: change(library, bias)))
 
     return fault
 
@@ -67,8 +68,8 @@ def swap_gate(wing: str, patch: Patch) -> None:
 
 def scale_twice(wing: str, patch: Patch) -> None:
     paths = module(wing, "attention").ATTENTION
-    right = paths["fused"]
-    patch.setitem(paths, "fused", lambda q, k, v, bias: right(q * q.shape[-1] ** -0.5, k, v, bias))
+    right = paths["blockwise"]
+    patch.setitem(paths, "blockwise", lambda q, k, v, slopes: right(q * q.shape[-1] ** -0.5, k, v, slopes))
 
 
 def norm_in_bfloat16(wing: str, patch: Patch) -> None:
@@ -93,7 +94,7 @@ def round_products(wing: str, patch: Patch) -> None:
     def linear(self: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(rounded(x), rounded(self.weight))
 
-    patch.setattr(torch.nn.Linear, "forward", linear)
+    patch.setattr(module(wing, "linear").Linear, "forward", linear)
 
 
 def no_logit_scale(wing: str, patch: Patch) -> None:

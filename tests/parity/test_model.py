@@ -133,9 +133,9 @@ def test_any_config_differs_by_rounding_only(data, platform):
 
 def test_attention_paths_are_one_function(platform):
     cfg = dataclasses.replace(GRID[0][0], heads=3)
-    fused, _ = pair(cfg, "float32", platform, attention="fused")
+    blockwise, _ = pair(cfg, "float32", platform, attention="blockwise")
     _, textbook = pair(cfg, "float32", platform, attention="textbook")
-    found = palm.compare(fused, textbook, draw_tokens(cfg, (2, 33)))
+    found = palm.compare(blockwise, textbook, draw_tokens(cfg, (2, 33)))
     assert found.agree, found.verdict
 
 

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from support import DTYPES, HEADS, LENGTHS, read, widened
+from support import DTYPES, HEADS, LENGTHS, bias_of, read, widened
 
 import palm
 from palm import reference
+from palm.backends import wing_of
 from palm.positions import alibi_slopes, rotary_table
 
 
@@ -11,10 +12,10 @@ def config(heads: int = 1, dim_head: int = 16) -> palm.PaLMConfig:
     return palm.PaLMConfig(num_tokens=8, dim=16, depth=1, heads=heads, dim_head=dim_head)
 
 
-def bias_of(cfg, length):
+def bias(cfg, length):
     def evaluate(wing, anchor):
         where = {"device": anchor.device} if wing.__name__.endswith("torch_impl") else {}
-        return wing.alibi_bias(cfg, length, dtype=anchor.dtype, **where)
+        return bias_of(wing, wing.alibi_slopes(cfg, dtype=anchor.dtype, **where), length)
 
     return evaluate
 
@@ -23,7 +24,7 @@ def bias_of(cfg, length):
 @pytest.mark.parametrize("heads", HEADS)
 def test_alibi_bias_is_bit_identical_and_rounded_once(heads, length, platform):
     cfg = config(heads)
-    reading = read(bias_of(cfg, length), [np.zeros(1)], "float32", platform)
+    reading = read(bias(cfg, length), [np.zeros(1)], "float32", platform)
     slopes = alibi_slopes(heads).astype(np.float32)
     distance = (np.arange(length)[:, None] - np.arange(length)[None, :]).astype(np.float32)
     expected = np.where(distance >= 0, -slopes[:, None, None] * distance, -np.inf)
@@ -40,8 +41,9 @@ def test_alibi_distance_is_exact_in_bfloat16_models(platform):
     for backend in ("torch", "jax"):
         model = palm.build(cfg, backend=backend, dtype="bfloat16")
         embedded = model.embedding.weight if backend == "torch" else model.embedding
-        _, bias = model.positions(1000, embedded)
-        last = np.asarray(bias.float() if backend == "torch" else bias)[0, -1]
+        _, slopes = model.positions(1000, embedded)
+        last = np.asarray(bias_of(wing_of(model), slopes, 1000))[0, -1]
+        assert last.dtype == np.float32
         np.testing.assert_array_equal(-last / alibi_slopes(1)[0], np.arange(999, -1, -1))
 
 

@@ -8,7 +8,7 @@ import palm
 from palm import reference, reference_grad
 
 every_architecture = pytest.mark.parametrize("choices", ARCHITECTURES, ids=architecture_id)
-every_path = pytest.mark.parametrize("attention", ["fused", "textbook"])
+every_path = pytest.mark.parametrize("attention", ["blockwise", "textbook"])
 
 
 def assert_close(actual: np.ndarray, exact: np.ndarray, name: str) -> None:

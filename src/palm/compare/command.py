@@ -47,7 +47,7 @@ STATUS: dict[Outcome, int] = {
     "differ by rounding more than expected": 1,
     "cannot tell": 3,
 }
-Attention = Literal["fused", "textbook"]
+Attention = Literal["auto", "textbook", "blockwise", "sdpa", "flex", "cudnn", "splash"]
 
 
 def compare(
@@ -74,9 +74,9 @@ def compare(
     """Run one model on two sides and report where, by how much more than rounding, and why they differ.
 
     A side is backend[:checkpoint][@key=value,…], with the keys dtype, device, matmul (float32, tensorfloat32,
-    bfloat16), attention (fused, textbook), compile (on, off) and remat (on, off); or the folder of a bundle
-    that palm record wrote; or a published original, palm_pytorch.palm_lite[:weights], of which the logits are
-    compared. Examples of sides: torch, torch@dtype=bfloat16, jax:RUN/step-00000100, tpu-bundle/.
+    bfloat16), attention (auto, textbook, blockwise, …), compile (on, off) and remat (on, off); or the folder
+    of a bundle that palm record wrote; or a published original, palm_pytorch.palm_lite[:weights], of which
+    the logits are compared. Examples of sides: torch, torch@dtype=bfloat16, jax:RUN/step-00000100, tpu-bundle/.
 
     Each live side runs in its own process on the same real text; a float64 NumPy referee judges both.
 
@@ -97,7 +97,7 @@ def compare(
         length: Tokens in each window; 256 unless given.
         seed: Draws the weights and the windows; 0 unless given.
         device: Where both sides run: cpu or cuda, which both frameworks know.
-        attention: Attention path of both sides; fused unless given.
+        attention: Attention path of both sides: auto (the default), textbook, blockwise.
         repeat: How many times, with other windows and other drawn weights each time: how sure is it?
         train: Training steps to compare; 0 leaves training out.
         recipe: Which recipe to train by, adamw, bytes or paper; steps, batch, length, precision and seed are
@@ -109,7 +109,7 @@ def compare(
     integer("train", train, least=0)
     check_writable(out)
     sides = parse_sides(
-        a, b, checkpoint=checkpoint, dtype=dtype, device=device, attention=attention or "fused"
+        a, b, checkpoint=checkpoint, dtype=dtype, device=device, attention=attention or "auto"
     )
     refuse_ignored(
         sides,
@@ -162,7 +162,7 @@ def compare(
                 plan,
                 checkpoint=path,
                 device=device,
-                attention=attention or "fused",
+                attention=attention or "auto",
                 on_step=on_step,
             )
     settings |= {"repeat": repeat} if repeat > 1 else {}

@@ -48,7 +48,7 @@ class Side:
     dtype: DType = "float32"
     device: str | None = None
     matmul: str | None = None
-    attention: str = "fused"
+    attention: str = "auto"
     compile: str | None = None
     remat: str = "off"
 
@@ -58,7 +58,7 @@ class Side:
             raise ConfigError("device must hold values; got device=meta. Use cpu, or leave it out.")
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("matmul", self.matmul, MATMUL, optional=True)
-        check_choice("attention", self.attention, ATTENTION_PATHS)
+        check_choice("attention", self.attention, ATTENTION_PATHS[self.backend])
         check_choice("compile", self.compile, SWITCH, optional=True)
         check_choice("remat", self.remat, SWITCH)
 

@@ -1,15 +1,17 @@
 """PaLM in JAX and Equinox. `palm.build(cfg, backend="jax")` is the usual door; the parts are here."""
 
-from palm.jax_impl.attention import ATTENTION, Attention, fused_attention, textbook_attention
+from palm.jax_impl.attention import Attention, choose_path
 from palm.jax_impl.block import Block
 from palm.jax_impl.feedforward import FeedForward, swiglu
 from palm.jax_impl.generate import Decoder, choose
 from palm.jax_impl.init import initialise
+from palm.jax_impl.linear import linear, product
 from palm.jax_impl.loss import cross_entropy, next_token_loss
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.norm import Norm
 from palm.jax_impl.optimizer import OPTIMIZERS, adafactor, adamw
-from palm.jax_impl.position import alibi_bias, alibi_bias_at, rotate, rotation_table
+from palm.jax_impl.paths import ATTENTION, blockwise_attention, textbook_attention
+from palm.jax_impl.position import alibi_slopes, masked_scores, rotate, rotation_table
 from palm.jax_impl.probe import activations, attention_of, device_name, set_matmul, value_and_grad, widened
 from palm.jax_impl.train import Trainer, in_its_thread
 from palm.jax_impl.weights import dtype_of, from_arrays, to_arrays
@@ -27,18 +29,21 @@ __all__ = [
     "activations",
     "adafactor",
     "adamw",
-    "alibi_bias",
-    "alibi_bias_at",
+    "alibi_slopes",
     "attention_of",
+    "blockwise_attention",
     "choose",
+    "choose_path",
     "cross_entropy",
     "device_name",
     "dtype_of",
     "from_arrays",
-    "fused_attention",
     "in_its_thread",
     "initialise",
+    "linear",
+    "masked_scores",
     "next_token_loss",
+    "product",
     "rotate",
     "rotation_table",
     "set_matmul",

@@ -1,7 +1,7 @@
 """Causal multi-query attention of the JAX wing.
 
 Letters: n sequence, i query position, j key position, d dim, h heads, e dim_head.
-Mirror: palm.torch_impl.attention; differs only in the framework's fused call.
+Mirror: palm.torch_impl.attention; differs in the paths there are.
 """
 
 from __future__ import annotations
@@ -13,45 +13,33 @@ from einops import rearrange
 from jax import Array
 
 from palm.config import PaLMConfig
+from palm.errors import ConfigError
+from palm.jax_impl.linear import linear
 from palm.jax_impl.norm import widen
-from palm.jax_impl.position import Rotation, rotate
+from palm.jax_impl.paths import ATTENTION
+from palm.jax_impl.position import Rotation, masked_scores, rotate
 
 
-def textbook_attention(q: Array, k: Array, v: Array, bias: Array | None) -> Array:
-    """softmax((q·e^-1/2) kᵀ + bias) v, written out, in float32 or wider, rounded once at the end.
+def choose_path(attention: str, config: PaLMConfig, platform: str) -> str:
+    """The path a model on `platform` takes: the one named, or with "auto" the fastest there.
 
-    `bias` (h, n, n) carries the causal mask; None means the mask alone.
-    Shapes: q (..., h, n, e), k and v (..., n, e) -> (..., h, n, e).
+    Raises `ConfigError` for one that cannot serve the model there.
     """
-    scores = jnp.einsum("...hie,...je->...hij", widen(q) * q.shape[-1] ** -0.5, widen(k))
-    if bias is None:
-        n = q.shape[-2]
-        later = jnp.triu(jnp.ones((n, n), bool), 1)
-        scores = jnp.where(later, -jnp.inf, scores)
-    else:
-        scores = scores + bias
-    return jnp.einsum("...hij,...je->...hie", jax.nn.softmax(scores, -1), widen(v)).astype(q.dtype)
-
-
-def fused_attention(q: Array, k: Array, v: Array, bias: Array | None) -> Array:
-    """`textbook_attention` by jax.nn.dot_product_attention; the one key head is not copied.
-
-    It wants (batch, n, heads, e) with exactly one batch dimension, and takes its softmax in float32 whatever
-    it is given: float64 goes by the textbook. Shapes: as there.
-    """
-    if q.dtype == jnp.float64:
-        return textbook_attention(q, k, v, bias)
-    attended = jax.nn.dot_product_attention(
-        rearrange(q.reshape(-1, *q.shape[-3:]), "b h n e -> b n h e"),
-        k.reshape(-1, k.shape[-2], 1, k.shape[-1]),
-        v.reshape(-1, v.shape[-2], 1, v.shape[-1]),
-        bias=None if bias is None else bias[None],
-        is_causal=bias is None,
-    )
-    return rearrange(attended, "b n h e -> b h n e").reshape(q.shape)
-
-
-ATTENTION = {"textbook": textbook_attention, "fused": fused_attention}
+    own = {"gpu": "cudnn", "tpu": "splash"}
+    if attention == "auto":
+        return "blockwise" if config.positions == "alibi" else own.get(platform, "blockwise")
+    if attention in own.values():
+        if config.positions == "alibi":
+            raise ConfigError(
+                "attention must be a path without a bias for each pair of positions; got "
+                f'attention="{attention}" with positions="alibi". Use "auto", or rotary positions.'
+            )
+        if own.get(platform) != attention:
+            where = "an NVIDIA GPU" if attention == "cudnn" else "a TPU"
+            raise ConfigError(
+                f'attention="{attention}" must be on {where}; got device={platform}. Use "auto".'
+            )
+    return attention
 
 
 class Attention(eqx.Module):
@@ -71,55 +59,51 @@ class Attention(eqx.Module):
     config: PaLMConfig = eqx.field(static=True)
     path: str = eqx.field(static=True)
 
-    def activations(self, y: Array, rotation: Rotation | None, bias: Array | None) -> dict[str, Array]:
+    def activations(self, y: Array, rotation: Rotation | None, slopes: Array | None) -> dict[str, Array]:
         """The taps q, k, v (after the position step, before the scale), attention, attention_out."""
-        q = rearrange(y @ self.query, "... n (h e) -> ... h n e", h=self.config.heads)
-        if self.config.share_kv:
-            k = v = y @ self.key_value
-        else:
-            k, v = y @ self.key, y @ self.value
-        if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
-        attended = rearrange(ATTENTION[self.path](q, k, v, bias), "... h n e -> ... n (h e)")
+        q, k, v = self._projected(y, rotation)
+        attended = rearrange(ATTENTION[self.path](q, k, v, slopes), "... n h e -> ... n (h e)")
         return {
-            "q": rearrange(q, "... h n e -> ... n (h e)"),
+            "q": rearrange(q, "... n h e -> ... n (h e)"),
             "k": k,
             "v": v,
             "attention": attended,
-            "attention_out": attended @ self.out,
+            "attention_out": linear(attended, self.out),
         }
 
     def decode(
         self,
         y: Array,
         rotation: Rotation | None,
-        bias: Array,
+        slopes: Array | None,
         keys: Array,
         values: Array | None,
         positions: Array,
     ) -> tuple[Array, Array, Array | None]:
         """Attention of one new token a sequence to the cached ones and itself; its key and value join them.
 
-        `bias` carries the mask, for there are no tokens yet at the end of the cache. One key head: all query
-        heads of a sequence meet its keys in one matrix product. Returns the output and the caches; without
-        `values`, keys are values.
-        Shapes: y (b, d), keys and values (b, n, e), bias (b, 1 or h, n), positions (b,)
-        -> (b, d), the caches.
+        One key head: all query heads of a sequence meet its keys in one matrix product. Returns the output
+        and the caches; without `values`, keys are values.
+        Shapes: y (b, d), keys and values (b, n, e), slopes (h,), positions (b,) -> (b, d), the caches.
         """
-        q = rearrange(y @ self.query, "b (h e) -> b h e", h=self.config.heads)
-        if self.config.share_kv:
-            k = v = y @ self.key_value
-        else:
-            k, v = y @ self.key, y @ self.value
-        if rotation is not None:
-            cos, sin = rotation
-            q, k = rotate(q, (cos[:, None], sin[:, None])), rotate(k, rotation)
+        q, k, v = self._projected(y, rotation)
         rows = jnp.arange(len(y))
         keys = keys.at[rows, positions].set(k)
         values = None if values is None else values.at[rows, positions].set(v)
-        scores = jnp.einsum("bhe,bne->bhn", widen(q) * q.shape[-1] ** -0.5, widen(keys)) + bias
-        weights = jax.nn.softmax(scores, -1)
-        attended = jnp.einsum("bhn,bne->bhe", weights, widen(keys if values is None else values)).astype(
-            y.dtype
-        )
-        return rearrange(attended, "b h e -> b (h e)") @ self.out, keys, values
+        distance = positions[:, None] - jnp.arange(keys.shape[1])
+        scores = jnp.einsum("bhe,bne->bhn", widen(q) * q.shape[-1] ** -0.5, widen(keys))
+        weights = jax.nn.softmax(masked_scores(scores, slopes, distance), -1)
+        attended = jnp.einsum("bhn,bne->bhe", weights, widen(keys if values is None else values))
+        return linear(rearrange(attended.astype(y.dtype), "b h e -> b (h e)"), self.out), keys, values
+
+    def _projected(self, y: Array, rotation: Rotation | None) -> tuple[Array, Array, Array]:
+        """Shapes: y (..., n, d) -> q (..., n, h, e), k and v (..., n, e)."""
+        q = rearrange(linear(y, self.query), "... n (h e) -> ... n h e", h=self.config.heads)
+        if self.config.share_kv:
+            k = v = linear(y, self.key_value)
+        else:
+            k, v = linear(y, self.key), linear(y, self.value)
+        if rotation is not None:
+            cos, sin = rotation
+            q, k = rotate(q, (cos[:, None], sin[:, None])), rotate(k, rotation)
+        return q, k, v

@@ -24,30 +24,30 @@ class Block(eqx.Module):
     attention: Attention
     feedforward: FeedForward
 
-    def activations(self, x: Array, rotation: Rotation | None, bias: Array | None) -> dict[str, Array]:
+    def activations(self, x: Array, rotation: Rotation | None, slopes: Array | None) -> dict[str, Array]:
         """Every tap of the block, in dataflow order; the last is `out`."""
         y = self.norm(x)
         taps = {
             "norm": y,
-            **self.attention.activations(y, rotation, bias),
+            **self.attention.activations(y, rotation, slopes),
             **self.feedforward.activations(y),
         }
         return {**taps, "out": x + taps["attention_out"] + taps["feedforward_out"]}
 
-    def __call__(self, x: Array, rotation: Rotation | None, bias: Array | None) -> Array:
+    def __call__(self, x: Array, rotation: Rotation | None, slopes: Array | None) -> Array:
         """Shapes: x (..., n, d) -> (..., n, d)."""
-        return self.activations(x, rotation, bias)["out"]
+        return self.activations(x, rotation, slopes)["out"]
 
     def decode(
         self,
         x: Array,
         rotation: Rotation | None,
-        bias: Array,
+        slopes: Array | None,
         keys: Array,
         values: Array | None,
         positions: Array,
     ) -> tuple[Array, Array, Array | None]:
         """One new token a sequence; its key and value join the caches. See `Attention.decode`."""
         y = self.norm(x)
-        attended, keys, values = self.attention.decode(y, rotation, bias, keys, values, positions)
+        attended, keys, values = self.attention.decode(y, rotation, slopes, keys, values, positions)
         return x + attended + self.feedforward.activations(y)["feedforward_out"], keys, values

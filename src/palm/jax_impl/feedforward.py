@@ -9,6 +9,8 @@ import equinox as eqx
 import jax
 from jax import Array
 
+from palm.jax_impl.linear import linear
+
 
 def swiglu(gate: Array, up: Array) -> Array:
     """swish(gate) · up, with swish(x) = x / (1 + e^-x).
@@ -30,5 +32,5 @@ class FeedForward(eqx.Module):
 
     def activations(self, y: Array) -> dict[str, Array]:
         """The taps feedforward (the gated product) and feedforward_out."""
-        gated = swiglu(y @ self.gate, y @ self.up)
-        return {"feedforward": gated, "feedforward_out": gated @ self.down}
+        gated = swiglu(linear(y, self.gate), linear(y, self.up))
+        return {"feedforward": gated, "feedforward_out": linear(gated, self.down)}

@@ -16,7 +16,6 @@ from jax import Array, lax
 from palm.jax_impl.block import Block
 from palm.jax_impl.model import PaLM, full_precision
 from palm.jax_impl.norm import widen
-from palm.jax_impl.position import alibi_bias_at, rotation_table
 from palm.sampling import Sampling
 
 # The residual stream, and the caches of all layers.
@@ -69,7 +68,7 @@ class Decoder:
 @eqx.filter_jit
 def _prefill(model: PaLM, tokens: Array, lengths: Array, size: int) -> _State:
     def step(x: Array, block: Block) -> tuple[Array, tuple[Array, Array | None]]:
-        taps = block.activations(x, rotation, bias)
+        taps = block.activations(x, rotation, slopes)
         return taps["out"], (taps["k"], None if one else taps["v"])
 
     def roomy(cache: Array) -> Array:
@@ -77,7 +76,7 @@ def _prefill(model: PaLM, tokens: Array, lengths: Array, size: int) -> _State:
 
     with full_precision(model):
         x = model.embedding[tokens]
-        rotation, bias = model.positions(tokens.shape[1], x)
+        rotation, slopes = model.positions(tokens.shape[1], x)
         one = model.config.share_kv and rotation is None
         x, caches = lax.scan(step, x, model.blocks)
         keys, values = jax.tree.map(roomy, caches)
@@ -92,20 +91,14 @@ def _decode(model: PaLM, state: _State, tokens: Array | np.ndarray) -> _State:
         x, keys, values = carry
         layer, i = block
         # The caches are carried whole, not scanned over: then the loop writes into them in place.
-        x, k, v = layer.decode(x, rotation, bias, keys[i], None if values is None else values[i], positions)
+        x, k, v = layer.decode(x, rotation, slopes, keys[i], None if values is None else values[i], positions)
         return (x, keys.at[i].set(k), None if values is None else values.at[i].set(v)), None
 
     with full_precision(model):
         x = model.embedding[tokens]
-        wide = widen(x).dtype
-        rotation = None
-        if model.config.positions == "rotary":
-            cos, sin = rotation_table(model.config, size, dtype=wide)
-            rotation = cos[positions], sin[positions]
-            later = jnp.arange(size) > positions[:, None]
-            bias = jnp.where(later, -jnp.inf, jnp.zeros((), wide))[:, None]
-        else:
-            bias = alibi_bias_at(model.config, positions, size, dtype=wide)
+        rotation, slopes = model.positions(size, x)
+        if rotation is not None:
+            rotation = rotation[0][positions], rotation[1][positions]
         layers = (model.blocks, jnp.arange(model.config.depth))
         (x, keys, values), _ = lax.scan(step, (x, state.keys, state.values), layers)
         return _State(keys, values, positions + 1, model.logits(model.norm(x)))

@@ -17,8 +17,9 @@ from jax import Array, lax
 from palm.config import PaLMConfig
 from palm.errors import TokenError
 from palm.jax_impl.block import Block
+from palm.jax_impl.linear import linear
 from palm.jax_impl.norm import Norm
-from palm.jax_impl.position import Rotation, alibi_bias, rotation_table
+from palm.jax_impl.position import Rotation, alibi_slopes, rotation_table
 from palm.taps import BLOCK_TAPS
 from palm.tokens import check_range, check_shape
 
@@ -60,16 +61,16 @@ class PaLM(eqx.Module):
         return taps | {"norm": y, "logits": logits}
 
     def positions(self, length: int, x: Array) -> tuple[Rotation | None, Array | None]:
-        """What the blocks need of positions, formed once a pass: rotary's (cos, sin), or ALiBi's bias."""
+        """What the blocks need of positions, formed once a pass: rotary's (cos, sin), or ALiBi's slopes."""
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         if self.config.positions == "rotary":
             return rotation_table(self.config, length, dtype=dtype), None
-        return None, alibi_bias(self.config, length, dtype=dtype)
+        return None, alibi_slopes(self.config, dtype=dtype)
 
     def logits(self, y: Array) -> Array:
         """The output layer. Shapes: y (..., n, d) -> (..., n, v)."""
         weight = self.embedding.T if self.config.tie_embeddings else self.unembedding
-        return y @ weight * self.config.logit_scale
+        return linear(y, weight) * self.config.logit_scale
 
 
 def check(tokens: Array, config: PaLMConfig) -> None:
@@ -84,11 +85,11 @@ def check(tokens: Array, config: PaLMConfig) -> None:
 @eqx.filter_jit
 def _forward(model: PaLM, tokens: Array, remat: bool) -> Array:
     def step(x: Array, block: Block) -> tuple[Array, None]:
-        return block(x, rotation, bias), None
+        return block(x, rotation, slopes), None
 
     with full_precision(model):
         x = _embed(model, tokens)
-        rotation, bias = model.positions(tokens.shape[-1], x)
+        rotation, slopes = model.positions(tokens.shape[-1], x)
         x, _ = lax.scan(jax.checkpoint(step) if remat else step, x, model.blocks)
         return model.logits(model.norm(x))
 
@@ -98,12 +99,12 @@ def _activations(model: PaLM, tokens: Array) -> tuple[Array, dict[str, Array], A
     """The embedding, each block's taps stacked over layers, the last norm, and the logits."""
 
     def step(x: Array, block: Block) -> tuple[Array, dict[str, Array]]:
-        taps = block.activations(x, rotation, bias)
+        taps = block.activations(x, rotation, slopes)
         return taps["out"], taps
 
     with full_precision(model):
         embedded = _embed(model, tokens)
-        rotation, bias = model.positions(tokens.shape[-1], embedded)
+        rotation, slopes = model.positions(tokens.shape[-1], embedded)
         x, stacked = lax.scan(step, embedded, model.blocks)
         y = model.norm(x)
         return embedded, stacked, y, model.logits(y)

@@ -27,7 +27,8 @@ class Norm(eqx.Module):
     def __call__(self, x: Array) -> Array:
         """Shapes: x (..., n, d) -> (..., n, d)."""
         eps = self.config.eps
-        wide = widen(x)
+        # By rows: XLA takes twenty times as long for the gradient where there are batch dimensions.
+        wide = widen(x.reshape(-1, x.shape[-1]))
         if self.config.norm == "layernorm":
             wide = wide - wide.mean(-1, keepdims=True)
         mean_square = jnp.square(wide).mean(-1, keepdims=True)
@@ -36,7 +37,7 @@ class Norm(eqx.Module):
             inverse = lax.rsqrt(jnp.maximum(mean_square, eps**2))
         else:
             inverse = lax.rsqrt(mean_square + eps)
-        return (wide * inverse * widen(self.weight)).astype(x.dtype)
+        return (wide * inverse * widen(self.weight)).astype(x.dtype).reshape(x.shape)
 
 
 def widen(x: Array) -> Array:

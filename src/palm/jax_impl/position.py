@@ -12,34 +12,26 @@ from jax import Array
 
 from palm.config import PaLMConfig
 from palm.jax_impl.norm import widen
-from palm.positions import alibi_slopes, rotary_table
+from palm.positions import rotary_table, slope_list
 
 Rotation = tuple[Array, Array]
 
 
-def alibi_bias(config: PaLMConfig, length: int, *, dtype: np.dtype) -> Array:
-    """ALiBi's −m_h·(i − j) where j ≤ i, −inf elsewhere.
+def alibi_slopes(config: PaLMConfig, *, dtype: np.dtype) -> Array:
+    """ALiBi's slope m_h of each head. Source: ALiBi (arXiv:2108.12409) §3. Shape: (h,)."""
+    return jnp.asarray(slope_list(config.heads), dtype)
 
-    Distances are whole numbers up to n, which bfloat16 cannot hold above 256: pass float32 or wider.
-    Source: ALiBi (arXiv:2108.12409) §3. Shape: (h, n, n).
+
+def masked_scores(scores: Array, slopes: Array | None, distance: Array) -> Array:
+    """scores − m_h·(i − j) where j ≤ i, −inf elsewhere; with slopes None the mask alone.
+
+    `distance` holds the whole numbers i − j, which bfloat16 cannot above 256: scores are float32 or wider.
+    Source: ALiBi (arXiv:2108.12409) §3.
+    Shapes: scores (..., i, h, j), or what broadcasts to it, slopes (h,), distance (i, j) -> (..., i, h, j).
     """
-    slopes = jnp.asarray(alibi_slopes(config.heads), dtype)
-    positions = jnp.arange(length)
-    distance = positions[:, None] - positions[None, :]
-    bias = -slopes[:, None, None] * distance.astype(dtype)
-    return jnp.where(distance < 0, -jnp.inf, bias)
-
-
-def alibi_bias_at(config: PaLMConfig, positions: Array, length: int, *, dtype: np.dtype) -> Array:
-    """The rows i = `positions` of `alibi_bias`, one query a sequence, for `length` cached keys.
-
-    The slice must start at i: the top left corner of the whole bias would be that of i = 0.
-    Shapes: positions (b,) -> (b, h, length).
-    """
-    slopes = jnp.asarray(alibi_slopes(config.heads), dtype)
-    distance = positions[:, None] - jnp.arange(length)
-    bias = -slopes[:, None] * distance[:, None, :].astype(dtype)
-    return jnp.where(distance[:, None, :] < 0, -jnp.inf, bias)
+    if slopes is not None:
+        scores = scores - slopes[:, None] * distance[:, None, :].astype(scores.dtype)
+    return jnp.where(distance[:, None, :] < 0, -jnp.inf, scores)
 
 
 def rotation_table(config: PaLMConfig, length: int, *, dtype: np.dtype) -> Rotation:
@@ -54,7 +46,7 @@ def rotation_table(config: PaLMConfig, length: int, *, dtype: np.dtype) -> Rotat
 def rotate(x: Array, rotation: Rotation) -> Array:
     """Turn each pair (2p, 2p+1): (a, b) -> (a cos − b sin, b cos + a sin).
 
-    Shapes: x (..., n, e) -> (..., n, e).
+    Shapes: x (..., n, e), two of (n, e/2) -> (..., n, e); or with h between n and e, as (n, 1, e/2).
     """
     cos, sin = rotation
     pairs = widen(x).reshape(*x.shape[:-1], -1, 2)

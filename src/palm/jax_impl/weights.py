@@ -10,12 +10,13 @@ from collections.abc import Callable
 from operator import attrgetter
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from palm.config import PaLMConfig
 from palm.errors import BackendError, ConfigError
-from palm.jax_impl.attention import Attention
+from palm.jax_impl.attention import Attention, choose_path
 from palm.jax_impl.block import Block
 from palm.jax_impl.feedforward import FeedForward
 from palm.jax_impl.model import PaLM
@@ -42,6 +43,8 @@ def from_arrays(
             'Call jax.config.update("jax_enable_x64", True) first, or set JAX_ENABLE_X64=1.'
         )
     table = parameters(config)
+    platform = target.platform if target else next(iter(jnp.zeros(()).devices())).platform
+    path = choose_path(attention, config, platform)
 
     def one(name: str) -> Array:
         return jax.device_put(fetch(table[name]), target)
@@ -62,7 +65,7 @@ def from_arrays(
                 value=None if shared else stack("attention.value"),
                 out=stack("attention.out"),
                 config=config,
-                path=attention,
+                path=path,
             ),
             feedforward=FeedForward(
                 up=stack("feedforward.up"), gate=stack("feedforward.gate"), down=stack("feedforward.down")

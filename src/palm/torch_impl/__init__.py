@@ -1,15 +1,17 @@
 """PaLM in PyTorch. `palm.build(cfg, backend="torch")` is the usual door; the parts are here."""
 
-from palm.torch_impl.attention import ATTENTION, Attention, fused_attention, textbook_attention
+from palm.torch_impl.attention import Attention, choose_path
 from palm.torch_impl.block import Block
 from palm.torch_impl.feedforward import FeedForward, swiglu
 from palm.torch_impl.generate import Decoder, choose
 from palm.torch_impl.init import initialise
+from palm.torch_impl.linear import linear, product
 from palm.torch_impl.loss import cross_entropy, next_token_loss
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import Norm
 from palm.torch_impl.optimizer import OPTIMIZERS, adafactor, adamw
-from palm.torch_impl.position import alibi_bias, alibi_bias_at, rotate, rotation_table
+from palm.torch_impl.paths import ATTENTION, blockwise_attention, textbook_attention
+from palm.torch_impl.position import alibi_slopes, masked_scores, rotate, rotation_table
 from palm.torch_impl.probe import activations, attention_of, device_name, set_matmul, value_and_grad, widened
 from palm.torch_impl.train import Trainer, in_its_thread
 from palm.torch_impl.weights import dtype_of, from_arrays, to_arrays
@@ -27,18 +29,21 @@ __all__ = [
     "activations",
     "adafactor",
     "adamw",
-    "alibi_bias",
-    "alibi_bias_at",
+    "alibi_slopes",
     "attention_of",
+    "blockwise_attention",
     "choose",
+    "choose_path",
     "cross_entropy",
     "device_name",
     "dtype_of",
     "from_arrays",
-    "fused_attention",
     "in_its_thread",
     "initialise",
+    "linear",
+    "masked_scores",
     "next_token_loss",
+    "product",
     "rotate",
     "rotation_table",
     "set_matmul",

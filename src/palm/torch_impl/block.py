@@ -29,30 +29,30 @@ class Block(nn.Module):
         self.attention = Attention(config, path, device=device, dtype=dtype)
         self.feedforward = FeedForward(config, device=device, dtype=dtype)
 
-    def activations(self, x: Tensor, rotation: Rotation | None, bias: Tensor | None) -> dict[str, Tensor]:
+    def activations(self, x: Tensor, rotation: Rotation | None, slopes: Tensor | None) -> dict[str, Tensor]:
         """Every tap of the block, in dataflow order; the last is `out`."""
         y = self.norm(x)
         taps = {
             "norm": y,
-            **self.attention.activations(y, rotation, bias),
+            **self.attention.activations(y, rotation, slopes),
             **self.feedforward.activations(y),
         }
         return {**taps, "out": x + taps["attention_out"] + taps["feedforward_out"]}
 
-    def forward(self, x: Tensor, rotation: Rotation | None, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation | None, slopes: Tensor | None) -> Tensor:
         """Shapes: x (..., n, d) -> (..., n, d)."""
-        return self.activations(x, rotation, bias)["out"]
+        return self.activations(x, rotation, slopes)["out"]
 
     def decode(
         self,
         x: Tensor,
         rotation: Rotation | None,
-        bias: Tensor,
+        slopes: Tensor | None,
         keys: Tensor,
         values: Tensor,
         positions: Tensor,
     ) -> Tensor:
         """One new token a sequence; its key and value join the caches. See `Attention.decode`."""
         y = self.norm(x)
-        attended = self.attention.decode(y, rotation, bias, keys, values, positions)
+        attended = self.attention.decode(y, rotation, slopes, keys, values, positions)
         return x + attended + self.feedforward.activations(y)["feedforward_out"]

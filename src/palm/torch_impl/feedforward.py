@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from palm.config import PaLMConfig
+from palm.torch_impl.linear import Linear
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -28,9 +29,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: PaLMConfig, *, device: torch.device | None, dtype: torch.dtype) -> None:
         super().__init__()
-        self.up = nn.Linear(config.dim, config.ff_dim, bias=False, device=device, dtype=dtype)
-        self.gate = nn.Linear(config.dim, config.ff_dim, bias=False, device=device, dtype=dtype)
-        self.down = nn.Linear(config.ff_dim, config.dim, bias=False, device=device, dtype=dtype)
+        self.up = Linear(config.dim, config.ff_dim, device=device, dtype=dtype)
+        self.gate = Linear(config.dim, config.ff_dim, device=device, dtype=dtype)
+        self.down = Linear(config.ff_dim, config.dim, device=device, dtype=dtype)
 
     def activations(self, y: Tensor) -> dict[str, Tensor]:
         """The taps feedforward (the gated product) and feedforward_out."""

@@ -15,7 +15,6 @@ from palm.sampling import Sampling
 from palm.torch_impl.block import Block
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import widen
-from palm.torch_impl.position import alibi_bias_at, rotation_table
 from palm.torch_impl.weights import to_array
 
 
@@ -60,14 +59,14 @@ class Decoder:
     def _prefill(self, tokens: Tensor) -> Tensor:
         model = self.model
         x = model.embedding(tokens)
-        rotation, bias = model.positions(tokens.shape[1], x)
+        rotation, slopes = model.positions(tokens.shape[1], x)
         shape = (model.config.depth, len(tokens), self.size, model.config.dim_head)
         self._keys = x.new_zeros(shape)
         one = model.config.share_kv and rotation is None
         self._values = self._keys if one else x.new_zeros(shape)
         for layer, block in enumerate(model.blocks):
             assert isinstance(block, Block)
-            taps = block.activations(x, rotation, bias)
+            taps = block.activations(x, rotation, slopes)
             self._keys[layer, :, : tokens.shape[1]] = taps["k"]
             self._values[layer, :, : tokens.shape[1]] = taps["v"]
             x = taps["out"]
@@ -77,20 +76,12 @@ class Decoder:
     def _decode(self, tokens: Tensor) -> Tensor:
         model, positions = self.model, self._lengths
         x = model.embedding(tokens.long())
-        wide = widen(x).dtype
-        rotation = None
-        if model.config.positions == "rotary":
-            table = rotation_table(model.config, self.size, device=x.device, dtype=wide)
-            rotation = table[0][positions], table[1][positions]
-            later = torch.arange(self.size, device=x.device) > positions[:, None]
-            bias = torch.zeros(later.shape, device=x.device, dtype=wide).masked_fill(later, -math.inf)[
-                :, None
-            ]
-        else:
-            bias = alibi_bias_at(model.config, positions, self.size, dtype=wide)
+        rotation, slopes = model.positions(self.size, x)
+        if rotation is not None:
+            rotation = rotation[0][positions], rotation[1][positions]
         for layer, block in enumerate(model.blocks):
             assert isinstance(block, Block)
-            x = block.decode(x, rotation, bias, self._keys[layer], self._values[layer], positions)
+            x = block.decode(x, rotation, slopes, self._keys[layer], self._values[layer], positions)
         self._lengths = positions + 1
         return model.logits(model.norm(x))
 

@@ -7,7 +7,6 @@ here and a stack there, and that weights are filled in afterwards here.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
@@ -17,8 +16,9 @@ from palm.errors import TokenError
 from palm.params import parameters
 from palm.tokens import NO_VALUES, check_range, check_shape
 from palm.torch_impl.block import Block
+from palm.torch_impl.linear import Linear, linear
 from palm.torch_impl.norm import Norm
-from palm.torch_impl.position import Rotation, alibi_bias, rotation_table
+from palm.torch_impl.position import Rotation, alibi_slopes, rotation_table
 
 
 class PaLM(nn.Module):
@@ -35,7 +35,7 @@ class PaLM(nn.Module):
         self,
         config: PaLMConfig,
         *,
-        attention: str = "fused",
+        attention: str = "blockwise",
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -51,9 +51,7 @@ class PaLM(nn.Module):
         )
         self.norm = Norm(config, device=device, dtype=dtype)
         if not config.tie_embeddings:
-            self.unembedding = nn.Linear(
-                config.dim, config.num_tokens, bias=False, device=device, dtype=dtype
-            )
+            self.unembedding = Linear(config.dim, config.num_tokens, device=device, dtype=dtype)
 
     def forward(self, tokens: Tensor, *, remat: bool = False) -> Tensor:
         """Logits of tokens; any integer dtype, any batch dimensions, also none.
@@ -63,9 +61,9 @@ class PaLM(nn.Module):
         """
         check(tokens, self.config, meta=self.embedding.weight.is_meta)
         x = self.embedding(tokens.long())
-        rotation, bias = self.positions(tokens.shape[-1], x)
+        rotation, slopes = self.positions(tokens.shape[-1], x)
         for block in self.blocks:
-            x = _recomputed(block, x, rotation, bias) if remat else block(x, rotation, bias)
+            x = _recomputed(block, x, rotation, slopes) if remat else block(x, rotation, slopes)
         return self.logits(self.norm(x))
 
     def activations(self, tokens: Tensor) -> dict[str, Tensor]:
@@ -73,10 +71,10 @@ class PaLM(nn.Module):
         check(tokens, self.config, meta=self.embedding.weight.is_meta)
         taps = {"embed": self.embedding(tokens.long())}
         x = taps["embed"]
-        rotation, bias = self.positions(tokens.shape[-1], x)
+        rotation, slopes = self.positions(tokens.shape[-1], x)
         for i, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            for name, value in block.activations(x, rotation, bias).items():
+            for name, value in block.activations(x, rotation, slopes).items():
                 taps[f"blocks.{i}.{name}"] = value
             x = taps[f"blocks.{i}.out"]
         taps["norm"] = self.norm(x)
@@ -84,16 +82,16 @@ class PaLM(nn.Module):
         return taps
 
     def positions(self, length: int, x: Tensor) -> tuple[Rotation | None, Tensor | None]:
-        """What the blocks need of positions, formed once a pass: rotary's (cos, sin), or ALiBi's bias."""
+        """What the blocks need of positions, formed once a pass: rotary's (cos, sin), or ALiBi's slopes."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         if self.config.positions == "rotary":
             return rotation_table(self.config, length, device=x.device, dtype=dtype), None
-        return None, alibi_bias(self.config, length, device=x.device, dtype=dtype)
+        return None, alibi_slopes(self.config, device=x.device, dtype=dtype)
 
     def logits(self, y: Tensor) -> Tensor:
         """The output layer. Shapes: y (..., n, d) -> (..., n, v)."""
         weight = self.embedding.weight if self.config.tie_embeddings else self.unembedding.weight
-        return F.linear(y, weight) * self.config.logit_scale
+        return linear(y, weight) * self.config.logit_scale
 
 
 def check(tokens: Tensor, config: PaLMConfig, *, meta: bool = False) -> None:
@@ -111,7 +109,7 @@ def check(tokens: Tensor, config: PaLMConfig, *, meta: bool = False) -> None:
         check_range(int(low), int(high), config)
 
 
-def _recomputed(block: nn.Module, x: Tensor, rotation: Rotation | None, bias: Tensor | None) -> Tensor:
+def _recomputed(block: nn.Module, x: Tensor, rotation: Rotation | None, slopes: Tensor | None) -> Tensor:
     # With the weights of now: by the time of the backward pass a trainer has put its master copies back.
     weights = dict(block.named_parameters())
-    return checkpoint(functional_call, block, weights, (x, rotation, bias), use_reentrant=False)
+    return checkpoint(functional_call, block, weights, (x, rotation, slopes), use_reentrant=False)

@@ -15,30 +15,22 @@ from palm.torch_impl.norm import widen
 Rotation = tuple[Tensor, Tensor]
 
 
-def alibi_bias(config: PaLMConfig, length: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """ALiBi's −m_h·(i − j) where j ≤ i, −inf elsewhere.
-
-    Distances are whole numbers up to n, which bfloat16 cannot hold above 256: pass float32 or wider.
-    Source: ALiBi (arXiv:2108.12409) §3. Shape: (h, n, n).
-    """
+def alibi_slopes(config: PaLMConfig, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """ALiBi's slope m_h of each head. Source: ALiBi (arXiv:2108.12409) §3. Shape: (h,)."""
     # Through a Python list: torch.compile reads it as a constant, a NumPy array breaks the graph.
-    slopes = torch.tensor(slope_list(config.heads), device=device, dtype=dtype)
-    positions = torch.arange(length, device=device)
-    distance = positions[:, None] - positions[None, :]
-    bias = -slopes[:, None, None] * distance.to(dtype)
-    return bias.masked_fill(distance < 0, -torch.inf)
+    return torch.tensor(slope_list(config.heads), device=device, dtype=dtype)
 
 
-def alibi_bias_at(config: PaLMConfig, positions: Tensor, length: int, *, dtype: torch.dtype) -> Tensor:
-    """The rows i = `positions` of `alibi_bias`, one query a sequence, for `length` cached keys.
+def masked_scores(scores: Tensor, slopes: Tensor | None, distance: Tensor) -> Tensor:
+    """scores − m_h·(i − j) where j ≤ i, −inf elsewhere; with slopes None the mask alone.
 
-    The slice must start at i: the top left corner of the whole bias would be that of i = 0.
-    Shapes: positions (b,) -> (b, h, length).
+    `distance` holds the whole numbers i − j, which bfloat16 cannot above 256: scores are float32 or wider.
+    Source: ALiBi (arXiv:2108.12409) §3.
+    Shapes: scores (..., i, h, j), or what broadcasts to it, slopes (h,), distance (i, j) -> (..., i, h, j).
     """
-    slopes = torch.tensor(slope_list(config.heads), device=positions.device, dtype=dtype)
-    distance = positions[:, None] - torch.arange(length, device=positions.device)
-    bias = -slopes[:, None] * distance[:, None, :].to(dtype)
-    return bias.masked_fill(distance[:, None, :] < 0, -torch.inf)
+    if slopes is not None:
+        scores = scores - slopes[:, None] * distance[:, None, :].to(scores.dtype)
+    return torch.where(distance[:, None, :] < 0, -torch.inf, scores)
 
 
 def rotation_table(config: PaLMConfig, length: int, *, device: torch.device, dtype: torch.dtype) -> Rotation:
@@ -55,7 +47,7 @@ def rotation_table(config: PaLMConfig, length: int, *, device: torch.device, dty
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turn each pair (2p, 2p+1): (a, b) -> (a cos − b sin, b cos + a sin).
 
-    Shapes: x (..., n, e) -> (..., n, e).
+    Shapes: x (..., n, e), two of (n, e/2) -> (..., n, e); or with h between n and e, as (n, 1, e/2).
     """
     cos, sin = rotation
     a, b = widen(x).unflatten(-1, (-1, 2)).unbind(-1)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from palm.config import PaLMConfig
 from palm.errors import BackendError
 from palm.params import DTYPES, DType, Parameter, dtype_name, parameters
+from palm.torch_impl.attention import choose_path
 from palm.torch_impl.model import PaLM
 
 
@@ -28,7 +29,8 @@ def from_arrays(
 ) -> PaLM:
     """A model of the weights that `fetch` gives, in `dtype`, for each row of the table, one at a time."""
     target = find_device(device)
-    model = PaLM(config, attention=attention, device="meta", dtype=getattr(torch, dtype))
+    path = choose_path(attention, config, target)
+    model = PaLM(config, attention=path, device="meta", dtype=getattr(torch, dtype))
     state = {}
     for name, parameter in parameters(config).items():
         tensor = to_tensor(fetch(parameter)).to(target)

@@ -1,0 +1,155 @@
+"""Attention a block of queries at a time, with its own backward pass.
+
+Mirror: palm.torch_impl.paths.blockwise.
+Letters: b batch, n sequence, m queries of a block, j keys it sees, h heads, e dim_head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from palm.jax_impl.linear import product
+from palm.jax_impl.norm import widen
+from palm.jax_impl.position import masked_scores
+
+BLOCK = 128
+# The program of a block is compiled for so many numbers of keys at most: with more of them fewer masked keys
+# are looked at, and compiling takes longer.
+GROUPS = 16
+
+
+def blockwise_attention(q: Array, k: Array, v: Array, slopes: Array | None) -> Array:
+    """`textbook_attention` a block of queries at a time, each against only the keys it may see.
+
+    There is one key head, so the heads of a block are rows of one matrix: scores are (m·h, e) (e, j), a plain
+    product. The backward pass computes them again. Any device and dtype, first derivatives in reverse mode
+    only; memory is linear in n. Shapes: q (..., n, h, e), k and v (..., n, e), slopes (h,) -> (..., n, h, e).
+    """
+    folded = (q.reshape(-1, *q.shape[-3:]), k.reshape(-1, *k.shape[-2:]), v.reshape(-1, *v.shape[-2:]))
+    return _blockwise(*folded, slopes).reshape(q.shape)
+
+
+@jax.custom_vjp
+def _blockwise(q: Array, k: Array, v: Array, slopes: Array | None) -> Array:
+    return _forward(q, k, v, slopes)[0]
+
+
+def _forward(q: Array, k: Array, v: Array, slopes: Array | None) -> tuple[Array, tuple[Any, ...]]:
+    out, log_sums = _each_sequence(partial(_attend, slopes), q, k, v)
+    return out, (q, k, v, slopes, out, log_sums)
+
+
+def _backward(saved: tuple[Any, ...], grad: Array) -> tuple[Array, Array, Array, Array | None]:
+    q, k, v, slopes, out, log_sums = saved
+    # Of softmax's gradient w · (g − Σ w g), the sum: it is that of out · grad.
+    means = (widen(out) * widen(grad)).sum(-1)
+    grads = _each_sequence(partial(_gradients, slopes), q, k, v, grad, means, log_sums)
+    return *grads, None if slopes is None else jnp.zeros_like(slopes)
+
+
+_blockwise.defvjp(_forward, _backward)
+
+
+def _attend(slopes: Array | None, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+    """Attention of one sequence, and log Σ exp(scores) by blocks. Shapes: q (n, h, e), k and v (n, e)."""
+    n, h, _ = q.shape
+
+    def attend(end: int, start: Array, queries: Array) -> tuple[Array, Array]:
+        scores = _scores(queries, keys[:end], slopes, start, h)
+        largest = scores.max(-1, keepdims=True)
+        weights = jnp.exp(scores - largest)
+        total = weights.sum(-1, keepdims=True)
+        attended = product(weights.astype(q.dtype), values[:end]) / total
+        return attended.astype(q.dtype), largest + jnp.log(total)
+
+    keys, values = _padded(k), _padded(v)
+    _, (out, log_sums) = lax.scan(
+        lambda _, block: (None, _by_keys(attend, n, *block)), None, (_starts(n), _split(q))
+    )
+    return out.reshape(-1, *q.shape[1:])[:n], log_sums
+
+
+def _gradients(
+    slopes: Array | None, q: Array, k: Array, v: Array, grad: Array, means: Array, log_sums: Array
+) -> tuple[Array, Array, Array]:
+    """Of one sequence, with respect to q, k and v."""
+    (n, h, e), dtype = q.shape, q.dtype
+
+    def gradients(
+        end: int, start: Array, queries: Array, ahead: Array, mean: Array, log_sum: Array
+    ) -> tuple[Array, Array, Array]:
+        weights = jnp.exp(_scores(queries, keys[:end], slopes, start, h) - log_sum)
+        for_weights = product(ahead, values[:end], (1, 1))
+        for_scores = (weights * (for_weights - mean) * e**-0.5).astype(dtype)
+        # Transposed, because XLA is three times as quick with these products as with their transposes.
+        later = ((0, 0), (0, len(keys) - end))
+        for_k = jnp.pad(product(queries, for_scores, (0, 0)), later)
+        for_v = jnp.pad(product(ahead, weights.astype(dtype), (0, 0)), later)
+        return product(for_scores, keys[:end]).astype(dtype), for_k, for_v
+
+    def step(total: tuple[Array, Array], block: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
+        for_q, for_k, for_v = _by_keys(gradients, n, *block)
+        return (total[0] + for_k, total[1] + for_v), for_q
+
+    keys, values = _padded(k), _padded(v)
+    zeros = jnp.zeros_like(widen(keys.T))
+    blocks = (_starts(n), _split(q), _split(grad), _split(means[..., None]), log_sums)
+    (for_k, for_v), for_q = lax.scan(step, (zeros, zeros), blocks)
+    return (
+        for_q.reshape(-1, *q.shape[1:])[:n],
+        for_k[:, :n].T.astype(dtype),
+        for_v[:, :n].T.astype(dtype),
+    )
+
+
+def _scores(queries: Array, keys: Array, slopes: Array | None, start: Array, h: int) -> Array:
+    """Shapes: queries (m·h, e), keys (j, e) -> (m·h, j)."""
+    scores = product(queries, keys, (1, 1)) * queries.shape[1] ** -0.5
+    distance = (start + jnp.arange(len(queries) // h))[:, None] - jnp.arange(len(keys))
+    return masked_scores(scores.reshape(-1, h, len(keys)), slopes, distance).reshape(scores.shape)
+
+
+def _each_sequence(function: Callable[..., Any], *arrays: Array) -> Any:
+    # On a CPU one after the other: there, batched products are the slower ones.
+    if jax.default_backend() == "cpu":
+        return lax.map(lambda sequence: function(*sequence), arrays)
+    return jax.vmap(function)(*arrays)
+
+
+def _by_keys(function: Callable[..., Any], n: int, start: Array, *block: Array) -> Any:
+    """`function(end, start, *block)`, with `end` the number of keys that the group of the block can see.
+
+    A loop over blocks that branches into groups, and not one block written after the other: XLA would then
+    compute all of their scores at once, and hold them all.
+    """
+    span = _group(n)
+    branches = [partial(function, end) for end in range(span, n + span, span)]
+    return lax.switch(start // span, branches, start, *block)
+
+
+def _starts(n: int) -> Array:
+    return jnp.arange(0, n, min(BLOCK, n))
+
+
+def _group(n: int) -> int:
+    """How many positions share a number of keys: whole blocks."""
+    m = min(BLOCK, n)
+    return -(-n // (m * GROUPS)) * m
+
+
+def _split(x: Array) -> Array:
+    """Shapes: (n, h, e) -> (blocks, m·h, e), with zeros after the end."""
+    m = min(BLOCK, len(x))
+    x = jnp.pad(x, ((0, -len(x) % m), (0, 0), (0, 0)))
+    return x.reshape(-1, m * x.shape[1], x.shape[2])
+
+
+def _padded(x: Array) -> Array:
+    """Keys or values (n, e) with zeros after the end, up to whole groups."""
+    return jnp.pad(x, ((0, -len(x) % _group(len(x))), (0, 0)))

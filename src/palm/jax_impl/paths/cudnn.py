@@ -1,0 +1,30 @@
+"""Attention by cuDNN's fused kernels, on NVIDIA GPUs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from palm.jax_impl.paths.blockwise import blockwise_attention
+
+
+def cudnn_attention(q: Array, k: Array, v: Array, slopes: Array | None) -> Array:
+    """`textbook_attention` by cuDNN in bfloat16; of rotary models, for its bias would be n×n.
+
+    What cuDNN does not take, wider dtypes and head widths that are not multiples of 8 up to 128 (on Hopper
+    and later 256), goes blockwise. Shapes: q (..., n, h, e), k and v (..., n, e) -> (..., n, h, e).
+    """
+    assert slopes is None
+    e = q.shape[-1]
+    widest = 256 if float(jax.devices("gpu")[0].compute_capability) >= 9 else 128
+    if q.dtype != jnp.bfloat16 or e % 8 or e > widest:
+        return blockwise_attention(q, k, v, slopes)
+    attended = jax.nn.dot_product_attention(
+        q.reshape(-1, *q.shape[-3:]),
+        k.reshape(-1, k.shape[-2], 1, e),
+        v.reshape(-1, v.shape[-2], 1, e),
+        is_causal=True,
+        implementation="cudnn",
+    )
+    return attended.reshape(q.shape)

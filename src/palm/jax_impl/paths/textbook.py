@@ -1,0 +1,22 @@
+"""Attention as it is written in the paper. Mirror: palm.torch_impl.paths.textbook."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from palm.jax_impl.norm import widen
+from palm.jax_impl.position import masked_scores
+
+
+def textbook_attention(q: Array, k: Array, v: Array, slopes: Array | None) -> Array:
+    """softmax((q·e^-1/2) kᵀ + position term) v in float32 or wider, rounded once at the end.
+
+    Any device and dtype, derivatives of any order; memory grows with n².
+    Shapes: q (..., n, h, e), k and v (..., n, e), slopes (h,) -> (..., n, h, e).
+    """
+    scores = jnp.einsum("...ihe,...je->...ihj", widen(q) * q.shape[-1] ** -0.5, widen(k))
+    positions = jnp.arange(q.shape[-3])
+    scores = masked_scores(scores, slopes, positions[:, None] - positions)
+    return jnp.einsum("...ihj,...je->...ihe", jax.nn.softmax(scores, -1), widen(v)).astype(q.dtype)

@@ -1,0 +1,83 @@
+"""Attention a block of queries at a time, with its own backward pass.
+
+Mirror: palm.jax_impl.paths.blockwise.
+Letters: b batch, n sequence, m queries of a block, j keys it sees, h heads, e dim_head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palm.torch_impl.linear import product
+from palm.torch_impl.norm import widen
+from palm.torch_impl.position import masked_scores
+
+BLOCK = 128
+
+
+def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
+    """`textbook_attention` a block of queries at a time, each against only the keys it may see.
+
+    There is one key head, so the heads of a block are rows of one matrix: scores are (m·h, e) (e, j), a plain
+    product. The backward pass computes them again. Any device and dtype, first derivatives only; memory is
+    linear in n. Shapes: q (..., n, h, e), k and v (..., n, e), slopes (h,) -> (..., n, h, e).
+    """
+    folded = (q.reshape(-1, *q.shape[-3:]), k.reshape(-1, *k.shape[-2:]), v.reshape(-1, *v.shape[-2:]))
+    return _Blockwise.apply(*folded, slopes).view(q.shape)
+
+
+class _Blockwise(torch.autograd.Function):
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
+        out = torch.empty_like(q)
+        for row, block, keys, weights in _blocks(q, k, slopes):
+            out[row, block] = product(weights, widen(v[row, keys])).view(-1, *q.shape[2:])
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, slopes = ctx.saved_tensors
+        scale = q.shape[-1] ** -0.5
+        for_q = torch.empty_like(q)
+        # Transposed, because products of a transposed tall matrix by a wide one are quicker than the reverse.
+        for_k, for_v = (torch.zeros_like(widen(x.mT), memory_format=torch.contiguous_format) for x in (k, v))
+        for row, block, keys, weights in _blocks(q, k, slopes):
+            ahead = widen(grad[row, block]).reshape(-1, q.shape[-1])
+            queries = widen(q[row, block]).reshape(-1, q.shape[-1])
+            for_weights = product(ahead, widen(v[row, keys]).t())
+            for_v[row, :, keys] += product(ahead.t(), weights)
+            for_scores = torch._softmax_backward_data(for_weights, weights, -1, weights.dtype).mul_(scale)
+            for_q[row, block] = product(for_scores, widen(k[row, keys])).view(-1, *q.shape[2:])
+            for_k[row, :, keys] += product(queries.t(), for_scores)
+        return for_q, for_k.mT.to(k.dtype), for_v.mT.to(v.dtype), None
+
+
+def _blocks(q: Tensor, k: Tensor, slopes: Tensor | None) -> Iterator[tuple[int, slice, slice, Tensor]]:
+    """Each sequence, block of queries, keys it sees, and attention weights (m·h, j) in float32 or wider."""
+    rows, n, _, e = q.shape
+    m = min(BLOCK, n)
+    # Position terms depend on distance alone: each block's are a part of the last one's. Without ALiBi there
+    # is only the mask, and only among the block's own keys.
+    before = 0 if slopes is None else (n - 1) // m * m
+    distance = torch.arange(before, before + m, device=q.device)[:, None] - torch.arange(
+        before + m, device=q.device
+    )
+    terms = masked_scores(widen(q.new_zeros(())), slopes, distance)
+    for row in range(rows):
+        for start in range(0, n, m):
+            end = min(start + m, n)
+            queries = widen(q[row, start:end]).reshape(-1, e) * e**-0.5
+            scores = product(queries, widen(k[row, :end]).t())
+            reach = min(start, before)
+            near = scores.view(end - start, -1, end)[..., start - reach :]
+            near += terms[: end - start, :, before - reach : before + end - start]
+            yield row, slice(start, end), slice(0, end), scores.softmax(-1)

@@ -1,0 +1,21 @@
+"""Attention as it is written in the paper. Mirror: palm.jax_impl.paths.textbook."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from palm.torch_impl.norm import widen
+from palm.torch_impl.position import masked_scores
+
+
+def textbook_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
+    """softmax((q·e^-1/2) kᵀ + position term) v in float32 or wider, rounded once at the end.
+
+    Any device and dtype, derivatives of any order; memory grows with n².
+    Shapes: q (..., n, h, e), k and v (..., n, e), slopes (h,) -> (..., n, h, e).
+    """
+    scores = torch.einsum("...ihe,...je->...ihj", widen(q) * q.shape[-1] ** -0.5, widen(k))
+    positions = torch.arange(q.shape[-3], device=q.device)
+    scores = masked_scores(scores, slopes, positions[:, None] - positions)
+    return torch.einsum("...ihj,...je->...ihe", scores.softmax(-1), widen(v)).to(q.dtype)
