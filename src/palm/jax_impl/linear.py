@@ -36,7 +36,7 @@ def product(a: Array, b: Array, contracted: tuple[int, int] = (1, 0)) -> Array:
 
 @jax.custom_vjp
 def _half_linear(x: Array, weight: Array) -> Array:
-    return product(x, weight).astype(x.dtype)
+    return product(_laid_out(x), weight).astype(x.dtype)
 
 
 def _forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -44,7 +44,7 @@ def _forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
 
 
 def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-    x, weight = saved
+    (x, weight), grad = saved, _laid_out(grad)
     # Summed over two dimensions, one of them of length 1: XLA is twice as quick as over one.
     for_weight = lax.dot_general(
         x[None], grad[None], (((0, 1), (0, 1)), ((), ())), preferred_element_type=jnp.float32
@@ -53,3 +53,9 @@ def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
 
 
 _half_linear.defvjp(_forward, _backward)
+
+
+def _laid_out(x: Array) -> Array:
+    # XLA on a CPU has no program for this product of a transposed first matrix, and a transposition that made
+    # x would become a part of the product.
+    return lax.optimization_barrier(x)
