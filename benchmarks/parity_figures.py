@@ -17,6 +17,7 @@ import numpy as np
 import palm
 from palm import reference, reference_grad
 from palm.compare.probe import environment
+from palm.data import sample_windows, standard_library_text
 from palm.rounding import rms
 
 RESULTS = Path(__file__).parent / "results" / "parity.json"
@@ -65,12 +66,12 @@ def float64_figures() -> dict[str, float]:
 
 
 def rounding_figures(dtype: palm.params.DType) -> dict[str, float]:
-    text = palm.data.standard_library_text()
+    text = standard_library_text()
     worst = {"largest ratio": 0.0, "largest share of the bound": 0.0}
     for architecture in ("torch", "jax"):
         for name in ("tiny", "small"):
             config = palm.preset(name).resolve(architecture)
-            tokens = palm.data.sample_windows(text, config, batch=2, length=256, seed=0)
+            tokens = sample_windows(text, config, batch=2, length=256, seed=0)
             models = [palm.build(config, backend=backend, dtype=dtype) for backend in ("torch", "jax")]
             comparison = palm.compare(*models, tokens)
             shares = [max(f.error_a / f.bound_a, f.error_b / f.bound_b) for f in comparison.findings]

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 import palm
 from palm.compare import Recording, record
 from palm.compare.probe import environment
+from palm.data import sample_windows, standard_library_text
 from palm.rounding import RATIO_BAR
 from palm.torch_impl.paths import ATTENTION
 from palm.torch_impl.position import alibi_slopes, rotation_table
@@ -103,8 +104,8 @@ def recordings(what: str, dtype: Any) -> tuple[Any, Recording, np.ndarray]:
     config = palm.PaLMConfig(
         **{**SHAPE, "norm": "rmsnorm", "norm_eps_mode": "add", "norm_eps": 1e-8, **choices}
     ).resolve("torch")
-    text = palm.data.standard_library_text()
-    tokens = palm.data.sample_windows(text, config, batch=2, length=64, seed=0)
+    text = standard_library_text()
+    tokens = sample_windows(text, config, batch=2, length=64, seed=0)
     with jax.enable_x64(dtype == "float64"):
         right = record(palm.build(config, backend="jax", dtype=dtype), tokens)
     return palm.build(config, backend="torch", dtype=dtype), right, tokens

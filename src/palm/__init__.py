@@ -3,6 +3,8 @@
 Importing palm imports neither framework: each wing is loaded when it is first asked for.
 """
 
+from typing import TYPE_CHECKING
+
 from palm.backends import (
     activations,
     available_backends,
@@ -16,9 +18,6 @@ from palm.backends import (
     value_and_grad,
 )
 from palm.cadence import Cadence
-from palm.checkpoint import load, save
-from palm.compare import Comparison, Finding, compare
-from palm.compare.bundle import record_bundle as record
 from palm.config import PaLMConfig
 from palm.errors import (
     BackendError,
@@ -35,12 +34,41 @@ from palm.errors import (
     UpstreamError,
     WeightsError,
 )
-from palm.generation import Generation, generate
-from palm.loop import Trained
+from palm.lazy import on_first_use
 from palm.presets import PRESETS, preset
 from palm.recipe import RECIPES, Recipe, recipe
-from palm.training import resume, train
-from palm.upstream import from_upstream
+
+if TYPE_CHECKING:
+    from palm.checkpoint import load, save
+    from palm.compare import Comparison, Finding, compare
+    from palm.compare.bundle import record_bundle as record
+    from palm.generation import Generation, generate
+    from palm.loop import Trained
+    from palm.training import resume, train
+    from palm.upstream import from_upstream
+else:
+    # `palm.compare` is the function. Python puts the package of that name there when it is first loaded, so
+    # let that be now, at next to no cost, and take the name back.
+    from palm import compare
+
+    del compare
+    __getattr__, __dir__ = on_first_use(
+        __name__,
+        {
+            "Comparison": "palm.compare:Comparison",
+            "Finding": "palm.compare:Finding",
+            "Generation": "palm.generation:Generation",
+            "Trained": "palm.loop:Trained",
+            "compare": "palm.compare:compare",
+            "from_upstream": "palm.upstream:from_upstream",
+            "generate": "palm.generation:generate",
+            "load": "palm.checkpoint:load",
+            "record": "palm.compare.bundle:record_bundle",
+            "resume": "palm.training:resume",
+            "save": "palm.checkpoint:save",
+            "train": "palm.training:train",
+        },
+    )
 
 __version__ = "0.1.0"
 

@@ -5,74 +5,44 @@ from __future__ import annotations
 import io
 import os
 import sys
-from pathlib import Path
+from collections.abc import Callable
+from pkgutil import resolve_name
 
 import tyro
-from rich.table import Table
-from tyro.conf import Positional
 
 import palm
-from palm import commands
-from palm.checkpoint import save_arrays
-from palm.compare import command, record_command
-from palm.config import Backend
-from palm.display import Terminal
 from palm.errors import PalmError, ProbeError
-from palm.info import describe
-from palm.presets import preset as find_preset
-from palm.upstream import read_upstream
 
 BAD_USAGE, SIDE_DIED, INTERRUPTED, PIPE_CLOSED = 2, 4, 130, 141
-
-
-def info(preset: Positional[str] = "small", /, *, architecture: Backend = "torch", length: int = 2048) -> int:
-    """Print a preset's config, parameters by kind, FLOPs per token and memory.
-
-    Args:
-        preset: tiny, small, palm-8b, palm-62b, palm-540b, palm_pytorch.palm_lite, palm_pytorch.palm_pytorch,
-            palm_jax.palm or palm_jax.palm_lite.
-        architecture: Whose original an open preset resolves to.
-        length: Sequence length for attention's FLOPs.
-    """
-    config = find_preset(preset).resolve(architecture)
-    sizes = describe(config, length)
-    console = Terminal()
-    table = Table(box=None, padding=(0, 2), show_header=False)
-    table.add_column(overflow="fold")
-    table.add_column(justify="right", overflow="fold")
-    for name, value in config.to_dict().items():
-        table.add_row(name, str(value))
-    table.add_section()
-    for kind, count in sizes.parameters.items():
-        table.add_row(kind, f"{count:,}")
-    table.add_row("parameters", f"{sizes.total:,}")
-    table.add_section()
-    table.add_row(f"forward FLOPs per token at {length}", f"{sizes.forward_flops:.4g}")
-    table.add_row("training FLOPs per token", f"{sizes.training_flops:.4g}")
-    for dtype, size in sizes.weight_bytes.items():
-        table.add_row(f"weights in {dtype}", _bytes(size))
-    table.add_row("training state in float32, two moments", _bytes(sizes.training_bytes))
-    table.add_row("keys and values of one position, bfloat16", _bytes(sizes.cache_bytes))
-    console.print(table, highlight=False)
-    return 0
-
-
-def import_(source: Positional[str], file: Positional[Path], out: Positional[Path], /) -> int:
-    """Turn weights of one of the four original models into a palm checkpoint.
-
-    Args:
-        source: Which original the weights belong to: palm_pytorch.palm_lite, palm_pytorch.palm_pytorch,
-            palm_jax.palm or palm_jax.palm_lite.
-        file: Its weights: .pt, .pth, .safetensors, .eqx (Equinox) or .npz.
-        out: Checkpoint directory to write; it must not exist.
-    """
-    config, arrays = read_upstream(file, source)
-    save_arrays(config, arrays, out)
-    count = sum(array.size for array in arrays.values())
-    # Read from the shapes alone: the one thing for a user to check.
-    sizes = ", ".join(f"{name} {getattr(config, name)}" for name in ("depth", "dim", "heads", "dim_head"))
-    Terminal().print(f"{out}: {source}, {count:,} parameters, {sizes}", highlight=False, markup=False)
-    return 0
+# Where each command is, and the first line of its help: all that is needed of those that are not run.
+COMMANDS = {
+    "compare": (
+        "palm.compare.command:compare",
+        "Run one model on two sides and report where, by how much more than rounding, and why they differ.",
+    ),
+    "record": (
+        "palm.compare.record_command:record",
+        "Run one side where its framework lives and write down what it computed, to be compared elsewhere.",
+    ),
+    "train": ("palm.commands:train", "Train a model, or go on with a run, in either framework."),
+    "generate": (
+        "palm.commands:generate",
+        "Print what a trained model writes after a prompt: the text, as it comes, and nothing else.",
+    ),
+    "data": (
+        "palm.commands:data",
+        "Fetch a public corpus: `palm data fetch enwik8`. "
+        "A copy that is there is verified, not fetched again.",
+    ),
+    "info": (
+        "palm.model_commands:info",
+        "Print a preset's config, parameters by kind, FLOPs per token and memory.",
+    ),
+    "import": (
+        "palm.model_commands:import_",
+        "Turn weights of one of the four original models into a palm checkpoint.",
+    ),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,23 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a pipe that cannot carry − or ✓ shall not end the run
-    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+    given = sys.argv[1:] if arguments is None else arguments
+    if given == ["--version"]:
         print(f"palm {palm.__version__}")
         return 0
     try:
         return tyro.extras.subcommand_cli_from_dict(
-            {
-                "compare": command.compare,
-                "record": record_command.record,
-                "train": commands.train,
-                "generate": commands.generate,
-                "data": commands.data,
-                "info": info,
-                "import": import_,
-            },
-            prog="palm",
-            description=palm.__doc__,
-            args=arguments,
+            _functions(given), prog="palm", description=palm.__doc__, args=given
         )
     except PalmError as error:
         print(f"palm: {error}", file=sys.stderr)
@@ -109,10 +69,22 @@ def main(arguments: list[str] | None = None) -> int:
         return PIPE_CLOSED
 
 
-def _bytes(size: int) -> str:
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} TiB"
+def _functions(given: list[str]) -> dict[str, Callable[..., int]]:
+    """The function of the command that is given, and of the others no more than their help, which is quick.
+
+    Completions for a shell (tyro's --tyro-print-completion) tell the options of all.
+    """
+    named = next((argument for argument in given if argument in COMMANDS), None)
+    wanted = COMMANDS if given and given[0].startswith("--tyro-") else {named}
+    return {
+        name: resolve_name(where) if name in wanted else _only_help(summary)
+        for name, (where, summary) in COMMANDS.items()
+    }
+
+
+def _only_help(summary: str) -> Callable[[], int]:
+    def command() -> int:
+        raise NotImplementedError
+
+    command.__doc__ = summary
+    return command

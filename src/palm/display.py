@@ -6,13 +6,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from palm.errors import ConfigError
-from palm.loop import Entry, OnStep
+
+if TYPE_CHECKING:
+    from palm.loop import Entry, OnStep
 
 
 class Terminal(Console):

@@ -3,9 +3,9 @@
 import pytest
 from cases import assert_explains
 
-import palm
 from palm import ConfigError
 from palm.compare.sides import Bundle, Original, Side, labels, parse_side
+from palm.upstream_tensors import SOURCES
 
 
 @pytest.mark.parametrize(
@@ -79,5 +79,5 @@ def test_sides_are_called_by_what_they_differ_in(a, b, expected):
 
 
 def test_every_source_of_an_original_is_a_side():
-    for source in palm.upstream_tensors.SOURCES:
+    for source in SOURCES:
         assert parse_side(source) == Original(source, None)

@@ -11,6 +11,7 @@ from cases import ask_to_stop
 
 import palm
 from palm.data import python_documentation_text
+from palm.loop import Entry, OnStep
 
 STEPS = 1000
 BAR = 1e-4  # nats, at every step
@@ -76,8 +77,8 @@ def test_a_run_handed_over_every_fifty_steps_has_the_unbroken_losses(runs, tmp_p
     data.write_bytes(python_documentation_text())
 
     # Interrupted by the user after each fifty steps: the recipe stays that of the whole run.
-    def until(last: int) -> palm.loop.OnStep:
-        def on_step(entry: palm.loop.Entry) -> None:
+    def until(last: int) -> OnStep:
+        def on_step(entry: Entry) -> None:
             if entry["step"] == last:
                 ask_to_stop(signal.SIGINT)
 

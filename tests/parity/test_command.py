@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import palm
+from palm.taps import tap_names
 
 SMALL = ["--preset", "tiny", "--length", "24", "--batch", "1"]
 
@@ -32,7 +33,7 @@ def test_compare_agrees_and_writes_its_reports(dtype, tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["agree"]
     assert report["weights_identical"]
-    assert len(report["findings"]) == len(palm.taps.tap_names(3)) + 1 + 3 * 7 + 2
+    assert len(report["findings"]) == len(tap_names(3)) + 1 + 3 * 7 + 2
     assert "<html" in (tmp_path / "report.html").read_text()
 
 
