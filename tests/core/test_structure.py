@@ -10,13 +10,25 @@ from pathlib import Path
 import pytest
 from cases import ROOT
 
+from palm.backends import ATTENTION_PATHS
+
 SOURCE = ROOT / "src" / "palm"
 FILES = {file.relative_to(SOURCE).as_posix(): file for file in sorted(SOURCE.rglob("*.py"))}
 WINGS = {"torch": "torch_impl", "jax": "jax_impl"}
-MIRRORED = sorted(name.removeprefix("torch_impl/") for name in FILES if name.startswith("torch_impl/"))
+# Attention by a framework's own kernels: each wing has its.
+KERNELS = {"torch": {"paths/sdpa.py", "paths/flex.py"}, "jax": {"paths/cudnn.py", "paths/splash.py"}}
+MIRRORED = sorted(
+    name
+    for name in (name.removeprefix("torch_impl/") for name in FILES if name.startswith("torch_impl/"))
+    if name not in KERNELS["torch"]
+)
 # What one framework needs and the other does not: nn.Linear stores the transpose, torch has its own bfloat16.
 # JAX's matrix products have a precision of their own.
-ONE_SIDED = {"weights.py": {"is_linear", "to_tensor", "to_array"}, "model.py": {"full_precision"}}
+ONE_SIDED = {
+    "weights.py": {"is_linear", "to_tensor", "to_array"},
+    "model.py": {"full_precision"},
+    "linear.py": {"Linear"},
+}
 # The ways each framework has of being called: no method of ours.
 CALLS = {"__init__", "__call__", "forward"}
 # The specification and what it stands on: each knows only what is named here.
@@ -99,8 +111,20 @@ def unpickles(tree: ast.Module) -> list[str]:
 
 
 def test_both_wings_have_the_same_files():
-    assert {name.removeprefix("jax_impl/") for name in FILES if name.startswith("jax_impl/")} == set(MIRRORED)
+    found = {name.removeprefix("jax_impl/") for name in FILES if name.startswith("jax_impl/")}
+    assert found == {*MIRRORED, *KERNELS["jax"]}
     assert len(MIRRORED) >= 10
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_attention_paths_by_name(wing):
+    """What `palm.build(attention=…)` accepts is what the wing has."""
+    table = next(
+        node.value
+        for node in ast.walk(parse(f"{WINGS[wing]}/paths/__init__.py"))
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ATTENTION"
+    )
+    assert ATTENTION_PATHS[wing] == ("auto", *(key.value for key in table.keys))
 
 
 @pytest.mark.parametrize("file", MIRRORED)

@@ -55,7 +55,7 @@ def compared(seed: int, dtype: str) -> Comparison:
     config = draw_config(rng)
     weights = draw_weights(config, seed, dtype)
     ids = draw_tokens(config, int(rng.integers(1, 4)), int(rng.integers(2, 97)), seed=seed)
-    path = ("fused", "textbook")[rng.integers(2)]
+    path = ("blockwise", "textbook")[rng.integers(2)]
     return palm.compare(
         *(palm.from_numpy(config, weights, backend=wing, attention=path) for wing in WINGS), ids
     )

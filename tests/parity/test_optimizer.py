@@ -82,7 +82,8 @@ def test_each_layer_of_a_stack_has_a_scale_of_its_own():
         layers, ones, ones, ones
     )
     for layer, update in zip(layers, stacked, strict=True):
-        (alone, *_) = wing_step(torch_impl, "adafactor", [layer, *[np.ones((4, 4), np.float32)] * 3], rates)
+        others = [np.ones((4, 4), np.float32) for _ in range(3)]  # the moments are changed in place
+        (alone, *_) = wing_step(torch_impl, "adafactor", [layer, *others], rates)
         np.testing.assert_allclose(update, alone, rtol=1e-6)
     whole = jax_impl.adafactor(layers, ones, ones, ones, rates, EPS)[0]
     assert not np.allclose(whole, stacked, rtol=0.1)

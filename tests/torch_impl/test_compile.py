@@ -21,7 +21,7 @@ def dynamo():
 
 @pytest.mark.parametrize(
     ("positions", "attention"),
-    [("alibi", "fused"), ("rotary", "textbook")],
+    [("alibi", "blockwise"), ("rotary", "textbook"), ("rotary", "sdpa")],
 )
 def test_a_compiled_model_is_one_graph_for_every_length_with_the_same_logits(dynamo, positions, attention):
     from torch._dynamo.testing import CompileCounter
@@ -31,7 +31,8 @@ def test_a_compiled_model_is_one_graph_for_every_length_with_the_same_logits(dyn
     compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
     for length in (3, 5, 8):
         tokens = torch.arange(length)[None]
-        assert torch.equal(compiled(tokens), model(tokens))
+        # Products are the compiler's own, so the last bits are not the same.
+        torch.testing.assert_close(compiled(tokens), model(tokens), rtol=0, atol=2e-6)
     assert counter.frame_count == 1
     explanation = dynamo.explain(model)(torch.tensor([[1, 2, 3, 4]]))
     assert (explanation.graph_count, explanation.graph_break_count) == (1, 0)

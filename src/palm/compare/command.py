@@ -76,7 +76,8 @@ def compare(
     A side is backend[:checkpoint][@key=value,…], with the keys dtype, device, matmul (float32, tensorfloat32,
     bfloat16), attention (auto, textbook, blockwise, …), compile (on, off) and remat (on, off); or the folder
     of a bundle that palm record wrote; or a published original, palm_pytorch.palm_lite[:weights], of which
-    the logits are compared. Examples of sides: torch, torch@dtype=bfloat16, jax:RUN/step-00000100, tpu-bundle/.
+    the logits are compared. Examples of sides: torch, torch@dtype=bfloat16, jax:RUN/step-00000100,
+    tpu-bundle/.
 
     Each live side runs in its own process on the same real text; a float64 NumPy referee judges both.
 

@@ -37,8 +37,8 @@ class PaLM(eqx.Module):
     `config.logit_scale`. Source: PaLM (arXiv:2204.02311) §2.
 
     Build it with `palm.build`. The arrays of all blocks are stacked along a first axis, `layers`, and deep
-    models run as one scan over them, so that compile time does not grow with depth. Every leaf is a parameter of
-    `palm.params`; everything derived is formed while tracing. A call outside jit is compiled and cached.
+    models run as one scan over them, so that compile time does not grow with depth. Every leaf is a parameter
+    of `palm.params`; everything derived is formed while tracing. A call outside jit is compiled and cached.
     """
 
     embedding: Array

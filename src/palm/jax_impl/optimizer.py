@@ -37,11 +37,16 @@ def adafactor(p: Array, g: Array, m: Array, s: Array, rates: Rates, eps: float) 
     """
     s = rates.beta2 * s + rates.rest2 * (jnp.square(g) + SQUARE_FLOOR)
     m = rates.beta1 * m + rates.rest1 * (g / jnp.sqrt(s))
-    scale = jnp.maximum(jnp.sqrt(jnp.square(p).mean()), SCALE_FLOOR)
+    scale = jnp.maximum(rms(p), SCALE_FLOOR)
     return rates.lr * scale * m + _decayed(p, rates), m, s
 
 
 OPTIMIZERS = {"adamw": adamw, "adafactor": adafactor}
+
+
+def rms(p: Array) -> Array:
+    """The root of the mean square of all elements."""
+    return jnp.sqrt(jnp.square(p).mean())
 
 
 def _decayed(p: Array, rates: Rates) -> Array | float:

@@ -6,6 +6,7 @@ and second moment. Mirror: palm.jax_impl.optimizer.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from palm.recipe import SCALE_FLOOR, SQUARE_FLOOR, Rates
@@ -14,32 +15,38 @@ Update = tuple[Tensor, Tensor, Tensor]
 
 
 def adamw(p: Tensor, g: Tensor, m: Tensor, s: Tensor, rates: Rates, eps: float) -> Update:
-    """What a step takes from p, and the new moments.
+    """What a step takes from p, and the moments, changed in place.
 
     m ← β₁m + (1−β₁)g;  s ← β₂s + (1−β₂)g²;  update = lr·(m/(1−β₁ᵏ)) / (sqrt(s/(1−β₂ᵏ)) + eps) + decay·p.
     Source: Loshchilov & Hutter (arXiv:1711.05101), algorithm 2. Norm scales, the vectors, do not decay.
     """
-    m = rates.beta1 * m + rates.rest1 * g
-    s = rates.beta2 * s + rates.rest2 * g.square()
-    direction = (m / rates.correction1) / ((s / rates.correction2).sqrt() + eps)
-    return rates.lr * direction + _decayed(p, rates), m, s
+    m.mul_(rates.beta1).add_(g, alpha=rates.rest1)
+    s.mul_(rates.beta2).addcmul_(g, g, value=rates.rest2)
+    divisor = (s / rates.correction2).sqrt_().add_(eps)
+    update = torch.div(m, divisor, out=divisor).mul_(rates.lr / rates.correction1)
+    return _decayed(update, p, rates), m, s
 
 
 def adafactor(p: Tensor, g: Tensor, m: Tensor, s: Tensor, rates: Rates, eps: float) -> Update:
-    """What a step takes from p, and the new moments; `eps` is not used.
+    """What a step takes from p, and the moments, changed in place; `eps` is not used.
 
     s ← β₂s + (1−β₂)(g² + 1e-30) with β₂ = 1 − k^−0.8;  m ← β₁m + (1−β₁)·g/sqrt(s);
     update = lr·max(1e-3, rms(p))·m + decay·p. Not factored; the momentum is of the scaled gradient.
     Source: PaLM (arXiv:2204.02311) §5; Shazeer & Stern (arXiv:1804.04235) algorithm 4, §8.
     """
-    s = rates.beta2 * s + rates.rest2 * (g.square() + SQUARE_FLOOR)
-    m = rates.beta1 * m + rates.rest1 * (g / s.sqrt())
-    scale = p.square().mean().sqrt().clamp(min=SCALE_FLOOR)
-    return rates.lr * scale * m + _decayed(p, rates), m, s
+    s.mul_(rates.beta2).add_(g.square().add_(SQUARE_FLOOR), alpha=rates.rest2)
+    m.mul_(rates.beta1).addcdiv_(g, s.sqrt(), value=rates.rest1)
+    scale = rms(p).clamp(min=SCALE_FLOOR)
+    return _decayed(m * (rates.lr * scale), p, rates), m, s
 
 
 OPTIMIZERS = {"adamw": adamw, "adafactor": adafactor}
 
 
-def _decayed(p: Tensor, rates: Rates) -> Tensor | float:
-    return rates.decay * p if p.ndim > 1 else 0.0
+def rms(p: Tensor) -> Tensor:
+    """The root of the mean square of all elements."""
+    return torch.linalg.vector_norm(p) * p.numel() ** -0.5
+
+
+def _decayed(update: Tensor, p: Tensor, rates: Rates) -> Tensor:
+    return update.add_(p, alpha=rates.decay) if p.ndim > 1 else update

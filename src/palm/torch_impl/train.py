@@ -83,9 +83,9 @@ class Trainer:
                 else list(found)
             )
             losses.append(loss.detach() / len(micros))
-        squares = torch.stack([grad.square().sum() for grad in grads])
-        norm = squares.sum().sqrt()
-        outcome = Outcome(float(sum(losses)), float(norm), self._not_finite(squares))
+        norms = torch.stack([torch.linalg.vector_norm(grad) for grad in grads])
+        norm = torch.linalg.vector_norm(norms)
+        outcome = Outcome(float(sum(losses)), float(norm), self._not_finite(norms))
         if outcome.is_finite:
             factor = (
                 min(1.0, self.recipe.clip / outcome.grad_norm)
@@ -136,13 +136,11 @@ class Trainer:
         first, second = self._moments["first"], self._moments["second"]
         with torch.no_grad():
             for (name, p), g in zip(self._params.items(), grads, strict=True):
-                update, first[name], second[name] = optimizer(
-                    p, g * factor, first[name], second[name], rates, self.recipe.eps
-                )
+                update, _, _ = optimizer(p, g * factor, first[name], second[name], rates, self.recipe.eps)
                 p.sub_(update)
 
-    def _not_finite(self, squares: Tensor) -> list[str]:
-        flags = squares.isfinite().tolist()
+    def _not_finite(self, norms: Tensor) -> list[str]:
+        flags = norms.isfinite().tolist()
         return [name for name, finite in zip(parameters(self.model.config), flags, strict=True) if not finite]
 
     def _tokens(self, windows: np.ndarray) -> Tensor:

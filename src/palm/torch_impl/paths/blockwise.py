@@ -14,6 +14,7 @@ from torch import Tensor
 
 from palm.torch_impl.linear import product
 from palm.torch_impl.norm import widen
+from palm.torch_impl.paths.textbook import textbook_attention
 from palm.torch_impl.position import masked_scores
 
 BLOCK = 128
@@ -24,8 +25,11 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) 
 
     There is one key head, so the heads of a block are rows of one matrix: scores are (m·h, e) (e, j), a plain
     product. The backward pass computes them again. Any device and dtype, first derivatives only; memory is
-    linear in n. Shapes: q (..., n, h, e), k and v (..., n, e), slopes (h,) -> (..., n, h, e).
+    linear in n. Inside torch.compile, which would write the loop out, it is the textbook's.
+    Shapes: q (..., n, h, e), k and v (..., n, e), slopes (h,) -> (..., n, h, e).
     """
+    if torch.compiler.is_compiling():
+        return textbook_attention(q, k, v, slopes)
     folded = (q.reshape(-1, *q.shape[-3:]), k.reshape(-1, *k.shape[-2:]), v.reshape(-1, *v.shape[-2:]))
     return _Blockwise.apply(*folded, slopes).view(q.shape)
 
@@ -35,7 +39,7 @@ class _Blockwise(torch.autograd.Function):
     def forward(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
         out = torch.empty_like(q)
         for row, block, keys, weights in _blocks(q, k, slopes):
-            out[row, block] = product(weights, widen(v[row, keys])).view(-1, *q.shape[2:])
+            out[row, block] = product(weights.to(q.dtype), v[row, keys]).view(-1, *q.shape[2:])
         return out
 
     @staticmethod
@@ -46,17 +50,17 @@ class _Blockwise(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, slopes = ctx.saved_tensors
-        scale = q.shape[-1] ** -0.5
+        (b, n, _, e), wide, dtype = q.shape, widen(q[:0]).dtype, q.dtype
         for_q = torch.empty_like(q)
-        # Transposed, because products of a transposed tall matrix by a wide one are quicker than the reverse.
-        for_k, for_v = (torch.zeros_like(widen(x.mT), memory_format=torch.contiguous_format) for x in (k, v))
+        # Transposed: a small matrix by a large one is quicker than a large one, turned over, by a small one.
+        for_k, for_v = (k.new_zeros(b, e, n, dtype=wide) for _ in range(2))
         for row, block, keys, weights in _blocks(q, k, slopes):
-            ahead = widen(grad[row, block]).reshape(-1, q.shape[-1])
-            queries = widen(q[row, block]).reshape(-1, q.shape[-1])
-            for_weights = product(ahead, widen(v[row, keys]).t())
-            for_v[row, :, keys] += product(ahead.t(), weights)
-            for_scores = torch._softmax_backward_data(for_weights, weights, -1, weights.dtype).mul_(scale)
-            for_q[row, block] = product(for_scores, widen(k[row, keys])).view(-1, *q.shape[2:])
+            queries, ahead = (x[row, block].reshape(-1, e) for x in (q, grad))
+            for_v[row, :, keys] += product(ahead.t(), weights.to(dtype))
+            for_weights = product(ahead, v[row, keys].t()).to(wide)
+            for_scores = torch._softmax_backward_data(for_weights, weights, -1, wide)
+            for_scores = for_scores.mul_(e**-0.5).to(dtype)
+            for_q[row, block] = product(for_scores, k[row, keys]).view(-1, *q.shape[2:])
             for_k[row, :, keys] += product(queries.t(), for_scores)
         return for_q, for_k.mT.to(k.dtype), for_v.mT.to(v.dtype), None
 
