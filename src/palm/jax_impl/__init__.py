@@ -6,7 +6,7 @@ from palm.jax_impl.feedforward import FeedForward, swiglu
 from palm.jax_impl.generate import Decoder, choose
 from palm.jax_impl.init import initialise
 from palm.jax_impl.linear import linear, product
-from palm.jax_impl.loss import cross_entropy, next_token_loss
+from palm.jax_impl.loss import cross_entropy, next_token_loss, output_loss
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.norm import Norm
 from palm.jax_impl.optimizer import OPTIMIZERS, adafactor, adamw
@@ -43,6 +43,7 @@ __all__ = [
     "linear",
     "masked_scores",
     "next_token_loss",
+    "output_loss",
     "product",
     "rotate",
     "rotation_table",

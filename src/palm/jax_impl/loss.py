@@ -1,15 +1,24 @@
 """The training loss of the JAX wing.
 
-Letters: n sequence, v num_tokens. Mirror: palm.torch_impl.loss.
+Letters: n sequence, d dim, r rows (all positions of all sequences), v num_tokens.
+Mirror: palm.torch_impl.loss.
 """
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
+import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.nn import logsumexp
 
+from palm.jax_impl.linear import linear
 from palm.jax_impl.norm import widen
+
+# More logits than this, 128 MiB in float32, are never held at once while training.
+MOST_LOGITS = 1 << 25
 
 
 def next_token_loss(logits: Array, tokens: Array) -> Array:
@@ -27,7 +36,85 @@ def cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
     With log Z = log Σ_v exp(logits): mean of log Z − logits[target]; mean of (log Z)².
     Source: PaLM (arXiv:2204.02311) §5, "Loss function". Shapes: logits (..., v), targets (...) -> (), ().
     """
+    losses, log_z = _losses(logits, targets)
+    return losses.mean(), jnp.square(log_z).mean()
+
+
+def output_loss(
+    features: Array, weight: Array, targets: Array, *, scale: float, z_loss: float
+) -> tuple[Array, Array]:
+    """`cross_entropy` of the logits scale · features weight: what is minimised, cross-entropy + z_loss · z,
+    and the cross-entropy in it, which carries no gradient of its own.
+
+    Where there are many logits they are formed a part of the rows at a time, together with their gradient, so
+    that (b, n, v) of them never exist; then there are first derivatives in reverse mode only.
+    Shapes: features (..., d), weight (d, v), targets (...) -> (), ().
+    """
+    rows, targets = features.reshape(-1, features.shape[-1]), targets.reshape(-1)
+    if len(rows) * weight.shape[1] > MOST_LOGITS:
+        return _in_parts(rows, weight, targets, scale, z_loss)
+    loss, z = cross_entropy(linear(rows, weight) * scale, targets)
+    return loss + z_loss * z, lax.stop_gradient(loss)
+
+
+def _losses(logits: Array, targets: Array) -> tuple[Array, Array]:
     wide = widen(logits)
     log_z = logsumexp(wide, axis=-1)
-    hit = jnp.take_along_axis(wide, targets[..., None], axis=-1)[..., 0]
-    return (log_z - hit).mean(), jnp.square(log_z).mean()
+    return log_z - jnp.take_along_axis(wide, targets[..., None], axis=-1)[..., 0], log_z
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _in_parts(rows: Array, weight: Array, targets: Array, scale: float, z_loss: float) -> tuple[Array, Array]:
+    def step(total: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple[Array, Array], None]:
+        objective, loss = _part(weight, *part, scale=scale, z_loss=z_loss)
+        return (total[0] + objective, total[1] + loss), None
+
+    zero = jnp.zeros((), widen(rows[:0]).dtype)
+    return lax.scan(step, (zero, zero), _split(rows, targets, weight.shape[1]))[0]
+
+
+def _forward(
+    rows: Array, weight: Array, targets: Array, scale: float, z_loss: float
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    gradient = jax.value_and_grad(_part, argnums=(0, 1), has_aux=True)
+
+    def step(total: tuple[Array, ...], part: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        (objective, loss), (for_weight, for_rows) = gradient(weight, *part, scale=scale, z_loss=z_loss)
+        return (total[0] + objective, total[1] + loss, total[2] + for_weight), for_rows
+
+    zero = jnp.zeros((), widen(rows[:0]).dtype)
+    start = (zero, zero, jnp.zeros_like(widen(weight)))
+    (objective, loss, for_weight), for_rows = lax.scan(step, start, _split(rows, targets, weight.shape[1]))
+    grads = (for_rows.reshape(-1, rows.shape[1])[: len(rows)], for_weight.astype(weight.dtype))
+    return (objective, loss), grads
+
+
+def _backward(
+    scale: float, z_loss: float, saved: tuple[Array, Array], grads: tuple[Array, Array]
+) -> tuple[Array, Array, None]:
+    for_rows, for_weight = saved
+    return for_rows * grads[0].astype(for_rows.dtype), for_weight * grads[0].astype(for_weight.dtype), None
+
+
+_in_parts.defvjp(_forward, _backward)
+
+
+def _part(
+    weight: Array, rows: Array, targets: Array, share: Array, scale: float, z_loss: float
+) -> tuple[Array, Array]:
+    """Of some rows, each of which is `share` of the mean: their part of objective and cross-entropy."""
+    losses, log_z = _losses(linear(rows, weight) * scale, targets)
+    return (share * (losses + z_loss * jnp.square(log_z))).sum(), (share * losses).sum()
+
+
+def _split(rows: Array, targets: Array, v: int) -> Any:
+    """Parts of one size, filled up with rows of no share."""
+    count = -(-len(rows) // max(1, MOST_LOGITS // v))
+    size = -(-len(rows) // count)
+    share = jnp.full(len(rows), 1 / len(rows), widen(rows[:0]).dtype)
+
+    def parts(x: Array) -> Array:
+        filled = jnp.pad(x, ((0, count * size - len(x)), *[(0, 0)] * (x.ndim - 1)))
+        return filled.reshape(count, size, *x.shape[1:])
+
+    return parts(rows), parts(targets), parts(share)

@@ -47,15 +47,16 @@ class PaLM(eqx.Module):
     unembedding: Array | None
     config: PaLMConfig = eqx.field(static=True)
 
-    def __call__(self, tokens: Array, *, remat: bool = False) -> Array:
+    def __call__(self, tokens: Array, *, remat: bool = False, features: bool = False) -> Array:
         """Logits of tokens; any integer dtype, any batch dimensions, also none.
 
-        `remat` recomputes each block in the backward pass instead of storing what is in it.
+        `remat` recomputes each block in the backward pass instead of storing what is in it; `features` gives
+        what the output layer reads, (..., n, d), instead of logits.
         Shapes: (..., n) -> (..., n, v). Raises `TokenError`; inside jit ids cannot be checked, and those
         out of range give NaN logits.
         """
         check(tokens, self.config)
-        return _forward(self, jnp.asarray(tokens), remat)
+        return _forward(self, jnp.asarray(tokens), remat, features)
 
     def activations(self, tokens: Array) -> dict[str, Array]:
         """Every tap of the forward pass, in dataflow order; the last is `logits`."""
@@ -89,7 +90,7 @@ def check(tokens: Array, config: PaLMConfig) -> None:
 
 
 @eqx.filter_jit
-def _forward(model: PaLM, tokens: Array, remat: bool) -> Array:
+def _forward(model: PaLM, tokens: Array, remat: bool, features: bool) -> Array:
     def step(x: Array, block: Block) -> tuple[Array, None]:
         return block(x, rotation, slopes), None
 
@@ -97,7 +98,8 @@ def _forward(model: PaLM, tokens: Array, remat: bool) -> Array:
         x = _embed(model, tokens)
         rotation, slopes = model.positions(tokens.shape[-1], x)
         x = _in_turn(jax.checkpoint(step) if remat else step, x, model.blocks, model.config.depth)
-        return model.logits(model.norm(x))
+        y = model.norm(x)
+        return y if features else model.logits(y)
 
 
 @eqx.filter_jit

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from palm.jax_impl.loss import cross_entropy
-from palm.jax_impl.model import PaLM
+from palm.jax_impl.loss import output_loss
+from palm.jax_impl.model import PaLM, full_precision
 from palm.jax_impl.norm import Norm
 from palm.jax_impl.optimizer import OPTIMIZERS
 from palm.jax_impl.weights import canonical, dtype_of, from_arrays
@@ -102,9 +102,13 @@ class Trainer:
 
 def _losses(model: PaLM, windows: Any, recipe: Recipe) -> tuple[Array, Array]:
     """What is minimised, and the cross-entropy in it."""
-    logits = _computing(model, recipe)(windows[:, :-1], remat=recipe.remat)
-    loss, z = cross_entropy(logits, windows[:, 1:])
-    return loss + recipe.z_loss * z, loss
+    config, computing = model.config, _computing(model, recipe)
+    features = computing(windows[:, :-1], remat=recipe.remat, features=True)
+    weight = computing.embedding.T if config.tie_embeddings else computing.unembedding
+    with full_precision(computing):
+        return output_loss(
+            *(features, weight, windows[:, 1:]), scale=config.logit_scale, z_loss=recipe.z_loss
+        )
 
 
 def _computing(model: PaLM, recipe: Recipe) -> PaLM:

@@ -1,13 +1,21 @@
 """The training loss of the torch wing.
 
-Letters: n sequence, v num_tokens. Mirror: palm.jax_impl.loss.
+Letters: n sequence, d dim, r rows (all positions of all sequences), v num_tokens.
+Mirror: palm.jax_impl.loss.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from palm.torch_impl.linear import linear
 from palm.torch_impl.norm import widen
+
+# More logits than this, 128 MiB in float32, are never held at once while training.
+MOST_LOGITS = 1 << 25
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -29,3 +37,51 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     log_z = wide.logsumexp(-1)
     hit = wide.gather(-1, targets[..., None].long())[..., 0]
     return (log_z - hit).mean(), log_z.square().mean()
+
+
+def output_loss(
+    features: Tensor, weight: Tensor, targets: Tensor, *, scale: float, z_loss: float
+) -> tuple[Tensor, Tensor]:
+    """`cross_entropy` of the logits scale · features weightᵀ: what is minimised, cross-entropy + z_loss · z,
+    and the cross-entropy in it, which carries no gradient of its own.
+
+    Where there are many logits they are formed a part of the rows at a time, together with their gradient, so
+    that (b, n, v) of them never exist; then there are first derivatives only.
+    Shapes: features (..., d), weight (v, d), targets (...) -> (), ().
+    """
+    rows, targets = features.reshape(-1, features.shape[-1]), targets.reshape(-1)
+    if len(rows) * len(weight) > MOST_LOGITS:
+        # Not compiled: it differentiates inside, and what it runs is too large to gain by it.
+        return torch.compiler.disable(_InParts.apply)(rows, weight, targets, scale, z_loss)
+    loss, z = cross_entropy(linear(rows, weight) * scale, targets)
+    return loss + z_loss * z, loss.detach()
+
+
+class _InParts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor, scale: float, z_loss: float
+    ) -> tuple[Tensor, Tensor]:
+        needed = any(ctx.needs_input_grad)
+        total, mean = (rows.new_zeros((), dtype=widen(rows[:0]).dtype) for _ in range(2))
+        for_rows, for_weight = torch.empty_like(rows), torch.zeros_like(weight, dtype=total.dtype)
+        leaf = weight.detach().requires_grad_(needed)
+        for part in torch.arange(len(rows), device=rows.device).split(max(1, MOST_LOGITS // len(weight))):
+            some = rows[part].detach().requires_grad_(needed)
+            with torch.set_grad_enabled(needed):
+                loss, z = cross_entropy(linear(some, leaf) * scale, targets[part])
+                objective = (loss + z_loss * z) * (len(part) / len(rows))
+            if needed:
+                for_rows[part], grad = torch.autograd.grad(objective, (some, leaf))
+                for_weight += grad
+            total += objective.detach()
+            mean += loss.detach() * (len(part) / len(rows))
+        ctx.save_for_backward(for_rows, for_weight.to(weight.dtype))
+        ctx.mark_non_differentiable(mean)
+        return total, mean
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        for_rows, for_weight = ctx.saved_tensors
+        return for_rows * grad.to(for_rows.dtype), for_weight * grad.to(for_weight.dtype), None, None, None

@@ -53,10 +53,11 @@ class PaLM(nn.Module):
         if not config.tie_embeddings:
             self.unembedding = Linear(config.dim, config.num_tokens, device=device, dtype=dtype)
 
-    def forward(self, tokens: Tensor, *, remat: bool = False) -> Tensor:
+    def forward(self, tokens: Tensor, *, remat: bool = False, features: bool = False) -> Tensor:
         """Logits of tokens; any integer dtype, any batch dimensions, also none.
 
-        `remat` recomputes each block in the backward pass instead of storing what is in it.
+        `remat` recomputes each block in the backward pass instead of storing what is in it; `features` gives
+        what the output layer reads, (..., n, d), instead of logits.
         Shapes: (..., n) -> (..., n, v). Raises `TokenError`; inside torch.compile ids are not checked.
         """
         check(tokens, self.config, meta=self.embedding.weight.is_meta)
@@ -64,7 +65,8 @@ class PaLM(nn.Module):
         rotation, slopes = self.positions(tokens.shape[-1], x)
         for block in self.blocks:
             x = _recomputed(block, x, rotation, slopes) if remat else block(x, rotation, slopes)
-        return self.logits(self.norm(x))
+        y = self.norm(x)
+        return y if features else self.logits(y)
 
     def activations(self, tokens: Tensor) -> dict[str, Tensor]:
         """Every tap of the forward pass, in dataflow order; the last is `logits`."""

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from palm.params import parameters
 from palm.recipe import Outcome, Rates, Recipe
-from palm.torch_impl.loss import cross_entropy
+from palm.torch_impl.loss import output_loss
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import Norm
 from palm.torch_impl.optimizer import OPTIMIZERS
@@ -117,11 +117,13 @@ class Trainer:
 
     def _losses(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """What is minimised, and the cross-entropy in it."""
-        logits = functional_call(
-            self.model, self._computing(), (windows[:, :-1],), {"remat": self.recipe.remat}
+        config, weights = self.model.config, self._computing()
+        options = {"remat": self.recipe.remat, "features": True}
+        features = functional_call(self.model, weights, (windows[:, :-1],), options)
+        weight = weights["embedding.weight" if config.tie_embeddings else "unembedding.weight"]
+        return output_loss(
+            *(features, weight, windows[:, 1:]), scale=config.logit_scale, z_loss=self.recipe.z_loss
         )
-        loss, z = cross_entropy(logits, windows[:, 1:])
-        return loss + self.recipe.z_loss * z, loss
 
     def _computing(self) -> dict[str, Tensor]:
         return {
