@@ -100,7 +100,7 @@ _in_parts.defvjp(_forward, _backward)
 
 
 def _part(
-    weight: Array, rows: Array, targets: Array, share: Array, scale: float, z_loss: float
+    weight: Array, rows: Array, targets: Array, share: Array, *, scale: float, z_loss: float
 ) -> tuple[Array, Array]:
     """Of some rows, each of which is `share` of the mean: their part of objective and cross-entropy."""
     losses, log_z = _losses(linear(rows, weight) * scale, targets)
