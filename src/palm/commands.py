@@ -138,6 +138,7 @@ def generate(
     seed: int = 0,
     checkpoint: str = "last",
     device: str | None = None,
+    weights: Literal["int8"] | None = None,
     echo: bool = False,
     logprobs: Path | None = None,
 ) -> int:
@@ -156,6 +157,7 @@ def generate(
         seed: Draws the noise.
         checkpoint: Which of a run's: last, best, or a step.
         device: Where: cpu, cuda, gpu:1, …
+        weights: int8 rounds the weights to eight bits, for speed where memory is the limit.
         echo: Print the prompt first.
         logprobs: File for one line of JSON a token: its id and log-probability.
     """
@@ -188,6 +190,7 @@ def generate(
         min_p=min_p,
         stop=stop,
         seed=seed,
+        weights=weights,
         tokenizer=tokenizer,
         on_text=say,
     )

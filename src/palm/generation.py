@@ -11,7 +11,7 @@ import numpy as np
 from palm.backends import config_of, wing_of
 from palm.config import PaLMConfig
 from palm.errors import ConfigError, TokenError
-from palm.fields import integer
+from palm.fields import check_choice, integer
 from palm.sampling import Noise, Sampling
 from palm.tokenizer import ByteTokenizer, Tokenizer
 from palm.tokens import check_tokens
@@ -19,6 +19,8 @@ from palm.tokens import check_tokens
 OnText = Callable[[int, str], None]
 # Lengths are rounded up to whole blocks, so that compiled programs serve many prompts.
 BLOCK = 64
+# What decoding can round the weights to.
+WEIGHTS = ("int8",)
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ def generate(
     min_p: float | None = None,
     stop: Sequence[str | int] = (),
     seed: int = 0,
+    weights: str | None = None,
     tokenizer: Tokenizer | None = None,
     on_text: OnText | None = None,
 ) -> Any:
@@ -57,10 +60,14 @@ def generate(
     (seed, r) by palm's own generator, so the same seed gives the same tokens in both backends. `on_text(row,
     piece)` is called with whole characters as they are certain. `palm.sampling.Sampling` explains the rest.
 
+    `weights="int8"` decodes from weights of eight bits, which are read several times as fast where memory is
+    the limit; the prompt is still read in full precision (docs/performance.md says what it costs).
+
     Raises `ConfigError`, and `TokenError` for a prompt that is empty or outside the vocabulary.
     """
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     count = integer("max_new_tokens", max_new_tokens, least=1)
+    check_choice("weights", weights, WEIGHTS, optional=True)
     config, encoder = config_of(model), tokenizer or ByteTokenizer()
     if isinstance(prompt, (list, tuple)) and not prompt:
         raise TokenError(
@@ -76,10 +83,15 @@ def generate(
     padded = np.zeros((len(prompts), _rounded(int(lengths.max()))), np.int64)
     for number, ids in enumerate(prompts):
         padded[number, : len(ids)] = ids
-    decoder = wing_of(model).Decoder(model, padded, lengths, _rounded(int(lengths.max()) + count))
-    noise = Noise(seed, len(prompts), config.num_tokens)
-    for _ in range(count):
-        tokens, logprobs = decoder.next(noise.next(), sampling)
+    size = _rounded(int(lengths.max()) + count)
+    decoder = wing_of(model).Decoder(model, padded, lengths, size, weights)
+    noise = Noise(seed, len(prompts), config.num_tokens) if sampling.temperature else None
+    ahead = None
+    for step in range(count):
+        # The device is at the next token already while this one is told.
+        now = ahead or decoder.next(noise and noise.next(), sampling)
+        ahead = decoder.next(noise and noise.next(), sampling) if step + 1 < count else None
+        tokens, logprobs = map(decoder.fetch, now)
         for number, (row, token, logprob) in enumerate(zip(rows, tokens, logprobs, strict=True)):
             piece = row.take(int(token), float(logprob))
             if piece and on_text is not None:

@@ -147,8 +147,8 @@ def test_the_cache_is_one_key_head_and_half_of_that_where_keys_are_values():
             decoder = WINGS[wing].Decoder(model, np.zeros((3, 8), int), np.array([1, 2, 8]), 64)
             state = decoder if wing == "torch" else decoder._state
             keys, values = (state._keys, state._values) if wing == "torch" else (state.keys, state.values)
-            assert keys.shape == (2, 3, 64, 4)
-            assert (values is None or values is keys) == (caches == 1)
+            assert np.shape(keys) == (2, 3, 64, 4)
+            assert (values is keys or values == [None, None]) == (caches == 1)
 
 
 def test_text_is_streamed_and_ends_before_its_stop():
@@ -166,3 +166,47 @@ def test_text_is_streamed_and_ends_before_its_stop():
     by_id = palm.generate(model, "ab", max_new_tokens=60, stop=[int(free.tokens[5])])
     assert by_id.finish == "stop"
     assert len(by_id.tokens) == free.tokens.tolist().index(free.tokens[5]) + 1
+
+
+def packed(wing: Any, weight: np.ndarray) -> Any:
+    return wing.decode.pack(torch.from_numpy(weight) if wing is torch_impl else jnp.asarray(weight), "int8")
+
+
+@pytest.mark.parametrize("wing", WINGS.values(), ids=WINGS)
+def test_int8_keeps_each_weight_to_half_a_step_of_its_column(wing):
+    weight = np.random.default_rng(0).standard_normal((7, 32)).astype(np.float32)
+    weight[3], weight[4, 5] = 0.0, 90.0  # a column of nothing, and one with an outlier
+    matrix = packed(wing, weight)
+    values, scale = np.asarray(matrix.values, np.float64), np.asarray(matrix.scale, np.float64)
+    assert np.asarray(matrix.values).dtype == np.int8
+    assert np.abs(values).max(1).tolist() == [127, 127, 127, 0, 127, 127, 127]
+    error = np.abs(values * scale[:, None] - weight)
+    assert (error <= 0.5 * scale[:, None] * (1 + 1e-5)).all()
+    assert error.max() > 0.4 * scale.max()  # or it would not be eight bits
+    other = packed(jax_impl if wing is torch_impl else torch_impl, weight)
+    np.testing.assert_array_equal(values, np.asarray(other.values))
+    x = np.random.default_rng(1).standard_normal((3, 32)).astype(np.float32)
+    product = np.asarray(matrix.multiply(torch.from_numpy(x) if wing is torch_impl else jnp.asarray(x)))
+    exact = x.astype(np.float64) @ (values * scale[:, None]).T
+    assert np.abs(product - exact).max() <= 1e-6 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("positions", ["alibi", "rotary"])
+def test_both_wings_decode_alike_from_int8_and_not_as_from_floats(positions):
+    pair = models("float32", positions=positions, share_kv=False)
+    tokens = draw_tokens(pair["torch"].config, 3, 14 + NEW)
+
+    def last(wing: str, weights: str | None) -> np.ndarray:
+        decoder = WINGS[wing].Decoder(pair[wing], padded(tokens), LENGTHS, 64, weights)
+        for step in range(NEW):
+            decoder.feed(tokens[np.arange(3), LENGTHS + step])
+        return decoder.fetch(decoder.logits)
+
+    one, other, exact = last("torch", "int8"), last("jax", "int8"), last("torch", None)
+    assert np.abs(one - other).max() <= 1e-5 * np.abs(exact).max()
+    assert 1e-4 < np.abs(one - exact).max() / np.abs(exact).max() < 0.05
+
+
+def test_generate_refuses_weights_it_does_not_know():
+    with pytest.raises(palm.ConfigError, match=r"weights must be one of int8; got weights='int4'"):
+        palm.generate(models("float32")["torch"], [1], weights="int4")

@@ -7,17 +7,14 @@ Mirror: palm.torch_impl.attention; differs in the paths there are.
 from __future__ import annotations
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
 
 from palm.config import PaLMConfig
 from palm.errors import ConfigError
 from palm.jax_impl.linear import linear
-from palm.jax_impl.norm import widen
 from palm.jax_impl.paths import ATTENTION
-from palm.jax_impl.position import Rotation, masked_scores, rotate
+from palm.jax_impl.position import Rotation, rotate
 
 
 def choose_path(attention: str, config: PaLMConfig, platform: str) -> str:
@@ -70,31 +67,6 @@ class Attention(eqx.Module):
             "attention": attended,
             "attention_out": linear(attended, self.out),
         }
-
-    def decode(
-        self,
-        y: Array,
-        rotation: Rotation | None,
-        slopes: Array | None,
-        keys: Array,
-        values: Array | None,
-        positions: Array,
-    ) -> tuple[Array, Array, Array | None]:
-        """Attention of one new token a sequence to the cached ones and itself; its key and value join them.
-
-        One key head: all query heads of a sequence meet its keys in one matrix product. Returns the output
-        and the caches; without `values`, keys are values.
-        Shapes: y (b, d), keys and values (b, n, e), slopes (h,), positions (b,) -> (b, d), the caches.
-        """
-        q, k, v = self._projected(y, rotation)
-        rows = jnp.arange(len(y))
-        keys = keys.at[rows, positions].set(k)
-        values = None if values is None else values.at[rows, positions].set(v)
-        distance = positions[:, None] - jnp.arange(keys.shape[1])
-        scores = jnp.einsum("bhe,bne->bhn", widen(q) * q.shape[-1] ** -0.5, widen(keys))
-        weights = jax.nn.softmax(masked_scores(scores, slopes, distance), -1)
-        attended = jnp.einsum("bhn,bne->bhe", weights, widen(keys if values is None else values))
-        return linear(rearrange(attended.astype(y.dtype), "b h e -> b (h e)"), self.out), keys, values
 
     def _projected(self, y: Array, rotation: Rotation | None) -> tuple[Array, Array, Array]:
         """Shapes: y (..., n, d) -> q (..., n, h, e), k and v (..., n, e)."""

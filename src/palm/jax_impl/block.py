@@ -37,17 +37,3 @@ class Block(eqx.Module):
     def __call__(self, x: Array, rotation: Rotation | None, slopes: Array | None) -> Array:
         """Shapes: x (..., n, d) -> (..., n, d)."""
         return self.activations(x, rotation, slopes)["out"]
-
-    def decode(
-        self,
-        x: Array,
-        rotation: Rotation | None,
-        slopes: Array | None,
-        keys: Array,
-        values: Array | None,
-        positions: Array,
-    ) -> tuple[Array, Array, Array | None]:
-        """One new token a sequence; its key and value join the caches. See `Attention.decode`."""
-        y = self.norm(x)
-        attended, keys, values = self.attention.decode(y, rotation, slopes, keys, values, positions)
-        return x + attended + self.feedforward.activations(y)["feedforward_out"], keys, values

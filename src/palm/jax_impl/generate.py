@@ -14,55 +14,71 @@ import numpy as np
 from jax import Array, lax
 
 from palm.jax_impl.block import Block
+from palm.jax_impl.decode import Layer, Matrix, layers_of, output_of
 from palm.jax_impl.model import PaLM, full_precision
 from palm.jax_impl.norm import widen
+from palm.jax_impl.position import masked_scores
 from palm.sampling import Sampling
-
-# The residual stream, and the caches of all layers.
-Carry = tuple[Array, Array, Array | None]
 
 
 class _State(eqx.Module):
-    """What decoding carries: caches (l, b, n, e), lengths (b,), and logits (b, v) of the next token."""
+    """What decoding carries: caches, l of (b, n, e), lengths (b,), and logits (b, v) of the next token."""
 
-    keys: Array
-    values: Array | None
+    keys: list[Array]
+    values: list[Array | None]
     lengths: Array
     logits: Array
+
+
+class _Packed(eqx.Module):
+    """The model, and its matrices as decoding reads them."""
+
+    model: PaLM
+    layers: list[Layer]
+    output: Matrix
 
 
 class Decoder:
     """A batch of sequences that grow by one token at a time, with the keys and values of the earlier ones.
 
     The cache has one key head and one value head: it is h times smaller than multi-head attention's, and
-    half of that where keys are values (`share_kv` with ALiBi). Shapes are static: (l, b, n, e) with room for
-    `size` positions, so that each step is the same compiled program. Source: Shazeer (arXiv:1911.02150).
+    half of that where keys are values (`share_kv` with ALiBi). Shapes are static: l of (b, n, e) with room
+    for `size` positions, so that each step is the same compiled program. Weights are laid out for decoding
+    first (`palm.jax_impl.decode`), which takes as much memory again; with `weights="int8"` in eight bits, a
+    quarter of that. Source: Shazeer (arXiv:1911.02150).
     """
 
-    def __init__(self, model: PaLM, prompts: np.ndarray, lengths: np.ndarray, size: int) -> None:
+    def __init__(
+        self, model: PaLM, prompts: np.ndarray, lengths: np.ndarray, size: int, weights: str | None = None
+    ) -> None:
         """Run the prompts (b, p), padded at their ends; sequence r has `lengths[r]` tokens."""
         self.model = model
         tokens = jax.device_put(prompts.astype(np.int32), model.embedding.sharding)
         self._state = _prefill(model, tokens, jnp.asarray(lengths, jnp.int32), size)
+        self._packed = _pack(model, weights)
 
     @property
     def logits(self) -> Array:
         """Of each sequence's next token. Shape (b, v)."""
         return self._state.logits
 
-    def next(self, noise: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-        """Choose each sequence's next token and take it in.
+    def next(self, noise: np.ndarray | None, sampling: Sampling) -> tuple[Array, Array]:
+        """Choose each sequence's next token and take it in; nothing waits for the result (`fetch` does).
 
         Log-probabilities are the model's own, in nats: of no temperature, before anything is left out.
-        Shapes: noise (b, v) -> ids (b,), log-probabilities (b,).
+        Without noise the likeliest is chosen. Shapes: noise (b, v) -> ids (b,), log-probabilities (b,).
         """
-        gumbel = noise.astype(widen(self.logits).dtype)
-        self._state, tokens, logprobs = _next((self.model, gumbel, sampling), self._state)
-        return np.asarray(tokens), np.asarray(logprobs)
+        gumbel = None if noise is None else noise.astype(widen(self.logits).dtype)
+        self._state, tokens, logprobs = _next((self._packed, gumbel, sampling), self._state)
+        return tokens, logprobs
+
+    def fetch(self, values: Array) -> np.ndarray:
+        """What `next` gave, as an array."""
+        return np.asarray(values)
 
     def feed(self, tokens: np.ndarray) -> None:
         """Take in given tokens (b,) instead of chosen ones."""
-        self._state = _feed((self.model, tokens.astype(np.int32)), self._state)
+        self._state = _feed((self._packed, tokens.astype(np.int32)), self._state)
 
 
 @eqx.filter_jit
@@ -71,58 +87,62 @@ def _prefill(model: PaLM, tokens: Array, lengths: Array, size: int) -> _State:
         taps = block.activations(x, rotation, slopes)
         return taps["out"], (taps["k"], None if one else taps["v"])
 
-    def roomy(cache: Array) -> Array:
-        return jnp.pad(cache, ((0, 0), (0, 0), (0, size - tokens.shape[1]), (0, 0)))
+    def roomy(cache: Array) -> list[Array]:
+        return list(jnp.pad(cache, ((0, 0), (0, 0), (0, size - tokens.shape[1]), (0, 0))))
 
     with full_precision(model):
         x = model.embedding[tokens]
         rotation, slopes = model.positions(tokens.shape[1], x)
         one = model.config.share_kv and rotation is None
-        x, caches = lax.scan(step, x, model.blocks)
-        keys, values = jax.tree.map(roomy, caches)
+        x, (keys, values) = lax.scan(step, x, model.blocks)
         last = x[jnp.arange(len(tokens)), lengths - 1]
-        return _State(keys, values, lengths, model.logits(model.norm(last)))
+        empty = [None] * model.config.depth
+        logits = model.logits(model.norm(last))
+        return _State(roomy(keys), empty if values is None else roomy(values), lengths, logits)
 
 
-def _decode(model: PaLM, state: _State, tokens: Array | np.ndarray) -> _State:
-    size, positions = state.keys.shape[2], state.lengths
+@eqx.filter_jit
+def _pack(model: PaLM, weights: str | None) -> _Packed:
+    return _Packed(model, layers_of(model, weights), output_of(model, weights))
 
-    def step(carry: Carry, block: tuple[Block, Array]) -> tuple[Carry, None]:
-        x, keys, values = carry
-        layer, i = block
-        # The caches are carried whole, not scanned over: then the loop writes into them in place.
-        x, k, v = layer.decode(x, rotation, slopes, keys[i], None if values is None else values[i], positions)
-        return (x, keys.at[i].set(k), None if values is None else values.at[i].set(v)), None
 
+def _decode(packed: _Packed, state: _State, tokens: Array | np.ndarray) -> _State:
+    model, positions, size = packed.model, state.lengths, state.keys[0].shape[1]
     with full_precision(model):
         x = model.embedding[tokens]
         rotation, slopes = model.positions(size, x)
         if rotation is not None:
-            rotation = rotation[0][positions], rotation[1][positions]
-        layers = (model.blocks, jnp.arange(model.config.depth))
-        (x, keys, values), _ = lax.scan(step, (x, state.keys, state.values), layers)
-        return _State(keys, values, positions + 1, model.logits(model.norm(x)))
+            rotation = rotation[0][positions, None], rotation[1][positions, None]
+        distance = positions[:, None] - jnp.arange(size)
+        bias = masked_scores(jnp.zeros((), widen(x).dtype), slopes, distance)
+        caches, rows = [], (jnp.arange(len(x)), positions)
+        for layer, k, v in zip(packed.layers, state.keys, state.values, strict=True):
+            x, *cache = layer.step(x, rotation, bias, k, v, rows)
+            caches.append(cache)
+        logits = packed.output.multiply(model.norm(x)) * model.config.logit_scale
+    keys, values = (list(of_layers) for of_layers in zip(*caches, strict=True))
+    return _State(keys, values, positions + 1, logits)
 
 
 @eqx.filter_jit(donate="all-except-first")
-def _next(inputs: tuple[PaLM, np.ndarray, Sampling], state: _State) -> tuple[_State, Array, Array]:
-    model, gumbel, sampling = inputs
+def _next(inputs: tuple[_Packed, np.ndarray | None, Sampling], state: _State) -> tuple[_State, Array, Array]:
+    packed, gumbel, sampling = inputs
     tokens, logprobs = choose(state.logits, gumbel, sampling)
-    return _decode(model, state, tokens), tokens, logprobs
+    return _decode(packed, state, tokens), tokens, logprobs
 
 
 @eqx.filter_jit(donate="all-except-first")
-def _feed(inputs: tuple[PaLM, np.ndarray], state: _State) -> _State:
+def _feed(inputs: tuple[_Packed, np.ndarray], state: _State) -> _State:
     return _decode(inputs[0], state, inputs[1])
 
 
-def choose(logits: Array, gumbel: Array | np.ndarray, sampling: Sampling) -> tuple[Array, Array]:
+def choose(logits: Array, gumbel: Array | np.ndarray | None, sampling: Sampling) -> tuple[Array, Array]:
     """The next tokens by `palm.sampling.Sampling`, and the model's log-probabilities of them.
 
     Shapes: two of (b, v) -> two of (b,).
     """
     wide = widen(logits)
-    if sampling.temperature == 0:
+    if sampling.temperature == 0 or gumbel is None:
         tokens = wide.argmax(-1)
     else:
         scores = wide / sampling.temperature

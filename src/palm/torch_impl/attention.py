@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from palm.config import PaLMConfig
 from palm.errors import ConfigError
 from palm.torch_impl.linear import Linear
-from palm.torch_impl.norm import widen
 from palm.torch_impl.paths import ATTENTION
-from palm.torch_impl.position import Rotation, masked_scores, rotate
+from palm.torch_impl.position import Rotation, rotate
 
 
 def choose_path(attention: str, config: PaLMConfig, device: torch.device) -> str:
@@ -77,30 +76,6 @@ class Attention(nn.Module):
             "attention": attended,
             "attention_out": self.out(attended),
         }
-
-    def decode(
-        self,
-        y: Tensor,
-        rotation: Rotation | None,
-        slopes: Tensor | None,
-        keys: Tensor,
-        values: Tensor,
-        positions: Tensor,
-    ) -> Tensor:
-        """Attention of one new token a sequence to the cached ones and itself; its key and value join them.
-
-        One key head: all query heads of a sequence meet its keys in one matrix product. Writes into `keys`
-        and `values`, which may be the same tensor.
-        Shapes: y (b, d), keys and values (b, n, e), slopes (h,), positions (b,) -> (b, d).
-        """
-        q, k, v = self._projected(y, rotation)
-        rows = torch.arange(len(y), device=y.device)
-        keys[rows, positions], values[rows, positions] = k, v
-        distance = positions[:, None] - torch.arange(keys.shape[1], device=y.device)
-        scores = torch.einsum("bhe,bne->bhn", widen(q) * q.shape[-1] ** -0.5, widen(keys))
-        weights = masked_scores(scores, slopes, distance).softmax(-1)
-        attended = torch.einsum("bhn,bne->bhe", weights, widen(values)).to(y.dtype)
-        return self.out(rearrange(attended, "b h e -> b (h e)"))
 
     def _projected(self, y: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """Shapes: y (..., n, d) -> q (..., n, h, e), k and v (..., n, e)."""

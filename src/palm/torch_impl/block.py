@@ -42,17 +42,3 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotation: Rotation | None, slopes: Tensor | None) -> Tensor:
         """Shapes: x (..., n, d) -> (..., n, d)."""
         return self.activations(x, rotation, slopes)["out"]
-
-    def decode(
-        self,
-        x: Tensor,
-        rotation: Rotation | None,
-        slopes: Tensor | None,
-        keys: Tensor,
-        values: Tensor,
-        positions: Tensor,
-    ) -> Tensor:
-        """One new token a sequence; its key and value join the caches. See `Attention.decode`."""
-        y = self.norm(x)
-        attended = self.attention.decode(y, rotation, slopes, keys, values, positions)
-        return x + attended + self.feedforward.activations(y)["feedforward_out"]

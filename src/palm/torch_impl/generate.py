@@ -13,8 +13,10 @@ from torch import Tensor
 
 from palm.sampling import Sampling
 from palm.torch_impl.block import Block
+from palm.torch_impl.decode import layers_of, output_of
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import widen
+from palm.torch_impl.position import masked_scores
 from palm.torch_impl.weights import to_array
 
 
@@ -23,33 +25,44 @@ class Decoder:
 
     The cache has one key head and one value head: it is h times smaller than multi-head attention's, and
     half of that where keys are values (`share_kv` with ALiBi). Shapes are static: (l, b, n, e) with room for
-    `size` positions. Source: Shazeer (arXiv:1911.02150).
+    `size` positions. Weights are laid out for decoding first (`palm.torch_impl.decode`), which takes as much
+    memory again; with `weights="int8"` in eight bits, a quarter of that. Source: Shazeer (arXiv:1911.02150).
     """
 
-    def __init__(self, model: PaLM, prompts: np.ndarray, lengths: np.ndarray, size: int) -> None:
+    def __init__(
+        self, model: PaLM, prompts: np.ndarray, lengths: np.ndarray, size: int, weights: str | None = None
+    ) -> None:
         """Run the prompts (b, p), padded at their ends; sequence r has `lengths[r]` tokens."""
         self.model, self.size = model, size
         device = model.embedding.weight.device
         self._lengths = torch.from_numpy(lengths).to(device)
+        self._rows = torch.arange(len(lengths), device=device)
         with torch.no_grad():
             self._logits = self._prefill(torch.from_numpy(prompts).to(device))
+            self._layers, self._output = layers_of(model, weights), output_of(model, weights)
+            self._rotations, self._slopes = model.positions(size, self._logits)
 
     @property
     def logits(self) -> Tensor:
         """Of each sequence's next token. Shape (b, v)."""
         return self._logits
 
-    def next(self, noise: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-        """Choose each sequence's next token and take it in.
+    def next(self, noise: np.ndarray | None, sampling: Sampling) -> tuple[Tensor, Tensor]:
+        """Choose each sequence's next token and take it in; nothing waits for the result (`fetch` does).
 
         Log-probabilities are the model's own, in nats: of no temperature, before anything is left out.
-        Shapes: noise (b, v) -> ids (b,), log-probabilities (b,).
+        Without noise the likeliest is chosen. Shapes: noise (b, v) -> ids (b,), log-probabilities (b,).
         """
         with torch.no_grad():
-            gumbel = torch.from_numpy(noise).to(self.logits.device, widen(self.logits).dtype)
+            wide = widen(self.logits).dtype
+            gumbel = None if noise is None else torch.from_numpy(noise).to(self.logits.device, wide)
             tokens, logprobs = choose(self.logits, gumbel, sampling)
             self._logits = self._decode(tokens)
-        return to_array(tokens), to_array(logprobs)
+        return tokens, logprobs
+
+    def fetch(self, values: Tensor) -> np.ndarray:
+        """What `next` gave, as an array."""
+        return to_array(values)
 
     def feed(self, tokens: np.ndarray) -> None:
         """Take in given tokens (b,) instead of chosen ones."""
@@ -70,29 +83,32 @@ class Decoder:
             self._keys[layer, :, : tokens.shape[1]] = taps["k"]
             self._values[layer, :, : tokens.shape[1]] = taps["v"]
             x = taps["out"]
-        last = x[torch.arange(len(tokens), device=x.device), self._lengths - 1]
+        last = x[self._rows, self._lengths - 1]
         return model.logits(model.norm(last))
 
     def _decode(self, tokens: Tensor) -> Tensor:
         model, positions = self.model, self._lengths
         x = model.embedding(tokens.long())
-        rotation, slopes = model.positions(self.size, x)
-        if rotation is not None:
-            rotation = rotation[0][positions], rotation[1][positions]
-        for layer, block in enumerate(model.blocks):
-            assert isinstance(block, Block)
-            x = block.decode(x, rotation, slopes, self._keys[layer], self._values[layer], positions)
+        rotation = None
+        if self._rotations is not None:
+            rotation = self._rotations[0][positions, None], self._rotations[1][positions, None]
+        distance = positions[:, None] - torch.arange(self.size, device=x.device)
+        bias = masked_scores(widen(x.new_zeros(())), self._slopes, distance)
+        for i, layer in enumerate(self._layers):
+            keys = self._keys[i]
+            values = keys if self._values is self._keys else self._values[i]
+            x = layer.step(x, rotation, bias, keys, values, (self._rows, positions))
         self._lengths = positions + 1
-        return model.logits(model.norm(x))
+        return self._output.multiply(model.norm(x)) * model.config.logit_scale
 
 
-def choose(logits: Tensor, gumbel: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+def choose(logits: Tensor, gumbel: Tensor | None, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """The next tokens by `palm.sampling.Sampling`, and the model's log-probabilities of them.
 
     Shapes: two of (b, v) -> two of (b,).
     """
     wide = widen(logits)
-    if sampling.temperature == 0:
+    if sampling.temperature == 0 or gumbel is None:
         tokens = wide.argmax(-1)
     else:
         scores = wide / sampling.temperature

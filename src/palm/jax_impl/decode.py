@@ -1,0 +1,110 @@
+"""One decoding step of the JAX wing, from weights laid out for it.
+
+A step reads every weight once to multiply a few rows, so memory bandwidth is its limit: the matrices that
+read the same vector are one, each lies in memory as it is read fastest, and int8 takes less of it.
+Letters: b batch, n cached positions, d dim, h heads, e dim_head, f ff_mult·dim, v num_tokens.
+Mirror: palm.torch_impl.decode.
+"""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from palm.config import PaLMConfig
+from palm.jax_impl.feedforward import swiglu
+from palm.jax_impl.linear import product
+from palm.jax_impl.model import PaLM
+from palm.jax_impl.norm import Norm, widen
+from palm.jax_impl.position import Rotation, rotate
+
+
+class Matrix(eqx.Module):
+    """A matrix as decoding reads it: floats, or int8 with a scale for each column of the result.
+
+    w ≈ scale · round(w / scale), scale = max |w| / 127 over what forms one column.
+    """
+
+    values: Array
+    scale: Array | None
+
+    def multiply(self, x: Array) -> Array:
+        """x wᵀ. Shapes: x (b, k), values (c, k), scale (c,) -> (b, c)."""
+        values = self.values if self.scale is None else self.values.astype(x.dtype)
+        result = product(x.astype(values.dtype), values, (1, 1)).astype(x.dtype)
+        return result if self.scale is None else result * self.scale
+
+
+def pack(weight: Array, weights: str | None) -> Matrix:
+    """A weight (c, k) as it is, or with `weights="int8"` as int8."""
+    if weights is None:
+        # XLA's products of a few rows in bfloat16 are eight times slower than in float32 on a CPU.
+        return Matrix(widen(weight) if jax.default_backend() == "cpu" else weight, None)
+    wide = widen(weight)
+    scale = jnp.maximum(jnp.abs(wide).max(1), jnp.finfo(wide.dtype).tiny) / 127
+    return Matrix(jnp.round(wide / scale[:, None]).astype(jnp.int8), scale.astype(weight.dtype))
+
+
+class Layer(eqx.Module):
+    """A block with its matrices joined: query, key, value, gate and up in one; out and down in one."""
+
+    config: PaLMConfig = eqx.field(static=True)
+    norm: Norm
+    inward: Matrix
+    outward: Matrix
+
+    def step(
+        self,
+        x: Array,
+        rotation: Rotation | None,
+        bias: Array,
+        keys: Array,
+        values: Array | None,
+        rows: Rows,
+    ) -> tuple[Array, Array, Array | None]:
+        """The block for one new token a sequence, whose key and value join the caches; and the caches.
+
+        One key head: all query heads of a sequence meet its keys in one matrix product. `bias` is added to
+        the scores: the mask, and ALiBi's term. Without a value cache of their own, keys are values.
+        Shapes: x (b, d), rotation (b, 1, e/2), keys and values (b, n, e), bias (b, 1 or h, n) -> (b, d), the
+        caches.
+        """
+        config, e = self.config, self.config.dim_head
+        widths = [config.inner_dim + e, *([] if config.share_kv else [e]), config.ff_dim, config.ff_dim]
+        heads, *value, gate, up = lax.split(self.inward.multiply(self.norm(x)), widths, axis=1)
+        heads = heads.reshape(len(x), -1, e)
+        v = value[0] if value else heads[:, -1]
+        if rotation is not None:
+            heads = rotate(heads, rotation)
+        q, k = heads[:, :-1], heads[:, -1]
+        keys = keys.at[rows].set(k)
+        values = None if values is None else values.at[rows].set(v)
+        scores = (widen(q) * e**-0.5) @ widen(keys).mT + bias
+        attended = jax.nn.softmax(scores, -1) @ widen(keys if values is None else values)
+        joined = jnp.concatenate([attended.astype(x.dtype).reshape(len(x), -1), swiglu(gate, up)], -1)
+        return x + self.outward.multiply(joined), keys, values
+
+
+# Which place of each sequence's cache: (row, position) of each.
+Rows = tuple[Array, Array]
+
+
+def layers_of(model: PaLM, weights: str | None) -> list[Layer]:
+    """The model's blocks, laid out for decoding."""
+    layers = []
+    for i in range(model.config.depth):
+        block = jax.tree.map(lambda leaf, i=i: leaf[i], model.blocks)
+        attention, feedforward = block.attention, block.feedforward
+        own = (attention.query, attention.key_value, attention.key, attention.value)
+        matrices = [*own, feedforward.gate, feedforward.up]
+        inward = jnp.concatenate([matrix.T for matrix in matrices if matrix is not None])
+        outward = jnp.concatenate([attention.out, feedforward.down]).T
+        layers.append(Layer(model.config, block.norm, pack(inward, weights), pack(outward, weights)))
+    return layers
+
+
+def output_of(model: PaLM, weights: str | None) -> Matrix:
+    """The output layer, laid out for decoding."""
+    return pack(model.embedding if model.unembedding is None else model.unembedding.T, weights)
