@@ -155,10 +155,13 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Benchmarks; results are kept with the machine they came from."""
-    install(session, "all", "bench")
-    for script in ("parity_figures.py", "compile_time.py"):
-        session.run("python", f"benchmarks/{script}")
+    """Benchmarks; results are kept with the machine they came from. What follows `--` goes to speed.py."""
+    install(session, "all", "bench", "peers")
+    install_upstream(session)
+    if not session.posargs:
+        for script in ("parity_figures.py", "compile_time.py"):
+            session.run("python", f"benchmarks/{script}")
+    session.run("python", "benchmarks/speed.py", *(session.posargs or ["all"]))
 
 
 @nox.session
