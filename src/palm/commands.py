@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from tyro.conf import Positional
 
-from palm.backends import available_backends
+from palm.backends import available_backends, wing
 from palm.cadence import Cadence
 from palm.checkpoint import load, load_arrays
 from palm.config import Backend
@@ -20,6 +20,7 @@ from palm.display import display
 from palm.errors import BackendError, ConfigError, DataError, RunError
 from palm.flags import CadenceFlags, ModelFlags, RecipeFlags, given
 from palm.generation import generate as generate_text
+from palm.hardware import keep_memory
 from palm.info import describe
 from palm.loop import Trained
 from palm.manifest import MANIFEST
@@ -45,6 +46,7 @@ def train(
     resume: Path | None = None,
     device: str | None = None,
     attention: str | None = None,
+    compile_cache: Path | None = None,
     tensorboard: bool = False,
 ) -> int:
     """Train a model, or go on with a run, in either framework.
@@ -63,8 +65,10 @@ def train(
         resume: Folder of a run to go on with.
         device: Where: cpu, cuda, gpu:1, …
         attention: Attention path: auto (the default), textbook, blockwise, sdpa, flex, cudnn or splash.
+        compile_cache: Folder to keep compiled programs in: the next start takes them from there.
         tensorboard: Also write RUN/tensorboard.
     """
+    keep_memory()
     steps = training.steps
     if resume is not None:
         _refuse(model, training)
@@ -73,6 +77,7 @@ def train(
         )
         settings = Run(resume).settings()
         total = settings["recipe"]["steps"] if steps is None else steps
+        _keep_programs(compile_cache, backend or settings["backend"])
         with display(total, resume if tensorboard else None) as on_step:
             return _tell(
                 resume_run(
@@ -100,6 +105,7 @@ def train(
             raise ConfigError("a checkpoint brings its own model; got model flags as well. Leave those out.")
     chosen = find_recipe(recipe or "bytes", **given(training))
     backend = backend or _first_backend()
+    _keep_programs(compile_cache, backend)
     size = describe(config.resolve(backend), chosen.length).total
     print(
         f"{size:,} parameters in {backend}; {chosen.steps} steps of {chosen.batch} × {chosen.length} tokens "
@@ -139,6 +145,7 @@ def generate(
     checkpoint: str = "last",
     device: str | None = None,
     weights: Literal["int8"] | None = None,
+    compile_cache: Path | None = None,
     echo: bool = False,
     logprobs: Path | None = None,
 ) -> int:
@@ -158,6 +165,7 @@ def generate(
         checkpoint: Which of a run's: last, best, or a step.
         device: Where: cpu, cuda, gpu:1, …
         weights: int8 rounds the weights to eight bits, for speed where memory is the limit.
+        compile_cache: Folder to keep compiled programs in: the next start takes them from there.
         echo: Print the prompt first.
         logprobs: File for one line of JSON a token: its id and log-probability.
     """
@@ -172,7 +180,9 @@ def generate(
         raise RunError(
             f"run must be the folder of a run, or a checkpoint; got run={run}{found}. Look at its path."
         )
-    model = load(path, backend=backend or _first_backend(used), device=device)
+    chosen = backend or _first_backend(used)
+    _keep_programs(compile_cache, chosen)
+    model = load(path, backend=chosen, device=device)
 
     def say(row: int, piece: str) -> None:
         sys.stdout.write(piece)
@@ -224,6 +234,11 @@ def data(
         )
     print(path)
     return 0
+
+
+def _keep_programs(folder: Path | None, backend: Backend) -> None:
+    if folder is not None:
+        wing(backend).keep_programs(folder)
 
 
 def _refuse(*flags: Any) -> None:

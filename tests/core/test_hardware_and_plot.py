@@ -1,7 +1,11 @@
 """What a machine can do at best, the picture of a run, and what is seen of it meanwhile."""
 
+import ctypes
+import resource
 import struct
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,3 +193,35 @@ def test_tensorboard_is_given_every_number_of_a_step(tmp_path, monkeypatch):
     assert written[:2] == [("loss", 1.0, 3), ("tokens_per_s", 5.0, 3)]
     assert written[2:] == [(name, value, 4) for name, value in FULL.items() if name != "step"]
     assert flushed == [len(written)]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc has mallopt")
+def test_a_process_that_keeps_its_memory_is_not_given_it_page_by_page_again():
+    script = """
+import resource, sys
+import numpy as np
+if sys.argv[1] == "keep":
+    from palm.hardware import keep_memory
+    keep_memory()
+for step in range(5):
+    if step == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    array = np.ones(1 << 23)
+    del array
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = {
+        mode: int(
+            subprocess.run([sys.executable, "-c", script, mode], capture_output=True, check=True).stdout
+        )
+        for mode in ("keep", "leave")
+    }
+    pages = 3 * 8 * (1 << 23) // resource.getpagesize()
+    assert faults["keep"] < pages // 100
+    if not huge_pages_are_always_on():
+        assert faults["leave"] > pages // 2
+
+
+def huge_pages_are_always_on() -> bool:
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return setting.exists() and "[always]" in setting.read_text()

@@ -151,3 +151,17 @@ def test_what_is_wrong_is_told_in_a_line(arguments, told, tmp_path, monkeypatch)
     assert done.stderr.splitlines()[-1].startswith("palm: ")
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_compiled_programs_are_kept_in_a_folder_and_taken_from_there(backend, text, tmp_path):
+    """Torch compiles nothing on a CPU, and takes the flag all the same."""
+    kept = tmp_path / "programs"
+    new = ["train", "--backend", backend, *SMALL, *PACE, "--data", text, "--steps", "2"]
+    found = []
+    for run in ("one", "two"):
+        done = palm(*new, "--out", tmp_path / run, "--compile-cache", kept)
+        assert done.returncode == 0, done.stderr
+        found.append({file.name for file in kept.glob("*") if not file.name.endswith("-atime")})
+    assert found[0] == found[1]
+    assert bool(found[0]) == (backend == "jax")

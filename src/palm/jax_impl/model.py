@@ -97,7 +97,11 @@ def _forward(model: PaLM, tokens: Array, remat: bool, features: bool) -> Array:
     with full_precision(model):
         x = _embed(model, tokens)
         rotation, slopes = model.positions(tokens.shape[-1], x)
-        x = _in_turn(jax.checkpoint(step) if remat else step, x, model.blocks, model.config.depth)
+        if remat or model.config.depth > UNROLLED:
+            # Written out, blocks that are computed again would be so all at once, and memory be no less.
+            x, _ = lax.scan(jax.checkpoint(step) if remat else step, x, model.blocks)
+        else:
+            x = _written_out(step, x, model.blocks, model.config.depth)
         y = model.norm(x)
         return y if features else model.logits(y)
 
@@ -118,10 +122,8 @@ def _activations(model: PaLM, tokens: Array) -> tuple[Array, dict[str, Array], A
         return embedded, stacked, y, model.logits(y)
 
 
-def _in_turn(step: Step, x: Array, blocks: Block, depth: int) -> Array:
-    """x after all blocks."""
-    if depth > UNROLLED:
-        return lax.scan(step, x, blocks)[0]
+def _written_out(step: Step, x: Array, blocks: Block, depth: int) -> Array:
+    """x after all blocks, without a loop."""
     # Not leaf[i], of which the gradient is a whole stack of zeros but for one layer.
     layers = jax.tree.map(lambda leaf: lax.split(leaf, (1,) * depth), blocks)
     for i in range(depth):

@@ -13,6 +13,7 @@ from palm.torch_impl.optimizer import OPTIMIZERS, adafactor, adamw
 from palm.torch_impl.paths import ATTENTION, blockwise_attention, textbook_attention
 from palm.torch_impl.position import alibi_slopes, masked_scores, rotate, rotation_table
 from palm.torch_impl.probe import activations, attention_of, device_name, set_matmul, value_and_grad, widened
+from palm.torch_impl.programs import keep_programs
 from palm.torch_impl.train import Trainer, in_its_thread
 from palm.torch_impl.weights import dtype_of, from_arrays, to_arrays
 
@@ -40,6 +41,7 @@ __all__ = [
     "from_arrays",
     "in_its_thread",
     "initialise",
+    "keep_programs",
     "linear",
     "masked_scores",
     "next_token_loss",

@@ -16,7 +16,6 @@ from jax import Array, lax
 
 from palm.jax_impl.linear import product
 from palm.jax_impl.norm import widen
-from palm.jax_impl.position import masked_scores
 
 BLOCK = 128
 # The program of a block is compiled for so many numbers of keys at most: with more of them fewer masked keys
@@ -109,10 +108,16 @@ def _gradients(
 
 
 def _scores(queries: Array, keys: Array, slopes: Array | None, start: Array, h: int) -> Array:
-    """Shapes: queries (m·h, e), keys (j, e) -> (m·h, j)."""
+    """The scores of a block, −1e30 or less where a key is later. Shapes: (m·h, e), (j, e) -> (m·h, j)."""
+    # Or JAX would see that masks do not depend on the input, form those of all blocks beforehand and keep
+    # them, n² numbers. That is also why they are formed by arithmetic, not by a choice among constants.
+    queries, start = lax.optimization_barrier((queries, start))
     scores = product(queries, keys, (1, 1)) * queries.shape[1] ** -0.5
-    distance = (start + jnp.arange(len(queries) // h))[:, None] - jnp.arange(len(keys))
-    return masked_scores(scores.reshape(-1, h, len(keys)), slopes, distance).reshape(scores.shape)
+    distance = (start + jnp.arange(len(queries) // h))[:, None, None] - jnp.arange(len(keys))
+    term = jnp.minimum(distance, 0).astype(scores.dtype) * 1e30
+    if slopes is not None:
+        term = term - slopes[:, None] * distance.astype(scores.dtype)
+    return (scores.reshape(-1, h, len(keys)) + term).reshape(scores.shape)
 
 
 def _each_sequence(function: Callable[..., Any], *arrays: Array) -> Any:
