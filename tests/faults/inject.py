@@ -89,7 +89,12 @@ def _patch_shared(wing: str, at: _Program, patch: pytest.MonkeyPatch) -> None:
     activations = block.Block.activations
 
     def rotated(x: Any, rotation: Any) -> Any:
-        return at.run("rotate", lambda x, _: rotate(x, rotation), x, at.block.attention.config)
+        # Faults are written for (..., n, e), where the model has a head axis between the two in queries.
+        def turned(x: Any) -> Any:
+            return x.swapaxes(-2, -3) if rotation[0].ndim == 3 else x
+
+        config = at.block.attention.config
+        return turned(at.run("rotate", lambda x, _: turned(rotate(turned(x), rotation)), turned(x), config))
 
     impl = import_module(f"palm.{wing}_impl")
 
