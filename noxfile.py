@@ -165,6 +165,15 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def tpu_compile(session: nox.Session) -> None:
+    """The splash kernel and a whole training step through the TPU's own compiler, without a TPU."""
+    install(session, "jax", "tpu")
+    # Nor is there a service that tells what TPU this is.
+    env = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    session.run("python", "benchmarks/tpu_compile.py", env={**env, "TPU_ACCELERATOR_TYPE": "v4-8"})
+
+
+@nox.session
 def constraints(session: nox.Session) -> None:
     """Resolve every extra and group anew and write constraints.txt."""
     requirements = [r for name in PYPROJECT["dependency-groups"] for r in group(name)]

@@ -1,5 +1,8 @@
 """A JAX model composes with JAX's own transformations."""
 
+import dataclasses
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,30 +61,47 @@ def test_the_loss_of_narrow_logits_is_formed_in_float32():
     assert float(loss) == pytest.approx(np.log(1000), rel=1e-6)
 
 
-def precisions(model, tokens) -> set[object]:
-    """The precision of every matrix product of a forward pass."""
+def precisions(function, *arguments) -> set[object]:
+    """The precision of every matrix product of a program, those in its branches and kernels too."""
     found = set()
 
     def walk(jaxpr) -> None:
         for equation in jaxpr.eqns:
             if equation.primitive.name == "dot_general":
                 found.add(equation.params["precision"])
-            for value in equation.params.values():
+            for value in jax.tree.leaves(list(equation.params.values())):
                 inner = getattr(value, "jaxpr", value)
                 if hasattr(inner, "eqns"):
                     walk(inner)
 
-    walk(jax.make_jaxpr(lambda model, tokens: model(tokens))(model, tokens).jaxpr)
+    walk(jax.make_jaxpr(function)(*arguments).jaxpr)
     return found
 
 
-def test_float32_products_are_never_left_to_a_gpus_tf32(model, tokens):
+def forward(model, tokens):
+    return model(tokens)
+
+
+def gradient(model, tokens):
+    return jax.grad(lambda model: next_token_loss(model(tokens), tokens))(model)
+
+
+def on(path, model):
+    """The model on a path that need not run here: its program can be formed all the same."""
+    attention = dataclasses.replace(model.blocks.attention, path=path)
+    return eqx.tree_at(lambda model: model.blocks.attention, model, attention)
+
+
+@pytest.mark.parametrize("program", [forward, gradient])
+@pytest.mark.parametrize("path", ["textbook", "blockwise", "splash"])
+def test_float32_products_are_never_left_to_an_accelerators_fewer_digits(path, program, model, tokens):
     highest = jax.lax.Precision.HIGHEST
-    assert precisions(model, tokens) == {(highest, highest)}
+    assert precisions(program, on(path, model), tokens) == {(highest, highest)}
 
 
-def test_bfloat16_products_are_not_slowed_down(config, tokens):
-    found = precisions(palm.build(config, backend="jax", dtype="bfloat16"), tokens)
+@pytest.mark.parametrize("path", ["blockwise", "splash"])
+def test_bfloat16_products_are_not_slowed_down(path, config, tokens):
+    found = precisions(gradient, on(path, palm.build(config, backend="jax", dtype="bfloat16")), tokens)
     assert None in found
     assert (jax.lax.Precision.HIGHEST,) * 2 not in found
 
@@ -89,4 +109,14 @@ def test_bfloat16_products_are_not_slowed_down(config, tokens):
 def test_a_precision_the_user_chose_is_kept(model, tokens):
     with jax.default_matmul_precision("high"):
         high = jax.lax.Precision.HIGH
-        assert precisions(model, tokens) == {(high, high)}
+        assert precisions(gradient, model, tokens) == {(high, high)}
+
+
+def test_the_splash_kernel_gets_a_precision_that_its_compiler_knows(config, model, tokens):
+    default, high, highest = jax.lax.Precision
+    half = on("splash", palm.build(config, backend="jax", dtype="bfloat16"))
+    with jax.default_matmul_precision("high"):
+        assert precisions(gradient, on("splash", model), tokens) == {(high, high), (highest, highest)}
+        assert precisions(gradient, half, tokens) == {(high, high), (default, default)}
+    with jax.default_matmul_precision("bfloat16"):
+        assert precisions(gradient, on("splash", model), tokens) == {(default, default)}

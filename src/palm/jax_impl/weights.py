@@ -53,6 +53,13 @@ def from_arrays(
         rows = [fetch(table[f"blocks.{i}.{name}"]) for i in range(config.depth)]
         return jax.device_put(np.stack(rows), target)
 
+    return _assembled(config, path, one, stack)
+
+
+def _assembled(
+    config: PaLMConfig, path: str, one: Callable[[str], Array], stack: Callable[[str], Array]
+) -> PaLM:
+    """The model of the arrays `one(name)`, and `stack(name)` of all blocks; or of anything in their place."""
     shared = config.share_kv
     return PaLM(
         embedding=one("embedding"),

@@ -31,24 +31,31 @@ def blockwise_attention(q: Array, k: Array, v: Array, slopes: Array | None) -> A
     only; memory is linear in n. Shapes: q (..., n, h, e), k and v (..., n, e), slopes (h,) -> (..., n, h, e).
     """
     folded = (q.reshape(-1, *q.shape[-3:]), k.reshape(-1, *k.shape[-2:]), v.reshape(-1, *v.shape[-2:]))
-    return _blockwise(*folded, slopes).reshape(q.shape)
+    return _blockwise(*folded, slopes, jax.config.jax_default_matmul_precision).reshape(q.shape)
 
 
-@jax.custom_vjp
-def _blockwise(q: Array, k: Array, v: Array, slopes: Array | None) -> Array:
-    return _forward(q, k, v, slopes)[0]
+# The rules are traced when the caller's `jax.default_matmul_precision` is over, so it is handed on to them.
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _blockwise(q: Array, k: Array, v: Array, slopes: Array | None, precision: str | None) -> Array:
+    return _forward(q, k, v, slopes, precision)[0]
 
 
-def _forward(q: Array, k: Array, v: Array, slopes: Array | None) -> tuple[Array, tuple[Any, ...]]:
-    out, log_sums = _each_sequence(partial(_attend, slopes), q, k, v)
+def _forward(
+    q: Array, k: Array, v: Array, slopes: Array | None, precision: str | None
+) -> tuple[Array, tuple[Any, ...]]:
+    with jax.default_matmul_precision(precision):
+        out, log_sums = _each_sequence(partial(_attend, slopes), q, k, v)
     return out, (q, k, v, slopes, out, log_sums)
 
 
-def _backward(saved: tuple[Any, ...], grad: Array) -> tuple[Array, Array, Array, Array | None]:
+def _backward(
+    precision: str | None, saved: tuple[Any, ...], grad: Array
+) -> tuple[Array, Array, Array, Array | None]:
     q, k, v, slopes, out, log_sums = saved
     # Of softmax's gradient w · (g − Σ w g), the sum: it is that of out · grad.
     means = (widen(out) * widen(grad)).sum(-1)
-    grads = _each_sequence(partial(_gradients, slopes), q, k, v, grad, means, log_sums)
+    with jax.default_matmul_precision(precision):
+        grads = _each_sequence(partial(_gradients, slopes), q, k, v, grad, means, log_sums)
     return *grads, None if slopes is None else jnp.zeros_like(slopes)
 
 

@@ -1,34 +1,104 @@
-"""Attention by the splash kernel, on TPUs."""
+"""Attention by the splash kernel, on TPUs.
+
+Letters: b batch, n sequence, h heads, e dim_head.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from palm.jax_impl.norm import widen
 from palm.jax_impl.paths.blockwise import blockwise_attention
 
 LANES = 128
+# Queries, and keys, of a block: the kernel's own 128 makes many small steps, and with 1,024 the backward pass
+# of float32 does not fit a core's 16 MiB of fast memory. Nor does it where a block of one head takes more.
+BLOCK = 512
+BLOCK_BYTES = 2**19
+# Settings of jax_default_matmul_precision that let products of float32 be rounded to bfloat16 on a TPU.
+COARSE = (None, "default", "bfloat16", "BF16_BF16_F32")
 
 
-def splash_attention(q: Array, k: Array, v: Array, slopes: Array | None) -> Array:
-    """`textbook_attention` by JAX's splash attention kernel, multi-query form; of rotary models.
+def splash_attention(q: Array, k: Array, v: Array, slopes: Array | None, *, interpret: bool = False) -> Array:
+    """softmax((q·e^-1/2) kᵀ) v over the keys up to each query, by JAX's splash attention kernel.
 
-    What the kernel does not take, float64 and lengths or head widths that do not fill its lanes of 128, goes
-    blockwise. Shapes: q (..., n, h, e), k and v (..., n, e) -> (..., n, h, e).
+    Its multi-query form: the key and value head is read where it is. Of rotary models only; first derivatives
+    in reverse mode only; memory is linear in n. Lengths are padded to whole blocks with zeros, which no query
+    sees. What the kernel does not take, float64 and heads of over 4 KiB, goes blockwise. `interpret` runs it
+    in Pallas' interpreter, on any device. Shapes: q (..., n, h, e), k and v (..., n, e) -> (..., n, h, e).
     """
     assert slopes is None
     n, h, e = q.shape[-3:]
-    if q.dtype == jnp.float64 or n % LANES or e % LANES:
+    most = min(BLOCK, BLOCK_BYTES // (e * q.dtype.itemsize) // LANES * LANES)
+    if q.dtype == jnp.float64 or not most:
         return blockwise_attention(q, k, v, slopes)
+    block = min(most, -(-n // LANES) * LANES)
+
+    def padded(x: Array) -> Array:
+        return jnp.pad(x, ((0, 0), (0, -n % block), *((0, 0),) * (x.ndim - 2)))
+
+    # Rounded once: bfloat16's own e^-1/2 is off by up to a part in 512, the same for all scores.
+    scaled = padded((widen(q) * e**-0.5).astype(q.dtype).reshape(-1, n, h, e)).swapaxes(1, 2)
+    keys, values = padded(k.reshape(-1, n, e)), padded(v.reshape(-1, n, e))
+    attended = _attend(scaled, keys, values, block, _precision(q), interpret)
+    return attended[:, :, :n].swapaxes(1, 2).reshape(q.shape)
+
+
+def _precision(q: Array) -> str:
+    """The TPU's kernel compiler multiplies float32 in full or as bfloat16, and bfloat16 only as such."""
+    coarse = q.dtype == jnp.bfloat16 or jax.config.jax_default_matmul_precision in COARSE
+    return "default" if coarse else "highest"
+
+
+# The kernel's own rules of differentiation are traced when the caller's `default_matmul_precision` is over;
+# so these here hand it on.
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _attend(q: Array, k: Array, v: Array, block: int, precision: str, interpret: bool) -> Array:
+    with jax.default_matmul_precision(precision):
+        return _kernel(q, block, interpret)(q, k, v)
+
+
+def _forward(
+    q: Array, k: Array, v: Array, block: int, precision: str, interpret: bool
+) -> tuple[Array, Callable[[Array], Any]]:
+    with jax.default_matmul_precision(precision):
+        return jax.vjp(_kernel(q, block, interpret), q, k, v)
+
+
+def _backward(
+    block: int, precision: str, interpret: bool, pull: Callable[[Array], Any], grad: Array
+) -> tuple[Array, Array, Array]:
+    with jax.default_matmul_precision(precision):
+        return pull(grad)
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _kernel(q: Array, block: int, interpret: bool) -> Callable[[Array, Array, Array], Array]:
+    """Causal attention. Shapes: q (b, h, n, e), k and v (b, n, e) -> (b, h, n, e)."""
     # Imported here: Pallas takes a second, and is of no use elsewhere.
     from jax.experimental.pallas.ops.tpu.splash_attention import (  # noqa: PLC0415
-        splash_attention_kernel,
-        splash_attention_mask,
+        BlockSizes,
+        CausalMask,
+        MultiHeadMask,
+        make_splash_mqa_single_device,
     )
 
-    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((n, n))] * h)
-    kernel = splash_attention_kernel.make_splash_mqa_single_device(mask)
-    scaled = (q * e**-0.5).reshape(-1, n, h, e).swapaxes(1, 2)
-    attended = jax.vmap(kernel)(scaled, k.reshape(-1, n, e), v.reshape(-1, n, e))
-    return attended.swapaxes(1, 2).reshape(q.shape).astype(q.dtype)
+    h, n = q.shape[1:3]
+    sizes = BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
+    mask = MultiHeadMask([CausalMask((n, n))] * h)
+    return jax.vmap(make_splash_mqa_single_device(mask, block_sizes=sizes, interpret=interpret))
