@@ -65,7 +65,8 @@ def train(
         resume: Folder of a run to go on with.
         device: Where: cpu, cuda, gpu:1, …
         attention: Attention path: auto (the default), textbook, blockwise, sdpa, flex, cudnn or splash.
-        compile_cache: Folder to keep compiled programs in: the next start takes them from there.
+        compile_cache: Folder for compiled programs, which the next start takes from there (torch compiles on
+            GPUs only).
         tensorboard: Also write RUN/tensorboard.
     """
     keep_memory()
@@ -164,8 +165,9 @@ def generate(
         seed: Draws the noise.
         checkpoint: Which of a run's: last, best, or a step.
         device: Where: cpu, cuda, gpu:1, …
-        weights: int8 rounds the weights to eight bits, for speed where memory is the limit.
-        compile_cache: Folder to keep compiled programs in: the next start takes them from there.
+        weights: int8 rounds the weights to eight bits, for less memory.
+        compile_cache: Folder for compiled programs, which the next start takes from there (torch compiles on
+            GPUs only).
         echo: Print the prompt first.
         logprobs: File for one line of JSON a token: its id and log-probability.
     """

@@ -60,8 +60,8 @@ def generate(
     (seed, r) by palm's own generator, so the same seed gives the same tokens in both backends. `on_text(row,
     piece)` is called with whole characters as they are certain. `palm.sampling.Sampling` explains the rest.
 
-    `weights="int8"` decodes from weights of eight bits, which are read several times as fast where memory is
-    the limit; the prompt is still read in full precision (docs/performance.md says what it costs).
+    `weights="int8"` decodes from weights of eight bits, for less memory; the prompt is still read in full
+    precision (docs/performance.md says what it costs).
 
     Raises `ConfigError`, and `TokenError` for a prompt that is empty or outside the vocabulary.
     """

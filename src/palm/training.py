@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from palm.backends import build, from_numpy, wing
+from palm.backends import ATTENTION_PATHS, build, from_numpy, wing
 from palm.cadence import Cadence
 from palm.config import Backend, PaLMConfig
 from palm.corpus import Corpus, open_corpus
@@ -114,7 +114,8 @@ def resume(
     In the other backend the same run goes on to rounding. `steps` lengthens or shortens the run (with the
     cosine schedule that changes the rate of each step); `cadence` is the one from now on; `data` says where
     the data is now, if it has moved: it must be the same, byte for byte. `device` and `attention` stay as
-    they were; a device other than "cpu" does not carry over to the other backend, which takes its own first.
+    they were; a device other than "cpu" does not carry over to the other backend, which takes its own first,
+    and an attention path of one backend alone does not carry over to the other one or to another device.
     Raises what `train` raises, and
     `CheckpointError`.
     """
@@ -138,7 +139,12 @@ def resume(
         )
     if device is None and (backend == settings["backend"] or settings["device"] == "cpu"):
         device = settings["device"]
-    attention = attention or settings["attention"]
+    if attention is None:
+        attention = settings["attention"]
+        shared = all(attention in paths for paths in ATTENTION_PATHS.values())
+        moved = (backend, device) != (settings["backend"], settings["device"])
+        if attention not in ATTENTION_PATHS[backend] or (moved and not shared):
+            attention = "auto"
 
     def work() -> Trained:
         with run.locked():

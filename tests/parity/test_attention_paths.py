@@ -190,3 +190,21 @@ def test_a_path_that_cannot_serve_the_model_is_refused(wing, path, positions, wo
 def test_the_path_that_auto_takes(wing, positions, where, path):
     config = palm.preset("tiny", positions=positions).resolve(wing)
     assert WINGS[wing].choose_path("auto", config, where) == path
+
+
+@pytest.mark.parametrize("length", [1, 127, 128, 129, 640])
+def test_flex_attention_sees_the_causal_blocks(length):
+    """Formed from numbers of blocks, without a mask of every pair."""
+    from palm.torch_impl.paths import flex
+
+    mask = flex._causal(length, "cpu")
+    pairs = torch.arange(length)
+    expected = flex.flex.create_block_mask(
+        lambda b, h, i, j: i >= j, None, None, length, length, device="cpu", BLOCK_SIZE=flex.BLOCK
+    )
+    assert torch.equal(mask.to_dense(), expected.to_dense())
+    assert mask.mask_mod(0, 0, pairs[:, None], pairs).equal(pairs[:, None] >= pairs)
+    with torch.inference_mode():
+        flex._causal.cache_clear()
+        made = flex._causal(length, "cpu")
+    assert not made.kv_indices.is_inference()

@@ -191,6 +191,21 @@ def test_int8_keeps_each_weight_to_half_a_step_of_its_column(wing):
     assert np.abs(product - exact).max() <= 1e-6 * np.abs(exact).max()
 
 
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize("wing", WINGS)
+def test_int8_serves_every_dtype_and_width(wing, dtype):
+    """Widths that are no multiples of 16: a kernel for bfloat16 reads past the end of their rows."""
+    with jax.enable_x64(True):
+        model = models(dtype, dim=12, heads=3)[wing]
+        tokens = draw_tokens(model.config, 3, 15)
+        found = {}
+        for weights in ("int8", None):
+            decoder = WINGS[wing].Decoder(model, padded(tokens), LENGTHS, 64, weights)
+            decoder.feed(tokens[:, 14])
+            found[weights] = np.array(decoder.logits.tolist())
+    assert 0 < np.abs(found["int8"] - found[None]).max() < 0.1 * np.abs(found[None]).max()
+
+
 @pytest.mark.parametrize("positions", ["alibi", "rotary"])
 def test_both_wings_decode_alike_from_int8_and_not_as_from_floats(positions):
     pair = models("float32", positions=positions, share_kv=False)

@@ -44,8 +44,8 @@ class Decoder:
     The cache has one key head and one value head: it is h times smaller than multi-head attention's, and
     half of that where keys are values (`share_kv` with ALiBi). Shapes are static: l of (b, n, e) with room
     for `size` positions, so that each step is the same compiled program. Weights are laid out for decoding
-    first (`palm.jax_impl.decode`), which takes as much memory again; with `weights="int8"` in eight bits, a
-    quarter of that. Source: Shazeer (arXiv:1911.02150).
+    first (`palm.jax_impl.decode`), which takes as much memory again (of bfloat16 on a CPU twice as much, for
+    it is widened), or with `weights="int8"` a byte a number. Source: Shazeer (arXiv:1911.02150).
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Decoder:
 
     @property
     def logits(self) -> Array:
-        """Of each sequence's next token. Shape (b, v)."""
+        """Of each sequence's next token, until the next is taken in. Shape (b, v)."""
         return self._state.logits
 
     def next(self, noise: np.ndarray | None, sampling: Sampling) -> tuple[Array, Array]:

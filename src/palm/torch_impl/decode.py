@@ -16,7 +16,7 @@ from torch import Tensor
 from palm.config import PaLMConfig
 from palm.torch_impl.block import Block
 from palm.torch_impl.feedforward import swiglu
-from palm.torch_impl.linear import linear
+from palm.torch_impl.linear import product
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import Norm, widen
 from palm.torch_impl.position import Rotation, rotate
@@ -35,10 +35,10 @@ class Matrix:
     def multiply(self, x: Tensor) -> Tensor:
         """x wᵀ. Shapes: x (b, k), values (c, k), scale (c,) -> (b, c)."""
         if self.scale is None:
-            return linear(x, self.values)
-        if x.device.type == "cpu":
-            return torch._weight_int8pack_mm(x, self.values, self.scale)
-        return (x @ self.values.to(x.dtype).t()) * self.scale
+            return product(x, self.values.t())
+        if x.device.type == "cpu" and self.scale.dtype == torch.float32:
+            return torch._weight_int8pack_mm(x.float(), self.values, self.scale).to(x.dtype)
+        return ((x @ self.values.to(x.dtype).t()) * self.scale).to(x.dtype)
 
 
 def pack(weight: Tensor, weights: str | None) -> Matrix:
@@ -50,7 +50,7 @@ def pack(weight: Tensor, weights: str | None) -> Matrix:
     wide = widen(weight)
     scale = wide.abs().amax(1).clamp(min=torch.finfo(wide.dtype).tiny) / 127
     values = (wide / scale[:, None]).round().to(torch.int8)
-    return Matrix(values, scale.to(weight.dtype))
+    return Matrix(values, scale)
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,9 @@ class Layer:
         if rotation is not None:
             heads = rotate(heads, rotation)
         q, k = heads[:, :-1], heads[:, -1]
-        keys[rows] = k
+        keys[rows] = k.to(keys.dtype)  # autocast may have made it another
         if values is not keys:
-            values[rows] = v
+            values[rows] = v.to(values.dtype)
         scores = (widen(q) * e**-0.5) @ widen(keys).mT + bias
         attended = (scores.softmax(-1) @ widen(values)).to(x.dtype)
         return x + self.outward.multiply(torch.cat([attended.flatten(1), swiglu(gate, up)], -1))

@@ -26,7 +26,7 @@ class Decoder:
     The cache has one key head and one value head: it is h times smaller than multi-head attention's, and
     half of that where keys are values (`share_kv` with ALiBi). Shapes are static: (l, b, n, e) with room for
     `size` positions. Weights are laid out for decoding first (`palm.torch_impl.decode`), which takes as much
-    memory again; with `weights="int8"` in eight bits, a quarter of that. Source: Shazeer (arXiv:1911.02150).
+    memory again, or with `weights="int8"` a byte a number. Source: Shazeer (arXiv:1911.02150).
     """
 
     def __init__(

@@ -19,8 +19,6 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x weightᵀ, differentiable. Shapes: x (..., k), weight (c, k) -> (..., c)."""
     if not _by_onednn(x, weight):
         return F.linear(x, weight)
-    if not torch.is_grad_enabled():
-        return _onednn(x, weight)
     return _Linear.apply(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], -1)
 
 

@@ -52,7 +52,9 @@ def output_loss(
     rows, targets = features.reshape(-1, features.shape[-1]), targets.reshape(-1)
     if len(rows) * len(weight) > MOST_LOGITS:
         # Not compiled: it differentiates inside, and what it runs is too large to gain by it.
-        return torch.compiler.disable(_InParts.apply)(rows, weight, targets, scale, z_loss)
+        return torch.compiler.disable(_InParts.apply)(
+            *(rows, weight, targets, scale, z_loss, torch.is_grad_enabled())
+        )
     loss, z = cross_entropy(linear(rows, weight) * scale, targets)
     return loss + z_loss * z, loss.detach()
 
@@ -60,11 +62,18 @@ def output_loss(
 class _InParts(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor, scale: float, z_loss: float
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        scale: float,
+        z_loss: float,
+        enabled: bool,
     ) -> tuple[Tensor, Tensor]:
-        needed = any(ctx.needs_input_grad)
+        needed = enabled and any(ctx.needs_input_grad)
         total, mean = (rows.new_zeros((), dtype=widen(rows[:0]).dtype) for _ in range(2))
-        for_rows, for_weight = torch.empty_like(rows), torch.zeros_like(weight, dtype=total.dtype)
+        if needed:
+            for_rows, for_weight = torch.empty_like(rows), torch.zeros_like(weight, dtype=total.dtype)
         leaf = weight.detach().requires_grad_(needed)
         for part in torch.arange(len(rows), device=rows.device).split(max(1, MOST_LOGITS // len(weight))):
             some = rows[part].detach().requires_grad_(needed)
@@ -76,12 +85,14 @@ class _InParts(torch.autograd.Function):
                 for_weight += grad
             total += objective.detach()
             mean += loss.detach() * (len(part) / len(rows))
-        ctx.save_for_backward(for_rows, for_weight.to(weight.dtype))
+        if needed:
+            ctx.save_for_backward(for_rows, for_weight.to(weight.dtype))
         ctx.mark_non_differentiable(mean)
         return total, mean
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         for_rows, for_weight = ctx.saved_tensors
-        return for_rows * grad.to(for_rows.dtype), for_weight * grad.to(for_weight.dtype), None, None, None
+        for_rows, for_weight = (x * grad.to(x.dtype) for x in (for_rows, for_weight))
+        return for_rows, for_weight, None, None, None, None

@@ -13,12 +13,12 @@ def cudnn_attention(q: Array, k: Array, v: Array, slopes: Array | None) -> Array
     """`textbook_attention` by cuDNN in bfloat16; of rotary models, for its bias would be n×n.
 
     What cuDNN does not take, wider dtypes and head widths that are not multiples of 8 up to 128 (on Hopper
-    and later 256), goes blockwise. Shapes: q (..., n, h, e), k and v (..., n, e) -> (..., n, h, e).
+    and later 256), goes blockwise; so does all on GPUs that have no cuDNN or no bfloat16.
+    Shapes: q (..., n, h, e), k and v (..., n, e) -> (..., n, h, e).
     """
     assert slopes is None
     e = q.shape[-1]
-    widest = 256 if float(jax.devices("gpu")[0].compute_capability) >= 9 else 128
-    if q.dtype != jnp.bfloat16 or e % 8 or e > widest:
+    if q.dtype != jnp.bfloat16 or e % 8 or e > _widest_head():
         return blockwise_attention(q, k, v, slopes)
     attended = jax.nn.dot_product_attention(
         q.reshape(-1, *q.shape[-3:]),
@@ -28,3 +28,11 @@ def cudnn_attention(q: Array, k: Array, v: Array, slopes: Array | None) -> Array
         implementation="cudnn",
     )
     return attended.reshape(q.shape)
+
+
+def _widest_head() -> int:
+    try:
+        generation = int(str(jax.devices("gpu")[0].compute_capability).split(".")[0])
+    except ValueError:  # other makers have names there
+        return 0
+    return 256 if generation >= 9 else 128 if generation >= 8 else 0

@@ -25,10 +25,12 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) 
 
     There is one key head, so the heads of a block are rows of one matrix: scores are (m·h, e) (e, j), a plain
     product. The backward pass computes them again. Any device and dtype, first derivatives only; memory is
-    linear in n. Inside torch.compile, which would write the loop out, it is the textbook's.
+    linear in n. Inside torch.compile, which would write the loop out, and in forward mode and the transforms
+    of torch.func it is the textbook's.
     Shapes: q (..., n, h, e), k and v (..., n, e), slopes (h,) -> (..., n, h, e).
     """
-    if torch.compiler.is_compiling():
+    in_forward_mode = torch.autograd.forward_ad._current_level >= 0
+    if in_forward_mode or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return textbook_attention(q, k, v, slopes)
     folded = (q.reshape(-1, *q.shape[-3:]), k.reshape(-1, *k.shape[-2:]), v.reshape(-1, *v.shape[-2:]))
     return _Blockwise.apply(*folded, slopes).view(q.shape)

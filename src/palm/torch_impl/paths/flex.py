@@ -10,17 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 
-from palm.torch_impl.paths.textbook import textbook_attention
+from palm.torch_impl.paths.blockwise import blockwise_attention
+
+BLOCK = 128
 
 
 def flex_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
     """`textbook_attention` by FlexAttention: ALiBi is formed on the fly, and masked blocks are skipped.
 
-    Float64, which it does not know, goes by the textbook.
+    What it does not take, float64 and heads narrower than 16, goes blockwise.
     Shapes: q (..., n, h, e), k and v (..., n, e), slopes (h,) -> (..., n, h, e).
     """
-    if q.dtype.itemsize > 4:
-        return textbook_attention(q, k, v, slopes)
+    if q.dtype.itemsize > 4 or q.shape[-1] < 16:
+        return blockwise_attention(q, k, v, slopes)
 
     def biased(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         assert slopes is not None
@@ -48,4 +50,15 @@ def _causal(length: int, device: str) -> Any:
     def seen(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return i >= j
 
-    return flex.create_block_mask(seen, None, None, length, length, device=device)
+    # By its blocks, not from a mask of every pair; and fit for training, whoever asks for it first.
+    with torch.inference_mode(False):
+        count = -(-length // BLOCK)
+        blocks = torch.arange(count, dtype=torch.int32, device=device)
+        on_diagonal, before = torch.ones_like(blocks), blocks
+        return flex.BlockMask.from_kv_blocks(
+            *(on_diagonal[None, None], blocks[:, None].expand(count, count)[None, None].contiguous()),
+            *(before[None, None], blocks.expand(count, count)[None, None].contiguous()),
+            BLOCK_SIZE=BLOCK,
+            mask_mod=seen,
+            seq_lengths=(length, length),
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,11 +17,12 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Te
     assert slopes is None
     if q.dtype.itemsize > 4:
         return textbook_attention(q, k, v, slopes)
-    attended = F.scaled_dot_product_attention(
-        q.reshape(-1, *q.shape[-3:]).transpose(1, 2),
-        k.reshape(-1, 1, *k.shape[-2:]),
-        v.reshape(-1, 1, *v.shape[-2:]),
-        is_causal=True,
-        enable_gqa=True,
-    )
+    queries = q.reshape(-1, *q.shape[-3:]).transpose(1, 2)
+    keys, values = (x.reshape(-1, 1, *x.shape[-2:]) for x in (k, v))
+    # On a GPU only the kernel for half precision knows of shared heads; the one for float32 sees them as many
+    # heads at one place in memory.
+    views = q.is_cuda and q.dtype == torch.float32
+    if views:
+        keys, values = (x.expand(-1, q.shape[-2], -1, -1) for x in (keys, values))
+    attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=not views)
     return attended.transpose(1, 2).reshape(q.shape)
