@@ -330,6 +330,17 @@ def test_a_resumed_run_keeps_its_attention_path_and_one_that_fails_to_start_keep
     assert Run(tmp_path / "run").settings()["attention"] == "textbook"
 
 
+def test_an_attention_path_of_one_framework_does_not_carry_over_to_the_other(tmp_path):
+    palm.train(config(), recipe(steps=2), TEXT, backend="torch", out=tmp_path / "run", attention="sdpa")
+    assert palm.resume(tmp_path / "run", steps=3, data=TEXT).model.path == "sdpa"
+    handed = palm.resume(tmp_path / "run", steps=4, data=TEXT, backend="jax")
+    assert handed.model.blocks.attention.path == "blockwise"
+    # A name of a path that is no more, as older runs have it.
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(settings | {"attention": "fused"}))
+    assert palm.resume(tmp_path / "run", steps=5, data=TEXT).step == 5
+
+
 def test_a_run_that_cannot_start_leaves_nothing(tmp_path):
     asks = palm.Cadence(sample_every=5, sample_prompt="é")
     for error, told, settings, text, cadence in (
