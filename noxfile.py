@@ -159,7 +159,7 @@ def bench(session: nox.Session) -> None:
     install(session, "all", "bench", "peers")
     install_upstream(session)
     if not session.posargs:
-        for script in ("parity_figures.py", "compile_time.py"):
+        for script in ("parity_figures.py", "compile_time.py", "int8_loss.py"):
             session.run("python", f"benchmarks/{script}")
     session.run("python", "benchmarks/speed.py", *(session.posargs or ["all"]))
 
