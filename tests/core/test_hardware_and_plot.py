@@ -1,6 +1,7 @@
 """What a machine can do at best, the picture of a run, and what is seen of it meanwhile."""
 
 import ctypes
+import os
 import resource
 import struct
 import subprocess
@@ -210,6 +211,7 @@ for step in range(5):
     del array
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
+    small = {**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0"}  # pages, which NumPy would make rare
     faults = {
         mode: int(
             subprocess.run([sys.executable, "-c", script, mode], capture_output=True, check=True).stdout
