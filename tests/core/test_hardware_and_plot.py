@@ -212,12 +212,10 @@ for step in range(5):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     small = {**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0"}  # pages, which NumPy would make rare
-    faults = {
-        mode: int(
-            subprocess.run([sys.executable, "-c", script, mode], capture_output=True, check=True).stdout
-        )
-        for mode in ("keep", "leave")
-    }
+    faults = {}
+    for mode in ("keep", "leave"):
+        command = [sys.executable, "-c", script, mode]
+        faults[mode] = int(subprocess.run(command, capture_output=True, check=True, env=small).stdout)
     pages = 3 * 8 * (1 << 23) // resource.getpagesize()
     assert faults["keep"] < pages // 100
     if not huge_pages_are_always_on():

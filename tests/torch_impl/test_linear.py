@@ -16,6 +16,9 @@ X, W, DX, DW = (
     for i, shape in enumerate([(3, 5, 8), (7, 8), (3, 5, 8), (7, 8)])
 )
 
+# torch's own forward mode is still compiled by torch.jit.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+
 
 def close(a, b):
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
