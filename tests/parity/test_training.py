@@ -336,8 +336,9 @@ def test_an_attention_path_of_one_framework_does_not_carry_over_to_the_other(tmp
     handed = palm.resume(tmp_path / "run", steps=4, data=TEXT, backend="jax")
     assert handed.model.blocks.attention.path == "blockwise"
     # A name of a path that is no more, as older runs have it.
-    settings = json.loads((tmp_path / "run" / "run.json").read_text())
-    (tmp_path / "run" / "run.json").write_text(json.dumps(settings | {"attention": "fused"}))
+    run = Run(tmp_path / "run")
+    with run.locked():
+        run.write_settings(run.settings() | {"attention": "fused"})
     assert palm.resume(tmp_path / "run", steps=5, data=TEXT).step == 5
 
 
