@@ -147,7 +147,7 @@ def test_the_cache_is_one_key_head_and_half_of_that_where_keys_are_values():
             decoder = WINGS[wing].Decoder(model, np.zeros((3, 8), int), np.array([1, 2, 8]), 64)
             state = decoder if wing == "torch" else decoder._state
             keys, values = (state._keys, state._values) if wing == "torch" else (state.keys, state.values)
-            assert np.shape(keys) == (2, 3, 64, 4)
+            assert np.shape(keys) == (2, 3 * 64, 4)
             assert (values is keys or values == [None, None]) == (caches == 1)
 
 
@@ -169,7 +169,9 @@ def test_text_is_streamed_and_ends_before_its_stop():
 
 
 def packed(wing: Any, weight: np.ndarray) -> Any:
-    return wing.decode.pack(torch.from_numpy(weight) if wing is torch_impl else jnp.asarray(weight), "int8")
+    if wing is torch_impl:
+        return torch_impl.decode.pack(torch.from_numpy(weight), "int8")
+    return jax_impl.decode.pack(jnp.asarray(weight), "int8", 1)
 
 
 @pytest.mark.parametrize("wing", WINGS.values(), ids=WINGS)
@@ -189,6 +191,19 @@ def test_int8_keeps_each_weight_to_half_a_step_of_its_column(wing):
     product = np.asarray(matrix.multiply(torch.from_numpy(x) if wing is torch_impl else jnp.asarray(x)))
     exact = x.astype(np.float64) @ (values * scale[:, None]).T
     assert np.abs(product - exact).max() <= 1e-6 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("weights", ["int8", None])
+def test_a_weight_turned_for_many_rows_multiplies_as_it_would_for_one(weights):
+    draws = np.random.default_rng(0)
+    weight, x = (jnp.asarray(draws.standard_normal((rows, 32)), jnp.float32) for rows in (7, 3))
+    one, many = (jax_impl.decode.pack(weight, weights, batch) for batch in (1, 3))
+    assert one.values.shape == (7, 32)
+    assert many.values.shape == ((32, 7) if jax.default_backend() == "cpu" else (7, 32))
+    exact = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
+    close = 1e-6 if weights is None else 1e-2
+    for matrix in (one, many):
+        assert np.abs(matrix.multiply(x) - exact).max() <= close * np.abs(exact).max()
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])

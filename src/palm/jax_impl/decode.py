@@ -29,22 +29,28 @@ class Matrix(eqx.Module):
 
     values: Array
     scale: Array | None
+    turned: bool = eqx.field(static=True)
 
     def multiply(self, x: Array) -> Array:
-        """x wᵀ. Shapes: x (b, k), values (c, k), scale (c,) -> (b, c)."""
+        """x wᵀ. Shapes: x (b, k), values (c, k) or turned (k, c), scale (c,) -> (b, c)."""
         values = self.values if self.scale is None else self.values.astype(x.dtype)
-        result = product(x.astype(values.dtype), values, (1, 1)).astype(x.dtype)
+        result = product(x.astype(values.dtype), values, (1, 0 if self.turned else 1)).astype(x.dtype)
         return result if self.scale is None else result * self.scale
 
 
-def pack(weight: Array, weights: str | None) -> Matrix:
-    """A weight (c, k) as it is, or with `weights="int8"` as int8."""
+def pack(weight: Array, weights: str | None, batch: int) -> Matrix:
+    """A weight (c, k) as it is, or with `weights="int8"` as int8, to multiply `batch` rows."""
+    # XLA's products on a CPU: more rows than one are multiplied in two thirds of the time with the weight
+    # turned, and in bfloat16 a few rows take eight times as long as in float32.
+    on_cpu = jax.default_backend() == "cpu"
+    turned = on_cpu and batch > 1
     if weights is None:
-        # XLA's products of a few rows in bfloat16 are eight times slower than in float32 on a CPU.
-        return Matrix(widen(weight) if jax.default_backend() == "cpu" else weight, None)
-    wide = widen(weight)
-    scale = jnp.maximum(jnp.abs(wide).max(1), jnp.finfo(wide.dtype).tiny) / 127
-    return Matrix(jnp.round(wide / scale[:, None]).astype(jnp.int8), scale.astype(weight.dtype))
+        values, scale = widen(weight) if on_cpu else weight, None
+    else:
+        wide = widen(weight)
+        scale = jnp.maximum(jnp.abs(wide).max(1), jnp.finfo(wide.dtype).tiny) / 127
+        values, scale = jnp.round(wide / scale[:, None]).astype(jnp.int8), scale.astype(weight.dtype)
+    return Matrix(values.T if turned else values, scale, turned)
 
 
 class Layer(eqx.Module):
@@ -62,14 +68,15 @@ class Layer(eqx.Module):
         bias: Array,
         keys: Array,
         values: Array | None,
-        rows: Rows,
+        rows: Array,
     ) -> tuple[Array, Array, Array | None]:
         """The block for one new token a sequence, whose key and value join the caches; and the caches.
 
         One key head: all query heads of a sequence meet its keys in one matrix product. `bias` is added to
         the scores: the mask, and ALiBi's term. Without a value cache of their own, keys are values.
-        Shapes: x (b, d), rotation (b, 1, e/2), keys and values (b, n, e), bias (b, 1 or h, n) -> (b, d), the
-        caches.
+        The caches have two dimensions because XLA would else copy them, to turn three into two.
+        Shapes: x (b, d), rotation (b, 1, e/2), keys and values (b·n, e), rows of them that are new (b,),
+        bias (b, 1 or h, n) -> (b, d), the caches.
         """
         config, e = self.config, self.config.dim_head
         widths = [config.inner_dim + e, *([] if config.share_kv else [e]), config.ff_dim, config.ff_dim]
@@ -81,18 +88,14 @@ class Layer(eqx.Module):
         q, k = heads[:, :-1], heads[:, -1]
         keys = keys.at[rows].set(k)
         values = None if values is None else values.at[rows].set(v)
-        scores = (widen(q) * e**-0.5) @ widen(keys).mT + bias
-        attended = jax.nn.softmax(scores, -1) @ widen(keys if values is None else values)
+        k, v = (widen(cache).reshape(len(x), -1, e) for cache in (keys, keys if values is None else values))
+        attended = jax.nn.softmax((widen(q) * e**-0.5) @ k.mT + bias, -1) @ v
         joined = jnp.concatenate([attended.astype(x.dtype).reshape(len(x), -1), swiglu(gate, up)], -1)
         return x + self.outward.multiply(joined), keys, values
 
 
-# Which place of each sequence's cache: (row, position) of each.
-Rows = tuple[Array, Array]
-
-
-def layers_of(model: PaLM, weights: str | None) -> list[Layer]:
-    """The model's blocks, laid out for decoding."""
+def layers_of(model: PaLM, weights: str | None, batch: int) -> list[Layer]:
+    """The model's blocks, laid out for decoding `batch` sequences."""
     layers = []
     for i in range(model.config.depth):
         block = jax.tree.map(lambda leaf, i=i: leaf[i], model.blocks)
@@ -101,10 +104,11 @@ def layers_of(model: PaLM, weights: str | None) -> list[Layer]:
         matrices = [*own, feedforward.gate, feedforward.up]
         inward = jnp.concatenate([matrix.T for matrix in matrices if matrix is not None])
         outward = jnp.concatenate([attention.out, feedforward.down]).T
-        layers.append(Layer(model.config, block.norm, pack(inward, weights), pack(outward, weights)))
+        packed = (pack(matrix, weights, batch) for matrix in (inward, outward))
+        layers.append(Layer(model.config, block.norm, *packed))
     return layers
 
 
-def output_of(model: PaLM, weights: str | None) -> Matrix:
-    """The output layer, laid out for decoding."""
-    return pack(model.embedding if model.unembedding is None else model.unembedding.T, weights)
+def output_of(model: PaLM, weights: str | None, batch: int) -> Matrix:
+    """The output layer, laid out for decoding `batch` sequences."""
+    return pack(model.embedding if model.unembedding is None else model.unembedding.T, weights, batch)

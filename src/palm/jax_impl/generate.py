@@ -22,7 +22,7 @@ from palm.sampling import Sampling
 
 
 class _State(eqx.Module):
-    """What decoding carries: caches, l of (b, n, e), lengths (b,), and logits (b, v) of the next token."""
+    """What decoding carries: caches, l of (b·n, e), lengths (b,), and logits (b, v) of the next token."""
 
     keys: list[Array]
     values: list[Array | None]
@@ -42,7 +42,7 @@ class Decoder:
     """A batch of sequences that grow by one token at a time, with the keys and values of the earlier ones.
 
     The cache has one key head and one value head: it is h times smaller than multi-head attention's, and
-    half of that where keys are values (`share_kv` with ALiBi). Shapes are static: l of (b, n, e) with room
+    half of that where keys are values (`share_kv` with ALiBi). Shapes are static: l of (b·n, e) with room
     for `size` positions, so that each step is the same compiled program. Weights are laid out for decoding
     first (`palm.jax_impl.decode`), which takes as much memory again (of bfloat16 on a CPU twice as much, for
     it is widened), or with `weights="int8"` a byte a number. Source: Shazeer (arXiv:1911.02150).
@@ -55,7 +55,7 @@ class Decoder:
         self.model = model
         tokens = jax.device_put(prompts.astype(np.int32), model.embedding.sharding)
         self._state = _prefill(model, tokens, jnp.asarray(lengths, jnp.int32), size)
-        self._packed = _pack(model, weights)
+        self._packed = _pack(model, weights, len(prompts))
 
     @property
     def logits(self) -> Array:
@@ -88,7 +88,8 @@ def _prefill(model: PaLM, tokens: Array, lengths: Array, size: int) -> _State:
         return taps["out"], (taps["k"], None if one else taps["v"])
 
     def roomy(cache: Array) -> list[Array]:
-        return list(jnp.pad(cache, ((0, 0), (0, 0), (0, size - tokens.shape[1]), (0, 0))))
+        padded = jnp.pad(cache, ((0, 0), (0, 0), (0, size - tokens.shape[1]), (0, 0)))
+        return list(padded.reshape(len(cache), -1, cache.shape[-1]))
 
     with full_precision(model):
         x = model.embedding[tokens]
@@ -102,12 +103,12 @@ def _prefill(model: PaLM, tokens: Array, lengths: Array, size: int) -> _State:
 
 
 @eqx.filter_jit
-def _pack(model: PaLM, weights: str | None) -> _Packed:
-    return _Packed(model, layers_of(model, weights), output_of(model, weights))
+def _pack(model: PaLM, weights: str | None, batch: int) -> _Packed:
+    return _Packed(model, layers_of(model, weights, batch), output_of(model, weights, batch))
 
 
 def _decode(packed: _Packed, state: _State, tokens: Array | np.ndarray) -> _State:
-    model, positions, size = packed.model, state.lengths, state.keys[0].shape[1]
+    model, positions, size = packed.model, state.lengths, len(state.keys[0]) // len(state.lengths)
     with full_precision(model):
         x = model.embedding[tokens]
         rotation, slopes = model.positions(size, x)
@@ -115,7 +116,7 @@ def _decode(packed: _Packed, state: _State, tokens: Array | np.ndarray) -> _Stat
             rotation = rotation[0][positions, None], rotation[1][positions, None]
         distance = positions[:, None] - jnp.arange(size)
         bias = masked_scores(jnp.zeros((), widen(x).dtype), slopes, distance)
-        caches, rows = [], (jnp.arange(len(x)), positions)
+        caches, rows = [], jnp.arange(len(x)) * size + positions
         for layer, k, v in zip(packed.layers, state.keys, state.values, strict=True):
             x, *cache = layer.step(x, rotation, bias, k, v, rows)
             caches.append(cache)

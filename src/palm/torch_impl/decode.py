@@ -63,13 +63,14 @@ class Layer:
     outward: Matrix
 
     def step(
-        self, x: Tensor, rotation: Rotation | None, bias: Tensor, keys: Tensor, values: Tensor, rows: Rows
+        self, x: Tensor, rotation: Rotation | None, bias: Tensor, keys: Tensor, values: Tensor, rows: Tensor
     ) -> Tensor:
         """The block for one new token a sequence, whose key and value join the caches, in place.
 
         One key head: all query heads of a sequence meet its keys in one matrix product. `bias` is added to
         the scores: the mask, and ALiBi's term. Without a value cache of their own, keys are values.
-        Shapes: x (b, d), rotation (b, 1, e/2), keys and values (b, n, e), bias (b, 1 or h, n) -> (b, d).
+        Shapes: x (b, d), rotation (b, 1, e/2), keys and values (b·n, e), rows of them that are new (b,),
+        bias (b, 1 or h, n) -> (b, d).
         """
         config, e = self.config, self.config.dim_head
         widths = [config.inner_dim + e, *([] if config.share_kv else [e]), config.ff_dim, config.ff_dim]
@@ -79,16 +80,13 @@ class Layer:
         if rotation is not None:
             heads = rotate(heads, rotation)
         q, k = heads[:, :-1], heads[:, -1]
-        keys[rows] = k.to(keys.dtype)  # autocast may have made it another
+        keys.index_copy_(0, rows, k.to(keys.dtype))  # autocast may have made it another
         if values is not keys:
-            values[rows] = v.to(values.dtype)
-        scores = (widen(q) * e**-0.5) @ widen(keys).mT + bias
-        attended = (scores.softmax(-1) @ widen(values)).to(x.dtype)
+            values.index_copy_(0, rows, v.to(values.dtype))
+        k, v = (widen(cache).view(len(x), -1, e) for cache in (keys, values))
+        weights = torch.baddbmm(bias, widen(q), k.mT, alpha=e**-0.5).softmax(-1)
+        attended = torch.bmm(weights, v).to(x.dtype)
         return x + self.outward.multiply(torch.cat([attended.flatten(1), swiglu(gate, up)], -1))
-
-
-# Which place of each sequence's cache: (row, position) of each.
-Rows = tuple[Tensor, Tensor]
 
 
 def layers_of(model: PaLM, weights: str | None) -> list[Layer]:

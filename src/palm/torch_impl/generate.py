@@ -24,7 +24,7 @@ class Decoder:
     """A batch of sequences that grow by one token at a time, with the keys and values of the earlier ones.
 
     The cache has one key head and one value head: it is h times smaller than multi-head attention's, and
-    half of that where keys are values (`share_kv` with ALiBi). Shapes are static: (l, b, n, e) with room for
+    half of that where keys are values (`share_kv` with ALiBi). Shapes are static: (l, b·n, e) with room for
     `size` positions. Weights are laid out for decoding first (`palm.torch_impl.decode`), which takes as much
     memory again, or with `weights="int8"` a byte a number. Source: Shazeer (arXiv:1911.02150).
     """
@@ -73,15 +73,15 @@ class Decoder:
         model = self.model
         x = model.embedding(tokens)
         rotation, slopes = model.positions(tokens.shape[1], x)
-        shape = (model.config.depth, len(tokens), self.size, model.config.dim_head)
-        self._keys = x.new_zeros(shape)
+        b, e = len(tokens), model.config.dim_head
+        self._keys = x.new_zeros(model.config.depth, b * self.size, e)
         one = model.config.share_kv and rotation is None
-        self._values = self._keys if one else x.new_zeros(shape)
+        self._values = self._keys if one else torch.zeros_like(self._keys)
         for layer, block in enumerate(model.blocks):
             assert isinstance(block, Block)
             taps = block.activations(x, rotation, slopes)
-            self._keys[layer, :, : tokens.shape[1]] = taps["k"]
-            self._values[layer, :, : tokens.shape[1]] = taps["v"]
+            for cache, tap in ((self._keys, "k"), (self._values, "v")):
+                cache[layer].view(b, -1, e)[:, : tokens.shape[1]] = taps[tap]
             x = taps["out"]
         last = x[self._rows, self._lengths - 1]
         return model.logits(model.norm(last))
@@ -94,10 +94,11 @@ class Decoder:
             rotation = self._rotations[0][positions, None], self._rotations[1][positions, None]
         distance = positions[:, None] - torch.arange(self.size, device=x.device)
         bias = masked_scores(widen(x.new_zeros(())), self._slopes, distance)
+        rows = self._rows * self.size + positions
         for i, layer in enumerate(self._layers):
             keys = self._keys[i]
             values = keys if self._values is self._keys else self._values[i]
-            x = layer.step(x, rotation, bias, keys, values, (self._rows, positions))
+            x = layer.step(x, rotation, bias, keys, values, rows)
         self._lengths = positions + 1
         return self._output.multiply(model.norm(x)) * model.config.logit_scale
 
