@@ -166,7 +166,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def tpu_compile(session: nox.Session) -> None:
-    """The splash kernel and a whole training step through the TPU's own compiler, without a TPU."""
+    """Attention's kernels and whole training steps through the TPU's own compiler, without a TPU."""
     install(session, "jax", "tpu")
     # Nor is there a service that tells what TPU this is.
     env = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}

@@ -16,8 +16,8 @@ from timing import Spec
 from palm.config import PaLMConfig
 
 NUM_TOKENS = 256
-# Their attention forms all n² scores.
-QUADRATIC = ("palm_lite", "palm_pytorch", "palm_jax", "falcon")
+# Whose attention forms all n² scores, and how many such sides live beside each other.
+QUADRATIC = {"palm_lite": 3, "palm_pytorch": 3, "falcon": 3, "palm_jax": 1}
 MEMORY_SHARE = 0.8
 
 
@@ -102,6 +102,8 @@ class Maker:
         if model == "falcon" and config.inner_dim != config.dim:
             return f"its heads·dim_head must be dim={config.dim}; {config.inner_dim} was asked for"
         needed = score_bytes(config, self.batch, self.length, training=self.job == "training")
-        if memory is not None and model in QUADRATIC and needed > MEMORY_SHARE * memory:
-            return f"its scores would take {needed / 2**30:.0f} GiB of {memory / 2**30:.0f}"
+        together = QUADRATIC.get(model, 0) * needed
+        if memory is not None and together > MEMORY_SHARE * memory:
+            beside = " with those beside it" if QUADRATIC[model] > 1 else ""
+            return f"its scores would take {together / 2**30:.0f} GiB of {memory / 2**30:.0f}{beside}"
         return None

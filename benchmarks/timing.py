@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -72,6 +72,9 @@ def started(spec: Spec) -> Iterator[Child]:
             yield Child(spec, process, errors)
         finally:
             process.kill()
+            # What was still on its way to a side that is gone must not be what the caller hears of.
+            with suppress(BrokenPipeError):
+                process.stdin.close()
 
 
 class Child:

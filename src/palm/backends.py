@@ -25,7 +25,7 @@ _FRAMEWORKS: dict[Backend, tuple[str, ...]] = {"torch": ("torch",), "jax": ("jax
 # The ways to compute attention, and "auto": the fastest on the model's device.
 ATTENTION_PATHS: dict[Backend, tuple[str, ...]] = {
     "torch": ("auto", "textbook", "blockwise", "sdpa", "flex"),
-    "jax": ("auto", "textbook", "blockwise", "cudnn", "splash"),
+    "jax": ("auto", "textbook", "blockwise", "cudnn", "splash", "pallas"),
 }
 
 

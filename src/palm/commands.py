@@ -64,7 +64,8 @@ def train(
         out: Folder of the new run.
         resume: Folder of a run to go on with.
         device: Where: cpu, cuda, gpu:1, …
-        attention: Attention path: auto (the default), textbook, blockwise, sdpa, flex, cudnn or splash.
+        attention: Attention path: auto (the default), textbook, blockwise, sdpa, flex, cudnn, splash or
+            pallas.
         compile_cache: Folder for compiled programs, which the next start takes from there (torch compiles on
             GPUs only).
         tensorboard: Also write RUN/tensorboard.

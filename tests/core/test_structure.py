@@ -16,7 +16,10 @@ SOURCE = ROOT / "src" / "palm"
 FILES = {file.relative_to(SOURCE).as_posix(): file for file in sorted(SOURCE.rglob("*.py"))}
 WINGS = {"torch": "torch_impl", "jax": "jax_impl"}
 # Attention by a framework's own kernels: each wing has its.
-KERNELS = {"torch": {"paths/sdpa.py", "paths/flex.py"}, "jax": {"paths/cudnn.py", "paths/splash.py"}}
+KERNELS = {
+    "torch": {"paths/sdpa.py", "paths/flex.py"},
+    "jax": {"paths/cudnn.py", "paths/splash.py", "paths/pallas.py", "paths/pallas_kernels.py"},
+}
 MIRRORED = sorted(
     name
     for name in (name.removeprefix("torch_impl/") for name in FILES if name.startswith("torch_impl/"))

@@ -57,7 +57,7 @@ BAD_OPTIONS = [
     (
         {"attention": "flash"},
         ConfigError,
-        ["one of auto, textbook, blockwise, cudnn, splash; got attention='flash'", "Choose"],
+        ["one of auto, textbook, blockwise, cudnn, splash, pallas; got attention='flash'", "Choose"],
     ),
     *(
         ({"device": device}, BackendError, ["device must be available to jax", f"device={device!r}"])

@@ -93,13 +93,13 @@ def on(path, model):
 
 
 @pytest.mark.parametrize("program", [forward, gradient])
-@pytest.mark.parametrize("path", ["textbook", "blockwise", "splash"])
+@pytest.mark.parametrize("path", ["textbook", "blockwise", "splash", "pallas"])
 def test_float32_products_are_never_left_to_an_accelerators_fewer_digits(path, program, model, tokens):
     highest = jax.lax.Precision.HIGHEST
     assert precisions(program, on(path, model), tokens) == {(highest, highest)}
 
 
-@pytest.mark.parametrize("path", ["blockwise", "splash"])
+@pytest.mark.parametrize("path", ["blockwise", "splash", "pallas"])
 def test_bfloat16_products_are_not_slowed_down(path, config, tokens):
     found = precisions(gradient, on(path, palm.build(config, backend="jax", dtype="bfloat16")), tokens)
     assert None in found
@@ -112,11 +112,12 @@ def test_a_precision_the_user_chose_is_kept(model, tokens):
         assert precisions(gradient, model, tokens) == {(high, high)}
 
 
-def test_the_splash_kernel_gets_a_precision_that_its_compiler_knows(config, model, tokens):
+@pytest.mark.parametrize("path", ["splash", "pallas"])
+def test_a_kernel_gets_a_precision_that_its_compiler_knows(path, config, model, tokens):
     default, high, highest = jax.lax.Precision
-    half = on("splash", palm.build(config, backend="jax", dtype="bfloat16"))
+    half = on(path, palm.build(config, backend="jax", dtype="bfloat16"))
     with jax.default_matmul_precision("high"):
-        assert precisions(gradient, on("splash", model), tokens) == {(high, high), (highest, highest)}
+        assert precisions(gradient, on(path, model), tokens) == {(high, high), (highest, highest)}
         assert precisions(gradient, half, tokens) == {(high, high), (default, default)}
     with jax.default_matmul_precision("bfloat16"):
-        assert precisions(gradient, on("splash", model), tokens) == {(default, default)}
+        assert precisions(gradient, on(path, model), tokens) == {(default, default)}

@@ -19,19 +19,23 @@ from palm.backends import ATTENTION_PATHS
 from palm.rounding import UNIT_ROUNDOFF, rms
 
 WINGS = {"torch": torch_impl, "jax": jax_impl}
-PATHS = [(wing, path) for wing in WINGS for path in ATTENTION_PATHS[wing] if path != "auto"]
 # Paths that need an accelerator or have no ALiBi.
-ON_GPU, ON_TPU, ROTARY_ONLY = {"flex", "cudnn"}, {"splash"}, {"sdpa", "cudnn", "splash"}
+ON_GPU, ON_TPU, ROTARY_ONLY = {"flex", "cudnn"}, {"splash", "pallas"}, {"sdpa", "cudnn", "splash"}
+PATHS = [
+    (wing, path, positions)
+    for wing in WINGS
+    for path in ATTENTION_PATHS[wing]
+    for positions in ("alibi", "rotary")
+    if path != "auto" and not (path in ROTARY_ONLY and positions == "alibi")
+]
 E = 16
 
 
-def skip_what_is_not_here(path: str, positions: str, platform: str) -> None:
+def skip_what_is_not_here(path: str, platform: str) -> None:
     if path in ON_GPU and platform != "gpu":
         pytest.skip(f"{path} runs on a GPU only: --platform gpu")
     if path in ON_TPU and platform != "tpu":
         pytest.skip(f"{path} runs on a TPU only: --platform tpu")
-    if path in ROTARY_ONLY and positions == "alibi":
-        pytest.skip(f"{path} refuses ALiBi, whose bias it would hold")
 
 
 def inputs(heads: int, length: int) -> list[np.ndarray]:
@@ -69,10 +73,9 @@ def errors(found: list[np.ndarray], exact: list[np.ndarray]) -> list[float]:
 
 @pytest.mark.parametrize("length", [1, 2, 127, 128, 300])
 @pytest.mark.parametrize("heads", [1, 3, 8])
-@pytest.mark.parametrize("positions", ["alibi", "rotary"])
-@pytest.mark.parametrize(("wing", "path"), PATHS)
+@pytest.mark.parametrize(("wing", "path", "positions"), PATHS)
 def test_outputs_and_gradients_are_the_textbooks(wing, path, positions, heads, length, platform):
-    skip_what_is_not_here(path, positions, platform)
+    skip_what_is_not_here(path, platform)
     arrays = [x.astype(np.float32).astype(np.float64) for x in inputs(heads, length)]
     with jax.enable_x64(True):
         # Of the other wing, so that the textbook is held against one, too.
@@ -84,10 +87,9 @@ def test_outputs_and_gradients_are_the_textbooks(wing, path, positions, heads, l
         assert max(errors(results(wing, path, positions, arrays, "float32", platform), exact)) <= bar
 
 
-@pytest.mark.parametrize("positions", ["alibi", "rotary"])
-@pytest.mark.parametrize(("wing", "path"), PATHS)
+@pytest.mark.parametrize(("wing", "path", "positions"), PATHS)
 def test_bfloat16_is_off_by_its_rounding_alone(wing, path, positions, platform):
-    skip_what_is_not_here(path, positions, platform)
+    skip_what_is_not_here(path, platform)
     arrays = [np.asarray(jnp.asarray(x, jnp.bfloat16)).astype(np.float64) for x in inputs(8, 300)]
     with jax.enable_x64(True):
         exact = results(wing, "textbook", positions, arrays, "float64", "cpu")
@@ -95,11 +97,10 @@ def test_bfloat16_is_off_by_its_rounding_alone(wing, path, positions, platform):
     assert max(errors(found, exact)) <= 4 * UNIT_ROUNDOFF["bfloat16"]
 
 
-@pytest.mark.parametrize("positions", ["alibi", "rotary"])
-@pytest.mark.parametrize(("wing", "path"), PATHS)
+@pytest.mark.parametrize(("wing", "path", "positions"), PATHS)
 def test_a_gradient_of_another_function_is_noticed(wing, path, positions, platform):
     """The control: keys one place off change the gradients by far more than the bars above."""
-    skip_what_is_not_here(path, positions, platform)
+    skip_what_is_not_here(path, platform)
     arrays = inputs(3, 127)
     with jax.enable_x64(True):
         exact = results(wing, "textbook", positions, arrays, "float64", "cpu")
@@ -162,6 +163,7 @@ def test_no_tensor_of_a_blockwise_model_grows_faster_than_its_text(wing, positio
         ("jax", "cudnn", "alibi", 'got attention="cudnn" with positions="alibi"'),
         ("jax", "cudnn", "rotary", 'attention="cudnn" must be on an NVIDIA GPU'),
         ("jax", "splash", "rotary", 'attention="splash" must be on a TPU'),
+        ("jax", "pallas", "alibi", 'attention="pallas" must be on a TPU'),
         ("torch", "cudnn", "rotary", "must be one of auto, textbook, blockwise, sdpa, flex"),
     ],
 )
@@ -183,7 +185,7 @@ def test_a_path_that_cannot_serve_the_model_is_refused(wing, path, positions, wo
         ("jax", "rotary", "cpu", "blockwise"),
         ("jax", "alibi", "gpu", "blockwise"),
         ("jax", "rotary", "gpu", "cudnn"),
-        ("jax", "alibi", "tpu", "blockwise"),
+        ("jax", "alibi", "tpu", "pallas"),
         ("jax", "rotary", "tpu", "splash"),
     ],
 )

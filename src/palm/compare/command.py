@@ -47,7 +47,7 @@ STATUS: dict[Outcome, int] = {
     "differ by rounding more than expected": 1,
     "cannot tell": 3,
 }
-Attention = Literal["auto", "textbook", "blockwise", "sdpa", "flex", "cudnn", "splash"]
+Attention = Literal["auto", "textbook", "blockwise", "sdpa", "flex", "cudnn", "splash", "pallas"]
 
 
 def compare(

@@ -22,20 +22,19 @@ def choose_path(attention: str, config: PaLMConfig, platform: str) -> str:
 
     Raises `ConfigError` for one that cannot serve the model there.
     """
-    own = {"gpu": "cudnn", "tpu": "splash"}
+    homes = {"cudnn": "gpu", "splash": "tpu", "pallas": "tpu"}
     if attention == "auto":
-        return "blockwise" if config.positions == "alibi" else own.get(platform, "blockwise")
-    if attention in own.values():
-        if config.positions == "alibi":
-            raise ConfigError(
-                "attention must be a path without a bias for each pair of positions; got "
-                f'attention="{attention}" with positions="alibi". Use "auto", or rotary positions.'
-            )
-        if own.get(platform) != attention:
-            where = "an NVIDIA GPU" if attention == "cudnn" else "a TPU"
-            raise ConfigError(
-                f'attention="{attention}" must be on {where}; got device={platform}. Use "auto".'
-            )
+        if platform == "tpu":
+            return "pallas" if config.positions == "alibi" else "splash"
+        return "cudnn" if platform == "gpu" and config.positions == "rotary" else "blockwise"
+    if attention in ("cudnn", "splash") and config.positions == "alibi":
+        raise ConfigError(
+            "attention must be a path without a bias for each pair of positions; got "
+            f'attention="{attention}" with positions="alibi". Use "auto", or rotary positions.'
+        )
+    if homes.get(attention, platform) != platform:
+        where = "an NVIDIA GPU" if attention == "cudnn" else "a TPU"
+        raise ConfigError(f'attention="{attention}" must be on {where}; got device={platform}. Use "auto".')
     return attention
 
 

@@ -75,16 +75,18 @@ class _InParts(torch.autograd.Function):
         if needed:
             for_rows, for_weight = torch.empty_like(rows), torch.zeros_like(weight, dtype=total.dtype)
         leaf = weight.detach().requires_grad_(needed)
-        for part in torch.arange(len(rows), device=rows.device).split(max(1, MOST_LOGITS // len(weight))):
+        size = max(1, MOST_LOGITS // len(weight))
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
             some = rows[part].detach().requires_grad_(needed)
             with torch.set_grad_enabled(needed):
                 loss, z = cross_entropy(linear(some, leaf) * scale, targets[part])
-                objective = (loss + z_loss * z) * (len(part) / len(rows))
+                objective = (loss + z_loss * z) * (len(some) / len(rows))
             if needed:
                 for_rows[part], grad = torch.autograd.grad(objective, (some, leaf))
                 for_weight += grad
             total += objective.detach()
-            mean += loss.detach() * (len(part) / len(rows))
+            mean += loss.detach() * (len(some) / len(rows))
         if needed:
             ctx.save_for_backward(for_rows, for_weight.to(weight.dtype))
         ctx.mark_non_differentiable(mean)

@@ -7,6 +7,7 @@ Mirror: palm.torch_impl.paths; differs in the framework's own kernels.
 
 from palm.jax_impl.paths.blockwise import blockwise_attention
 from palm.jax_impl.paths.cudnn import cudnn_attention
+from palm.jax_impl.paths.pallas import pallas_attention
 from palm.jax_impl.paths.splash import splash_attention
 from palm.jax_impl.paths.textbook import textbook_attention
 
@@ -15,6 +16,14 @@ ATTENTION = {
     "blockwise": blockwise_attention,
     "cudnn": cudnn_attention,
     "splash": splash_attention,
+    "pallas": pallas_attention,
 }
 
-__all__ = ["ATTENTION", "blockwise_attention", "cudnn_attention", "splash_attention", "textbook_attention"]
+__all__ = [
+    "ATTENTION",
+    "blockwise_attention",
+    "cudnn_attention",
+    "pallas_attention",
+    "splash_attention",
+    "textbook_attention",
+]

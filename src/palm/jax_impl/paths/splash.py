@@ -35,10 +35,9 @@ def splash_attention(q: Array, k: Array, v: Array, slopes: Array | None, *, inte
     """
     assert slopes is None
     n, h, e = q.shape[-3:]
-    most = min(BLOCK, BLOCK_BYTES // (e * q.dtype.itemsize) // LANES * LANES)
-    if q.dtype == jnp.float64 or not most:
+    block = block_of(n, e, q.dtype)
+    if block is None:
         return blockwise_attention(q, k, v, slopes)
-    block = min(most, -(-n // LANES) * LANES)
 
     def padded(x: Array) -> Array:
         return jnp.pad(x, ((0, 0), (0, -n % block), *((0, 0),) * (x.ndim - 2)))
@@ -46,11 +45,17 @@ def splash_attention(q: Array, k: Array, v: Array, slopes: Array | None, *, inte
     # Rounded once: bfloat16's own e^-1/2 is off by up to a part in 512, the same for all scores.
     scaled = padded((widen(q) * e**-0.5).astype(q.dtype).reshape(-1, n, h, e)).swapaxes(1, 2)
     keys, values = padded(k.reshape(-1, n, e)), padded(v.reshape(-1, n, e))
-    attended = _attend(scaled, keys, values, block, _precision(q), interpret)
+    attended = _attend(scaled, keys, values, block, kernel_precision(q), interpret)
     return attended[:, :, :n].swapaxes(1, 2).reshape(q.shape)
 
 
-def _precision(q: Array) -> str:
+def block_of(n: int, e: int, dtype: jnp.dtype) -> int | None:
+    """Positions of a block, for a TPU; None where a kernel does not take the heads or their dtype."""
+    most = min(BLOCK, BLOCK_BYTES // (e * dtype.itemsize) // LANES * LANES)
+    return min(most, -(-n // LANES) * LANES) if most and dtype != jnp.float64 else None
+
+
+def kernel_precision(q: Array) -> str:
     """The TPU's kernel compiler multiplies float32 in full or as bfloat16, and bfloat16 only as such."""
     coarse = q.dtype == jnp.bfloat16 or jax.config.jax_default_matmul_precision in COARSE
     return "default" if coarse else "highest"
