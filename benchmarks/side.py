@@ -48,8 +48,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     spec = json.loads(sys.stdin.readline())
-    if spec["job"] != "memory":
-        keep_memory()  # as `palm train` does: every side's times gain
+    if spec["model"] == "palm" and spec["job"] != "memory":
+        keep_memory()  # as `palm train` does; the others are as they come
     if spec["framework"] == "torch" and spec["model"] == "palm":
         # The others' own setting stays: they flush nothing.
         from palm.torch_impl import in_its_thread  # noqa: PLC0415 - one framework a process
