@@ -11,6 +11,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +33,14 @@ ATTENTION_PATHS: dict[Backend, tuple[str, ...]] = {
 def available_backends() -> tuple[Backend, ...]:
     """The backends whose frameworks are installed here. Imports neither."""
     return tuple(backend for backend in BACKENDS if not _missing(backend))
+
+
+def first_backend(wanted: Backend | None = None) -> Backend:
+    """`wanted` if it is installed, or else the first backend that is. Raises `BackendError`."""
+    here = available_backends()
+    if not here:
+        raise BackendError('backend must be installed; got none. Run: pip install "palm-dual[torch]".')
+    return wanted if wanted in here else here[0]
 
 
 def wing(backend: Backend) -> ModuleType:
@@ -163,6 +172,15 @@ def convert(
     )
 
 
+def keep_programs(folder: str | os.PathLike[str] | None, backend: Backend) -> None:
+    """Keep what `backend` compiles from now on in `folder`, and take it from there; None does nothing.
+
+    JAX compiles everything it runs, torch only what runs on a GPU. Raises what `build` raises.
+    """
+    if folder is not None:
+        wing(backend).keep_programs(Path(folder))
+
+
 def activations(model: Any, tokens: Any) -> dict[str, np.ndarray]:
     """Every tap of one forward pass, in dataflow order, under the same names in both backends.
 
@@ -208,7 +226,14 @@ def _check_config(config: PaLMConfig) -> None:
 
 def _check_options(backend: Backend, dtype: DType, attention: str) -> None:
     numpy_dtype(dtype)
-    check_choice("attention", attention, ATTENTION_PATHS[backend])
+    paths = ATTENTION_PATHS[backend]
+    others = [name for name in BACKENDS if isinstance(attention, str) and attention in ATTENTION_PATHS[name]]
+    if others and attention not in paths:
+        raise ConfigError(
+            f'attention must be one of {", ".join(paths)}, the paths of backend="{backend}"; got '
+            f'attention={attention!r}, which only backend="{others[0]}" has. Choose one.'
+        )
+    check_choice("attention", attention, paths)
 
 
 def _missing(backend: Backend) -> list[str]:

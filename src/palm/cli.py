@@ -26,11 +26,11 @@ COMMANDS = {
     ),
     "train": ("palm.commands:train", "Train a model, or go on with a run, in either framework."),
     "generate": (
-        "palm.commands:generate",
+        "palm.text_commands:generate",
         "Print what a trained model writes after a prompt: the text, as it comes, and nothing else.",
     ),
     "data": (
-        "palm.commands:data",
+        "palm.text_commands:data",
         "Fetch a public corpus: `palm data fetch enwik8`. "
         "A copy that is there is verified, not fetched again.",
     ),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_hints
 
 import tyro
 
 from palm.cadence import Cadence
 from palm.config import PaLMConfig
 from palm.recipe import RECIPES, Recipe
+
+Attention = Literal["auto", "textbook", "blockwise", "sdpa", "flex", "cudnn", "splash", "pallas"]
 
 
 def _flags(cls: type, default: str = "{}", of: Any = None) -> Any:

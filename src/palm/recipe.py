@@ -20,6 +20,7 @@ from palm.params import DType
 OptimizerKind = Literal["adamw", "adafactor"]
 ScheduleKind = Literal["constant", "cosine", "inverse_sqrt"]
 NonFinite = Literal["stop", "rewind"]
+Remat = bool | Literal["feedforward"]
 
 # β₂ = 1 − k^−0.8 (paper §5; Adafactor, arXiv:1804.04235 §7.2).
 BETA2_EXPONENT = 0.8
@@ -88,7 +89,9 @@ class Recipe:
     - `z_loss`: weight of the mean of log²Z, Z the softmax denominator.
     - `precision`: of the model's computation; weights, moments, gradients, norms, softmax and loss are
       kept in float32 or wider.
-    - `remat`: recompute each block in the backward pass instead of storing what is in it.
+    - `remat`: what the backward pass computes again instead of storing it: nothing (False), each block's
+      "feedforward", which is most of what is stored and little of the work in long texts, or whole blocks
+      (True).
     - `validation`: last share of the data, by position, that is not trained on.
     - `non_finite`: on a loss or gradient that is not finite, "stop", or "rewind" as the paper does: go back
       and skip the batches that led there.
@@ -117,7 +120,7 @@ class Recipe:
     clip: float = 1.0
     z_loss: float = 1e-4
     precision: DType = "float32"
-    remat: bool = False
+    remat: Remat = False
     validation: float = 0.05
     non_finite: NonFinite = "stop"
     rewind: int = 100
@@ -133,8 +136,12 @@ class Recipe:
         check_choice("schedule", self.schedule, get_args(ScheduleKind))
         check_choice("non_finite", self.non_finite, get_args(NonFinite))
         check_choice("precision", self.precision, get_args(DType))
-        if not isinstance(self.remat, bool):
-            raise ConfigError(f"remat must be true or false; got remat={self.remat!r}. Use True or False.")
+        if not (
+            isinstance(self.remat, bool) or (isinstance(self.remat, str) and self.remat == "feedforward")
+        ):
+            raise ConfigError(
+                f'remat must be true, false or "feedforward"; got remat={self.remat!r}. Choose one.'
+            )
         for name, least, most in (
             ("learning_rate", 0.0, math.inf),
             ("weight_decay", 0.0, math.inf),

@@ -103,6 +103,8 @@ def test_a_field_without_a_description_cannot_be_a_flag():
         (Recipe, ["--steps", "7", "--learning-rate", "1e-3"], {"steps": 7, "learning_rate": 1e-3}),
         (Recipe, ["--ramp", "5", "32", "9", "64"], {"ramp": ((5, 32), (9, 64))}),
         (Recipe, ["--remat", "False", "--warmup", "0"], {"remat": False, "warmup": 0}),
+        (Recipe, ["--remat", "True"], {"remat": True}),
+        (Recipe, ["--remat", "feedforward"], {"remat": "feedforward"}),
         (PaLMConfig, ["--share-kv", "True", "--norm", "layernorm"], {"share_kv": True, "norm": "layernorm"}),
         (PaLMConfig, ["--norm-eps", "1e-6", "--dim", "24"], {"norm_eps": 1e-6, "dim": 24}),
         (Cadence, ["--keep", "1", "--sample-prompt", ""], {"keep": 1, "sample_prompt": ""}),

@@ -277,11 +277,11 @@ def test_a_choice_must_be_one_of_those_listed(field, choices, value):
     assert_explains(raised, f"{field} must be one of {choices}", f"{field}={value!r}", "Choose one")
 
 
-@pytest.mark.parametrize("value", [1, 0, None, "yes", np.True_])
-def test_remat_must_be_a_bool(value):
+@pytest.mark.parametrize("value", [1, 0, None, "yes", "blocks", np.True_, np.array(["feedforward"])])
+def test_remat_must_be_a_bool_or_a_part(value):
     with pytest.raises(ConfigError) as raised:
         Recipe(remat=value)
-    assert_explains(raised, "remat must be true or false", f"remat={value!r}", "Use True or False")
+    assert_explains(raised, 'remat must be true, false or "feedforward"', f"remat={value!r}", "Choose one")
 
 
 @pytest.mark.parametrize("value", ["float8", None, 32, ["float32"]])

@@ -5,9 +5,11 @@ import logging
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import palm
+from palm import jax_impl
 from palm.jax_impl.model import UNROLLED
 
 
@@ -35,6 +37,23 @@ def test_another_model_of_the_same_config_compiles_nothing(model, config, tokens
     model(tokens)
     other = palm.build(config, backend="jax", seed=9)
     assert compilations(lambda: other(tokens)) == 0
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_training_compiles_one_step_also_when_it_is_resumed(config, compilations, device):
+    """Weights and moments read from a checkpoint are placed as those that a step gives back."""
+    recipe = palm.recipe("bytes", steps=4, batch=1, length=5)
+    windows = np.arange(6)[None] % config.num_tokens
+    trainer = jax_impl.Trainer(palm.build(config, backend="jax", device=device), recipe)
+    trainer.step(windows, recipe.rates(1))
+    assert compilations(lambda: trainer.step(windows, recipe.rates(2))) == 0
+    _, attention = trainer.placement
+    weights = palm.to_numpy(trainer.model)
+    model = palm.from_numpy(config, weights, backend="jax", device=device, attention=attention)
+    resumed = jax_impl.Trainer(model, recipe)
+    resumed.set_moments(trainer.moments())
+    assert compilations(lambda: resumed.step(windows, recipe.rates(3))) == 0
+    assert compilations(lambda: resumed.step(windows, recipe.rates(4))) == 0
 
 
 def test_another_length_is_compiled_and_would_be_counted(model, tokens, compilations):

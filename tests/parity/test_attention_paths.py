@@ -158,13 +158,24 @@ def test_no_tensor_of_a_blockwise_model_grows_faster_than_its_text(wing, positio
 @pytest.mark.parametrize(
     ("wing", "path", "positions", "words"),
     [
-        ("torch", "sdpa", "alibi", 'got attention="sdpa" with positions="alibi"'),
+        (
+            "torch",
+            "sdpa",
+            "alibi",
+            'must be a path that has ALiBi where positions="alibi"; got attention="sdpa"',
+        ),
         ("torch", "flex", "rotary", 'attention="flex" must be on a GPU'),
-        ("jax", "cudnn", "alibi", 'got attention="cudnn" with positions="alibi"'),
+        (
+            "jax",
+            "cudnn",
+            "alibi",
+            'must be a path that has ALiBi where positions="alibi"; got attention="cudnn"',
+        ),
         ("jax", "cudnn", "rotary", 'attention="cudnn" must be on an NVIDIA GPU'),
         ("jax", "splash", "rotary", 'attention="splash" must be on a TPU'),
         ("jax", "pallas", "alibi", 'attention="pallas" must be on a TPU'),
-        ("torch", "cudnn", "rotary", "must be one of auto, textbook, blockwise, sdpa, flex"),
+        ("torch", "cudnn", "rotary", "got attention='cudnn', which only backend=\"jax\" has"),
+        ("jax", "sdpa", "rotary", "got attention='sdpa', which only backend=\"torch\" has"),
     ],
 )
 def test_a_path_that_cannot_serve_the_model_is_refused(wing, path, positions, words):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ import palm
 from palm import jax_impl, reference_optimizer, torch_impl
 from palm.checkpoint import load_arrays, load_progress
 from palm.loop import MAX_REWINDS
-from palm.recipe import Outcome
+from palm.recipe import Outcome, Remat
 from palm.reference_grad import value_and_grad
 from palm.rounding import rms
 from palm.run import Run
@@ -89,13 +90,43 @@ def test_four_micro_batches_have_the_gradient_of_the_whole(wing):
     assert outcomes[0].loss == pytest.approx(outcomes[1].loss, rel=1e-13)
 
 
+@pytest.mark.parametrize("remat", [True, "feedforward"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("wing", WINGS)
-def test_recomputing_blocks_changes_nothing(wing, precision):
-    learners = [trainer(wing, recipe(remat=remat, precision=precision)) for remat in (False, True)]
+def test_recomputing_blocks_changes_nothing(wing, precision, remat):
+    learners = [trainer(wing, recipe(remat=each, precision=precision)) for each in (False, remat)]
     outcomes = [learner.step(batch(), recipe().rates(1)) for learner in learners]
     assert outcomes[0].loss == pytest.approx(outcomes[1].loss, rel=1e-6)
     assert distance(*(learner.moments() for learner in learners)) <= 1e-5
+
+
+def stored_bytes(wing: str, remat: Remat) -> int:
+    """What the forward pass leaves for the backward pass; in JAX all that the program needs meanwhile."""
+    model = palm.build(config(depth=6), backend=wing)
+    tokens = np.zeros((8, 64), np.int32)
+    if wing == "jax":
+        gradient = jax.jit(jax.grad(lambda model: model(jnp.asarray(tokens), remat=remat).sum()))
+        return gradient.lower(model).compile().memory_analysis().temp_size_in_bytes
+    sizes: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = model(torch.from_numpy(tokens), remat=remat)
+    assert out.requires_grad
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_what_is_computed_again_is_not_stored(wing):
+    everything, without_feedforward, blocks_only = (
+        stored_bytes(wing, remat) for remat in (False, "feedforward", True)
+    )
+    assert blocks_only < 0.9 * without_feedforward
+    assert without_feedforward < 0.8 * everything
 
 
 @pytest.mark.parametrize("wing", WINGS)

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -37,7 +37,7 @@ from palm.data import read_text, sample_windows, standard_library_text
 from palm.display import Terminal
 from palm.errors import ConfigError, PalmError
 from palm.fields import integer
-from palm.flags import ModelFlags, given
+from palm.flags import Attention, ModelFlags, given
 from palm.params import DType
 from palm.recipe import recipe as find_recipe
 
@@ -47,7 +47,6 @@ STATUS: dict[Outcome, int] = {
     "differ by rounding more than expected": 1,
     "cannot tell": 3,
 }
-Attention = Literal["auto", "textbook", "blockwise", "sdpa", "flex", "cudnn", "splash", "pallas"]
 
 
 def compare(
@@ -74,10 +73,10 @@ def compare(
     """Run one model on two sides and report where, by how much more than rounding, and why they differ.
 
     A side is backend[:checkpoint][@key=value,…], with the keys dtype, device, matmul (float32, tensorfloat32,
-    bfloat16), attention (auto, textbook, blockwise, …), compile (on, off) and remat (on, off); or the folder
-    of a bundle that palm record wrote; or a published original, palm_pytorch.palm_lite[:weights], of which
-    the logits are compared. Examples of sides: torch, torch@dtype=bfloat16, jax:RUN/step-00000100,
-    tpu-bundle/.
+    bfloat16), attention (auto, textbook, blockwise, …), compile (on, off) and remat (on, off, feedforward);
+    or the folder of a bundle that palm record wrote; or a published original,
+    palm_pytorch.palm_lite[:weights], of which the logits are compared. Examples of sides: torch,
+    torch@dtype=bfloat16, jax:RUN/step-00000100, tpu-bundle/.
 
     Each live side runs in its own process on the same real text; a float64 NumPy referee judges both.
 

@@ -16,11 +16,14 @@ from palm.backends import backend_of, config_of, dtype_of, to_numpy, wing_of
 from palm.compare.arrays import digest_of, each
 from palm.config import PaLMConfig
 from palm.params import DType
+from palm.recipe import Remat
 from palm.tokens import check_tokens
 
 Arrays = dict[str, np.ndarray]
 OnStep = Callable[[str], None]
 STEPS = ("build", "forward", "gradients", "float64 forward", "float64 gradients")
+# How sides say what the backward pass computes again.
+REMAT: dict[str, Remat] = {"on": True, "off": False, "feedforward": "feedforward"}
 _PACKAGES = ("palm-dual", "numpy", "torch", "jax", "jaxlib", "equinox")
 
 
@@ -32,7 +35,7 @@ class Mode:
     """
 
     compile: bool | None = None
-    remat: bool = False
+    remat: Remat = False
     matmul: str | None = None
 
     @property
@@ -41,7 +44,7 @@ class Mode:
         return {} if self.compile is None else {"compiled": self.compile}
 
     @property
-    def backward(self) -> dict[str, bool]:
+    def backward(self) -> dict[str, Any]:
         """What a wing's `value_and_grad` takes."""
         return {**self.forward, "remat": self.remat}
 
@@ -124,7 +127,7 @@ def environment_of(model: Any, mode: Mode) -> dict[str, str]:
         "device": wing_of(model).device_name(model),
         "attention": wing_of(model).attention_of(model),
         "compile": "as the backend does" if mode.compile is None else "on" if mode.compile else "off",
-        "remat": "on" if mode.remat else "off",
+        "remat": next(name for name, remat in REMAT.items() if remat == mode.remat),
         "matmul": mode.matmul or "as the backend does",
     }
     return {**environment(), **own}

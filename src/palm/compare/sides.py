@@ -12,7 +12,7 @@ from palm.backends import ATTENTION_PATHS
 from palm.checkpoint import load_arrays
 from palm.compare.bundle import is_bundle, read_bundle
 from palm.compare.excerpt import Excerpt
-from palm.compare.probe import Recording
+from palm.compare.probe import REMAT, Recording
 from palm.config import BACKENDS, Backend, PaLMConfig
 from palm.errors import ConfigError
 from palm.fields import check_choice
@@ -40,7 +40,8 @@ class Side:
     - `matmul`: how precisely float32 matrices are multiplied: float32, tensorfloat32 or bfloat16 passes.
     - `attention`: its attention path.
     - `compile`: on or off: torch.compile, or jax.jit.
-    - `remat`: on or off: each block is computed again in the backward pass.
+    - `remat`: on, off or feedforward: whole blocks, nothing, or that part of them, is computed again in the
+      backward pass.
     """
 
     backend: Backend
@@ -60,7 +61,7 @@ class Side:
         check_choice("matmul", self.matmul, MATMUL, optional=True)
         check_choice("attention", self.attention, ATTENTION_PATHS[self.backend])
         check_choice("compile", self.compile, SWITCH, optional=True)
-        check_choice("remat", self.remat, SWITCH)
+        check_choice("remat", self.remat, REMAT)
 
     def to_dict(self) -> dict[str, Any]:
         """As the process that runs it reads it."""

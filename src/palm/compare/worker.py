@@ -20,7 +20,7 @@ from palm.checkpoint import load_arrays
 from palm.compare.bundle import write_bundle
 from palm.compare.child import RECORDED, REFUSED
 from palm.compare.excerpt import record_excerpt
-from palm.compare.probe import Mode, record
+from palm.compare.probe import REMAT, Mode, record
 from palm.compare.trajectory import moved_by_an_ulp, record_training
 from palm.config import PaLMConfig
 from palm.corpus import open_corpus
@@ -40,7 +40,7 @@ def probe(request: dict[str, Any]) -> None:
     if request["matmul"] is not None:
         wing(request["backend"]).set_matmul(request["matmul"])
     compiled = None if request["compile"] is None else request["compile"] == "on"
-    mode = Mode(compile=compiled, remat=request["remat"] == "on", matmul=request["matmul"])
+    mode = Mode(compile=compiled, remat=REMAT[request["remat"]], matmul=request["matmul"])
     is_excerpt = request.get("is_excerpt", False)
     for i, file in enumerate(request["tokens"]):
         model, seed = _model(request, request["seed"] + i)

@@ -29,8 +29,8 @@ def choose_path(attention: str, config: PaLMConfig, platform: str) -> str:
         return "cudnn" if platform == "gpu" and config.positions == "rotary" else "blockwise"
     if attention in ("cudnn", "splash") and config.positions == "alibi":
         raise ConfigError(
-            "attention must be a path without a bias for each pair of positions; got "
-            f'attention="{attention}" with positions="alibi". Use "auto", or rotary positions.'
+            f'attention must be a path that has ALiBi where positions="alibi"; got attention="{attention}", '
+            'whose kernels would need a bias for each pair of positions. Use "auto", or rotary positions.'
         )
     if homes.get(attention, platform) != platform:
         where = "an NVIDIA GPU" if attention == "cudnn" else "a TPU"

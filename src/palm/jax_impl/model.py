@@ -17,10 +17,11 @@ from jax import Array, lax
 
 from palm.config import PaLMConfig
 from palm.errors import TokenError
-from palm.jax_impl.block import Block
+from palm.jax_impl.block import Block, recomputed
 from palm.jax_impl.linear import linear
 from palm.jax_impl.norm import Norm
 from palm.jax_impl.position import Rotation, alibi_slopes, rotation_table
+from palm.recipe import Remat
 from palm.taps import BLOCK_TAPS
 from palm.tokens import check_range, check_shape
 
@@ -47,11 +48,12 @@ class PaLM(eqx.Module):
     unembedding: Array | None
     config: PaLMConfig = eqx.field(static=True)
 
-    def __call__(self, tokens: Array, *, remat: bool = False, features: bool = False) -> Array:
+    def __call__(self, tokens: Array, *, remat: Remat = False, features: bool = False) -> Array:
         """Logits of tokens; any integer dtype, any batch dimensions, also none.
 
-        `remat` recomputes each block in the backward pass instead of storing what is in it; `features` gives
-        what the output layer reads, (..., n, d), instead of logits.
+        `remat` names what the backward pass computes again instead of storing it: True whole blocks,
+        "feedforward" that part of them; `features` gives what the output layer reads, (..., n, d), instead
+        of logits.
         Shapes: (..., n) -> (..., n, v). Raises `TokenError`; inside jit ids cannot be checked, and those
         out of range give NaN logits.
         """
@@ -90,16 +92,17 @@ def check(tokens: Array, config: PaLMConfig) -> None:
 
 
 @eqx.filter_jit
-def _forward(model: PaLM, tokens: Array, remat: bool, features: bool) -> Array:
+def _forward(model: PaLM, tokens: Array, remat: Remat, features: bool) -> Array:
     def step(x: Array, block: Block) -> tuple[Array, None]:
-        return block(x, rotation, slopes), None
+        inputs = (x, rotation, slopes)
+        return recomputed(block, *inputs) if remat is True else block(*inputs, remat), None
 
     with full_precision(model):
         x = _embed(model, tokens)
         rotation, slopes = model.positions(tokens.shape[-1], x)
         if remat or model.config.depth > UNROLLED:
-            # Written out, blocks that are computed again would be so all at once, and memory be no less.
-            x, _ = lax.scan(jax.checkpoint(step) if remat else step, x, model.blocks)
+            # Written out, what is computed again would be so all at once, and memory be no less.
+            x, _ = lax.scan(step, x, model.blocks)
         else:
             x = _written_out(step, x, model.blocks, model.config.depth)
         y = model.norm(x)

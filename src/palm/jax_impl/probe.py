@@ -14,6 +14,7 @@ from jax import Array
 from palm.jax_impl.loss import next_token_loss
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.weights import canonical
+from palm.recipe import Remat
 from palm.tokens import check_tokens
 
 
@@ -25,7 +26,7 @@ def activations(model: PaLM, tokens: np.ndarray, *, compiled: bool = True) -> di
 
 
 def value_and_grad(
-    model: PaLM, tokens: np.ndarray, *, compiled: bool = True, remat: bool = False, copied: bool = True
+    model: PaLM, tokens: np.ndarray, *, compiled: bool = True, remat: Remat = False, copied: bool = True
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Mean next-token loss and its gradient by canonical name.
 
@@ -66,5 +67,5 @@ def on_device(model: PaLM, tokens: np.ndarray, *, at_least: int = 1) -> Array:
 
 @eqx.filter_jit
 @eqx.filter_value_and_grad
-def _value_and_grad(model: PaLM, tokens: Array, remat: bool) -> Array:
+def _value_and_grad(model: PaLM, tokens: Array, remat: Remat) -> Array:
     return next_token_loss(model(tokens, remat=remat), tokens)

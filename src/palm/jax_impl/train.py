@@ -58,9 +58,11 @@ class Trainer:
         return self._state.model
 
     @property
-    def placement(self) -> tuple[jax.Device, str]:
-        """The device the model is on, and its attention path."""
-        return next(iter(self.model.embedding.devices())), self.model.blocks.attention.path
+    def placement(self) -> tuple[jax.Device | None, str]:
+        """The device the model was put on, None if it is JAX's own choice, and its attention path."""
+        weight = self.model.embedding
+        device = next(iter(weight.devices())) if weight.committed else None
+        return device, self.model.blocks.attention.path
 
     def step(self, windows: np.ndarray, rates: Rates) -> Outcome:
         """Learn from windows (b, n + 1). Where loss or gradient is not finite, nothing changes."""
@@ -89,6 +91,7 @@ class Trainer:
     def set_moments(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Inverse of `moments`, of an optimiser that has run."""
         model = self.model
+        # Placed like the weights: a program is compiled anew for arguments that are not all placed alike.
         device, attention = self.placement
 
         def read(moment: str) -> PaLM:

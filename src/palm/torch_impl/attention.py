@@ -28,8 +28,8 @@ def choose_path(attention: str, config: PaLMConfig, device: torch.device) -> str
         return "blockwise"
     if attention == "sdpa" and config.positions == "alibi":
         raise ConfigError(
-            'attention must be a path without a bias for each pair of positions; got attention="sdpa" with '
-            'positions="alibi". Use "auto", or rotary positions.'
+            'attention must be a path that has ALiBi where positions="alibi"; got attention="sdpa", whose '
+            'kernels would need a bias for each pair of positions. Use "auto", or rotary positions.'
         )
     if attention == "flex" and device.type == "cpu":
         raise ConfigError(

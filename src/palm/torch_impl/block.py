@@ -5,10 +5,15 @@ Letters: n sequence, d dim. Mirror: palm.jax_impl.block.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from palm.config import PaLMConfig
+from palm.recipe import Remat
 from palm.torch_impl.attention import Attention
 from palm.torch_impl.feedforward import FeedForward
 from palm.torch_impl.norm import Norm
@@ -29,16 +34,27 @@ class Block(nn.Module):
         self.attention = Attention(config, path, device=device, dtype=dtype)
         self.feedforward = FeedForward(config, device=device, dtype=dtype)
 
-    def activations(self, x: Tensor, rotation: Rotation | None, slopes: Tensor | None) -> dict[str, Tensor]:
+    def activations(
+        self, x: Tensor, rotation: Rotation | None, slopes: Tensor | None, remat: Remat = False
+    ) -> dict[str, Tensor]:
         """Every tap of the block, in dataflow order; the last is `out`."""
         y = self.norm(x)
         taps = {
             "norm": y,
             **self.attention.activations(y, rotation, slopes),
-            **self.feedforward.activations(y),
+            **(recomputed(self.feedforward, y) if remat == "feedforward" else self.feedforward(y)),
         }
         return {**taps, "out": x + taps["attention_out"] + taps["feedforward_out"]}
 
-    def forward(self, x: Tensor, rotation: Rotation | None, slopes: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: Rotation | None, slopes: Tensor | None, remat: Remat = False
+    ) -> Tensor:
         """Shapes: x (..., n, d) -> (..., n, d)."""
-        return self.activations(x, rotation, slopes)["out"]
+        return self.activations(x, rotation, slopes, remat)["out"]
+
+
+def recomputed(module: nn.Module, *inputs: Any) -> Any:
+    """`module(*inputs)`, of which only the inputs are stored: the backward pass computes it again."""
+    # With the weights of now: by the time of the backward pass a trainer has put its master copies back.
+    weights = dict(module.named_parameters())
+    return checkpoint(functional_call, module, weights, inputs, use_reentrant=False)

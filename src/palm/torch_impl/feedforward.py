@@ -33,7 +33,7 @@ class FeedForward(nn.Module):
         self.gate = Linear(config.dim, config.ff_dim, device=device, dtype=dtype)
         self.down = Linear(config.ff_dim, config.dim, device=device, dtype=dtype)
 
-    def activations(self, y: Tensor) -> dict[str, Tensor]:
+    def forward(self, y: Tensor) -> dict[str, Tensor]:
         """The taps feedforward (the gated product) and feedforward_out."""
         gated = swiglu(self.gate(y), self.up(y))
         return {"feedforward": gated, "feedforward_out": self.down(gated)}

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils.checkpoint import checkpoint
 
 from palm.config import PaLMConfig
 from palm.errors import TokenError
 from palm.params import parameters
+from palm.recipe import Remat
 from palm.tokens import NO_VALUES, check_range, check_shape
-from palm.torch_impl.block import Block
+from palm.torch_impl.block import Block, recomputed
 from palm.torch_impl.linear import Linear, linear
 from palm.torch_impl.norm import Norm
 from palm.torch_impl.position import Rotation, alibi_slopes, rotation_table
@@ -53,18 +52,20 @@ class PaLM(nn.Module):
         if not config.tie_embeddings:
             self.unembedding = Linear(config.dim, config.num_tokens, device=device, dtype=dtype)
 
-    def forward(self, tokens: Tensor, *, remat: bool = False, features: bool = False) -> Tensor:
+    def forward(self, tokens: Tensor, *, remat: Remat = False, features: bool = False) -> Tensor:
         """Logits of tokens; any integer dtype, any batch dimensions, also none.
 
-        `remat` recomputes each block in the backward pass instead of storing what is in it; `features` gives
-        what the output layer reads, (..., n, d), instead of logits.
+        `remat` names what the backward pass computes again instead of storing it: True whole blocks,
+        "feedforward" that part of them; `features` gives what the output layer reads, (..., n, d), instead
+        of logits.
         Shapes: (..., n) -> (..., n, v). Raises `TokenError`; inside torch.compile ids are not checked.
         """
         check(tokens, self.config, meta=self.embedding.weight.is_meta)
         x = self.embedding(tokens.long())
         rotation, slopes = self.positions(tokens.shape[-1], x)
         for block in self.blocks:
-            x = _recomputed(block, x, rotation, slopes) if remat else block(x, rotation, slopes)
+            inputs = (x, rotation, slopes)
+            x = recomputed(block, *inputs) if remat is True else block(*inputs, remat)
         y = self.norm(x)
         return y if features else self.logits(y)
 
@@ -109,9 +110,3 @@ def check(tokens: Tensor, config: PaLMConfig, *, meta: bool = False) -> None:
     if not torch.compiler.is_compiling():
         low, high = tokens.long().aminmax()
         check_range(int(low), int(high), config)
-
-
-def _recomputed(block: nn.Module, x: Tensor, rotation: Rotation | None, slopes: Tensor | None) -> Tensor:
-    # With the weights of now: by the time of the backward pass a trainer has put its master copies back.
-    weights = dict(block.named_parameters())
-    return checkpoint(functional_call, block, weights, (x, rotation, slopes), use_reentrant=False)

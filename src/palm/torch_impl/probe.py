@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from palm.recipe import Remat
 from palm.tokens import check_tokens
 from palm.torch_impl.loss import next_token_loss
 from palm.torch_impl.model import PaLM
@@ -29,7 +30,7 @@ def activations(model: PaLM, tokens: np.ndarray, *, compiled: bool = False) -> d
 
 
 def value_and_grad(
-    model: PaLM, tokens: np.ndarray, *, compiled: bool = False, remat: bool = False, copied: bool = True
+    model: PaLM, tokens: np.ndarray, *, compiled: bool = False, remat: Remat = False, copied: bool = True
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Mean next-token loss and its gradient by canonical name. Leaves the model's own gradients alone.
 
