@@ -181,6 +181,18 @@ def keep_programs(folder: str | os.PathLike[str] | None, backend: Backend) -> No
         wing(backend).keep_programs(Path(folder))
 
 
+def check_attention(attention: str, backend: Backend) -> None:
+    """Raise `ConfigError` unless it names an attention path of `backend`."""
+    paths = ATTENTION_PATHS[backend]
+    others = [name for name in BACKENDS if isinstance(attention, str) and attention in ATTENTION_PATHS[name]]
+    if others and attention not in paths:
+        raise ConfigError(
+            f'attention must be one of {", ".join(paths)}, the paths of backend="{backend}"; got '
+            f'attention={attention!r}, which only backend="{others[0]}" has. Choose one.'
+        )
+    check_choice("attention", attention, paths)
+
+
 def activations(model: Any, tokens: Any) -> dict[str, np.ndarray]:
     """Every tap of one forward pass, in dataflow order, under the same names in both backends.
 
@@ -226,14 +238,7 @@ def _check_config(config: PaLMConfig) -> None:
 
 def _check_options(backend: Backend, dtype: DType, attention: str) -> None:
     numpy_dtype(dtype)
-    paths = ATTENTION_PATHS[backend]
-    others = [name for name in BACKENDS if isinstance(attention, str) and attention in ATTENTION_PATHS[name]]
-    if others and attention not in paths:
-        raise ConfigError(
-            f'attention must be one of {", ".join(paths)}, the paths of backend="{backend}"; got '
-            f'attention={attention!r}, which only backend="{others[0]}" has. Choose one.'
-        )
-    check_choice("attention", attention, paths)
+    check_attention(attention, backend)
 
 
 def _missing(backend: Backend) -> list[str]:

@@ -46,8 +46,8 @@ def check_choice(name: str, value: Any, choices: Collection[str], *, optional: b
     """Raise `ConfigError` unless `value` is one of `choices`, or None if `optional`."""
     is_one = isinstance(value, str) and value in choices  # an array would be compared element by element
     if not is_one and not (optional and value is None):
-        known = [*choices, "None"] if optional else choices
-        raise ConfigError(f"{name} must be one of {', '.join(known)}; got {name}={value!r}. Choose one.")
+        known = ", ".join(choices) + (", or left out" if optional else "")
+        raise ConfigError(f"{name} must be one of {known}; got {name}={value!r}. Choose one.")
 
 
 def from_fields(cls: type[T], fields: Mapping[str, Any], what: str) -> T:

@@ -210,8 +210,7 @@ class _Matrix:
 
 
 def _patch_products(part: Any, names: tuple[str, ...], at: _Program, patch: pytest.MonkeyPatch) -> None:
-    call = "activations" if hasattr(part, "activations") else "__call__"
-    right, linear = getattr(part, call), module("jax", "linear").linear
+    right, linear = part.activations, module("jax", "linear").linear
 
     def activations(self: Any, *given: Any) -> Any:
         matrices = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -222,7 +221,7 @@ def _patch_products(part: Any, names: tuple[str, ...], at: _Program, patch: pyte
 
         return right(dataclasses.replace(self, **{name: matrix(name) for name in matrices}), *given)
 
-    patch.setattr(part, call, activations)
+    patch.setattr(part, "activations", activations)
 
 
 def wide(x: Any) -> Any:

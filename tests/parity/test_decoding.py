@@ -238,5 +238,7 @@ def test_both_wings_decode_alike_from_int8_and_not_as_from_floats(positions):
 
 
 def test_generate_refuses_weights_it_does_not_know():
-    with pytest.raises(palm.ConfigError, match=r"weights must be one of int8, None; got weights='int4'"):
+    with pytest.raises(
+        palm.ConfigError, match=r"weights must be one of int8, or left out; got weights='int4'"
+    ):
         palm.generate(models("float32")["torch"], [1], weights="int4")

@@ -118,8 +118,7 @@ def see_a_window(library: Any, bias: Any) -> Any:
 
 def drop(wing: str, patch: Patch) -> None:
     feedforward = module(wing, "feedforward").FeedForward
-    call = "forward" if wing == "torch" else "__call__"
-    right = getattr(feedforward, call)
+    right = feedforward.activations
 
     def dropped(self: Any, y: torch.Tensor) -> dict[str, torch.Tensor]:
         taps = right(self, y)
@@ -127,7 +126,7 @@ def drop(wing: str, patch: Patch) -> None:
             torch.manual_seed(0)
             return {**taps, "feedforward_out": torch.nn.functional.dropout(taps["feedforward_out"], 0.1)}
 
-    patch.setattr(feedforward, call, dropped)
+    patch.setattr(feedforward, "activations", dropped)
 
 
 def square(wing: str, patch: Patch) -> None:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from palm.backends import ATTENTION_PATHS
+from palm.backends import check_attention
 from palm.checkpoint import load_arrays
 from palm.compare.bundle import is_bundle, read_bundle
 from palm.compare.excerpt import Excerpt
@@ -59,7 +59,7 @@ class Side:
             raise ConfigError("device must hold values; got device=meta. Use cpu, or leave it out.")
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("matmul", self.matmul, MATMUL, optional=True)
-        check_choice("attention", self.attention, ATTENTION_PATHS[self.backend])
+        check_attention(self.attention, self.backend)
         check_choice("compile", self.compile, SWITCH, optional=True)
         check_choice("remat", self.remat, REMAT)
 

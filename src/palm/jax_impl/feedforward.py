@@ -34,7 +34,11 @@ class FeedForward(eqx.Module):
     gate: Array
     down: Array
 
-    def __call__(self, y: Array) -> dict[str, Array]:
+    def activations(self, y: Array) -> dict[str, Array]:
         """The taps feedforward (the gated product) and feedforward_out."""
         gated = swiglu(linear(y, self.gate), linear(y, self.up))
         return {"feedforward": gated, "feedforward_out": linear(gated, self.down)}
+
+    def __call__(self, y: Array) -> dict[str, Array]:
+        """The same, as a call, which can be computed again."""
+        return self.activations(y)

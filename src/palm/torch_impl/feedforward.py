@@ -33,7 +33,11 @@ class FeedForward(nn.Module):
         self.gate = Linear(config.dim, config.ff_dim, device=device, dtype=dtype)
         self.down = Linear(config.ff_dim, config.dim, device=device, dtype=dtype)
 
-    def forward(self, y: Tensor) -> dict[str, Tensor]:
+    def activations(self, y: Tensor) -> dict[str, Tensor]:
         """The taps feedforward (the gated product) and feedforward_out."""
         gated = swiglu(self.gate(y), self.up(y))
         return {"feedforward": gated, "feedforward_out": self.down(gated)}
+
+    def forward(self, y: Tensor) -> dict[str, Tensor]:
+        """The same, as a call, which can be computed again."""
+        return self.activations(y)
