@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from palm.hardware import keep_memory
+from palm.hardware import give_back_holes, keep_memory
 
 Run = Callable[[], dict[str, Any]]
 
@@ -39,8 +39,10 @@ def serve(spec: dict[str, Any], requests: Any, answers: Any) -> None:
     job = framework.prepare(spec)
     run: Run = job.pop("run")
     answer({**job, "before_bytes": before, "device": framework.device_name(), "first": run()})
+    give_back_holes()  # of a side that keeps its memory, between its turns as between steps
     for _ in requests:
         answer(run())
+        give_back_holes()
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import sys
 import time
 
@@ -47,6 +48,16 @@ def _measured(size: int = 1024, repeats: int = 5) -> float:
     return float(2 * size**3 / min(times))
 
 
+@dataclasses.dataclass
+class _Heap:
+    """The C library's heap: where it ended when its holes were last given back. None: memory is not kept."""
+
+    end: int | None = None
+
+
+_heap = _Heap()
+
+
 def keep_memory() -> None:
     """Let this process keep the memory it frees, where the C library is glibc; elsewhere nothing changes.
 
@@ -56,5 +67,24 @@ def keep_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8
-        for option, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**28)):
+        for option, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, -1), (top_pad, 2**28)):
             mallopt(option, value)
+        _heap.end = 0
+
+
+def give_back_holes() -> None:
+    """If the heap of a process that keeps its memory has grown since the last call, give back its holes.
+
+    Where something small lies behind the memory of the last step, glibc puts that of the next one after it
+    and leaves a hole as large: processes were seen to hold three times what a step needs. The free end of
+    the heap, which the next step takes, is kept.
+    """
+    if _heap.end is None:
+        return
+    libc = ctypes.CDLL(None)
+    libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
+    libc.malloc_trim.argtypes = [ctypes.c_size_t]
+    end = libc.sbrk(0)
+    if end > _heap.end:
+        libc.malloc_trim(2**62)  # the bytes to keep at the end: all
+    _heap.end = end

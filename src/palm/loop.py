@@ -19,7 +19,7 @@ from palm.config import Backend, PaLMConfig
 from palm.data import Corpus, split, validation_windows, windows
 from palm.errors import CheckpointError, DataError, DivergedError, RunError
 from palm.generation import encode_prompt, generate
-from palm.hardware import peak_flops
+from palm.hardware import give_back_holes, peak_flops
 from palm.info import describe
 from palm.recipe import Outcome, Recipe
 from palm.run import SAMPLES, Run
@@ -169,6 +169,7 @@ class Loop:
         rows = recipe.batch_at(step)
         batch = windows(self.learnt, seed=recipe.seed, first=self.row, rows=rows, length=recipe.length)
         outcome = trainer.step(batch, recipe.rates(step))
+        give_back_holes()
         if not outcome.is_finite:
             return self._mend(trainer, outcome)
         seconds = time.perf_counter() - started

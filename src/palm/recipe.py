@@ -30,6 +30,12 @@ SCALE_FLOOR = 1e-3
 SQUARE_FLOOR = 1e-30
 
 
+def check_remat(remat: Any) -> None:
+    """Raise `ConfigError` unless `remat` is one of the choices."""
+    if not (isinstance(remat, bool) or (isinstance(remat, str) and remat == "feedforward")):
+        raise ConfigError(f'remat must be true, false or "feedforward"; got remat={remat!r}. Choose one.')
+
+
 class Rates(NamedTuple):
     """Every scalar of one optimiser step, formed in float64 on the host.
 
@@ -136,12 +142,7 @@ class Recipe:
         check_choice("schedule", self.schedule, get_args(ScheduleKind))
         check_choice("non_finite", self.non_finite, get_args(NonFinite))
         check_choice("precision", self.precision, get_args(DType))
-        if not (
-            isinstance(self.remat, bool) or (isinstance(self.remat, str) and self.remat == "feedforward")
-        ):
-            raise ConfigError(
-                f'remat must be true, false or "feedforward"; got remat={self.remat!r}. Choose one.'
-            )
+        check_remat(self.remat)
         for name, least, most in (
             ("learning_rate", 0.0, math.inf),
             ("weight_decay", 0.0, math.inf),

@@ -222,6 +222,46 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         assert faults["leave"] > pages // 2
 
 
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc has mallopt")
+def test_holes_that_freed_memory_left_in_a_grown_heap_go_back_to_the_system_once():
+    script = """
+import resource, sys
+import numpy as np
+from palm.hardware import give_back_holes, keep_memory
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() >> 20
+
+def hole(megabytes):
+    freed = np.ones(megabytes << 17)
+    held.append(np.ones(1 << 17))  # behind it, so that what is freed is not the end of the heap
+    del freed
+
+held = []
+if sys.argv[1] == "keep":
+    keep_memory()
+sizes = []
+for megabytes in (128, 64):
+    hole(megabytes)  # the second one fits into the first, and the heap does not grow
+    sizes.append(resident())
+    give_back_holes()
+    sizes.append(resident())
+print(*sizes)
+"""
+
+    def sizes(mode: str) -> list[int]:
+        command = [sys.executable, "-c", script, mode]
+        return [int(size) for size in subprocess.run(command, capture_output=True, check=True).stdout.split()]
+
+    grown, given_back, filled, kept = sizes("keep")
+    assert grown - given_back > 100
+    assert filled - given_back > 50
+    assert kept == filled
+    grown, as_before, *_ = sizes("leave")
+    assert grown == as_before
+
+
 def huge_pages_are_always_on() -> bool:
     setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     return setting.exists() and "[always]" in setting.read_text()

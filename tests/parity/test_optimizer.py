@@ -89,6 +89,18 @@ def test_each_layer_of_a_stack_has_a_scale_of_its_own():
     assert not np.allclose(whole, stacked, rtol=0.1)
 
 
+def test_adamw_in_torch_does_not_ask_how_its_tensors_lie_in_memory():
+    """The fused kernel goes through memory as it lies, and would mix up elements."""
+    rng = np.random.default_rng(2)
+    rates = recipe("adamw").rates(7)
+    arrays = [np.abs(rng.standard_normal((48, 64))) for _ in range(4)]
+    expected = wing_step(torch_impl, "adamw", [x.copy() for x in arrays], rates)
+    for turned in range(4):
+        turned_over = [x.T.copy().T if i == turned else x.copy() for i, x in enumerate(arrays)]
+        for one, other in zip(wing_step(torch_impl, "adamw", turned_over, rates), expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_adamw_is_torchs_own():
     settings = recipe("adamw")
     p = torch.nn.Parameter(torch.from_numpy(np.random.default_rng(1).standard_normal((48, 64))))

@@ -100,6 +100,15 @@ def test_recomputing_blocks_changes_nothing(wing, precision, remat):
     assert distance(*(learner.moments() for learner in learners)) <= 1e-5
 
 
+@pytest.mark.parametrize("remat", ["typo", "on", 1, None])
+@pytest.mark.parametrize("wing", WINGS)
+def test_a_model_refuses_to_compute_again_what_it_does_not_know(wing, remat):
+    model = palm.build(small(), backend=wing)
+    tokens = np.zeros((1, 4), np.int32)
+    with pytest.raises(palm.ConfigError, match=f'must be true, false or "feedforward"; got remat={remat!r}'):
+        model(torch.from_numpy(tokens) if wing == "torch" else tokens, remat=remat)
+
+
 def stored_bytes(wing: str, remat: Remat) -> int:
     """What the forward pass leaves for the backward pass; in JAX all that the program needs meanwhile."""
     model = palm.build(config(depth=6), backend=wing)

@@ -21,7 +21,7 @@ from palm.jax_impl.block import Block, recomputed
 from palm.jax_impl.linear import linear
 from palm.jax_impl.norm import Norm
 from palm.jax_impl.position import Rotation, alibi_slopes, rotation_table
-from palm.recipe import Remat
+from palm.recipe import Remat, check_remat
 from palm.taps import BLOCK_TAPS
 from palm.tokens import check_range, check_shape
 
@@ -54,10 +54,11 @@ class PaLM(eqx.Module):
         `remat` names what the backward pass computes again instead of storing it: True whole blocks,
         "feedforward" that part of them; `features` gives what the output layer reads, (..., n, d), instead
         of logits.
-        Shapes: (..., n) -> (..., n, v). Raises `TokenError`; inside jit ids cannot be checked, and those
-        out of range give NaN logits.
+        Shapes: (..., n) -> (..., n, v). Raises `ConfigError` for another `remat`, and `TokenError`; inside
+        jit ids cannot be checked, and those out of range give NaN logits.
         """
         check(tokens, self.config)
+        check_remat(remat)
         return _forward(self, jnp.asarray(tokens), remat, features)
 
     def activations(self, tokens: Array) -> dict[str, Array]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from palm.config import PaLMConfig
 from palm.errors import TokenError
 from palm.params import parameters
-from palm.recipe import Remat
+from palm.recipe import Remat, check_remat
 from palm.tokens import NO_VALUES, check_range, check_shape
 from palm.torch_impl.block import Block, recomputed
 from palm.torch_impl.linear import Linear, linear
@@ -58,9 +58,11 @@ class PaLM(nn.Module):
         `remat` names what the backward pass computes again instead of storing it: True whole blocks,
         "feedforward" that part of them; `features` gives what the output layer reads, (..., n, d), instead
         of logits.
-        Shapes: (..., n) -> (..., n, v). Raises `TokenError`; inside torch.compile ids are not checked.
+        Shapes: (..., n) -> (..., n, v). Raises `ConfigError` for another `remat`, and `TokenError`; inside
+        torch.compile ids are not checked.
         """
         check(tokens, self.config, meta=self.embedding.weight.is_meta)
+        check_remat(remat)
         x = self.embedding(tokens.long())
         rotation, slopes = self.positions(tokens.shape[-1], x)
         for block in self.blocks:

@@ -1,13 +1,14 @@
 """The two optimisers of the torch wing, written once so that they are those of `palm.reference_optimizer`.
 
-torch.optim.Adafactor is another algorithm. Letters: p parameter, g gradient (already clipped), m and s first
-and second moment. Mirror: palm.jax_impl.optimizer.
+The arithmetic of AdamW is PyTorch's fused kernel; torch.optim.Adafactor is another algorithm. Letters: p
+parameter, g gradient (already clipped), m and s first and second moment. Mirror: palm.jax_impl.optimizer.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw as fused_adamw
 
 from palm.recipe import SCALE_FLOOR, SQUARE_FLOOR, Rates
 
@@ -15,20 +16,32 @@ Update = tuple[Tensor, Tensor, Tensor]
 
 
 def adamw(p: Tensor, g: Tensor, m: Tensor, s: Tensor, rates: Rates, eps: float) -> Update:
-    """What a step takes from p, and the moments, changed in place.
+    """What a step takes from p, and the new moments, for which those given make way.
 
     m ← β₁m + (1−β₁)g;  s ← β₂s + (1−β₂)g²;  update = lr·(m/(1−β₁ᵏ)) / (sqrt(s/(1−β₂ᵏ)) + eps) + decay·p.
     Source: Loshchilov & Hutter (arXiv:1711.05101), algorithm 2. Norm scales, the vectors, do not decay.
     """
-    m.mul_(rates.beta1).add_(g, alpha=rates.rest1)
-    s.mul_(rates.beta2).addcmul_(g, g, value=rates.rest2)
-    divisor = (s / rates.correction2).sqrt_().add_(eps)
-    update = torch.div(m, divisor, out=divisor).mul_(rates.lr / rates.correction1)
-    return _decayed(update, p, rates), m, s
+    g, m, s = (x.contiguous() for x in (g, m, s))  # the kernel does not ask how its tensors lie in memory
+    update = (p * rates.decay).contiguous() if p.ndim > 1 else torch.zeros_like(g)
+    # The kernel moves a parameter down the direction: `update` is moved up. Its corrections for the number of
+    # the step are 1 for one so large; those of `rates`, taken out of the root, are in lr and eps.
+    root = rates.correction2**0.5
+    fused_adamw(
+        *([update], [g], [m], [s], [], [torch.full((), 1e9, device=p.device)]),
+        fused=True,
+        amsgrad=False,
+        maximize=False,
+        beta1=rates.beta1,
+        beta2=rates.beta2,
+        lr=-rates.lr * root / rates.correction1,
+        eps=eps * root,
+        weight_decay=0.0,
+    )
+    return update, m, s
 
 
 def adafactor(p: Tensor, g: Tensor, m: Tensor, s: Tensor, rates: Rates, eps: float) -> Update:
-    """What a step takes from p, and the moments, changed in place; `eps` is not used.
+    """What a step takes from p, and the new moments, for which those given make way; `eps` is not used.
 
     s ← β₂s + (1−β₂)(g² + 1e-30) with β₂ = 1 − k^−0.8;  m ← β₁m + (1−β₁)·g/sqrt(s);
     update = lr·max(1e-3, rms(p))·m + decay·p. Not factored; the momentum is of the scaled gradient.

@@ -138,7 +138,9 @@ class Trainer:
         first, second = self._moments["first"], self._moments["second"]
         with torch.no_grad():
             for (name, p), g in zip(self._params.items(), grads, strict=True):
-                update, _, _ = optimizer(p, g * factor, first[name], second[name], rates, self.recipe.eps)
+                update, first[name], second[name] = optimizer(
+                    p, g * factor, first[name], second[name], rates, self.recipe.eps
+                )
                 p.sub_(update)
 
     def _not_finite(self, norms: Tensor) -> list[str]:
