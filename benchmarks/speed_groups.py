@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from speed_specs import Maker, Options
 from timing import Spec
 
+from palm.recipe import Remat
+
 # Configs of about 150 M, 400 M and 1 B parameters, for an accelerator: (dim, depth), heads of 128.
 GPU_SIZES = {"150 M": (1024, 10), "400 M": (1536, 12), "1 B": (2048, 17)}
 GPU_LENGTH = 2048
@@ -119,15 +121,17 @@ def memory(options: Options) -> Iterator[Group]:
     sides = []
     for length in options.memory_lengths:
         make = Maker(options, "training", length)
-        own = [make.palm(backend, p, remat=on) for backend, p in _OWN.items() for on in (True, False)]
+        own = [make.palm(backend, p, remat=kept) for backend, p in _OWN.items() for kept in _REMAT]
         for spec in [*own, make.peer("palm_lite", "alibi", ""), make.peer("palm_jax", "rotary", "")]:
-            what = spec["name"] + (", remat" if spec.get("remat") else "")
+            what = spec["name"] + _REMAT[spec.get("remat", False)]
             against = f"{what}, n {shortest:,}" if length != shortest else None
             sides.append({**spec, "name": f"{what}, n {length:,}", "against": against})
     yield Group("memory", "peak of training", tuple(sides), alone=True)
 
 
 _OWN = {"torch": "alibi", "jax": "rotary"}
+# What a step computes again: whole blocks, their feed-forward, nothing.
+_REMAT: dict[Remat, str] = {True: ", remat", "feedforward": ", remat of the feed-forward", False: ""}
 
 
 def compilation(options: Options) -> Iterator[Group]:

@@ -64,11 +64,11 @@ def train(
     keep_memory()
     steps = training.steps
     if resume is not None:
-        _refuse(model, training)
         _only_without_resume(
             preset=preset, recipe=recipe, checkpoint=checkpoint, out=out, tokenizer=tokenizer
         )
         settings = Run(resume).settings()
+        _refuse_changes({**given(model), **given(training)}, {**settings["config"], **settings["recipe"]})
         total = settings["recipe"]["steps"] if steps is None else steps
         keep_programs(compile_cache, backend or settings["backend"])
         with display(total, resume if tensorboard else None) as on_step:
@@ -123,8 +123,12 @@ def train(
         )
 
 
-def _refuse(*flags: Any) -> None:
-    changed = [name for group in flags for name in given(group) if name != "steps"]
+def _refuse_changes(flags: dict[str, Any], own: dict[str, Any]) -> None:
+    changed = [
+        f"{name}={value!r} for {own[name]!r}"
+        for name, value in flags.items()
+        if name != "steps" and value != own[name]
+    ]
     if changed:
         raise RunError(
             f"a resumed run must keep its model and recipe but for --steps; got {', '.join(changed)}. "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import re
 import sys
 import time
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from palm.params import DType
 
-# Makers' dense peaks in FLOP/s, bfloat16 and float32 without TF32. A name is matched by what it contains.
+# Makers' dense peaks in FLOP/s, bfloat16 and float32 without TF32. A name is matched by the words in it.
 _PEAKS: dict[str, tuple[float, float | None]] = {
     "H100 PCIe": (756e12, 51e12),
     "H100 NVL": (835e12, 60e12),
@@ -31,7 +32,7 @@ def peak_flops(device: str, precision: DType) -> float | None:
     A CPU's figure is that of float32 whatever the precision. None where nobody knows.
     """
     for name, (narrow, wide) in _PEAKS.items():
-        if name in device:
+        if re.search(rf"{name}(?![0-9]| lite)", device):
             return narrow if precision == "bfloat16" else wide
     return _measured() if device.lower() == "cpu" else None
 

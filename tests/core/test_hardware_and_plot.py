@@ -27,6 +27,7 @@ EACH, MEAN, VALIDATION = ((158, 197, 232), (23, 100, 171), (217, 72, 15))
         ("NVIDIA H100 80GB HBM3", 989e12, 67e12),
         ("NVIDIA H100 PCIe", 756e12, 51e12),
         ("NVIDIA H200", 989e12, 67e12),
+        ("NVIDIA GH200 480GB", 989e12, 67e12),
         ("NVIDIA A100-SXM4-80GB", 312e12, 19.5e12),
         ("NVIDIA A100-PCIE-40GB", 312e12, 19.5e12),
         ("NVIDIA H100 NVL", 835e12, 60e12),
@@ -41,7 +42,10 @@ def test_a_known_device_has_its_makers_peak(device, bfloat16, float32, monkeypat
     assert peak_flops(device, "float32") == float32
 
 
-@pytest.mark.parametrize("device", ["NVIDIA GeForce RTX 4090", "", "TPU v9", "CPU 2", "cuda"])
+@pytest.mark.parametrize(
+    "device",
+    ["NVIDIA GeForce RTX 4090", "NVIDIA RTX A1000 Laptop GPU", "TPU v4 lite", "", "TPU v9", "CPU 2", "cuda"],
+)
 def test_nobody_knows_the_peak_of_an_unknown_device(device):
     assert peak_flops(device, "bfloat16") is None
 

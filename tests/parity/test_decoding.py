@@ -14,6 +14,7 @@ from cases import draw_tokens, small
 import palm
 from palm import jax_impl, torch_impl
 from palm.sampling import Sampling
+from palm.torch_impl.weights import to_tensor
 
 WINGS = {"torch": torch_impl, "jax": jax_impl}
 LENGTHS = np.array([1, 9, 14])
@@ -191,6 +192,71 @@ def test_int8_keeps_each_weight_to_half_a_step_of_its_column(wing):
     product = np.asarray(matrix.multiply(torch.from_numpy(x) if wing is torch_impl else jnp.asarray(x)))
     exact = x.astype(np.float64) @ (values * scale[:, None]).T
     assert np.abs(product - exact).max() <= 1e-6 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("wing", WINGS.values(), ids=WINGS)
+def test_int8_of_bfloat16_is_rounded_once(wing):
+    """A scale or a product rounded to bfloat16 on the way would double the error."""
+    draws = np.random.default_rng(0)
+    weight, x = (draws.standard_normal(shape).astype(jnp.bfloat16) for shape in ((512, 256), (4, 256)))
+    if wing is torch_impl:
+        matrix = torch_impl.decode.pack(to_tensor(weight), "int8")
+        product = matrix.multiply(to_tensor(x)).double().numpy()
+    else:
+        matrix = jax_impl.decode.pack(jnp.asarray(weight), "int8", 1)
+        product = np.asarray(matrix.multiply(jnp.asarray(x)), np.float64)
+    assert np.asarray(matrix.scale).dtype == np.float32
+    exact = (
+        x.astype(np.float64)
+        @ (np.asarray(matrix.values, np.float64) * np.asarray(matrix.scale, np.float64)[:, None]).T
+    )
+    error = np.sqrt(np.mean((product - exact) ** 2) / np.mean(exact**2))
+    once = np.sqrt(np.mean((exact.astype(jnp.bfloat16).astype(np.float64) - exact) ** 2) / np.mean(exact**2))
+    assert error <= 1.1 * once
+
+
+@pytest.mark.parametrize("wing", WINGS.values(), ids=WINGS)
+def test_int8_of_columns_too_small_to_scale_is_nothing_rather_than_noise(wing):
+    """XLA on a CPU takes numbers below 1e-38 for 0, and would divide by such a scale."""
+    weight = np.full((4, 8), 1.0, np.float32)
+    weight[0], weight[1], weight[2] = 0.0, 1e-39, 1e-36
+    if wing is torch_impl:
+        matrix = torch_impl.decode.pack(torch.from_numpy(weight), "int8")
+    else:
+        matrix = jax.jit(lambda weight: jax_impl.decode.pack(weight, "int8", 1))(jnp.asarray(weight))
+    values, scale = np.asarray(matrix.values, np.float64), np.asarray(matrix.scale, np.float64)
+    assert (scale >= np.finfo(np.float32).tiny).all()
+    assert np.abs(values * scale[:, None] - weight)[:3].max() <= np.finfo(np.float32).tiny
+
+
+def test_int8_takes_an_output_matrix_however_it_lies_in_memory():
+    model = models("float32")["torch"]
+    expected = palm.generate(model, [1, 2], max_new_tokens=4, weights="int8", temperature=0)
+    turned = {
+        name: weight.mT.contiguous().mT if weight.ndim > 1 else weight
+        for name, weight in model.state_dict().items()
+    }
+    model.load_state_dict(turned, assign=True)
+    assert not model.embedding.weight.is_contiguous()
+    again = palm.generate(model, [1, 2], max_new_tokens=4, weights="int8", temperature=0)
+    assert list(again.tokens) == list(expected.tokens)
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_a_decoder_refuses_to_outgrow_its_cache(wing):
+    """The longest sequence would go on in the cache of the next one, and nothing would tell."""
+    model = models("float32")[wing]
+    tokens = draw_tokens(model.config, 2, 16)
+    with pytest.raises(
+        palm.ConfigError, match=r"size must be at least the tokens of the prompts, 16; got size=15"
+    ):
+        WINGS[wing].Decoder(model, tokens, np.array([16, 5]), 15)
+    decoder = WINGS[wing].Decoder(model, tokens, np.array([16, 5]), 18)
+    decoder.feed(tokens[:, 0])
+    decoder.next(None, Sampling(temperature=0))
+    for grow in (lambda: decoder.feed(tokens[:, 0]), lambda: decoder.next(None, Sampling(temperature=0))):
+        with pytest.raises(palm.ConfigError, match=r"got size=18 and one more"):
+            grow()
 
 
 @pytest.mark.parametrize("weights", ["int8", None])

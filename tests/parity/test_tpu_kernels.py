@@ -125,6 +125,22 @@ def test_a_slope_a_hundredth_off_is_caught_in_float32_and_none_at_all_in_both(dt
         assert faults("pallas, ALiBi", arrays, dtype, steeper) == list(NAMES)
 
 
+@pytest.mark.parametrize("dtype", BARS)
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("x64", [False, True])
+def test_what_a_tpu_would_run_can_be_written_in_its_language_whatever_x64_is(x64, kernel, dtype):
+    """Asked of JAX's lowering, which needs no TPU."""
+    with jax.enable_x64(x64):
+        q, k, v, _ = (jnp.asarray(x, dtype) for x in inputs(300, 3, 64))
+
+        def loss(q: Any, k: Any, v: Any) -> Any:
+            return KERNELS[kernel](q, k, v, slopes_of(kernel, 3)).astype(jnp.float32).sum()
+
+        program = jax.jit(jax.grad(loss, (0, 1, 2))).trace(q, k, v).lower(lowering_platforms=("tpu",))
+    has_kernel = "tpu_custom_call" in program.as_text()
+    assert has_kernel == (not x64 or kernel != "splash")  # with x64 it goes blockwise
+
+
 def test_alibi_distance_is_exact_in_bfloat16():
     """Queries and keys of zero leave ALiBi alone, and values that mark the first keys show their weights."""
     n, slope, shown = 700, 1 / 64, 16

@@ -36,7 +36,13 @@ def test_a_run_starts_in_one_framework_ends_in_the_other_and_both_write_the_same
     assert started.returncode == 0, started.stderr
     assert started.stdout == ""
     assert "step 4/4" in started.stderr
-    resumed = palm("train", "--resume", run, "--backend", "torch", "--steps", "6")
+    changed = palm("train", "--resume", run, "--dim", "3", "--batch", "2", "--remat", "True")
+    assert changed.returncode == 2
+    assert (
+        "must keep its model and recipe but for --steps; got dim=3 for 16, remat=True for False"
+        in " ".join(changed.stderr.split())
+    )
+    resumed = palm("train", "--resume", run, "--backend", "torch", "--steps", "6", "--batch", "2")
     assert resumed.returncode == 0, resumed.stderr
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries] == list(range(1, 7))
@@ -140,7 +146,7 @@ def test_a_reader_that_has_seen_enough_ends_the_text_quietly(text, tmp_path):
         (["train", "--resume", "nowhere"], "nowhere"),
         (["generate", "nowhere", "--prompt", "x"], "nowhere"),
         (["train", "--data", "nowhere.txt", "--out", "run", "--recipe", "none"], "recipe must be one of"),
-        (["train", "--resume", "nowhere", "--dim", "3"], "dim"),
+        (["train", "--resume", "nowhere", "--preset", "tiny"], "must come without --preset"),
         (["data", "fetch", "nothing"], "enwik8"),
     ],
 )

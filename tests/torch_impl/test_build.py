@@ -90,6 +90,7 @@ BAD_OPTIONS = [
         ["one of auto, textbook, blockwise, sdpa, flex; got attention='flash'", "Choose"],
     ),
     ({"device": "cuda:99"}, BackendError, ["device must be available to torch", "device='cuda:99'"]),
+    ({"device": "gpu:99"}, BackendError, ["device must be available to torch", "device='gpu:99': ", "CUDA"]),
     ({"device": "abacus"}, BackendError, ["device must be available to torch", "device='abacus'"]),
     ({"device": -1}, BackendError, ["device must be available to torch", "device=-1"]),
     ({"device": 3.5}, BackendError, ["device must be available to torch", "device=3.5"]),

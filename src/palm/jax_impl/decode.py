@@ -34,8 +34,8 @@ class Matrix(eqx.Module):
     def multiply(self, x: Array) -> Array:
         """x wᵀ. Shapes: x (b, k), values (c, k) or turned (k, c), scale (c,) -> (b, c)."""
         values = self.values if self.scale is None else self.values.astype(x.dtype)
-        result = product(x.astype(values.dtype), values, (1, 0 if self.turned else 1)).astype(x.dtype)
-        return result if self.scale is None else result * self.scale
+        result = product(x.astype(values.dtype), values, (1, 0 if self.turned else 1))
+        return (result if self.scale is None else result * self.scale).astype(x.dtype)
 
 
 def pack(weight: Array, weights: str | None, batch: int) -> Matrix:
@@ -48,8 +48,8 @@ def pack(weight: Array, weights: str | None, batch: int) -> Matrix:
         values, scale = widen(weight) if on_cpu else weight, None
     else:
         wide = widen(weight)
-        scale = jnp.maximum(jnp.abs(wide).max(1), jnp.finfo(wide.dtype).tiny) / 127
-        values, scale = jnp.round(wide / scale[:, None]).astype(jnp.int8), scale.astype(weight.dtype)
+        scale = jnp.maximum(jnp.abs(wide).max(1) / 127, jnp.finfo(wide.dtype).tiny)
+        values = jnp.round(wide / scale[:, None]).astype(jnp.int8)
     return Matrix(values.T if turned else values, scale, turned)
 
 

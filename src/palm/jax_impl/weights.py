@@ -115,11 +115,11 @@ def find_device(device: jax.Device | str | None) -> jax.Device | None:
         return device
     platform, _, index = str(device).partition(":")
     try:
-        number = int(index or 0)
-        if number < 0:
-            raise IndexError("numbers start at 0")
-        return jax.devices(platform)[number]
-    except (RuntimeError, IndexError, ValueError) as error:
+        known = jax.devices(platform)
+        if index and not (index.isdecimal() and int(index) < len(known)):
+            raise ValueError(f"{platform} devices have numbers from 0 to {len(known) - 1}")
+        return known[int(index or 0)]
+    except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise BackendError(
             f"device must be available to jax; got device={device!r}: {reason}. "

@@ -48,9 +48,9 @@ def pack(weight: Tensor, weights: str | None) -> Matrix:
         turned = len(weight) > weight.shape[1] and weight.dtype == torch.float32
         return Matrix(weight.t().contiguous().t() if turned else weight.contiguous(), None)
     wide = widen(weight)
-    scale = wide.abs().amax(1).clamp(min=torch.finfo(wide.dtype).tiny) / 127
+    scale = (wide.abs().amax(1) / 127).clamp(min=torch.finfo(wide.dtype).tiny)
     values = (wide / scale[:, None]).round().to(torch.int8)
-    return Matrix(values, scale)
+    return Matrix(values.contiguous(), scale)
 
 
 @dataclass(frozen=True)

@@ -64,9 +64,13 @@ def dtype_of(model: PaLM) -> DType:
 
 
 def find_device(device: torch.device | str | None) -> torch.device:
-    """The device a user means. Raises `BackendError` if it does not exist here."""
+    """The device a user means: "cpu", "cuda", "cuda:1", …, also by JAX's name "gpu".
+
+    Raises `BackendError` if it does not exist here.
+    """
+    named = device.replace("gpu", "cuda") if isinstance(device, str) else device
     try:
-        found = torch.device("cpu" if device is None else device)
+        found = torch.device("cpu" if named is None else named)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError, ImportError) as error:
         reason = str(error).partition("\n")[0]

@@ -23,9 +23,10 @@ def pallas_attention(q: Array, k: Array, v: Array, slopes: Array | None, *, inte
     """`textbook_attention` by kernels that form ALiBi's term where they need it, in float32.
 
     The key and value head is read where it is, for all query heads; a block of keys after the queries is not
-    read at all. First derivatives in reverse mode only; memory is linear in n. Lengths are padded to whole
-    blocks with zeros, which no query sees. What the kernels do not take, float64 and heads of over 4 KiB,
-    goes blockwise. `interpret` runs them in Pallas' interpreter, on any device.
+    read at all. First derivatives in reverse mode only, and none of the slopes, which are constants; memory
+    is linear in n. Lengths are padded to whole blocks with zeros, which no query sees. What the kernels do
+    not take, float64 and heads of over 4 KiB, goes blockwise. `interpret` runs them in Pallas' interpreter,
+    on any device.
     Shapes: q (..., n, h, e), k and v (..., n, e), slopes (h,) -> (..., n, h, e).
     """
     n, h, e = q.shape[-3:]

@@ -30,13 +30,15 @@ def splash_attention(q: Array, k: Array, v: Array, slopes: Array | None, *, inte
 
     Its multi-query form: the key and value head is read where it is. Of rotary models only; first derivatives
     in reverse mode only; memory is linear in n. Lengths are padded to whole blocks with zeros, which no query
-    sees. What the kernel does not take, float64 and heads of over 4 KiB, goes blockwise. `interpret` runs it
-    in Pallas' interpreter, on any device. Shapes: q (..., n, h, e), k and v (..., n, e) -> (..., n, h, e).
+    sees. What the kernel does not take, float64, heads of over 4 KiB, and any dtype in a process with
+    `jax_enable_x64`, goes blockwise. `interpret` runs it in Pallas' interpreter, on any device.
+    Shapes: q (..., n, h, e), k and v (..., n, e) -> (..., n, h, e).
     """
     assert slopes is None
     n, h, e = q.shape[-3:]
     block = block_of(n, e, q.dtype)
-    if block is None:
+    # With jax_enable_x64 JAX's kernel mixes integers of 32 and 64 bits, which its compiler refuses.
+    if block is None or jax.config.jax_enable_x64:
         return blockwise_attention(q, k, v, slopes)
 
     def padded(x: Array) -> Array:
