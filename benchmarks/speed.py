@@ -88,9 +88,9 @@ def say(words: str) -> None:
 
 
 def run(case: str, options: Options, asked: argparse.Namespace, result: dict[str, Any], path: Path) -> None:
-    """Measure a case and keep each comparison as soon as it is done."""
+    """Measure a case; keep each comparison as soon as it is done, in the place of an earlier of its name."""
     settings = {name: value for name, value in vars(asked).items() if name not in ("cases", "results")}
-    kept = result["cases"][case] = {"environment": environment(), "settings": settings, "groups": []}
+    kept = {group["name"]: group for group in result["cases"].get(case, {"groups": []})["groups"]}
     for group in groups(case, options):
         say(f"{case}: {group.name}")
         sides = measure(
@@ -100,10 +100,17 @@ def run(case: str, options: Options, asked: argparse.Namespace, result: dict[str
             alone=group.alone,
             say=say,
         )
-        kept["groups"].append({"case": case, "name": group.name, "sides": sides})
+        kept[group.name] = {
+            "case": case,
+            "name": group.name,
+            "environment": environment(),
+            "settings": settings,
+            "sides": sides,
+        }
+        result["cases"][case] = {"groups": list(kept.values())}
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(result, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(terminal_table(kept["groups"][-1]) + "\n", flush=True)
+        print(terminal_table(kept[group.name]) + "\n", flush=True)
 
 
 def report() -> None:

@@ -130,8 +130,8 @@ def memory(options: Options) -> Iterator[Group]:
 
 
 _OWN = {"torch": "alibi", "jax": "rotary"}
-# What a step computes again: whole blocks, their feed-forward, nothing.
-_REMAT: dict[Remat, str] = {True: ", remat", "feedforward": ", remat of the feed-forward", False: ""}
+# What a step computes again: whole blocks, their feed-forward (ff), nothing.
+_REMAT: dict[Remat, str] = {True: ", remat", "feedforward": ", ff", False: ""}
 
 
 def compilation(options: Options) -> Iterator[Group]:

@@ -110,12 +110,19 @@ def _machine_markdown(case: str, result: Mapping[str, Any]) -> str:
 
 def _group_markdown(group: Group) -> str:
     lines = [f"{TITLES[group['case']]}, {group['name']}:", ""]
-    if shown := rows(group):
-        lines += _table_head("side", "median", "quartiles", "of the limit", "times", "first run")
-    for row in shown:
-        times = f"{row.times} × {row.against}" if row.against else ""
-        cells = (row.name, row.note or row.median, row.quartiles, row.share, times, row.first)
-        lines.append(f"| {' | '.join(cells)} |")
+    shown = rows(group)
+    columns = {
+        "side": [row.name for row in shown],
+        "median": [row.note or row.median for row in shown],
+        "quartiles": [row.quartiles for row in shown],
+        "of the limit": [row.share for row in shown],
+        "times": [f"{row.times} × {row.against}" if row.against else "" for row in shown],
+        "first run": [row.first for row in shown],
+    }
+    columns = {name: cells for name, cells in columns.items() if any(cells)}
+    if shown:
+        lines += _table_head(*columns)
+        lines += [f"| {' | '.join(cells)} |" for cells in zip(*columns.values(), strict=True)]
     limits = [f"{line.strip()}." for line in _limits(group)]
     return "\n".join([*lines, *([""] if shown and limits else []), "  \n".join(limits)]) + "\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,17 @@ import pytest
 from palm import PaLMConfig
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-MODULES = ("costs", "limits", "timing", "measures", "bars", "speed_specs", "speed_groups", "speed_report")
+MODULES = (
+    "costs",
+    "limits",
+    "timing",
+    "measures",
+    "bars",
+    "speed_specs",
+    "speed_groups",
+    "speed_report",
+    "speed",
+)
 SIZES = {"num_tokens": 5, "dim": 4, "depth": 2, "heads": 2, "dim_head": 6, "ff_mult": 2}
 SHARED = PaLMConfig(**SIZES).resolve("torch")  # ALiBi: one tensor serves as keys and values
 SEPARATE = PaLMConfig(**SIZES).resolve("jax")
@@ -163,6 +174,33 @@ def test_the_page_holds_the_tables_of_the_results_and_nothing_older(speed, step)
     assert "| palm_lite | 2 s | 2–3 | 25% | 2.00 (2.00–2.00) × palm torch | 5 s |" in formed
     assert "words\n\n<!-- begin: decode -->\n\nNot measured yet.\n\n<!-- end -->" in formed
     assert speed.speed_report.render(formed, results) == formed
+
+
+def test_a_column_that_nothing_fills_is_left_out(speed, step):
+    nothing = group("training", "n 8,192, torch", side("palm_lite", "palm_lite", left_out="too large"))
+    assert "| side | median |\n|---|---|\n| palm_lite | left out: too large |" in (
+        speed.speed_report._group_markdown(nothing)
+    )
+    assert "| quartiles | of the limit | times | first run |" in speed.speed_report._group_markdown(step)
+
+
+def test_measuring_one_length_again_leaves_the_others(speed, tmp_path, monkeypatch, capsys):
+    def measured(sides, **how):
+        return {"A": {"spec": {"name": "A"}, "failed": f"run {len(done)}", "words": ""}}
+
+    monkeypatch.setattr(speed.speed, "measure", measured)
+    monkeypatch.setattr(speed.speed, "terminal_table", lambda group: group["name"])
+    path, result, done = tmp_path / "results" / "speed.json", {"cases": {}}, []
+    for lengths in ((512, 1024), (1024,)):
+        options = speed.speed_specs.Options(lengths=lengths)
+        asked = speed.speed.parser().parse_args(["training"])
+        speed.speed.run("training", options, asked, result, path)
+        done.append(lengths)
+    kept = json.loads(path.read_text())["cases"]["training"]["groups"]
+    found = {group["name"]: group["sides"]["A"]["failed"] for group in kept}
+    kinds = ("torch", "JAX", "wings")
+    assert found == {f"n {n}, {kind}": f"run {int(n == '1,024')}" for n in ("512", "1,024") for kind in kinds}
+    assert {"environment", "settings"} <= kept[0].keys()
 
 
 def test_the_page_in_the_documentation_has_a_place_for_every_case(speed):
