@@ -70,8 +70,8 @@ def _products(make: Maker, case: str, name: str, **falcon: str) -> Iterator[Grou
         case,
         f"{name}, JAX",
         (
+            # No ALiBi, which is beside torch's below: what sides keep must leave the original its memory.
             make.palm("jax", "rotary"),
-            make.palm("jax", "alibi"),
             make.palm("jax", "rotary", "bfloat16"),
             make.peer("palm_jax", "rotary", "palm jax"),
             make.limit("torch", *kinds),
