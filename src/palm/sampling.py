@@ -1,4 +1,4 @@
-"""How the next token is chosen: settings and noise, shared by both wings."""
+"""What decoding shares between both wings: how the next token is chosen, and room for it."""
 
 from __future__ import annotations
 
@@ -56,6 +56,30 @@ class Sampling:
     def filters(self) -> bool:
         """Whether any token can be left out."""
         return not (self.top_k is None and self.top_p is None and self.min_p is None)
+
+
+class Room:
+    """How many tokens a decoder's caches still take: a longer sequence would go on in the next one's.
+
+    Raises `ConfigError` if the prompts (b, p) do not fit `size` positions.
+    """
+
+    def __init__(self, size: int, prompts: np.ndarray, lengths: np.ndarray) -> None:
+        if size < prompts.shape[1]:
+            raise ConfigError(
+                f"size must be at least the tokens of the prompts, {prompts.shape[1]}; got size={size}. "
+                "Raise it."
+            )
+        self.size, self.left = size, size - int(lengths.max())
+
+    def take(self) -> None:
+        """Take the room of one more token. Raises `ConfigError` if there is none."""
+        if self.left == 0:
+            raise ConfigError(
+                f"size must be at least the tokens of the longest sequence; got size={self.size} and one "
+                "more. Make the Decoder with a larger size."
+            )
+        self.left -= 1
 
 
 class Noise:

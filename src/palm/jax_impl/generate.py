@@ -13,13 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from palm.errors import ConfigError
 from palm.jax_impl.block import Block
 from palm.jax_impl.decode import Layer, Matrix, layers_of, output_of
 from palm.jax_impl.model import PaLM, full_precision
 from palm.jax_impl.norm import widen
 from palm.jax_impl.position import masked_scores
-from palm.sampling import Sampling
+from palm.sampling import Room, Sampling
 
 
 class _State(eqx.Module):
@@ -57,13 +56,8 @@ class Decoder:
         Raises `ConfigError` where `size` has no room for them; `next` and `feed` do where it has none for
         one more.
         """
-        if size < prompts.shape[1]:
-            raise ConfigError(
-                f"size must be at least the tokens of the prompts, {prompts.shape[1]}; got size={size}. "
-                "Raise it."
-            )
-        self._room = size - int(lengths.max())
-        self.model, self.size = model, size
+        self._room = Room(size, prompts, lengths)
+        self.model = model
         tokens = jax.device_put(prompts.astype(np.int32), model.embedding.sharding)
         self._state = _prefill(model, tokens, jnp.asarray(lengths, jnp.int32), size)
         self._packed = _pack(model, weights, len(prompts))
@@ -79,7 +73,7 @@ class Decoder:
         Log-probabilities are the model's own, in nats: of no temperature, before anything is left out.
         Without noise the likeliest is chosen. Shapes: noise (b, v) -> ids (b,), log-probabilities (b,).
         """
-        self._take_room()
+        self._room.take()
         gumbel = None if noise is None else noise.astype(widen(self.logits).dtype)
         self._state, tokens, logprobs = _next((self._packed, gumbel, sampling), self._state)
         return tokens, logprobs
@@ -90,17 +84,8 @@ class Decoder:
 
     def feed(self, tokens: np.ndarray) -> None:
         """Take in given tokens (b,) instead of chosen ones."""
-        self._take_room()
+        self._room.take()
         self._state = _feed((self._packed, tokens.astype(np.int32)), self._state)
-
-    def _take_room(self) -> None:
-        """For one more token: without it the longest sequence would write into the next one's cache."""
-        if self._room == 0:
-            raise ConfigError(
-                f"size must be at least the tokens of the longest sequence; got size={self.size} and one "
-                "more. Make the Decoder with a larger size."
-            )
-        self._room -= 1
 
 
 @eqx.filter_jit

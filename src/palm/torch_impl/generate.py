@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from palm.errors import ConfigError
-from palm.sampling import Sampling
+from palm.sampling import Room, Sampling
 from palm.torch_impl.block import Block
 from palm.torch_impl.decode import layers_of, output_of
 from palm.torch_impl.model import PaLM
@@ -38,12 +37,7 @@ class Decoder:
         Raises `ConfigError` where `size` has no room for them; `next` and `feed` do where it has none for
         one more.
         """
-        if size < prompts.shape[1]:
-            raise ConfigError(
-                f"size must be at least the tokens of the prompts, {prompts.shape[1]}; got size={size}. "
-                "Raise it."
-            )
-        self._room = size - int(lengths.max())
+        self._room = Room(size, prompts, lengths)
         self.model, self.size = model, size
         device = model.embedding.weight.device
         self._lengths = torch.from_numpy(lengths).to(device)
@@ -64,7 +58,7 @@ class Decoder:
         Log-probabilities are the model's own, in nats: of no temperature, before anything is left out.
         Without noise the likeliest is chosen. Shapes: noise (b, v) -> ids (b,), log-probabilities (b,).
         """
-        self._take_room()
+        self._room.take()
         with torch.no_grad():
             wide = widen(self.logits).dtype
             gumbel = None if noise is None else torch.from_numpy(noise).to(self.logits.device, wide)
@@ -78,18 +72,9 @@ class Decoder:
 
     def feed(self, tokens: np.ndarray) -> None:
         """Take in given tokens (b,) instead of chosen ones."""
-        self._take_room()
+        self._room.take()
         with torch.no_grad():
             self._logits = self._decode(torch.from_numpy(tokens).to(self.logits.device))
-
-    def _take_room(self) -> None:
-        """For one more token: without it the longest sequence would write into the next one's cache."""
-        if self._room == 0:
-            raise ConfigError(
-                f"size must be at least the tokens of the longest sequence; got size={self.size} and one "
-                "more. Make the Decoder with a larger size."
-            )
-        self._room -= 1
 
     def _prefill(self, tokens: Tensor) -> Tensor:
         model = self.model
