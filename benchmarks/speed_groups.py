@@ -121,7 +121,7 @@ def memory(options: Options) -> Iterator[Group]:
     sides = []
     for length in options.memory_lengths:
         make = Maker(options, "training", length)
-        own = [make.palm(backend, p, remat=kept) for backend, p in _OWN.items() for kept in _REMAT]
+        own = [make.palm(backend, p, remat=remat) for backend, p in _OWN.items() for remat in _REMAT]
         for spec in [*own, make.peer("palm_lite", "alibi", ""), make.peer("palm_jax", "rotary", "")]:
             what = spec["name"] + _REMAT[spec.get("remat", False)]
             against = f"{what}, n {shortest:,}" if length != shortest else None

@@ -9,7 +9,7 @@ from typing import Any
 from palm.backends import first_backend, keep_programs
 from palm.cadence import Cadence
 from palm.checkpoint import load_arrays
-from palm.config import Backend
+from palm.config import Backend, PaLMConfig
 from palm.display import display
 from palm.errors import ConfigError, RunError
 from palm.flags import Attention, CadenceFlags, ModelFlags, RecipeFlags, given
@@ -17,6 +17,7 @@ from palm.hardware import keep_memory
 from palm.info import describe
 from palm.loop import Trained
 from palm.presets import preset as find_preset
+from palm.recipe import Recipe
 from palm.recipe import recipe as find_recipe
 from palm.run import PLOT, Run
 from palm.training import resume as resume_run
@@ -68,7 +69,8 @@ def train(
             preset=preset, recipe=recipe, checkpoint=checkpoint, out=out, tokenizer=tokenizer
         )
         settings = Run(resume).settings()
-        _refuse_changes({**given(model), **given(training)}, {**settings["config"], **settings["recipe"]})
+        _refuse_changes(model, PaLMConfig.from_dict(settings["config"]))
+        _refuse_changes(training, Recipe.from_dict(settings["recipe"]))
         total = settings["recipe"]["steps"] if steps is None else steps
         keep_programs(compile_cache, backend or settings["backend"])
         with display(total, resume if tensorboard else None) as on_step:
@@ -123,11 +125,11 @@ def train(
         )
 
 
-def _refuse_changes(flags: dict[str, Any], own: dict[str, Any]) -> None:
+def _refuse_changes(flags: Any, own: PaLMConfig | Recipe) -> None:
     changed = [
-        f"{name}={value!r} for {own[name]!r}"
-        for name, value in flags.items()
-        if name != "steps" and value != own[name]
+        f"{name}={value!r} for {getattr(own, name)!r}"
+        for name, value in given(flags).items()
+        if name != "steps" and value != getattr(own, name)
     ]
     if changed:
         raise RunError(
