@@ -1,0 +1,106 @@
+"""What version 0.1.0 wrote still loads, and what it computed is still computed, bit for bit."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import ROOT
+
+import palm
+
+WRITTEN = ROOT / "tests" / "fixtures" / "v0_1_0"
+PROGRAM = ROOT / "tests" / "fixtures" / "results.py"
+BACKENDS = ("torch", "jax")
+# A processor or a library of another make rounds otherwise: a few units of the dtype, through two blocks.
+OTHERWISE = {"float64": 1e-12, "float32": 1e-4, "bfloat16": 0.1}
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def computed(request, tmp_path_factory):
+    """A wing's results by the present code and by version 0.1.0, in a process that nothing else has set up."""
+    out = tmp_path_factory.mktemp("results") / "results.json"
+    env = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_ENABLE_X64")}
+    env |= {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, PROGRAM, request.param, out], check=True, env=env)
+    before = json.loads((WRITTEN / f"{request.param}.json").read_text("utf-8"))
+    return json.loads(out.read_text("utf-8")), before
+
+
+def is_same_machine(now, before):
+    return now["machine"] == before["machine"]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("architecture", BACKENDS)
+def test_logits_gradients_and_taps_have_the_bits_of_version_0_1_0(computed, architecture, dtype):
+    now, before = (results[f"{architecture} architecture, {dtype}"] for results in computed)
+    assert now.keys() == before.keys()
+    if is_same_machine(*computed):
+        assert [name for name in before if now[name] != before[name]] == []
+    for name, value in before.items():
+        if name != "loss":
+            a, b = np.array(now[name]["sample"]), np.array(value["sample"])
+            assert np.linalg.norm(a - b) <= OTHERWISE[dtype] * np.linalg.norm(b), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_fifty_training_steps_and_their_texts_have_the_bits_of_version_0_1_0(computed, optimizer):
+    now, before = (results[optimizer] for results in computed)
+    assert len(before["losses"]) == 50
+    if is_same_machine(*computed):
+        assert [name for name in before if now[name] != before[name]] == []
+    losses = [[float.fromhex(loss) for loss in results["losses"]] for results in (now, before)]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+
+
+def test_one_changed_weight_would_be_seen(computed):
+    """The negative control: two configs, so two functions, have no digest in common but those of the embedding."""
+    _, before = computed
+    a, b = (before[f"{name} architecture, float32"] for name in BACKENDS)
+    assert [name for name in a if name in b and a[name] == b[name]] == ["tap embed"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_a_checkpoint_of_version_0_1_0_loads(name, backend):
+    model = palm.load(WRITTEN / f"checkpoint-{name}", backend=backend)
+    config = palm.PaLMConfig(num_tokens=256, dim=16, depth=2, heads=2, dim_head=8).resolve(name)
+    assert palm.config_of(model) == config
+    fresh = palm.to_numpy(palm.build(config, backend=backend, seed=1))
+    for tensor, array in palm.to_numpy(model).items():
+        np.testing.assert_array_equal(array, fresh[tensor])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_bfloat16_checkpoint_of_version_0_1_0_loads(backend):
+    assert palm.dtype_of(palm.load(WRITTEN / "checkpoint-bfloat16", backend=backend)) == "bfloat16"
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_bundle_of_version_0_1_0_agrees_with_a_live_side(name):
+    model = palm.load(WRITTEN / f"checkpoint-{name}", backend=name)
+    bundle = WRITTEN / f"bundle-{name}"
+    assert palm.compare(bundle, model, checkpoint=WRITTEN / f"checkpoint-{name}").agree
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["run-torch", "run-jax-tokenizer"])
+def test_a_run_of_version_0_1_0_goes_on(name, backend, tmp_path):
+    shutil.copytree(WRITTEN / name, tmp_path / "run")
+    trained = palm.resume(tmp_path / "run", backend=backend, steps=6, data=WRITTEN / "text.txt")
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text("utf-8").splitlines()]
+    assert [row["step"] for row in rows if "loss" in row][-2:] == [5, 6]
+    assert palm.config_of(trained.model).dim == 16
+
+
+@pytest.mark.parametrize("name", ["report", "report-training"])
+def test_a_report_of_version_0_1_0_has_the_keys_of_today(name):
+    """What reads reports goes on doing so: keys may join, none may leave or change its kind."""
+    report = json.loads((WRITTEN / name / "report.json").read_text("utf-8"))
+    assert (report["schema"], report["version"], report["outcome"]) == ("palm-compare", 2, "agree")
+    assert (WRITTEN / name / "report.html").is_file()
