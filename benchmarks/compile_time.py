@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 import palm
-from palm.compare.probe import environment
 from palm.jax_impl import next_token_loss
+from palm.parity.recording.recording import environment
 
 DEPTHS = (118, 2)
 REPEATS = 7

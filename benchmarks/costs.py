@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from palm.config import PaLMConfig
-from palm.params import numpy_dtype, parameters
+from palm.spec.parameters import numpy_dtype, parameters
 
 
 def matmul_parameters(config: PaLMConfig) -> int:

@@ -15,8 +15,8 @@ import numpy as np
 
 import palm
 from palm.backends import wing
-from palm.compare.probe import environment
-from palm.data import standard_library_text
+from palm.data.windows import standard_library_text
+from palm.parity.recording.recording import environment
 
 STEPS, WINDOWS, LENGTH = 500, 64, 129
 RESULTS = Path(__file__).parent / "results" / "int8_loss.json"

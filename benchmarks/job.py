@@ -53,7 +53,7 @@ def prompt(spec: dict[str, Any]) -> tuple[np.ndarray, int]:
 
 def check_size(spec: dict[str, Any], parameters: int) -> None:
     """Raise `ValueError` unless a peer is as large as palm's model."""
-    own = sum(p.size for p in palm.params.parameters(config_of(spec)).values())
+    own = sum(p.size for p in palm.spec.parameters.parameters(config_of(spec)).values())
     if abs(parameters / own - 1) > TOLERANCE:
         raise ValueError(f"{spec['model']} must have within 2 % of {own:,} parameters; got {parameters:,}.")
 
@@ -68,6 +68,6 @@ def timed(work: Callable[[], Any], wait: Callable[[Any], Any]) -> tuple[float, A
 
 def greedy(decoder: Any) -> None:
     """The likeliest token of a palm `Decoder`, `NEW_TOKENS` times, as palm.generate takes them."""
-    noise, sampling = np.zeros(decoder.logits.shape), palm.sampling.Sampling(temperature=0)
+    noise, sampling = np.zeros(decoder.logits.shape), palm.spec.sampling.Sampling(temperature=0)
     for _ in range(NEW_TOKENS):
         decoder.next(noise, sampling)

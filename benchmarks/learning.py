@@ -23,9 +23,9 @@ from ngram import ngram_bits_per_byte
 from originals import SOURCES, train_original
 
 import palm
-from palm.compare.probe import environment
-from palm.corpus import Corpus, open_corpus
-from palm.data import split, validation_windows, windows
+from palm.data.corpus import Corpus, open_corpus
+from palm.data.windows import split, validation_windows, windows
+from palm.parity.recording.recording import environment
 
 RESULTS = Path(__file__).parent / "results"
 # What a 2-core machine trains in ten minutes, if its cores multiply bfloat16.

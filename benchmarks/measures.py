@@ -13,7 +13,7 @@ from limits import best, rates_of, share
 from timing import Spread, ratio, spread
 
 from palm.config import PaLMConfig
-from palm.hardware import peak_flops
+from palm.training.hardware import peak_flops
 
 Group = Mapping[str, Any]
 

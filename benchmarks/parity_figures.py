@@ -15,10 +15,11 @@ import jax
 import numpy as np
 
 import palm
-from palm import reference, reference_grad
-from palm.compare.probe import environment
-from palm.data import sample_windows, standard_library_text
-from palm.rounding import rms
+from palm.data.windows import sample_windows, standard_library_text
+from palm.parity.recording.recording import environment
+from palm.spec import backward as reference_grad
+from palm.spec import forward as reference
+from palm.spec.rounding import rms
 
 RESULTS = Path(__file__).parent / "results" / "parity.json"
 CHOICES = {
@@ -45,7 +46,8 @@ def float64_figures() -> dict[str, float]:
         ).resolve("torch")
         tokens = np.random.default_rng(0).integers(0, config.num_tokens, (2, 11))
         weights = {
-            n: palm.params.initial_value(p, 0, "float64") for n, p in palm.params.parameters(config).items()
+            n: palm.spec.parameters.initial_value(p, 0, "float64")
+            for n, p in palm.spec.parameters.parameters(config).items()
         }
         logits = reference.activations(config, weights, tokens)["logits"]
         _, grads = reference_grad.value_and_grad(config, weights, tokens)
@@ -65,7 +67,7 @@ def float64_figures() -> dict[str, float]:
     return worst
 
 
-def rounding_figures(dtype: palm.params.DType) -> dict[str, float]:
+def rounding_figures(dtype: palm.spec.parameters.DType) -> dict[str, float]:
     text = standard_library_text()
     worst = {"largest ratio": 0.0, "largest share of the bound": 0.0}
     for architecture in ("torch", "jax"):

@@ -18,11 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import palm
-from palm.compare.bundle import write_bundle
-from palm.compare.excerpt import record_excerpt
-from palm.compare.probe import environment
-from palm.data import sample_windows, standard_library_text
-from palm.info import describe
+from palm.data.windows import sample_windows, standard_library_text
+from palm.parity.recording.bundle import write_bundle
+from palm.parity.recording.excerpt import record_excerpt
+from palm.parity.recording.recording import environment
+from palm.spec.sizes import describe
 
 RESULTS = Path(__file__).parent / "results"
 REPEATS = 1

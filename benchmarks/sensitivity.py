@@ -19,10 +19,9 @@ import torch
 from matplotlib.figure import Figure
 
 import palm
-from palm.compare import Recording, record
-from palm.compare.probe import environment
-from palm.data import sample_windows, standard_library_text
-from palm.rounding import RATIO_BAR
+from palm.data.windows import sample_windows, standard_library_text
+from palm.parity.recording.recording import Recording, environment, record
+from palm.spec.rounding import RATIO_BAR
 from palm.torch_impl.paths import ATTENTION
 from palm.torch_impl.position import alibi_slopes, rotation_table
 

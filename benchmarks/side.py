@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from palm.hardware import give_back_holes, keep_memory
+from palm.training.hardware import give_back_holes, keep_memory
 
 Run = Callable[[], dict[str, Any]]
 

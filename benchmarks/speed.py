@@ -26,7 +26,7 @@ from speed_report import bar_table, groups_of, render, terminal_table
 from speed_specs import Options
 from timing import SideError, measure, started
 
-from palm.compare.probe import environment
+from palm.parity.recording.recording import environment
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from speed_specs import Maker, Options
 from timing import Spec
 
-from palm.recipe import Remat
+from palm.recipes import Remat
 
 # Configs of about 150 M, 400 M and 1 B parameters, for an accelerator: (dim, depth), heads of 128.
 GPU_SIZES = {"150 M": (1024, 10), "400 M": (1536, 12), "1 B": (2048, 17)}

@@ -24,13 +24,13 @@ from jax.sharding import SingleDeviceSharding
 from jax.stages import Lowered
 
 import palm
-from palm.compare.probe import environment
-from palm.info import describe
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.train import _State, _step
 from palm.jax_impl.weights import _assembled
-from palm.params import parameters
-from palm.recipe import Rates
+from palm.parity.recording.recording import environment
+from palm.recipes import Rates
+from palm.spec.parameters import parameters
+from palm.spec.sizes import describe
 
 RESULTS = Path(__file__).parent / "results" / "tpu_compile.json"
 # A v4 chip is used as one device of two cores, as JAX does on a machine that has one; a v5p is so anyway.

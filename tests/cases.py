@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from palm import PaLMConfig
-from palm.params import initial_value, numpy_dtype, parameters
+from palm.spec.parameters import initial_value, numpy_dtype, parameters
 
 ROOT = Path(__file__).parents[1]
 FRAMEWORKS = ("torch", "jax", "equinox")

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from cases import assert_same_bits, draw_weights, small
 
-from palm import CheckpointError, checkpoint
-from palm.checkpoint import MOMENTS, Progress, load_arrays, load_progress, save_arrays
-from palm.recipe import RECIPES
+from palm import CheckpointError
+from palm.checkpoint import checkpoint
+from palm.checkpoint.checkpoint import MOMENTS, Progress, load_arrays, load_progress, save_arrays
+from palm.recipes import RECIPES
 
 CONFIG = small()
 FIELDS = {

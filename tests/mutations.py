@@ -11,9 +11,9 @@ from recordings import scaled, side
 from safetensors.numpy import load_file, save_file
 
 from palm import PalmError, compare
-from palm.compare.bundle import ARRAYS, HEADER, write_bundle
-from palm.compare.excerpt import excerpt_of
-from palm.manifest import fingerprint, sealed
+from palm.checkpoint.manifest import fingerprint, sealed
+from palm.parity.recording.bundle import ARRAYS, HEADER, write_bundle
+from palm.parity.recording.excerpt import excerpt_of
 
 RIGHT = {True: side("a"), False: excerpt_of(side("a"))}
 PARTNER = {True: side("b"), False: excerpt_of(side("b"))}

@@ -5,8 +5,10 @@ from collections.abc import Callable
 import numpy as np
 from cases import draw_tokens, draw_weights, small
 
-from palm import PaLMConfig, reference, reference_grad
-from palm.compare.probe import Recording
+from palm import PaLMConfig
+from palm.parity.recording.recording import Recording
+from palm.spec import backward as reference_grad
+from palm.spec import forward as reference
 
 CONFIG = small()
 TOKENS = draw_tokens(CONFIG, 2, 6)

@@ -5,14 +5,17 @@ import re
 
 import numpy as np
 
-from palm import reference, reference_grad
-from palm.compare import Comparison, Finding, Recording
-from palm.compare.butterfly import RUNS, butterfly
-from palm.compare.measures import Prediction
-from palm.compare.trajectory import Trajectory
 from palm.config import PaLMConfig
-from palm.params import initial_value, parameters
-from palm.taps import tap_names
+from palm.parity.drift.drift import RUNS, butterfly
+from palm.parity.drift.trajectory import Trajectory
+from palm.parity.finding import Finding
+from palm.parity.judge.predictions import Prediction
+from palm.parity.recording.recording import Recording
+from palm.parity.result import Comparison
+from palm.spec import backward as reference_grad
+from palm.spec import forward as reference
+from palm.spec.parameters import initial_value, parameters
+from palm.spec.taps import tap_names
 
 CONFIG = PaLMConfig(num_tokens=256, dim=16, depth=3, heads=2, dim_head=8).resolve("torch")
 TEXT = b"def f(x):\n\treturn x\n"

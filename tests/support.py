@@ -14,8 +14,8 @@ from cases import draw_weights
 
 import palm
 from palm import jax_impl, torch_impl
-from palm.params import numpy_dtype
-from palm.rounding import RATIO_BAR, UNIT_ROUNDOFF, rms, rounding_ratio
+from palm.spec.parameters import numpy_dtype
+from palm.spec.rounding import RATIO_BAR, UNIT_ROUNDOFF, rms, rounding_ratio
 from palm.torch_impl.weights import to_array, to_tensor
 
 DTYPES = ("float64", "float32", "bfloat16")

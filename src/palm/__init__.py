@@ -17,7 +17,6 @@ from palm.backends import (
     to_numpy,
     value_and_grad,
 )
-from palm.cadence import Cadence
 from palm.config import PaLMConfig
 from palm.errors import (
     BackendError,
@@ -36,37 +35,35 @@ from palm.errors import (
 )
 from palm.lazy import on_first_use
 from palm.presets import PRESETS, preset
-from palm.recipe import RECIPES, Recipe, recipe
+from palm.recipes import RECIPES, Recipe, recipe
+from palm.training.cadence import Cadence
 
 if TYPE_CHECKING:
-    from palm.checkpoint import load, save
-    from palm.compare import Comparison, Finding, compare
-    from palm.compare.bundle import record_bundle as record
-    from palm.generation import Generation, generate
-    from palm.loop import Trained
-    from palm.training import resume, train
-    from palm.upstream import from_upstream
+    from palm.checkpoint.checkpoint import load, save
+    from palm.generation.generate import Generation, generate
+    from palm.parity.compare import compare
+    from palm.parity.finding import Finding
+    from palm.parity.recording.bundle import record_bundle as record
+    from palm.parity.result import Comparison
+    from palm.training.loop import Trained
+    from palm.training.train import resume, train
+    from palm.upstream.read import from_upstream
 else:
-    # `palm.compare` is the function. Python puts the package of that name there when it is first loaded, so
-    # let that be now, at next to no cost, and take the name back.
-    from palm import compare
-
-    del compare
     __getattr__, __dir__ = on_first_use(
         __name__,
         {
-            "Comparison": "palm.compare:Comparison",
-            "Finding": "palm.compare:Finding",
-            "Generation": "palm.generation:Generation",
-            "Trained": "palm.loop:Trained",
-            "compare": "palm.compare:compare",
-            "from_upstream": "palm.upstream:from_upstream",
-            "generate": "palm.generation:generate",
-            "load": "palm.checkpoint:load",
-            "record": "palm.compare.bundle:record_bundle",
-            "resume": "palm.training:resume",
-            "save": "palm.checkpoint:save",
-            "train": "palm.training:train",
+            "Comparison": "palm.parity.result:Comparison",
+            "Finding": "palm.parity.finding:Finding",
+            "Generation": "palm.generation.generate:Generation",
+            "Trained": "palm.training.loop:Trained",
+            "compare": "palm.parity.compare:compare",
+            "from_upstream": "palm.upstream.read:from_upstream",
+            "generate": "palm.generation.generate:generate",
+            "load": "palm.checkpoint.checkpoint:load",
+            "record": "palm.parity.recording.bundle:record_bundle",
+            "resume": "palm.training.train:resume",
+            "save": "palm.checkpoint.checkpoint:save",
+            "train": "palm.training.train:train",
         },
     )
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from palm.cli import main
+from palm.cli.main import main
 
 sys.exit(main())

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from palm.config import BACKENDS, Backend, PaLMConfig, check_backend
+from palm.config import BACKENDS, Backend, DType, PaLMConfig, check_backend
 from palm.errors import BackendError, ConfigError, MissingFrameworkError
 from palm.fields import check_choice
-from palm.params import DTYPES, DType, Parameter, check_array, check_names, numpy_dtype, parameters
+from palm.spec.parameters import DTYPES, Parameter, check_array, check_names, numpy_dtype, parameters
 
 _FRAMEWORKS: dict[Backend, tuple[str, ...]] = {"torch": ("torch",), "jax": ("jax", "equinox")}
 # The ways to compute attention, and "auto": the fastest on the model's device.

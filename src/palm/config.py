@@ -20,6 +20,7 @@ NormKind = Literal["rmsnorm", "layernorm"]
 EpsMode = Literal["clamp", "add"]
 Init = Literal["paper", "reference"]
 Backend = Literal["torch", "jax"]
+DType = Literal["float64", "float32", "bfloat16"]
 
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 

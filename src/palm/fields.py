@@ -86,3 +86,8 @@ def parse_json(text: str, what: str) -> Any:
         raise
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{what} must be valid JSON; {error}. Write it with to_json().") from None
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: a number that is not finite becomes text."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,9 +10,9 @@ from playwright.sync_api import sync_playwright
 from reports import FAULTY, comparison, recording, trained, way
 
 from palm import compare
-from palm.compare.butterfly import butterfly
-from palm.compare.html import write_html
-from palm.compare.repeat import Repeats
+from palm.parity.drift.drift import butterfly
+from palm.parity.repeats import Repeats
+from palm.parity.report.html import write_html
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]

@@ -3,10 +3,9 @@
 import json
 import os
 from itertools import product
-from pathlib import Path
 
 import pytest
-from cases import FRAMEWORKS, python
+from cases import FRAMEWORKS, ROOT, python
 
 import palm
 from palm import BackendError, MissingFrameworkError, build
@@ -17,7 +16,7 @@ print(sorted(name for name in {FRAMEWORKS} if name in sys.modules))
 """
 USE = """
 from palm import PRESETS, compare, load, preset, save
-import palm.checkpoint, palm.compare, palm.data, palm.reference_grad
+import palm.checkpoint.checkpoint, palm.parity.compare, palm.data.windows, palm.spec.backward
 preset("tiny").resolve("torch").to_json()
 palm.available_backends()
 """
@@ -37,7 +36,7 @@ def installed(tmp_path, monkeypatch):
         for name in names:
             (tmp_path / name).mkdir()
             (tmp_path / name / "__init__.py").touch()
-        path = [str(tmp_path), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        path = [str(tmp_path), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
         # Python takes a module that is None for one that cannot be found.
         missing = [name for name in FRAMEWORKS if name not in names]
@@ -124,7 +123,7 @@ def test_a_saved_model_whose_framework_is_missing_is_still_read_as_arrays(instal
         + """
 import numpy as np
 from cases import draw_weights, small
-from palm.checkpoint import load_arrays, save_arrays
+from palm.checkpoint.checkpoint import load_arrays, save_arrays
 path = save_arrays(small(), draw_weights(small()), sys.argv[1])
 print(len(load_arrays(path)[1]))
 """

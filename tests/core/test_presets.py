@@ -4,7 +4,7 @@ import pytest
 from cases import assert_explains
 
 from palm import PRESETS, ConfigError, PaLMConfig, preset
-from palm.params import parameters
+from palm.spec.parameters import parameters
 
 
 def millions(config: PaLMConfig, *, with_norms: bool) -> float:

@@ -10,7 +10,7 @@ import pytest
 from cases import assert_explains
 
 from palm import RECIPES, ConfigError, Recipe, recipe
-from palm.recipe import Outcome
+from palm.recipes import Outcome
 
 PAPER = RECIPES["paper"]
 RAMPED = Recipe(batch=6, ramp=((4, 10), (5, 2), (9, 14)), accumulate=2)

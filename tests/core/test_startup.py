@@ -9,30 +9,31 @@ from pkgutil import resolve_name
 import pytest
 from cases import FRAMEWORKS, ROOT, python
 
-from palm.cli import COMMANDS, main
+import palm
+from palm.cli.main import COMMANDS, main
 
 DEAR = (
     *FRAMEWORKS,
     "matplotlib",
     "rich",
     "safetensors",
-    "palm.checkpoint",
-    "palm.commands",
-    "palm.compare.command",
-    "palm.compare.diff",
-    "palm.compare.record_command",
-    "palm.model_commands",
-    "palm.text_commands",
-    "palm.training",
+    "palm.checkpoint.checkpoint",
+    "palm.cli.train",
+    "palm.cli.compare",
+    "palm.parity.compare",
+    "palm.cli.record",
+    "palm.cli.models",
+    "palm.cli.text",
+    "palm.training.train",
 )
 REPORT = """
 import sys
 print(*(name for name in {names} if name in sys.modules), file=sys.stderr)
 """
 COMMAND = """
-import palm.cli
+import palm.cli.main
 try:
-    palm.cli.main({arguments})
+    palm.cli.main.main({arguments})
 except SystemExit as stop:
     assert not stop.code, stop.code
 """
@@ -56,12 +57,15 @@ def test_importing_palm_loads_nothing_dear():
 @pytest.mark.parametrize(
     ("use", "loads"),
     [
-        ("palm.save", {"safetensors", "palm.checkpoint"}),
-        ("palm.compare", {"safetensors", "palm.checkpoint", "palm.compare.diff"}),
-        ("from palm.compare import Recording", set()),
-        ("palm.train", {"safetensors", "palm.checkpoint", "palm.training"}),
-        ("from palm import *", {"safetensors", "palm.checkpoint", "palm.compare.diff", "palm.training"}),
-        ("import palm.plot", {"matplotlib", "safetensors", "palm.checkpoint"}),
+        ("palm.save", {"safetensors", "palm.checkpoint.checkpoint"}),
+        ("palm.compare", {"safetensors", "palm.checkpoint.checkpoint", "palm.parity.compare"}),
+        ("import palm.parity.finding", set()),
+        ("palm.train", {"safetensors", "palm.checkpoint.checkpoint", "palm.training.train"}),
+        (
+            "from palm import *",
+            {"safetensors", "palm.checkpoint.checkpoint", "palm.parity.compare", "palm.training.train"},
+        ),
+        ("import palm.training.plot", {"matplotlib", "safetensors", "palm.checkpoint.checkpoint"}),
     ],
 )
 def test_a_name_loads_its_own_part_when_it_is_used(use, loads):
@@ -76,15 +80,15 @@ def test_help_and_version_load_no_command():
 @pytest.mark.parametrize(
     ("command", "module"),
     [
-        ("compare", "palm.compare.command"),
-        ("record", "palm.compare.record_command"),
-        ("train", "palm.commands"),
-        ("generate", "palm.text_commands"),
-        ("import", "palm.model_commands"),
+        ("compare", "palm.cli.compare"),
+        ("record", "palm.cli.record"),
+        ("train", "palm.cli.train"),
+        ("generate", "palm.cli.text"),
+        ("import", "palm.cli.models"),
     ],
 )
 def test_a_command_loads_its_own_module_only(command, module):
-    commands = {module for module in DEAR if "command" in module}
+    commands = {module for module in DEAR if module.startswith("palm.cli.")}
     assert loaded_by_command(command, "--help") & commands == {module}
 
 
@@ -92,26 +96,29 @@ def test_a_command_loads_its_own_module_only(command, module):
     "order",
     [
         "import palm",
-        "import palm.compare",
-        "from palm.compare.bundle import write_bundle\nimport palm",
-        "import palm\nimport palm.compare.diff",
-        "import palm\npalm.compare\nfrom palm.compare import program, record",
-        "import palm.compare as function\nassert function.__name__ == 'compare'",
-        "from palm import compare, recipe\nimport palm.recipe, palm.compare.probe",
+        "import palm.parity.recording.bundle as b\nassert b.write_bundle",
+        "import palm.recipes as r\nassert r.RECIPES",
+        "from palm.parity.recording.bundle import write_bundle\nimport palm",
+        "import palm\nimport palm.parity.compare, palm.training.train, palm.generation.generate",
+        "import palm\npalm.compare\nfrom palm.parity import compare as module\nassert module.judged",
+        "from palm import compare, recipe\nimport palm.recipes, palm.parity.recording.recording",
     ],
 )
-def test_compare_and_recipe_are_functions_in_every_order_of_imports(order):
+def test_a_name_is_a_function_or_a_module_in_every_order_of_imports(order):
     code = f"""
 {order}
-import sys, palm
-from palm.compare import compare
-from palm.compare.diff import compare as itself
-assert palm.compare is itself and compare is itself, palm.compare
+import palm
+from palm.parity.compare import compare as itself
+assert palm.compare is itself, palm.compare
 assert palm.recipe("adamw", steps=3).steps == 3
-print(len(sys.modules["palm.compare"].__all__))
 """
     run = python(code)
     assert run.returncode == 0, run.stderr
+
+
+def test_no_name_is_both_offered_and_a_module():
+    modules = {file.name.removesuffix(".py") for file in (ROOT / "src/palm").iterdir()}
+    assert set(palm.__all__) & modules == set()
 
 
 def read_twice(package: str) -> tuple[dict[str, str], dict[str, str]]:
@@ -128,7 +135,7 @@ def read_twice(package: str) -> tuple[dict[str, str], dict[str, str]]:
     return imported, ast.literal_eval(table)
 
 
-@pytest.mark.parametrize("package", ["palm", "palm.compare"])
+@pytest.mark.parametrize("package", ["palm"])
 def test_a_type_checker_sees_the_names_that_python_finds(package):
     imported, found = read_twice(package)
     assert imported == found
@@ -139,7 +146,7 @@ def test_a_type_checker_sees_the_names_that_python_finds(package):
     assert set(found) <= set(vars(module))  # and they are not asked for again
 
 
-@pytest.mark.parametrize("package", ["palm", "palm.compare"])
+@pytest.mark.parametrize("package", ["palm"])
 def test_a_name_that_is_not_there_is_missed_as_in_any_module(package):
     with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'paint'"):
         _ = sys.modules[package].paint

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from palm.checkpoint import load_progress
-from palm.data import python_documentation_text
-from palm.run import METRICS, SETTINGS, Run
+from palm.checkpoint.checkpoint import load_progress
+from palm.data.windows import python_documentation_text
+from palm.training.run_folder import METRICS, SETTINGS, Run
 
 KILLS = int(os.environ.get("PALM_KILLS", "100"))
 # More than a fast machine makes between the kills.

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from palm import DataError, corpus
-from palm.data import check_vocabulary, open_corpus
-from palm.tokenizer import load_tokenizer
+from palm import DataError
+from palm.data import corpus
+from palm.data.tokenizer import load_tokenizer
+from palm.data.windows import check_vocabulary, open_corpus
 
 TEXT = "the palm grows by the sea, and the sea is naïve about the palm: €5, 🌴.\n"
 KINDS = ("json", "model")

@@ -1,6 +1,6 @@
 """Faults put into one block, or everywhere, of a wing, written in that wing's own framework.
 
-A fault replaces one piece of the program by a function of our own; `palm.compare.causes` has no part in it.
+A fault replaces one piece of the program by a function of our own; `explain.causes` has no part in it.
 Blocks of the JAX wing run in a scan, which traces one block for all: here the scan is written out, so that
 each block can be another program.
 

@@ -14,8 +14,8 @@ from cases import draw_tokens, draw_weights
 from faults.trials import WINGS
 
 import palm
-from palm.compare import Comparison
-from palm.compare.diagnosis import diagnose
+from palm.parity.explain.diagnose import diagnose
+from palm.parity.result import Comparison
 
 CONFIGS = int(os.environ.get("PALM_RIGHT_CONFIGS", "200"))
 SEED = int(os.environ.get("PALM_FAULT_SEED", "0"))

@@ -10,7 +10,7 @@ from cases import draw_tokens, draw_weights
 from faults.kinds import KINDS, UNKNOWN
 from faults.trials import WINGS, Planted, draw_config, is_there, plant, run
 
-from palm.compare import Comparison
+from palm.parity.result import Comparison
 
 TRIALS = int(os.environ.get("PALM_FAULT_PAIRS", "40"))
 SEED = int(os.environ.get("PALM_FAULT_SEED", "0"))

@@ -13,10 +13,12 @@ from faults.inject import Fault, injected
 from faults.kinds import KINDS, Kind
 
 import palm
-from palm import reference, reference_grad
 from palm.backends import backend_of, wing_of
-from palm.compare import Comparison, Recording
-from palm.rounding import rms, rounding_bound
+from palm.parity.recording.recording import Recording
+from palm.parity.result import Comparison
+from palm.spec import backward as reference_grad
+from palm.spec import forward as reference
+from palm.spec.rounding import rms, rounding_bound
 
 WINGS = ("torch", "jax")
 # Importing them enters their kinds.

@@ -8,7 +8,7 @@ from cases import SIZES, assert_explains, assert_same_bits, draw_weights, small
 
 import palm
 from palm import BackendError, ConfigError, PaLMConfig, WeightsError, jax_impl
-from palm.params import initial_value, parameters
+from palm.spec.parameters import initial_value, parameters
 
 CONFIG = small()
 OPEN = PaLMConfig(**SIZES)

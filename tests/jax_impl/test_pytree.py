@@ -10,7 +10,7 @@ import pytest
 from cases import ARCHITECTURES, architecture_id, assert_same_bits, draw_weights, small
 
 import palm
-from palm.params import parameters
+from palm.spec.parameters import parameters
 
 every_architecture = pytest.mark.parametrize("choices", ARCHITECTURES[::5], ids=architecture_id)
 

@@ -10,8 +10,9 @@ import pytest
 from cases import draw_tokens, draw_weights, small
 
 import palm
-from palm import reference, reference_grad
 from palm.jax_impl import Norm
+from palm.spec import backward as reference_grad
+from palm.spec import forward as reference
 
 CONFIGS = [
     small(),

@@ -7,7 +7,8 @@ import pytest
 from cases import assert_explains, small
 
 import palm
-from palm import TokenError, reference
+from palm import TokenError
+from palm.spec import forward as reference
 
 SHAPE = ["tokens must have shape (..., n) with at least one token", "Pass n ≥ 1"]
 INTEGERS = ["tokens must be integers", "Cast them to an integer type"]

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 import palm
 from palm import jax_impl, torch_impl
 from palm.backends import ATTENTION_PATHS
-from palm.rounding import UNIT_ROUNDOFF, rms
+from palm.spec.rounding import UNIT_ROUNDOFF, rms
 
 WINGS = {"torch": torch_impl, "jax": jax_impl}
 # Paths that need an accelerator or have no ALiBi.

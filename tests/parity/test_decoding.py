@@ -13,7 +13,7 @@ from cases import draw_tokens, small
 
 import palm
 from palm import jax_impl, torch_impl
-from palm.sampling import Sampling
+from palm.spec.sampling import Sampling
 from palm.torch_impl.weights import to_tensor
 
 WINGS = {"torch": torch_impl, "jax": jax_impl}

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from support import draw_tokens, pair
 
 import palm
-from palm import reference, reference_grad
-from palm.rounding import rms
+from palm.spec import backward as reference_grad
+from palm.spec import forward as reference
+from palm.spec.rounding import rms
 
 COMBINATIONS = list(
     itertools.product(

@@ -5,7 +5,7 @@ import pytest
 from support import DTYPES, read, widened
 
 import palm
-from palm import reference
+from palm.spec import forward as reference
 
 KINDS = [(norm, mode) for norm in ("rmsnorm", "layernorm") for mode in ("clamp", "add")]
 

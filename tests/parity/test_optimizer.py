@@ -11,9 +11,10 @@ import optax
 import pytest
 import torch
 
-from palm import Recipe, jax_impl, reference_optimizer, torch_impl
-from palm.recipe import Rates
-from palm.rounding import rms
+from palm import Recipe, jax_impl, torch_impl
+from palm.recipes import Rates
+from palm.spec import optimizer as reference_optimizer
+from palm.spec.rounding import rms
 
 STEPS = 20
 SHAPES = {"matrix": (48, 64), "scale": (64,)}

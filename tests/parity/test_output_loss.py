@@ -8,7 +8,7 @@ import torch
 
 import palm
 from palm import jax_impl, torch_impl
-from palm.rounding import rms
+from palm.spec.rounding import rms
 
 WINGS = {"torch": torch_impl, "jax": jax_impl}
 ROWS, WIDTH, VOCABULARY = 13, 6, 29

@@ -3,9 +3,9 @@ import pytest
 from support import DTYPES, HEADS, LENGTHS, bias_of, read, widened
 
 import palm
-from palm import reference
 from palm.backends import wing_of
-from palm.positions import alibi_slopes, rotary_table
+from palm.spec import forward as reference
+from palm.spec.positions import alibi_slopes, rotary_table
 
 
 def config(heads: int = 1, dim_head: int = 16) -> palm.PaLMConfig:

@@ -16,8 +16,8 @@ from support import widened
 import palm
 from palm.jax_impl import alibi_slopes
 from palm.jax_impl.paths import pallas_attention, pallas_kernels, splash, splash_attention, textbook_attention
-from palm.params import numpy_dtype
-from palm.rounding import UNIT_ROUNDOFF, rms
+from palm.spec.parameters import numpy_dtype
+from palm.spec.rounding import UNIT_ROUNDOFF, rms
 
 NAMES = ("attention", "gradient of q", "gradient of k", "gradient of v")
 # What rounding of that dtype may leave, in units of its roundoff; the textbook itself leaves up to 20 in

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ OTHERWISE = {"float64": 1e-12, "float32": 1e-4, "bfloat16": 0.1}
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def computed(request, tmp_path_factory):
-    """A wing's results by the present code and by version 0.1.0, in a process that nothing else has set up."""
+    """A wing's results by the present code and by version 0.1.0, in a process of its own."""
     out = tmp_path_factory.mktemp("results") / "results.json"
     env = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_ENABLE_X64")}
     env |= {"OMP_NUM_THREADS": "1"}
@@ -59,7 +58,7 @@ def test_fifty_training_steps_and_their_texts_have_the_bits_of_version_0_1_0(com
 
 
 def test_one_changed_weight_would_be_seen(computed):
-    """The negative control: two configs, so two functions, have no digest in common but those of the embedding."""
+    """The negative control: two configs have no digest in common but that of the embedding."""
     _, before = computed
     a, b = (before[f"{name} architecture, float32"] for name in BACKENDS)
     assert [name for name in a if name in b and a[name] == b[name]] == ["tap embed"]

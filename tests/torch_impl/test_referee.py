@@ -5,7 +5,8 @@ import pytest
 from cases import ARCHITECTURES, architecture_id, draw_tokens, draw_weights, small
 
 import palm
-from palm import reference, reference_grad
+from palm.spec import backward as reference_grad
+from palm.spec import forward as reference
 
 every_architecture = pytest.mark.parametrize("choices", ARCHITECTURES, ids=architecture_id)
 every_path = pytest.mark.parametrize("attention", ["blockwise", "textbook"])

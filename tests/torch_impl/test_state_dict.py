@@ -9,7 +9,7 @@ import torch
 from cases import ARCHITECTURES, architecture_id, assert_same_bits, draw_weights, small
 
 import palm
-from palm.params import parameters
+from palm.spec.parameters import parameters
 from palm.torch_impl import PaLM
 
 CONFIG = small()

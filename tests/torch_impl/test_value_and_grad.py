@@ -6,7 +6,7 @@ import torch
 from cases import assert_same_bits, draw_tokens, draw_weights, small
 
 import palm
-from palm.params import parameters
+from palm.spec.parameters import parameters
 from palm.torch_impl import next_token_loss
 
 CONFIG = small()

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import palm
-from palm import reference
 from palm.backends import wing_of
-from palm.upstream import from_upstream, read_upstream
+from palm.spec import forward as reference
+from palm.upstream.read import from_upstream, read_upstream
 
 JAX = ("palm_jax.palm", "palm_jax.palm_lite")
 ROWS = 300  # above 256, bfloat16 cannot hold every whole number

@@ -11,7 +11,7 @@ import pytest
 
 import palm
 from palm import PalmError, UpstreamError
-from palm.upstream import from_upstream, read_upstream
+from palm.upstream.read import from_upstream, read_upstream
 
 TORCH = ("palm_pytorch.palm_lite", "palm_pytorch.palm_pytorch")
 SOURCES = (*TORCH, "palm_jax.palm", "palm_jax.palm_lite")

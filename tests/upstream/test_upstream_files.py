@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from palm.params import DTYPES
-from palm.upstream import from_upstream, read_upstream
+from palm.spec.parameters import DTYPES
+from palm.upstream.read import from_upstream, read_upstream
 
 TORCH = ("palm_pytorch.palm_lite", "palm_pytorch.palm_pytorch")
 JAX = ("palm_jax.palm", "palm_jax.palm_lite")
@@ -105,7 +105,7 @@ def test_neither_framework_is_imported_for_files_without_torch(originals, run_py
     for path in paths:
         save(original, path)
     program = (
-        "import sys; from palm.upstream import read_upstream; source, *paths = sys.argv[1:]; "
+        "import sys; from palm.upstream.read import read_upstream; source, *paths = sys.argv[1:]; "
         "print([read_upstream(path, source)[0].heads for path in paths]); "
         "assert not {'torch', 'jax', 'equinox', 'palm_jax', 'palm_pytorch'} & set(sys.modules)"
     )

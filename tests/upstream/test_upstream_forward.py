@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import palm
-from palm import upstream
-from palm.upstream import from_upstream, read_upstream
+from palm.upstream import read as upstream
+from palm.upstream.read import from_upstream, read_upstream
 
 TOLERANCE = 1e-13
 # JAX compiles the originals anew for each shape and length, block by block: few, small and shallow.

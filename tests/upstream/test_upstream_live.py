@@ -14,9 +14,9 @@ import pytest
 from cases import ROOT, assert_explains
 
 import palm
-from palm.compare import originals as live
-from palm.compare.originals import original
-from palm.params import DTYPES
+from palm.spec.parameters import DTYPES
+from palm.upstream import originals as live
+from palm.upstream.originals import original
 
 TORCH = ("palm_pytorch.palm_lite", "palm_pytorch.palm_pytorch")
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import palm
-from palm.compare.originals import original
-from palm.upstream import read_upstream
+from palm.upstream.originals import original
+from palm.upstream.read import read_upstream
 
 LITE, ROTARY = "palm_pytorch.palm_lite", "palm_pytorch.palm_pytorch"
 JAX, JAX_LITE = "palm_jax.palm", "palm_jax.palm_lite"

@@ -15,7 +15,7 @@ from palm.jax_impl.attention import Attention
 from palm.jax_impl.feedforward import FeedForward
 from palm.jax_impl.norm import Norm
 from palm.jax_impl.position import Rotation
-from palm.recipe import Remat
+from palm.recipes import Remat
 
 
 class Block(eqx.Module):

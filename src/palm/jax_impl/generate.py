@@ -18,7 +18,7 @@ from palm.jax_impl.decode import Layer, Matrix, layers_of, output_of
 from palm.jax_impl.model import PaLM, full_precision
 from palm.jax_impl.norm import widen
 from palm.jax_impl.position import masked_scores
-from palm.sampling import Room, Sampling
+from palm.spec.sampling import Room, Sampling
 
 
 class _State(eqx.Module):
@@ -145,7 +145,7 @@ def _feed(inputs: tuple[_Packed, np.ndarray], state: _State) -> _State:
 
 
 def choose(logits: Array, gumbel: Array | np.ndarray | None, sampling: Sampling) -> tuple[Array, Array]:
-    """The next tokens by `palm.sampling.Sampling`, and the model's log-probabilities of them.
+    """The next tokens by `palm.spec.sampling.Sampling`, and the model's log-probabilities of them.
 
     Shapes: two of (b, v) -> two of (b,).
     """

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import jax
 
-from palm.config import PaLMConfig
+from palm.config import DType, PaLMConfig
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.weights import from_arrays
-from palm.params import DType, initial_value
+from palm.spec.parameters import initial_value
 
 
 def initialise(
     config: PaLMConfig, seed: int, *, dtype: DType, device: jax.Device | str | None, attention: str
 ) -> PaLM:
-    """The model whose weights `seed` gives: the same bits in both wings (see `palm.params.initial_value`)."""
+    """The model whose weights `seed` gives: the same bits in both wings (see `spec.parameters`)."""
     return from_arrays(
         config,
         lambda parameter: initial_value(parameter, seed, dtype),

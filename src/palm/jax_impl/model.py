@@ -21,9 +21,9 @@ from palm.jax_impl.block import Block, recomputed
 from palm.jax_impl.linear import linear
 from palm.jax_impl.norm import Norm
 from palm.jax_impl.position import Rotation, alibi_slopes, rotation_table
-from palm.recipe import Remat, check_remat
-from palm.taps import BLOCK_TAPS
-from palm.tokens import check_range, check_shape
+from palm.recipes import Remat, check_remat
+from palm.spec.taps import BLOCK_TAPS
+from palm.spec.tokens import check_range, check_shape
 
 # So many blocks are compiled one after the other, which runs a fifth faster than a loop over the stack: that
 # copies every layer's weights and results out of it and into it. More of them would take long to compile.
@@ -39,7 +39,7 @@ class PaLM(eqx.Module):
 
     Build it with `palm.build`. The arrays of all blocks are stacked along a first axis, `layers`, and deep
     models run as one scan over them, so that compile time does not grow with depth. Every leaf is a parameter
-    of `palm.params`; everything derived is formed while tracing. A call outside jit is compiled and cached.
+    of `spec.parameters`; what is derived is formed while tracing. A call outside jit is compiled and cached.
     """
 
     embedding: Array

@@ -1,4 +1,4 @@
-"""The two optimisers of the JAX wing, written once so that they are those of `palm.reference_optimizer`.
+"""The two optimisers of the JAX wing, written once so that they are those of `palm.spec.optimizer`.
 
 optax.adamw forms its bias corrections in float32; optax.adafactor is another algorithm. One parameter at a
 time: a stack of layers goes through `jax.vmap`, because Adafactor's scale is each layer's own. Letters:
@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
-from palm.recipe import SCALE_FLOOR, SQUARE_FLOOR, Rates
+from palm.recipes import SCALE_FLOOR, SQUARE_FLOOR, Rates
 
 Update = tuple[Array, Array, Array]
 

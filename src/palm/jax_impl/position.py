@@ -12,7 +12,7 @@ from jax import Array
 
 from palm.config import PaLMConfig
 from palm.jax_impl.norm import widen
-from palm.positions import rotary_table, slope_list
+from palm.spec.positions import rotary_table, slope_list
 
 Rotation = tuple[Array, Array]
 

@@ -14,8 +14,8 @@ from jax import Array
 from palm.jax_impl.loss import next_token_loss
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.weights import canonical
-from palm.recipe import Remat
-from palm.tokens import check_tokens
+from palm.recipes import Remat
+from palm.spec.tokens import check_tokens
 
 
 def activations(model: PaLM, tokens: np.ndarray, *, compiled: bool = True) -> dict[str, np.ndarray]:

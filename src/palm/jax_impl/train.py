@@ -19,8 +19,8 @@ from palm.jax_impl.model import PaLM, full_precision
 from palm.jax_impl.norm import Norm
 from palm.jax_impl.optimizer import OPTIMIZERS
 from palm.jax_impl.weights import canonical, dtype_of, from_arrays
-from palm.params import Parameter, numpy_dtype
-from palm.recipe import Outcome, Rates, Recipe
+from palm.recipes import Outcome, Rates, Recipe
+from palm.spec.parameters import Parameter, numpy_dtype
 
 Arrays = dict[str, np.ndarray]
 T = TypeVar("T")

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from palm.config import PaLMConfig
+from palm.config import DType, PaLMConfig
 from palm.errors import BackendError, ConfigError
 from palm.jax_impl.attention import Attention, choose_path
 from palm.jax_impl.block import Block
 from palm.jax_impl.feedforward import FeedForward
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.norm import Norm
-from palm.params import DType, Parameter, dtype_name, parameters
+from palm.spec.parameters import Parameter, dtype_name, parameters
 
 
 def from_arrays(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from palm.sampling import Room, Sampling
+from palm.spec.sampling import Room, Sampling
 from palm.torch_impl.block import Block
 from palm.torch_impl.decode import layers_of, output_of
 from palm.torch_impl.model import PaLM
@@ -111,7 +111,7 @@ class Decoder:
 
 
 def choose(logits: Tensor, gumbel: Tensor | None, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """The next tokens by `palm.sampling.Sampling`, and the model's log-probabilities of them.
+    """The next tokens by `palm.spec.sampling.Sampling`, and the model's log-probabilities of them.
 
     Shapes: two of (b, v) -> two of (b,).
     """

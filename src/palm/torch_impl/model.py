@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from palm.config import PaLMConfig
 from palm.errors import TokenError
-from palm.params import parameters
-from palm.recipe import Remat, check_remat
-from palm.tokens import NO_VALUES, check_range, check_shape
+from palm.recipes import Remat, check_remat
+from palm.spec.parameters import parameters
+from palm.spec.tokens import NO_VALUES, check_range, check_shape
 from palm.torch_impl.block import Block, recomputed
 from palm.torch_impl.linear import Linear, linear
 from palm.torch_impl.norm import Norm
@@ -27,7 +27,7 @@ class PaLM(nn.Module):
     `config.logit_scale`. Source: PaLM (arXiv:2204.02311) §2.
 
     Build it with `palm.build`. The constructor only allocates, on any device, "meta" too; `initialise` or
-    `load_state_dict` fills it. Its state_dict holds the parameters of `palm.params` and nothing derived.
+    `load_state_dict` fills it. Its state_dict holds the parameters of `spec.parameters` and nothing derived.
     """
 
     def __init__(

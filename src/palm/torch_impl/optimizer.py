@@ -1,4 +1,4 @@
-"""The two optimisers of the torch wing, written once so that they are those of `palm.reference_optimizer`.
+"""The two optimisers of the torch wing, written once so that they are those of `palm.spec.optimizer`.
 
 The arithmetic of AdamW is PyTorch's fused kernel; torch.optim.Adafactor is another algorithm. Letters: p
 parameter, g gradient (already clipped), m and s first and second moment. Mirror: palm.jax_impl.optimizer.
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw as fused_adamw
 
-from palm.recipe import SCALE_FLOOR, SQUARE_FLOOR, Rates
+from palm.recipes import SCALE_FLOOR, SQUARE_FLOOR, Rates
 
 Update = tuple[Tensor, Tensor, Tensor]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from palm.config import PaLMConfig
-from palm.positions import slope_list
+from palm.spec.positions import slope_list
 from palm.torch_impl.norm import widen
 
 Rotation = tuple[Tensor, Tensor]

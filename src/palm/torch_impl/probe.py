@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from palm.recipe import Remat
-from palm.tokens import check_tokens
+from palm.recipes import Remat
+from palm.spec.tokens import check_tokens
 from palm.torch_impl.loss import next_token_loss
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.weights import canonical, to_array

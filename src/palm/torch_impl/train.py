@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from palm.params import parameters
-from palm.recipe import Outcome, Rates, Recipe
+from palm.recipes import Outcome, Rates, Recipe
+from palm.spec.parameters import parameters
 from palm.torch_impl.loss import output_loss
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import Norm

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from palm.config import PaLMConfig
+from palm.config import DType, PaLMConfig
 from palm.errors import BackendError
-from palm.params import DTYPES, DType, Parameter, dtype_name, parameters
+from palm.spec.parameters import DTYPES, Parameter, dtype_name, parameters
 from palm.torch_impl.attention import choose_path
 from palm.torch_impl.model import PaLM
 

@@ -1,0 +1,300 @@
+"""Checkpoints: a directory of safetensors and JSON, verified on the way in, committed atomically.
+
+    DIR/config.json                          the resolved config
+    DIR/weights-00001-of-00002.safetensors   tensors by canonical name, in canonical layout
+    DIR/training.json                        of a run in progress: step, recipe, data cursor (palm.training)
+    DIR/optimizer-*.safetensors              of a run in progress: its moments, first.NAME and second.NAME
+    DIR/manifest.json                        format, version, dtype; of each file its size and SHA-256, of
+                                             each tensor its file and CRC-32; and the SHA-256 of itself
+
+The format knows no framework: either backend loads what the other saved, bit for bit. safetensors itself
+notices neither flipped bits nor duplicate names and does not fsync; the manifest and `save` do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from palm.backends import check_installed, common_dtype, config_of, from_numpy, to_numpy
+from palm.checkpoint.manifest import (
+    CONFIG,
+    FORMAT,
+    MANIFEST,
+    OPTIMIZER,
+    TRAINING,
+    VERSION,
+    WEIGHTS,
+    fingerprint,
+    read_manifest,
+    read_tensors,
+    sealed,
+    verified_text,
+    verify,
+)
+from palm.config import Backend, DType, PaLMConfig
+from palm.errors import CheckpointError, ConfigError, WeightsError
+from palm.spec.parameters import check_array, check_names, parameters
+
+MAX_FILE_BYTES = 2 << 30
+MOMENTS = ("first", "second")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run in progress has beside its weights: `fields`, plain JSON values, and its moments."""
+
+    fields: dict[str, Any]
+    moments: dict[str, np.ndarray]
+
+
+def save(model: Any, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """Write a model to the directory `path`, complete or not at all.
+
+    Everything goes to a temporary sibling, is fsynced, and takes its name by one rename. An older checkpoint
+    steps aside for that rename under a hidden name, and is deleted after it. Raises
+    `CheckpointError` if `path` exists (unless it is a checkpoint and `overwrite`) or cannot be written,
+    `WeightsError` if a weight
+    is not finite: a checkpoint that cannot be loaded is never written.
+    """
+    return save_arrays(config_of(model), to_numpy(model), path, overwrite=overwrite)
+
+
+def save_arrays(
+    config: PaLMConfig,
+    arrays: Mapping[str, np.ndarray],
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """`save` for weights that are NumPy arrays already, and of a run in progress if that is given."""
+    path = Path(path)
+    if not path.name or "\0" in path.name:
+        raise CheckpointError(f"path must end in a name of its own; got path={path}. Choose another.")
+    _check_free(path, overwrite)
+    check_names(config, arrays)
+    for name, parameter in parameters(config).items():
+        check_array(parameter, arrays[name])
+    if progress is not None:
+        _check_moments(config, progress.moments, common_dtype(arrays), "moments")
+    # A name that no other process, thread or host can have: only what this call made is deleted.
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
+    try:
+        temporary.mkdir(parents=True)
+        _write_files(config, arrays, progress, temporary)
+        _publish(temporary, path, overwrite)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"path must be writable; got path={path}: {error}. Choose another.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise CheckpointError(f"path must not exist yet; got path={path}. Remove it or pass overwrite=True.")
+    if not (path / MANIFEST).is_file():
+        raise CheckpointError(
+            f"path must be a checkpoint to be overwritten; got path={path} without {MANIFEST}. "
+            "Remove it first."
+        )
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    backend: Backend,
+    dtype: DType | None = None,
+    device: Any = None,
+    attention: str = "auto",
+) -> Any:
+    """The model saved at `path`, in `backend`; bitwise, unless `dtype` asks for another precision.
+
+    The whole checkpoint is verified first. Raises `CheckpointError` naming the file, and the tensor where
+    there is one, for anything missing, unknown, duplicated, mis-shaped, mis-typed, altered or cut short;
+    and what `palm.build` raises.
+    """
+    check_installed(backend)
+    config, arrays = load_arrays(path)
+    return from_numpy(config, arrays, backend=backend, dtype=dtype, device=device, attention=attention)
+
+
+def load_arrays(path: str | os.PathLike[str]) -> tuple[PaLMConfig, dict[str, np.ndarray]]:
+    """`load` without a framework: the resolved config and the verified weights."""
+    path = Path(path)
+    manifest = read_manifest(path)
+    for file, entry in manifest["files"].items():
+        if file == TRAINING or file.startswith(OPTIMIZER):
+            verify(path / file, entry)
+    return _read_weights(path, manifest)
+
+
+def load_progress(path: str | os.PathLike[str]) -> tuple[PaLMConfig, dict[str, np.ndarray], Progress]:
+    """The config, the weights, and what a run needs to go on, all verified.
+
+    Raises `CheckpointError` for a damaged checkpoint, and for one that holds a model and no run.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    config, arrays = _read_weights(path, manifest)
+    if TRAINING not in manifest["files"]:
+        raise CheckpointError(
+            f"path must be a checkpoint of a run; got path={path}, a model without {TRAINING}. "
+            "Start a new run from it."
+        )
+    fields = json.loads(verified_text(path / TRAINING, manifest["files"][TRAINING]))
+    moments = _read_tensors(path, manifest, is_moments=True)
+    try:
+        _check_moments(config, moments, manifest["dtype"], str(path))
+    except WeightsError as error:
+        raise CheckpointError(str(error)) from error
+    return config, arrays, Progress(fields, moments)
+
+
+def _check_moments(config: PaLMConfig, moments: Mapping[str, np.ndarray], dtype: str, source: str) -> None:
+    table = parameters(config)
+    expected = {f"{moment}.{name}": row for moment in MOMENTS for name, row in table.items()}
+    if moments.keys() != expected.keys():
+        name = sorted(moments.keys() ^ expected.keys())[0]
+        raise WeightsError(f"{source} must hold two moments of each weight; {name} does not fit. Save again.")
+    for name, row in expected.items():
+        where = f"{source}: {name.partition('.')[0]} moment"
+        check_array(row, moments[name], source=where)
+        if moments[name].dtype.name != dtype:
+            raise WeightsError(
+                f"{where}: {row.name} must have dtype {dtype}; got dtype={moments[name].dtype}."
+            )
+
+
+def _read_weights(path: Path, manifest: Mapping[str, Any]) -> tuple[PaLMConfig, dict[str, np.ndarray]]:
+    try:
+        config = PaLMConfig.from_json(verified_text(path / CONFIG, manifest["files"].get(CONFIG)))
+        listed = sum(len(entry.get("tensors", ())) for entry in manifest["files"].values())
+        if config.depth > listed:  # before a table is made of so many blocks
+            raise CheckpointError(
+                f"{path} must hold {config.depth} blocks; got {listed} tensors. Save it again."
+            )
+        table = parameters(config)
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path / CONFIG} must hold a resolved config; {error}") from error
+    arrays = _read_tensors(path, manifest, is_moments=False)
+    try:
+        check_names(config, arrays, source=str(path))
+        for name, parameter in table.items():
+            check_array(parameter, arrays[name], source=_file_of(path, manifest, name))
+    except WeightsError as error:
+        raise CheckpointError(str(error)) from error
+    return config, arrays
+
+
+def _read_tensors(path: Path, manifest: Mapping[str, Any], *, is_moments: bool) -> dict[str, np.ndarray]:
+    """The tensors of all files of moments, or of all others."""
+    arrays: dict[str, np.ndarray] = {}
+    for file, entry in manifest["files"].items():
+        if file in (CONFIG, TRAINING) or file.startswith(OPTIMIZER) != is_moments:
+            continue
+        for name, array in read_tensors(path / file, entry):
+            where = f"{path / file}: {name}"
+            if name in arrays:
+                raise CheckpointError(f"{where} must occur once; got it in two files. Save it again.")
+            if array.dtype.name != manifest["dtype"]:
+                raise CheckpointError(
+                    f"{where} must have dtype {manifest['dtype']}; got dtype={array.dtype}. Save it again."
+                )
+            arrays[name] = array
+    return arrays
+
+
+def _write_files(
+    config: PaLMConfig, arrays: Mapping[str, np.ndarray], progress: Progress | None, folder: Path
+) -> None:
+    (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
+    files = {CONFIG: fingerprint(folder / CONFIG)}
+    files |= _write_tensors({name: arrays[name] for name in parameters(config)}, WEIGHTS, folder)
+    if progress is not None:
+        (folder / TRAINING).write_text(json.dumps(progress.fields, indent=1) + "\n", encoding="utf-8")
+        files[TRAINING] = fingerprint(folder / TRAINING)
+        files |= _write_tensors(progress.moments, OPTIMIZER, folder)
+    manifest = {"format": FORMAT, "version": VERSION, "dtype": common_dtype(arrays), "files": files}
+    (folder / MANIFEST).write_text(sealed(manifest), encoding="utf-8")
+    for file in [*folder.iterdir(), folder]:
+        fsync(file)
+
+
+def _write_tensors(arrays: Mapping[str, np.ndarray], prefix: str, folder: Path) -> dict[str, dict[str, Any]]:
+    files = {}
+    groups = list(_groups(arrays))
+    for number, group in enumerate(groups, 1):
+        file = folder / f"{prefix}{number:05d}-of-{len(groups):05d}.safetensors"
+        # safetensors writes the buffer behind a strided view as it lies: only contiguous arrays are safe.
+        contiguous = {name: np.ascontiguousarray(arrays[name]) for name in group}
+        save_file(contiguous, file)
+        sums = {name: zlib.crc32(array.tobytes()) for name, array in contiguous.items()}
+        files[file.name] = {**fingerprint(file), "tensors": sums}
+    return files
+
+
+def _groups(arrays: Mapping[str, np.ndarray]) -> Iterator[list[str]]:
+    """Names in order, split so that no file much exceeds MAX_FILE_BYTES."""
+    group: list[str] = []
+    size = 0
+    for name in arrays:
+        if group and size + arrays[name].nbytes > MAX_FILE_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += arrays[name].nbytes
+    yield group
+
+
+def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
+    """Give the finished directory its name; what stood there before goes only after that."""
+    _check_free(path, overwrite)
+    old = temporary.with_name(temporary.name.replace(".tmp-", ".old-"))
+    put_in_place(temporary, path, old)
+    if old.is_symlink():
+        old.unlink()
+    else:  # the new checkpoint is in place: what cannot be deleted now is litter, no failure
+        shutil.rmtree(old, ignore_errors=True)
+    fsync(path.parent)
+
+
+def put_in_place(folder: Path, path: Path, old: Path) -> None:
+    """Give a finished folder the name `path`; what had it is called `old` then, or keeps it if that fails."""
+    if not os.path.lexists(path):
+        folder.rename(path)
+        return
+    path.rename(old)
+    try:
+        folder.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+
+
+def fsync(path: Path) -> None:
+    """Wait until the file or directory is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _file_of(path: Path, manifest: Mapping[str, Any], name: str) -> str:
+    listed = (file for file, entry in manifest["files"].items() if name in entry.get("tensors", ()))
+    return str(path / next(listed, MANIFEST))

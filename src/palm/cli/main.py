@@ -1,0 +1,90 @@
+"""The command line: one thin layer over the library. `palm --help`, `python -m palm --help`."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from pkgutil import resolve_name
+
+import tyro
+
+import palm
+from palm.errors import PalmError, ProbeError
+
+BAD_USAGE, SIDE_DIED, INTERRUPTED, PIPE_CLOSED = 2, 4, 130, 141
+# Where each command is, and the first line of its help: all that is needed of those that are not run.
+COMMANDS = {
+    "compare": (
+        "palm.cli.compare:compare",
+        "Run one model on two sides and report where, by how much more than rounding, and why they differ.",
+    ),
+    "record": (
+        "palm.cli.record:record",
+        "Run one side where its framework lives and write down what it computed, to be compared elsewhere.",
+    ),
+    "train": ("palm.cli.train:train", "Train a model, or go on with a run, in either framework."),
+    "generate": (
+        "palm.cli.text:generate",
+        "Print what a trained model writes after a prompt: the text, as it comes, and nothing else.",
+    ),
+    "data": (
+        "palm.cli.text:data",
+        "Fetch a public corpus: `palm data fetch enwik8`. "
+        "A copy that is there is verified, not fetched again.",
+    ),
+    "info": (
+        "palm.cli.models:info",
+        "Print a preset's config, parameters by kind, FLOPs per token and memory.",
+    ),
+    "import": (
+        "palm.cli.models:import_",
+        "Turn weights of one of the four original models into a palm checkpoint.",
+    ),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a pipe that cannot carry − or ✓ shall not end the run
+    given = sys.argv[1:] if arguments is None else arguments
+    if given == ["--version"]:
+        print(f"palm {palm.__version__}")
+        return 0
+    try:
+        return tyro.extras.subcommand_cli_from_dict(
+            _functions(given), prog="palm", description=palm.__doc__, args=given
+        )
+    except PalmError as error:
+        print(f"palm: {error}", file=sys.stderr)
+        return SIDE_DIED if isinstance(error, ProbeError) else BAD_USAGE
+    except KeyboardInterrupt:  # training takes the first one as a wish; elsewhere there is nothing to save
+        print("palm: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read standard output has seen enough: `palm generate … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains on its way out
+        return PIPE_CLOSED
+
+
+def _functions(given: list[str]) -> dict[str, Callable[..., int]]:
+    """The function of the command that is given, and of the others no more than their help, which is quick.
+
+    Completions for a shell (tyro's --tyro-print-completion) tell the options of all.
+    """
+    named = next((argument for argument in given if argument in COMMANDS), None)
+    wanted = COMMANDS if given and given[0].startswith("--tyro-") else {named}
+    return {
+        name: resolve_name(where) if name in wanted else _only_help(summary)
+        for name, (where, summary) in COMMANDS.items()
+    }
+
+
+def _only_help(summary: str) -> Callable[[], int]:
+    def command() -> int:
+        raise NotImplementedError
+
+    command.__doc__ = summary
+    return command

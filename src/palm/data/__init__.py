@@ -1,0 +1,1 @@
+"""Text as tokens: corpora, tokenizers, windows in training's order, and downloads."""

@@ -1,0 +1,1 @@
+"""A model of which only the logits are seen."""

@@ -1,0 +1,128 @@
+"""One number that a port has otherwise, found from its logits: an eps, θ or factor that is on no list."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from palm.config import PaLMConfig
+from palm.parity.explain.causes.attention import attended, linear, masked
+from palm.parity.explain.causes.building_blocks import times, with_config
+from palm.spec import program
+from palm.spec.program import Operation
+from palm.spec.rounding import rms
+
+_COARSE = 16
+_NARROWING = 10
+_POLISHING = 12
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A number of the program: the cause that it is, its range, and what `own` value the model has."""
+
+    cause: str
+    symbol: str
+    own: float
+    low: float
+    high: float
+    changed: Callable[[float], Mapping[str, Operation]]
+
+    def told(self, value: float) -> str:
+        """In words."""
+        return f"{self.symbol} {value:.10g} for {self.own:.3g}"
+
+
+def scalars(config: PaLMConfig) -> Iterator[Scalar]:
+    """What is looked for."""
+    mode = config.norm_eps_mode
+    other = "add" if mode == "clamp" else "clamp"
+    yield Scalar("eps", "eps", config.eps, 1e-14, 1.0, lambda x: with_config(("norm",), norm_eps=x))
+    yield Scalar(
+        "eps convention",
+        f'"{other}" for "{mode}", eps',
+        config.eps,
+        1e-14,
+        1.0,
+        lambda x: with_config(("norm",), norm_eps=x, norm_eps_mode=other),
+    )
+    if config.positions == "rotary":
+        yield Scalar(
+            "rotary θ", "θ", config.rope_theta, 1.5, 1e9, lambda x: with_config(("q", "k"), rope_theta=x)
+        )
+    else:
+        yield Scalar(
+            "ALiBi slopes",
+            "all of them times",
+            1.0,
+            1e-2,
+            1e2,
+            lambda x: attended(lambda at: masked(at, x * linear(at))),
+        )
+    own = config.dim_head**-0.5
+    yield Scalar(
+        "query scale",
+        "",
+        own,
+        1e-3 * own,
+        1e3 * own,
+        lambda x: {"attention": lambda at: program.attend_with(at, masked(at, linear(at)), x)},
+    )
+    yield Scalar("embedding scale", "times", 1.0, 1e-3, 1e3, lambda x: {"embed": times(x, program.embed)})
+
+
+def fit(
+    given: np.ndarray, at: Callable[[float], np.ndarray], low: float, high: float, before: float
+) -> tuple[float, float]:
+    """The x in [low, high] whose at(x) is nearest to `given`, and the relative rms distance left.
+
+    On a logarithmic scale: a coarse look, then golden sections around the best of it, then, if half of the
+    distance `before` is gone, secants of the whole residual (Gauss-Newton in one unknown) until nothing is
+    gained, which ends at the rounding of `given`.
+    """
+    residuals: dict[float, np.ndarray] = {}
+    measured: dict[float, float] = {}
+
+    def distance(log: float) -> float:
+        if log not in measured:
+            with np.errstate(all="ignore"):
+                made = at(math.exp(log))
+                residuals[log] = made - given
+                found = rms(residuals[log]) / (rms(made) or 1.0)
+            measured[log] = found if math.isfinite(found) else math.inf
+        return measured[log]
+
+    coarse = [float(x) for x in np.linspace(math.log(low), math.log(high), _COARSE)]
+    middle = min(range(_COARSE), key=lambda i: distance(coarse[i]))
+    a, b = coarse[max(middle - 1, 0)], coarse[min(middle + 1, _COARSE - 1)]
+    left, right = b - _GOLDEN * (b - a), a + _GOLDEN * (b - a)
+    for _ in range(_NARROWING):
+        if distance(left) <= distance(right):
+            b, right = right, left
+            left = b - _GOLDEN * (b - a)
+        else:
+            a, left = left, right
+            right = a + _GOLDEN * (b - a)
+    new, old = sorted(measured, key=distance)[:2]
+    for _ in range(_POLISHING if distance(new) <= 0.5 * before else 0):
+        slope = (residuals[new] - residuals[old]) / (new - old)
+        square = float((slope * slope).sum())
+        step = -float((slope * residuals[new]).sum()) / square if square else 0.0
+        old, new = new, min(max(new + step, coarse[0]), coarse[-1])
+        if new in measured or distance(new) >= distance(old):
+            break
+    best = min(measured, key=distance)
+    return math.exp(best), measured[best]
+
+
+def roundest(value: float, is_as_good: Callable[[float], bool]) -> float:
+    """The number of fewest digits that is as good, or the value itself."""
+    for digits in range(9):
+        rounded = float(f"{value:.{digits}e}")
+        if is_as_good(rounded):
+            return rounded
+    return value

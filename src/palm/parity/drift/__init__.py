@@ -1,0 +1,1 @@
+"""Two trainings: how far apart they drift."""

@@ -1,0 +1,1 @@
+"""Where a side departs from the specification, and why."""

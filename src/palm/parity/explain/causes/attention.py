@@ -1,0 +1,181 @@
+"""What ports get wrong in scores: ALiBi, mask, scale. Letters: n sequence, i query, j key, h heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from palm.config import PaLMConfig
+from palm.parity.explain.causes.building_blocks import Variant, bfloat16
+from palm.parity.explain.causes.solvers import number
+from palm.spec import program
+from palm.spec.positions import alibi_slopes
+from palm.spec.program import Operation, Place
+
+FILLS = (0.0, 1e-10, -1.0, -5.0, -10.0, -50.0, -100.0)
+
+
+def masked(at: Place, bias: np.ndarray, *, until: int = 0, fill: float = -np.inf) -> np.ndarray:
+    """`bias` where j ≤ i + until, `fill` elsewhere."""
+    i = np.arange(at.tokens.shape[-1])
+    seen = i[None, :] <= i[:, None] + until
+    if until < 0:
+        seen[:-until, 0] = True  # a row that sees nothing has no softmax
+    return np.where(seen, bias, fill)
+
+
+def _distances(at: Place) -> np.ndarray:
+    i = np.arange(at.tokens.shape[-1], dtype=np.float64)
+    return i[:, None] - i
+
+
+def linear(at: Place, slopes: np.ndarray | None = None) -> np.ndarray:
+    """The bias of the config's positions, or of other slopes, without the mask. Shape (h, n, n)."""
+    if slopes is None:
+        is_alibi = at.config.positions == "alibi"
+        slopes = alibi_slopes(at.config.heads) if is_alibi else np.zeros(at.config.heads)
+    return -slopes[:, None, None] * _distances(at)
+
+
+def attended(bias: Callable[[Place], np.ndarray]) -> Mapping[str, Operation]:
+    """Attention with another bias."""
+    return {"attention": lambda at: program.attend_with(at, bias(at))}
+
+
+def _slopes(rule: Callable[[int], np.ndarray]) -> Mapping[str, Operation]:
+    return attended(lambda at: masked(at, linear(at, rule(at.config.heads))))
+
+
+def alibi_sign(config: PaLMConfig) -> Iterator[Variant]:
+    """Far keys weigh more."""
+    if config.positions != "alibi":
+        return
+    yield "+m·(i − j): far keys weigh more", _slopes(lambda h: -alibi_slopes(h))
+
+
+def alibi_offset(config: PaLMConfig) -> Iterator[Variant]:
+    """The series of slopes starts one place off."""
+    if config.positions != "alibi":
+        return
+    yield "slopes begin at 1, one place early", _slopes(lambda h: 2.0 ** (-8 / h * np.arange(h)))
+    yield "the first slope is left out", _slopes(lambda h: 2.0 ** (-8 / h * np.arange(2, h + 2)))
+
+
+def alibi_rule(config: PaLMConfig) -> Iterator[Variant]:
+    """Slopes of head counts that are no power of two, or in another order."""
+    if config.positions != "alibi":
+        return
+    power = "in one geometric series, whatever the number of heads"
+    yield power, _slopes(lambda h: 2.0 ** (-8 / h * np.arange(1, h + 1)))
+    yield "sorted", _slopes(lambda h: np.sort(alibi_slopes(h))[::-1])
+    yield "the first of the next power of two", _slopes(lambda h: alibi_slopes(_next_power(h))[:h])
+    yield "in reverse", _slopes(lambda h: alibi_slopes(h)[::-1])
+    yield (
+        "the series of the power of two below goes on",
+        _slopes(lambda h: _further(_next_power(h + 1) // 2, h)),
+    )
+    yield "of the next power of two those left over", _slopes(_left_over)
+
+
+def _further(of: int, h: int) -> np.ndarray:
+    return 2.0 ** (-8 / of * np.arange(1, h + 1))
+
+
+def _left_over(h: int) -> np.ndarray:
+    power = _next_power(h + 1) // 2
+    return np.concatenate([alibi_slopes(power), alibi_slopes(2 * power)[1::2]])[:h]
+
+
+def _stretched(at: Place, factor: float) -> Variant:
+    is_alibi = at.config.positions == "alibi"
+    return f"times {factor:.10g}", _slopes(lambda h: factor * alibi_slopes(h)) if is_alibi else {}
+
+
+SLOPES = (number(_stretched, 1 / 64, 64),)
+
+
+def _next_power(h: int) -> int:
+    return 1 << (h - 1).bit_length()
+
+
+def alibi_missing(config: PaLMConfig) -> Iterator[Variant]:
+    """No bias."""
+    if config.positions != "alibi":
+        return
+    yield "none", _slopes(np.zeros)
+
+
+def alibi_in_bfloat16(config: PaLMConfig) -> Iterator[Variant]:
+    """Distances above 256, or the whole bias, rounded."""
+
+    def rounded(at: Place, *, product: bool) -> np.ndarray:
+        slopes = alibi_slopes(at.config.heads)
+        distance = bfloat16(np.abs(_distances(at)))
+        bias = -slopes[:, None, None] * distance
+        return masked(at, bfloat16(bfloat16(slopes)[:, None, None] * -distance) if product else bias)
+
+    def of_positions(at: Place) -> np.ndarray:
+        i = bfloat16(np.arange(at.tokens.shape[-1], dtype=np.float64))
+        return masked(at, -alibi_slopes(at.config.heads)[:, None, None] * (i[:, None] - i))
+
+    yield "positions rounded", attended(of_positions)
+    yield "distances rounded", {"attention": lambda at: program.attend_with(at, rounded(at, product=False))}
+    yield "bias rounded", {"attention": lambda at: program.attend_with(at, rounded(at, product=True))}
+
+
+def mask(config: PaLMConfig) -> Iterator[Variant]:
+    """One token too many, one too few, or no mask."""
+    yield "the next token is seen", attended(lambda at: masked(at, linear(at), until=1))
+    yield "a token does not see itself", attended(lambda at: masked(at, linear(at), until=-1))
+    yield "no mask", attended(linear)
+
+
+def mask_fill(config: PaLMConfig) -> Iterator[Variant]:
+    """What is masked gets a finite score."""
+
+    for fill in FILLS:
+        yield _filled(fill)
+        yield _added(fill)
+
+
+def _filled(fill: float) -> Variant:
+    return f"{fill:.10g} for −∞", attended(lambda at: masked(at, linear(at), fill=fill))
+
+
+def _added(fill: float) -> Variant:
+    return (
+        f"{fill:.10g} added for −∞",
+        attended(lambda at: linear(at) + masked(at, np.zeros(()), fill=fill)),
+    )
+
+
+FILL = (
+    number(lambda at, size: _filled(-size), 1e-2, 1e2, points=40, causal=False),
+    number(lambda at, size: _added(-size), 1e-2, 1e2, points=40, causal=False),
+)
+
+
+def query_scale(config: PaLMConfig) -> Iterator[Variant]:
+    """Another factor than e^-1/2."""
+
+    e = config.dim_head
+    for told, scale in (
+        ("none", 1.0),
+        ("applied twice", 1 / e),
+        ("dim^-1/2 for dim_head^-1/2", config.dim**-0.5),
+        ("of all heads together", config.inner_dim**-0.5),
+    ):
+        if scale != e**-0.5:
+            yield told, {"attention": _scaled(scale)}
+
+
+def _scaled(scale: float) -> Operation:
+    return lambda at: program.attend_with(at, masked(at, linear(at)), scale)
+
+
+def _any_scale(at: Place, factor: float) -> Variant:
+    return f"times {factor:.10g}", {"attention": _scaled(factor * at.config.dim_head**-0.5)}
+
+
+SCALE = (number(_any_scale, 1 / 64, 64),)

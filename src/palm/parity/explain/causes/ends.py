@@ -1,0 +1,80 @@
+"""What ports get wrong at the ends: tokens, embedding, residual stream, logits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from palm.config import PaLMConfig
+from palm.parity.explain.causes import solvers
+from palm.parity.explain.causes.building_blocks import Variant, times, with_config
+from palm.spec import forward as reference
+from palm.spec import program
+from palm.spec.program import Operation, Place
+
+
+def tokens(config: PaLMConfig) -> Iterator[Variant]:
+    """Other ids than those given."""
+
+    def moved(by: int) -> Operation:
+        return lambda at: program.embed(dataclasses.replace(at, tokens=np.roll(at.tokens, by, -1)))
+
+    yield "shifted by one, to the right", {"embed": moved(1)}
+    yield "shifted by one, to the left", {"embed": moved(-1)}
+    yield (
+        "in reverse",
+        {"embed": lambda at: program.embed(dataclasses.replace(at, tokens=at.tokens[..., ::-1]))},
+    )
+
+
+def embedding_scale(config: PaLMConfig) -> Iterator[Variant]:
+    """A factor on the embedding."""
+    for told, scale in (("√dim", config.dim**0.5), ("dim^-1/2", config.dim**-0.5)):
+        yield f"times {told}", {"embed": times(scale, program.embed)}
+
+
+def logit_scale(config: PaLMConfig) -> Iterator[Variant]:
+    """Another factor on the logits."""
+    root = config.dim**-0.5
+    for told, scale in (("none", 1.0), ("dim^-1/2", root), ("1 / dim", root**2)):
+        if scale != config.logit_scale:
+            factor = scale / config.logit_scale
+            yield f"{told} for {config.logit_scale:.3g}", {"logits": times(factor, program.logits)}
+
+
+def output_matrix(config: PaLMConfig) -> Iterator[Variant]:
+    """The wrong matrix, or its transpose."""
+
+    def reshaped(at: Place) -> np.ndarray:
+        matrix = reference.output_matrix(at.config, at.weights)
+        return at.tap("norm") @ np.ascontiguousarray(matrix.T).reshape(matrix.shape) * at.config.logit_scale
+
+    yield "transposed", {"logits": reshaped}
+    if not config.tie_embeddings:
+        yield "tied to the embedding", with_config(("logits",), tie_embeddings=True)
+
+
+def residual(config: PaLMConfig) -> Iterator[Variant]:
+    """Something is not added."""
+    for told, taps in (
+        ("left out", ("attention_out", "feedforward_out")),
+        ("without attention", ("residual", "feedforward_out")),
+        ("without the feed-forward", ("residual", "attention_out")),
+    ):
+
+        def added(at: Place, taps: tuple[str, ...] = taps) -> np.ndarray:
+            return sum((at.residual if tap == "residual" else at.tap(tap) for tap in taps), np.zeros(()))
+
+        yield told, {"out": added}
+
+
+TOKENS = (solvers.ids,)
+EMBEDDING_SCALE = (solvers.factor("embed", lambda at, scale: f"times {scale:.10g}"),)
+LOGIT_SCALE = (
+    solvers.factor(
+        "logits", lambda at, scale: f"{scale * at.config.logit_scale:.10g} for {at.config.logit_scale:.10g}"
+    ),
+)
+MATRIX = (solvers.matrix,)

@@ -1,0 +1,137 @@
+"""What ports get wrong in norms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from palm.config import EpsMode, PaLMConfig
+from palm.parity.explain.causes.building_blocks import Variant, bfloat16, with_config, with_weight
+from palm.parity.explain.causes.solvers import number
+from palm.spec import forward as reference
+from palm.spec import program
+from palm.spec.program import Place
+from palm.spec.rounding import UNIT_ROUNDOFF
+
+DECADES = tuple(float(f"1e{power}") for power in range(-12, 0))
+EPS = tuple(float(f"{digit}e{power}") for power in range(-12, 0) for digit in (1, 2, 3, 5))
+
+
+def eps(config: PaLMConfig) -> Iterator[Variant]:
+    """Another value."""
+    for eps in sorted(EPS, key=lambda eps: abs(np.log(eps / config.eps))):
+        if eps != config.eps:
+            yield f"eps {eps:g} for {config.eps:g}", with_config(("norm",), norm_eps=eps)
+
+
+EPS_SOLVED = (
+    number(
+        lambda at, eps: (f"eps {eps:.10g} for {at.config.eps:g}", with_config(("norm",), norm_eps=eps)),
+        1e-15,
+        10,
+    ),
+)
+
+
+def eps_convention(config: PaLMConfig) -> Iterator[Variant]:
+    """Inside or outside the root, of the mean or of the sum."""
+    other = "add" if config.norm_eps_mode == "clamp" else "clamp"
+    for eps in (config.eps, *(eps for eps in DECADES if eps != config.eps)):
+        yield (
+            f'"{other}" for "{config.norm_eps_mode}", eps {eps:g}',
+            with_config(("norm",), norm_eps_mode=other, norm_eps=eps),
+        )
+    for eps in (config.eps, *(eps for eps in DECADES if eps != config.eps)):
+        yield (
+            f"eps {eps:g} added to the sum of squares, not to their mean",
+            with_config(("norm",), norm_eps_mode="add", norm_eps=max(eps / config.dim, 1.1e-18)),
+        )
+
+    for eps in (config.eps, *(eps for eps in DECADES if eps != config.eps)):
+        yield _outside(eps)
+
+
+def _outside(eps: float) -> Variant:
+    def operation(at: Place) -> np.ndarray:
+        x = centred(at)
+        return x / (np.sqrt(np.square(x).mean(-1, keepdims=True)) + eps) * at.weight("norm")
+
+    return f"eps {eps:.10g} added to the root, not under it", {"norm": operation}
+
+
+def _other_mode(at: Place, eps: float) -> Variant:
+    own = at.config.norm_eps_mode
+    other: EpsMode = "add" if own == "clamp" else "clamp"
+    detail = f'"{other}" for "{own}", eps {eps:.10g}'
+    return detail, with_config(("norm",), norm_eps_mode=other, norm_eps=eps)
+
+
+CONVENTION_SOLVED = (
+    number(_other_mode, 1e-15, 10),
+    number(lambda at, eps: _outside(eps), 1e-12, 10),
+)
+
+
+def centred(at: Place) -> np.ndarray:
+    """What the norm takes the mean square of."""
+    x = at.residual
+    return x - x.mean(-1, keepdims=True) if at.config.norm == "layernorm" else x
+
+
+def variance(config: PaLMConfig) -> Iterator[Variant]:
+    """The mean over one less."""
+
+    def unbiased(at: Place) -> np.ndarray:
+        return program.norm(at) * np.sqrt(1 - 1 / at.config.dim)
+
+    if config.dim > 1:
+        yield "divided by d − 1, not by d", {"norm": unbiased}
+
+
+def one_pass(kind: str, at: Place, value: np.ndarray) -> Iterator[Variant]:
+    """E[x²] − E[x]², which cancels: rows are off by factors as far from 1 as that explains."""
+    if kind != "norm" or at.config.norm != "layernorm":
+        return
+    expected = program.norm(at)
+    size = np.square(expected).sum(-1, keepdims=True)
+    factors = (value * expected).sum(-1, keepdims=True) / np.where(size > 0, size, 1)
+    cancelled = at.residual.mean(-1, keepdims=True) ** 2 / np.square(centred(at)).mean(-1, keepdims=True)
+    if (np.abs(factors - 1) <= at.config.dim**0.5 * UNIT_ROUNDOFF["float32"] * (1 + cancelled)).all():
+        yield "in one pass: E[x²] − E[x]² cancels", {"norm": lambda at: factors * program.norm(at)}
+
+
+def mean(config: PaLMConfig) -> Iterator[Variant]:
+    """Subtracted where it should not be, or the reverse."""
+    other = "rmsnorm" if config.norm == "layernorm" else "layernorm"
+    told = "not subtracted" if other == "rmsnorm" else "subtracted"
+    yield f"the mean is {told}", with_config(("norm",), norm=other)
+
+
+def norm_scale(config: PaLMConfig) -> Iterator[Variant]:
+    """Without the weight, or with 1 + weight."""
+    yield "left out", {"norm": with_weight("norm", "norm", lambda at, g: np.ones_like(g))}
+    yield "1 + scale", {"norm": with_weight("norm", "norm", lambda at, g: 1 + g)}
+
+
+def norm_bfloat16(config: PaLMConfig) -> Iterator[Variant]:
+    """Computed in bfloat16."""
+
+    def rounded(at: Place) -> np.ndarray:
+        x = bfloat16(at.residual)
+        if at.config.norm == "layernorm":
+            x = bfloat16(x - bfloat16(x.mean(-1, keepdims=True)))
+        mean_square = bfloat16(bfloat16(x**2).mean(-1, keepdims=True))
+        add = at.config.norm_eps_mode == "add"
+        root = (
+            np.sqrt(mean_square + at.config.eps) if add else np.maximum(np.sqrt(mean_square), at.config.eps)
+        )
+        return bfloat16(bfloat16(x / bfloat16(root)) * at.weight("norm"))
+
+    def of_rounded(at: Place) -> np.ndarray:
+        return reference.normalise(bfloat16(at.residual), at.weight("norm"), at.config)
+
+    yield "its input rounded", {"norm": of_rounded}
+    yield "its output rounded", {"norm": lambda at: bfloat16(program.norm(at))}
+    yield "its input and output rounded", {"norm": lambda at: bfloat16(of_rounded(at))}
+    yield "every step of it", {"norm": rounded}

@@ -1,0 +1,130 @@
+"""What ports get wrong in rotary positions. Letters: n sequence, i position, p pair, e dim_head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from palm.config import PaLMConfig
+from palm.parity.explain.causes.building_blocks import Variant, bfloat16, with_config
+from palm.parity.explain.causes.solvers import number
+from palm.spec import program
+from palm.spec.forward import merge_heads
+from palm.spec.program import Operation, Place
+
+THETAS = (1e2, 5e2, 1e3, 2e3, 5e3, 9e3, 1e4, 2e4, 2.5e4, 4e4, 5e4, 1e5, 2e5, 2.5e5, 5e5, 1e6, 2e6, 5e6, 1e7)
+
+
+def _rotated(
+    kinds: tuple[str, ...], turn: Callable[[Place, np.ndarray], np.ndarray]
+) -> Mapping[str, Operation]:
+    """Queries and keys with another position step."""
+
+    def operation(kind: str) -> Operation:
+        def run(at: Place) -> np.ndarray:
+            x = turn(at, program.project(at, {"q": "query", "k": "key"}[kind]))
+            return merge_heads(x) if kind == "q" else x
+
+        return run
+
+    return {kind: operation(kind) for kind in kinds}
+
+
+def _turned(
+    x: np.ndarray,
+    angles: np.ndarray,
+    *,
+    halves: bool = False,
+    table: Callable[[np.ndarray], np.ndarray] = lambda x: x,
+) -> np.ndarray:
+    """x (..., n, e) with its pairs turned by angles (n, e/2), of which `table` makes what is multiplied."""
+    cos, sin = table(np.cos(angles)), table(np.sin(angles))
+    e = x.shape[-1]
+    a, b = (x[..., : e // 2], x[..., e // 2 :]) if halves else (x[..., 0::2], x[..., 1::2])
+    pair = (a * cos - b * sin, b * cos + a * sin)
+    return np.concatenate(pair, -1) if halves else np.stack(pair, -1).reshape(x.shape)
+
+
+def _angles(at: Place, first: int = 0) -> np.ndarray:
+    """i·θ^(-2p/e) for i from `first` on. Shape (n, e/2)."""
+    e = at.config.dim_head
+    positions = np.arange(first, first + at.tokens.shape[-1])
+    frequencies = at.config.rope_theta ** (-np.arange(0, e, 2) / e)
+    return positions[:, None] * frequencies
+
+
+def _only_rotary(config: PaLMConfig) -> bool:
+    return config.positions == "rotary"
+
+
+def rotary_layout(config: PaLMConfig) -> Iterator[Variant]:
+    """Pairs (p, p + e/2)."""
+    if _only_rotary(config):
+        yield (
+            "half-split for interleaved",
+            _rotated(("q", "k"), lambda at, x: _turned(x, _angles(at), halves=True)),
+        )
+
+
+def rotary_theta(config: PaLMConfig) -> Iterator[Variant]:
+    """Another base of the frequencies."""
+    for theta in THETAS if _only_rotary(config) else ():
+        if theta != config.rope_theta:
+            yield f"θ {theta:g} for {config.rope_theta:g}", with_config(("q", "k"), rope_theta=theta)
+
+
+def _of_theta(at: Place, theta: float) -> Variant:
+    detail = f"θ {theta:.10g} for {at.config.rope_theta:g}"
+    return detail, with_config(("q", "k"), rope_theta=theta) if _only_rotary(at.config) else {}
+
+
+THETA = (number(_of_theta, 1.1, 1e9),)
+
+
+def rotary_missing(config: PaLMConfig) -> Iterator[Variant]:
+    """Queries, keys or both not turned."""
+    if _only_rotary(config):
+        for kinds in (("q", "k"), ("q",), ("k",)):
+            yield f"none on {' and '.join(kinds)}", _rotated(kinds, lambda at, x: x)
+
+
+def rotary_direction(config: PaLMConfig) -> Iterator[Variant]:
+    """Turned by −i."""
+    if _only_rotary(config):
+        for kinds in (("q",), ("k",), ("q", "k")):
+            yield (
+                f"backwards on {' and '.join(kinds)}",
+                _rotated(kinds, lambda at, x: _turned(x, -_angles(at))),
+            )
+
+
+def rotary_offset(config: PaLMConfig) -> Iterator[Variant]:
+    """Positions counted from 1."""
+    if _only_rotary(config):
+        for kinds in (("q",), ("k",), ("q", "k")):
+            yield (
+                f"positions from 1 on {' and '.join(kinds)}",
+                _rotated(kinds, lambda at, x: _turned(x, _angles(at, first=1))),
+            )
+
+
+def in_bfloat16(config: PaLMConfig) -> Iterator[Variant]:
+    """Angles, or positions above 256, rounded."""
+    if _only_rotary(config):
+        yield "angles rounded", _rotated(("q", "k"), lambda at, x: _turned(x, bfloat16(_angles(at))))
+
+        def positions_rounded(at: Place, x: np.ndarray) -> np.ndarray:
+            positions = bfloat16(np.arange(at.tokens.shape[-1], dtype=np.float64))
+            return _turned(x, positions[:, None] * _angles(at, first=1)[0])
+
+        def frequencies_rounded(at: Place, x: np.ndarray) -> np.ndarray:
+            positions = np.arange(at.tokens.shape[-1], dtype=np.float64)
+            return _turned(x, positions[:, None] * bfloat16(_angles(at, first=1)[0]))
+
+        yield "positions rounded", _rotated(("q", "k"), positions_rounded)
+        yield "frequencies rounded", _rotated(("q", "k"), frequencies_rounded)
+        yield (
+            "cosines and sines rounded",
+            _rotated(("q", "k"), lambda at, x: _turned(x, _angles(at), table=bfloat16)),
+        )

@@ -1,0 +1,263 @@
+"""Each tap, the loss and each gradient of two sides, measured and judged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from palm.config import DType, PaLMConfig
+from palm.parity.finding import Finding, Kind, Nature
+from palm.parity.judge.bounds import Limits, backward_limits, slack, tap_limits
+from palm.parity.judge.conditioning import Conditioning
+from palm.parity.recording.excerpt import Excerpt
+from palm.parity.recording.recording import Arrays, Recording
+from palm.spec.parameters import parameters
+from palm.spec.rounding import RATIO_BAR, UNIT_ROUNDOFF, rms, rounding_ratio
+from palm.spec.taps import tap_names
+
+# The rms of fewer numbers may by chance be so many times what is expected of it.
+_FEW, _LUCK = 32, 3.0
+# Where the function amplifies rounding to this, nothing can be told from a smaller error.
+_SENSELESS = 0.5
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One side's value, and what its own program gives in float64, if that is known."""
+
+    label: str
+    dtype: DType
+    value: np.ndarray
+    own: np.ndarray | None
+
+    @property
+    def is_double(self) -> bool:
+        """Whether it has no wider self to be measured against."""
+        return self.dtype == "float64"
+
+
+def recording_findings(
+    a: Recording, b: Recording, taps: Arrays, loss: float, grads: Arrays, conditioning: Conditioning
+) -> Iterable[Finding]:
+    """Taps, loss and gradients of two recordings, judged by the referee's `taps`, `loss` and `grads`.
+
+    `conditioning`: what the referee amplifies, asked where a side is beyond its bound.
+    """
+    sides = (a, b)
+    for name in tap_names(a.config.depth):
+        readings = [_reading(side, side.taps[name], side.exact_taps[name]) for side in sides]
+        yield finding(name, "tap", readings, taps[name], tap_limits(name, sides), conditioning)
+    limits = backward_limits(sides)
+    readings = [_reading(side, np.array(side.loss), np.array(side.exact_loss)) for side in sides]
+    yield finding("loss", "loss", readings, np.array(loss), limits, conditioning)
+    largest = max(rms(gradient) for gradient in grads.values())
+    for full in backward_order(a.config):
+        name = full.removeprefix("grad:")
+        gradient = grads[name]
+        if name in a.grads and name in b.grads:
+            readings = [_reading(side, side.grads[name], side.exact_grads[name]) for side in sides]
+            allowance = slack(largest, rms(gradient))
+            yield finding(full, "gradient", readings, gradient, limits.times(allowance), conditioning)
+
+
+def excerpt_findings(a: Excerpt, b: Excerpt) -> Iterable[Finding]:
+    """The same of two excerpts, from their sketches; each side's own float64 program stands for the referee.
+
+    Where a side has none, the bound stands for its own rounding.
+    """
+    sides = (a, b)
+    gradients = [name for name in backward_order(a.config) if name in a.sketches and name in b.sketches]
+    largest = max(a.statistics[name]["rms"] for name in gradients)
+    for name in (*tap_names(a.config.depth), "loss", *gradients):
+        if name == "loss":
+            readings = [_reading(side, np.array(side.loss), None) for side in sides]
+            yield finding(name, "loss", readings, None, backward_limits(sides))
+            continue
+        readings = [_reading(side, side.sketches[name], side.exact_sketches.get(name)) for side in sides]
+        if name in gradients:
+            limits = backward_limits(sides).times(slack(largest, a.statistics[name]["rms"]))
+            found = finding(name, "gradient", readings, None, limits)
+        else:
+            limits = tap_limits(name, sides)
+            found = finding(name, "tap", readings, None, limits)
+        yield _with_statistics(found, (a, b), limits)
+
+
+def backward_order(config: PaLMConfig) -> list[str]:
+    """The gradients, `grad:NAME`, as the backward pass comes to them: the first fault is where it begins."""
+    return [f"grad:{name}" for name in reversed(list(parameters(config)))]
+
+
+def finding(
+    name: str,
+    kind: Kind,
+    readings: Sequence[Reading],
+    exact: np.ndarray | None,
+    limits: Limits,
+    conditioning: Conditioning | None = None,
+) -> Finding:
+    """Measure one value of two sides. `exact`: the referee's; without it each side's own float64 judges."""
+    measured = _measure(readings, exact)
+
+    def allow(error: float, bound: float, dtype: DType) -> float:
+        if exact is None or conditioning is None:
+            return bound
+        return conditioning.bound(name, kind, exact, measured.scale, error, bound, dtype)
+
+    allowed = [
+        allow(error, bound, reading.dtype)
+        for error, bound, reading in zip(measured.errors, limits.sides, readings, strict=True)
+    ]
+    bounds = [min(most, max(bound, _SENSELESS)) for most, bound in zip(allowed, limits.sides, strict=True)]
+    own = [
+        # A float64 side has no wider self to be measured against; the referee stands in for it, or the bound.
+        (bound if exact is None else error) if reading.is_double else bound if mine is None else mine
+        for reading, mine, error, bound in zip(readings, measured.own, measured.errors, bounds, strict=True)
+    ]
+    # What float64 itself rounds between a* and b* is no difference.
+    ratio = rounding_ratio(measured.cross, math.hypot(own[0], UNIT_ROUNDOFF["float64"]), own[1])
+    fault, nature = _judge(
+        readings,
+        measured,
+        bounds,
+        own,
+        ratio,
+        limits,
+        allow,
+        has_referee=exact is not None,
+        is_excused=_is_excused(measured.errors, allowed, bounds),
+    )
+    a, b = measured.errors
+    return Finding(
+        name, kind, a, b, measured.cross, ratio, bounds[0], bounds[1], measured.size, fault, nature
+    )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Relative distances: of each side from what judges it, from its own float64 program, from each other.
+
+    `wrong`: in words, how far, and of how many programs' rounding: how the float64 programs are not alike.
+    """
+
+    scale: float
+    size: int
+    errors: tuple[float, float]
+    own: tuple[float | None, float | None]
+    cross: float
+    wrong: tuple[tuple[str, float, int], ...]
+
+
+def _measure(readings: Sequence[Reading], exact: np.ndarray | None) -> _Measured:
+    values = [np.asarray(reading.value, np.float64) for reading in readings]
+    programs = [None if r.own is None else np.asarray(r.own, np.float64) for r in readings]
+    units = [exact] if exact is not None else [*values, *(own for own in programs if own is not None)]
+    scale = max(rms(unit) for unit in units) or 1.0
+
+    def apart(x: np.ndarray | None, y: np.ndarray | None) -> float:
+        return math.nan if x is None or y is None else rms(x - y) / scale
+
+    judges = [own if exact is None else exact for own in programs]
+    errors = [apart(value, judge) for value, judge in zip(values, judges, strict=True)]
+    own = [None if p is None else apart(value, p) for value, p in zip(values, programs, strict=True)]
+    wrong = [
+        (f"in float64 {reading.label} is {{:.1e}} from the referee", apart(program, exact), 1)
+        for reading, program in zip(readings, programs, strict=True)
+    ]
+    wrong.append(("in float64 they are {:.1e} apart", apart(*programs), 2))
+    told = tuple(entry for entry in wrong if not math.isnan(entry[1]))
+    return _Measured(scale, values[0].size, (errors[0], errors[1]), (own[0], own[1]), apart(*values), told)
+
+
+def _judge(
+    readings: Sequence[Reading],
+    measured: _Measured,
+    bounds: Sequence[float],
+    own: Sequence[float],
+    ratio: float,
+    limits: Limits,
+    allow: Callable[[float, float, DType], float],
+    *,
+    has_referee: bool,
+    is_excused: bool,
+) -> tuple[str | None, Nature | None]:
+    """In words what is more than rounding, and what it proves; None and None if nothing is.
+
+    `is_excused`: the function amplifies rounding so much here that a large error is nothing to tell by.
+    """
+    finite = [np.isfinite(np.asarray(reading.value, np.float64)) for reading in readings]
+    if not all(mask.all() for mask in finite):
+        lost = [r.label for r, mask in zip(readings, finite, strict=True) if not mask.all()]
+        alike = bool((finite[0] == finite[1]).all())
+        told = f"{' and '.join(lost)} {'are' if len(lost) > 1 else 'is'} not finite"
+        return told, "both not finite" if alike else "function"
+    reasons = []
+    is_proven = False
+    if not ratio <= RATIO_BAR:
+        further = f", {readings[int(measured.errors[1] > measured.errors[0])].label} further from the referee"
+        known = has_referee and all(map(math.isfinite, measured.errors))
+        reasons.append(f"{ratio:.3g} times their rounding apart{further if known else ''}")
+        # Without a float64 program the ratio is one to what rounding allows, and proves nothing by itself.
+        is_proven = None not in measured.own or measured.cross > limits.widest
+    for reading, error, bound in zip(readings, measured.errors, bounds, strict=True):
+        if error > bound:
+            judge = "the referee" if has_referee else "its own float64 program"
+            reasons.append(f"{reading.label} is {error:.1e} from {judge} where rounding allows {bound:.1e}")
+            is_proven |= (reading.is_double or error > limits.widest) and not is_excused
+    for words, distance, programs in measured.wrong:
+        bound = programs * limits.double
+        if distance > bound and distance > (most := allow(distance, bound, "float64")):
+            is_proven = True
+            if ratio <= RATIO_BAR:  # else it is said already
+                reasons.append(f"{words.format(distance)} where rounding allows {most:.1e}")
+    if reasons:
+        is_unknown = is_excused or None in measured.own
+        nature: Nature = "function" if is_proven else "unproven" if is_unknown else "rounding"
+        farthest = max((e for e in measured.errors if not math.isnan(e)), default=measured.cross)
+        if nature != "function" and measured.size < _FEW and farthest <= _LUCK * max(bounds):
+            nature = "too few numbers"
+        return "; ".join(reasons), nature
+    for reading, rounding, bound in zip(readings, own, bounds, strict=True):
+        if not rounding <= bound:
+            words = f"{reading.label} is {rounding:.1e} from its own float64 program where rounding allows"
+            return f"{words} {bound:.1e}", "unproven"
+    return None, None
+
+
+def _is_excused(errors: Sequence[float], allowed: Sequence[float], bounds: Sequence[float]) -> bool:
+    """Whether it is only the cap on what amplification allows that a side is beyond."""
+    beyond = [i for i in range(2) if errors[i] > bounds[i]]
+    return bool(beyond) and all(errors[i] <= allowed[i] for i in beyond)
+
+
+def _with_statistics(found: Finding, sides: tuple[Excerpt, Excerpt], limits: Limits) -> Finding:
+    """A sketch's finding, and what the beginnings and the statistics, which hide nothing, say besides."""
+    ours, theirs = (side.statistics[found.name] for side in sides)
+    size = math.prod(ours["shape"])
+    if found.fault:
+        return replace(found, elements=size)
+    lost = [side.label for side, own in zip(sides, (ours, theirs), strict=True) if own["not_finite"]]
+    if lost:
+        nature: Nature = "both not finite" if len(lost) == 2 else "function"
+        return replace(found, elements=size, fault=f"{' and '.join(lost)} not finite", nature=nature)
+    # |rms(a) − rms(b)| ≤ rms(a − b) ≤ what rounding leaves of both.
+    apart = abs(ours["rms"] - theirs["rms"]) / (max(ours["rms"], theirs["rms"]) or 1.0)
+    distances = {"over all sequences the rms": apart}
+    if all(found.name in side.taps for side in sides):
+        a, b = (np.asarray(side.taps[found.name], np.float64) for side in sides)
+        length = min(len(a), len(b))
+        scale = max(rms(a[:length]), rms(b[:length])) or 1.0
+        distances[f"at the first {length} positions it"] = rms(a[:length] - b[:length]) / scale
+    for what, distance in distances.items():
+        if distance > sum(limits.sides):
+            told = f"{what} differs by {distance:.1e} where rounding allows {sum(limits.sides):.1e}"
+            nature = "function" if distance > 2 * limits.widest else "unproven"
+            return replace(found, elements=size, fault=told, nature=nature)
+    return replace(found, elements=size)
+
+
+def _reading(side: Recording | Excerpt, value: np.ndarray, own: np.ndarray | None) -> Reading:
+    return Reading(side.label, side.dtype, value, own)

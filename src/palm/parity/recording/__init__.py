@@ -1,0 +1,1 @@
+"""What one side computed, and how it is kept."""

@@ -1,0 +1,212 @@
+"""A recording as a folder: `bundle.json`, sealed by its own checksum, and `arrays.safetensors`, sealed by it.
+
+No framework is needed to read one. Nothing in a bundle is believed: names, shapes and dtypes must be those of
+its config, or `BundleError` says which is not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from palm.checkpoint.checkpoint import fsync, put_in_place
+from palm.checkpoint.manifest import fingerprint, read_sealed, read_tensors, sealed
+from palm.config import PaLMConfig
+from palm.errors import BundleError, CheckpointError, PalmError
+from palm.fields import plain
+from palm.parity.recording.bundle_check import check_recording, number
+from palm.parity.recording.excerpt import Excerpt, record_excerpt
+from palm.parity.recording.recording import Arrays, Recording, record
+
+FORMAT, VERSION = "palm-bundle", 1
+HEADER, ARRAYS = "bundle.json", "arrays.safetensors"
+_KINDS: dict[str, type] = {"complete": Recording, "excerpt": Excerpt}
+_GROUPS = {
+    "complete": ("weights", "taps", "grads", "exact_taps", "exact_grads"),
+    "excerpt": ("taps", "sketches", "exact_sketches"),
+}
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether `path` is the folder of a bundle, be it a damaged one."""
+    try:
+        return (path / HEADER).is_file()
+    except OSError:  # no name of a file: too long, or with a zero in it
+        return False
+    except ValueError:
+        return False
+
+
+def check_free(path: Path) -> None:
+    """Raise `BundleError` unless a bundle can be written to `path`: there is none, or nothing but one."""
+    try:
+        if not os.path.lexists(path):
+            return
+        names = {file.name for file in path.iterdir()} if path.is_dir() and not path.is_symlink() else None
+        header = read_sealed(path / HEADER)[0] if names == {HEADER, ARRAYS} else None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"out must be a folder; got out={path}: {error}. Choose another.") from None
+    if names is None or (names and (header is None or header.get("format") != FORMAT)):
+        raise BundleError(
+            f"out must be nothing yet, an empty folder, or a bundle and nothing else; got out={path}. "
+            "Choose another folder."
+        )
+
+
+def record_bundle(
+    model: Any,
+    tokens: Any,
+    out: str | PathLike[str],
+    *,
+    complete: bool = False,
+    label: str | None = None,
+    seed: int | None = None,
+) -> Path:
+    """Run a live model once, forward and backward, and keep what it computed in the folder `out`.
+
+    Small by default, an excerpt (`recording.excerpt`); `complete` keeps everything. `seed`: what the
+    model's weights were drawn from, if from a seed; an excerpt can then say why, and not only where. Compare
+    bundles by their paths: `palm.compare("a", "b")`. Tokens (..., n), n ≥ 2.
+
+    Raises `TokenError`, `BackendError` if the model is not palm's, `BundleError` if `out` cannot be written.
+    """
+    if complete:
+        recording: Recording | Excerpt = record(model, tokens, label=label)
+    else:
+        recording = record_excerpt(model, tokens, label=label, seed=seed)
+    write_bundle(recording, Path(out))
+    return Path(out)
+
+
+def write_bundle(recording: Recording | Excerpt, path: Path) -> None:
+    """Write a recording to the folder `path`, which appears when it is whole.
+
+    A bundle there is replaced, and nothing else ever. Raises `BundleError`.
+    """
+    check_free(path)
+    try:
+        path = path.resolve()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as name:
+            folder, old = Path(name) / "bundle", Path(name) / "old"
+            folder.mkdir()
+            _write(recording, folder)
+            for file in (folder / ARRAYS, folder / HEADER, folder):
+                fsync(file)
+            put_in_place(folder, path, old)
+            fsync(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise BundleError(
+            f"out must be a folder that can be written; got out={path}: {error}. Choose another."
+        ) from None
+
+
+def _write(recording: Recording | Excerpt, folder: Path) -> None:
+    kind = next(kind for kind, cls in _KINDS.items() if isinstance(recording, cls))
+    arrays: Arrays = {"tokens": recording.tokens}
+    for group in _GROUPS[kind]:
+        for name, array in getattr(recording, group).items():
+            # safetensors writes the buffer behind a strided view as it lies.
+            arrays[f"{group}/{name}"] = np.ascontiguousarray(array)
+    save_file(arrays, folder / ARRAYS)
+    header = {name: getattr(recording, name) for name in _plain_fields(kind)}
+    header["config"] = recording.config.to_dict()
+    if kind == "excerpt":
+        header["statistics"] = {
+            name: {key: plain(value) for key, value in row.items()}
+            for name, row in header["statistics"].items()
+        }
+    header |= {"format": FORMAT, "version": VERSION, "kind": kind}
+    # safetensors sorts its names; the report walks them in dataflow order.
+    header |= {"order": list(arrays), "arrays": fingerprint(folder / ARRAYS)}
+    text = sealed({key: plain(value) for key, value in header.items()})
+    (folder / HEADER).write_text(text, encoding="utf-8")
+
+
+def read_bundle(path: Path) -> Recording | Excerpt:
+    """The recording in the folder `path`. Raises `BundleError`."""
+    header = _read_header(path)
+    try:
+        arrays = dict(read_tensors(path / ARRAYS, header["arrays"]))
+        recording = _assemble(header, arrays)
+        check_recording(recording)
+    except BundleError as error:
+        raise BundleError(f"{path} {error}") from None
+    except CheckpointError as error:
+        raise BundleError(str(error)) from None
+    except PalmError as error:
+        raise BundleError(f"{path} must hold what its config says; {error} Record again.") from None
+    return recording
+
+
+def _plain_fields(kind: str) -> list[str]:
+    """The fields of a recording that are no arrays, and belong into a bundle."""
+    own = (*_GROUPS[kind], "tokens")
+    return [
+        f.name
+        for f in dataclasses.fields(_KINDS[kind])
+        if f.name not in own and not (kind == "excerpt" and f.name == "weights")
+    ]
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    file = path / HEADER
+    try:
+        header, is_intact = read_sealed(file)
+    except OSError as error:
+        raise BundleError(
+            f"bundle must be a folder with {HEADER}; got {path}: {error.strerror}. Write one with palm "
+            "record, or load a checkpoint: palm.load."
+        ) from None
+    if header is not None and (header.get("format"), header.get("version")) != (FORMAT, VERSION):
+        raise BundleError(
+            f"{file} must be of format {FORMAT} version {VERSION}; got format={header.get('format')!r}, "
+            f"version={header.get('version')!r}. Read it with the palm version that wrote it."
+        )
+    if header is None or not is_intact:
+        raise BundleError(f"{file} must be as it was written; its checksum differs. Record again.")
+    kind = header.get("kind")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise BundleError(f"{file} must be of kind {' or '.join(_KINDS)}; got kind={kind!r}. Record again.")
+    entry = header.get("arrays")
+    if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+        raise BundleError(f"{file} must say what {ARRAYS} is; it does not. Record again.")
+    return header
+
+
+def _assemble(header: Mapping[str, Any], arrays: Arrays) -> Recording | Excerpt:
+    kind = header["kind"]
+    missing = [name for name in (*_plain_fields(kind), "order") if name not in header]
+    if missing:
+        raise BundleError(f"must name {', '.join(missing)}; it does not. Record again.")
+    order = header["order"]
+    if not isinstance(order, list) or not all(isinstance(n, str) for n in order) or {*order} != {*arrays}:
+        raise BundleError("must list exactly the arrays it has; it does not. Record again.")
+    groups: dict[str, Any] = {group: {} for group in _GROUPS[kind]}
+    for name in order:
+        group, slash, rest = name.partition("/")
+        if name == "tokens":
+            groups["tokens"] = arrays[name]
+        elif slash and group in _GROUPS[kind]:
+            groups[group][rest] = arrays[name]
+        else:
+            raise BundleError(f"must have only known arrays; got {name}. Record again.")
+    if "tokens" not in groups:
+        raise BundleError("must have tokens; it has none. Record again.")
+    fields = {name: header[name] for name in _plain_fields(kind)}
+    fields["config"] = PaLMConfig.from_dict(fields["config"])
+    if fields["config"].depth > len(order):  # before anything is made of so many blocks
+        raise BundleError(f"must hold {fields['config'].depth} blocks; it does not. Record again.")
+    for name in ("loss", "exact_loss"):
+        if name in fields:
+            fields[name] = number(fields[name], name)
+    return _KINDS[kind](**fields, **groups)

@@ -1,0 +1,1 @@
+"""Each side in a process of its own."""

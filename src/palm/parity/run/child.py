@@ -1,0 +1,108 @@
+"""A process of a comparison's own for each side: what it is asked, how far it is, and how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import IO, Any
+
+from palm import errors
+from palm.errors import PalmError, ProbeError
+
+# What a worker says when a recording is on the disk, and how it exits over what its user can mend.
+RECORDED, REFUSED = "recorded", 3
+
+
+class Child:
+    """One `palm.parity.run.worker`, which never outlives the `with` block.
+
+    `name`: what messages call it, None for the only one. `on_step(step)` is told of each finished step.
+    """
+
+    def __init__(self, name: str | None, request: dict[str, Any], on_step: Callable[[str], None]) -> None:
+        self._name, self._on_step = name, on_step
+        self._recorded, self._has_ended, self._condition = 0, False, threading.Condition()
+        self._complaints: list[str] = []
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "palm.parity.run.worker"],
+            env={**os.environ, "JAX_ENABLE_X64": str(request["dtype"] == "float64")},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._readers = [
+            threading.Thread(target=self._listen),
+            threading.Thread(target=_follow, args=(self._process.stderr, self._complaints.append)),
+        ]
+        for reader in self._readers:
+            reader.start()
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request))
+            self._process.stdin.close()
+        except BrokenPipeError:  # it is gone already: `wait` says why
+            pass
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        for reader in self._readers:
+            reader.join()
+        with self._process:  # closes its pipes
+            pass
+
+    def wait_for(self, count: int) -> None:
+        """Until it has written so many recordings. Raises as `wait`."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._recorded >= count or self._has_ended)
+        if self._recorded < count:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until it has ended. Raises the worker's own `PalmError`, or `ProbeError` if it died."""
+        status = self._process.wait()
+        for reader in self._readers:
+            reader.join()
+        if not status:
+            return
+        words = "\n".join(self._complaints)
+        prefix = f"{self._name}: " if self._name else ""
+        told = list(re.finditer(r"^(\w+Error): (.*)", words, re.DOTALL | re.MULTILINE))
+        if status == REFUSED and told:
+            kind = getattr(errors, told[-1][1], PalmError)
+            raise kind(prefix + told[-1][2])
+        if status < 0:
+            name = signal.Signals(-status).name
+            words = f"{name}. Out of memory? Use a smaller --length or --batch.\n{words}".rstrip()
+        raise ProbeError(
+            f"{prefix}the process of this side must finish; it ended with status {status}: {words}"
+        )
+
+    def _listen(self) -> None:
+        _follow(self._process.stdout, self._hear)
+        with self._condition:
+            self._has_ended = True
+            self._condition.notify_all()
+
+    def _hear(self, line: str) -> None:
+        if line != RECORDED:
+            self._on_step(line)
+            return
+        with self._condition:
+            self._recorded += 1
+            self._condition.notify_all()
+
+
+def _follow(stream: IO[str] | None, consume: Callable[[str], None]) -> None:
+    for line in stream or ():
+        consume(line.rstrip("\n"))

@@ -1,0 +1,185 @@
+"""`palm compare`: each side, and each training, in a process of its own; what judges them in this one."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from palm.backends import check_installed
+from palm.checkpoint.checkpoint import load_arrays, save_arrays
+from palm.config import BACKENDS, DType, PaLMConfig
+from palm.data.corpus import open_corpus
+from palm.data.windows import windows
+from palm.errors import BundleError
+from palm.parity.compare import judged
+from palm.parity.drift.drift import RUNS, Butterfly, butterfly
+from palm.parity.drift.trajectory import read_trajectory
+from palm.parity.explain.explain import explained
+from palm.parity.recording.bundle import read_bundle
+from palm.parity.recording.excerpt import Excerpt
+from palm.parity.recording.recording import Recording
+from palm.parity.repeats import Repeated, Repeats
+from palm.parity.run.child import Child
+from palm.parity.run.sides import Bundle, Side, labels
+from palm.recipes import Recipe
+from palm.spec.rounding import coarsest
+
+OnStep = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What live sides run: a resolved config and a seed for those without a checkpoint, and text by seed."""
+
+    config: PaLMConfig
+    seed: int
+    tokens: tuple[np.ndarray, ...]
+
+
+def compare_sides(
+    a: Side | Bundle, b: Side | Bundle, source: Source, *, checkpoint: str | None, on_step: OnStep
+) -> Repeated:
+    """Record the sides that are live, one process each, and compare; once for each of the source's tokens.
+
+    The i-th time weights are drawn from seed + i. Live sides of different dtype both get the weights rounded
+    to the coarser one: what differs is then what they compute. A live side beside a bundle runs on its
+    tokens and weights; `checkpoint` is where the weights are of a bundle that holds only their checksums.
+
+    `on_step(side, step)` is called as each live side ("a", "b") finishes one of `probe.STEPS`, and when the
+    referee is done. Raises `MissingFrameworkError`, `BundleError`, what a side refuses, and `ProbeError` if
+    one dies.
+    """
+    live = [side for side in (a, b) if isinstance(side, Side)]
+    for side in live:
+        check_installed(side.backend)
+    names = labels(a, b) if isinstance(a, Side) and isinstance(b, Side) else (_name(a), _name(b))
+    weights = load_arrays(checkpoint)[1] if checkpoint is not None and len(live) < 2 else None
+    recorded = {
+        key: _labelled(side, weights)
+        for key, side in zip("ab", (a, b), strict=True)
+        if isinstance(side, Bundle)
+    }
+    repeats = Repeats()
+    with tempfile.TemporaryDirectory(prefix="palm-compare-") as name, ExitStack() as stack:
+        folder = Path(name)
+        common = _common(source, live, next(iter(recorded.values()), None), folder)
+        children = {
+            key: stack.enter_context(
+                Child(
+                    label,
+                    {**common, **side.to_dict(), "label": label, "out": str(folder / key)},
+                    partial(on_step, key),
+                )
+            )
+            for key, side, label in zip("ab", (a, b), names, strict=True)
+            if isinstance(side, Side)
+        }
+        for i in range(len(common["tokens"])):
+            for child in children.values():
+                child.wait_for(i + 1)
+            pair = [recorded[k] if k in recorded else read_bundle(folder / k / str(i)) for k in "ab"]
+            repeats.add(common["seed"] + i, judged(*pair, on_step=partial(on_step, "referee")))
+            for key in children:  # recordings are large
+                shutil.rmtree(folder / key / str(i), ignore_errors=True)
+        for child in children.values():
+            child.wait()
+    found = repeats.result()
+    return replace(found, shown=explained(found.shown))
+
+
+def record_side(
+    side: Side, source: Source, out: Path, *, is_complete: bool, on_step: OnStep
+) -> Recording | Excerpt:
+    """Record one live side in a process of its own into the bundle `out`. Raises as `compare_sides`."""
+    check_installed(side.backend)
+    with tempfile.TemporaryDirectory(prefix="palm-record-") as name:
+        common = _common(source, [side], None, Path(name))
+        own = {"label": side.backend, "out": str(out), "is_excerpt": not is_complete}
+        with Child(None, {**common, **side.to_dict(), **own}, partial(on_step, "a")) as child:
+            child.wait()
+    return read_bundle(out)
+
+
+def _common(
+    source: Source, live: Sequence[Side], bundle: Recording | Excerpt | None, folder: Path
+) -> dict[str, Any]:
+    """What every live side is asked for: config, seed, the weights' dtype, files of tokens."""
+    dtypes: list[DType] = [side.dtype for side in live]
+    tokens: Sequence[np.ndarray] = source.tokens
+    common: dict[str, Any] = {"config": source.config.to_dict(), "seed": source.seed}
+    if bundle is not None:
+        tokens = [bundle.tokens]
+        common = {"config": bundle.config.to_dict(), "seed": 0}
+        dtypes.append(bundle.dtype)
+        if live and bundle.weights is not None:
+            save_arrays(bundle.config, dict(bundle.weights), folder / "weights")
+            common["weights"] = str(folder / "weights")
+        elif isinstance(bundle, Excerpt) and bundle.seed is not None:
+            common["seed"] = bundle.seed
+        elif any(side.checkpoint is None for side in live):
+            raise BundleError(
+                f"{bundle.label} must be complete, drawn from a seed, or come with --checkpoint, for a live "
+                "side needs its weights; got only their checksums. Pass --checkpoint."
+            )
+    for i, ids in enumerate(tokens):
+        np.save(folder / f"tokens-{i}.npy", ids)
+    common["tokens"] = [str(folder / f"tokens-{i}.npy") for i in range(len(tokens))]
+    return {**common, "coarsest": coarsest(dtypes)}
+
+
+def _labelled(side: Bundle, weights: Mapping[str, np.ndarray] | None) -> Recording | Excerpt:
+    """A bundle's recording, called by its folder too; an excerpt with its weights, if they are known."""
+    recording = side.recording
+    own = replace(recording, label=f"{recording.label} ({side.path.name})")
+    return own.with_weights(weights) if isinstance(own, Excerpt) and weights is not None else own
+
+
+def _name(side: Side | Bundle) -> str:
+    return side.backend if isinstance(side, Side) else side.path.name
+
+
+def train_backends(
+    source: Source,
+    text: bytes,
+    recipe: Recipe,
+    *,
+    checkpoint: str | None,
+    device: str | None,
+    attention: str,
+    on_step: OnStep,
+) -> Butterfly:
+    """Train one model in both wings on the same batches, and once more in torch from weights an ulp away.
+
+    One process after another: each has all cores and the device's memory to itself. `on_step(run, step)` is
+    called as each run of `butterfly.RUNS` finishes one of its `training_steps`. Raises `DataError` if the
+    text is shorter than a window, `MissingFrameworkError`, and `ProbeError` with the words of a run that
+    fails.
+    """
+    for backend in BACKENDS:
+        check_installed(backend)
+    windows(open_corpus(text), seed=recipe.seed, first=0, rows=1, length=recipe.length)
+    with tempfile.TemporaryDirectory(prefix="palm-compare-") as name:
+        folder = Path(name)
+        np.save(folder / "text.npy", np.frombuffer(text, np.uint8))
+        common = {"config": source.config.to_dict(), "seed": source.seed, "checkpoint": checkpoint}
+        common |= {"dtype": recipe.precision, "device": device, "attention": attention}
+        common |= {"recipe": recipe.to_dict(), "text": str(folder / "text.npy")}
+        for run in RUNS:
+            own = {"backend": "jax" if run == "jax" else "torch", "is_control": run == "control"}
+            request = {**common, **own, "out": str(folder / run)}
+            with Child(f"train {run}", request, partial(on_step, run)) as child:
+                child.wait()
+        return butterfly(*(read_trajectory(folder / run) for run in RUNS))
+
+
+def training_steps(recipe: Recipe) -> int:
+    """How many steps a training reports: the build, and k = 0 … N."""
+    return recipe.steps + 2

@@ -1,0 +1,102 @@
+"""One side in a process of its own: the child of `palm compare`.
+
+    echo '{"backend": "jax", "checkpoint": "DIR", "tokens": "FILE", …}' | python -m palm.parity.run.worker
+
+JAX's x64 switch and memory pool are global and the two frameworks' thread pools fight, so the command line
+gives each side its own process.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from palm.backends import common_dtype, from_numpy, wing
+from palm.checkpoint.checkpoint import load_arrays
+from palm.config import DType, PaLMConfig
+from palm.data.corpus import open_corpus
+from palm.errors import PalmError
+from palm.parity.drift.trajectory import moved_by_an_ulp, record_training
+from palm.parity.recording.bundle import write_bundle
+from palm.parity.recording.excerpt import record_excerpt
+from palm.parity.recording.recording import REMAT, Mode, record
+from palm.parity.run.child import RECORDED, REFUSED
+from palm.recipes import Recipe
+from palm.spec.parameters import initial_value, numpy_dtype, parameters
+from palm.spec.rounding import UNIT_ROUNDOFF
+
+
+def main(request: dict[str, Any]) -> None:
+    """Do what is asked for; one finished step a line on standard output."""
+    (train if "recipe" in request else probe)(request)
+
+
+def probe(request: dict[str, Any]) -> None:
+    """Build, record one forward and backward pass, write; once for each file of tokens."""
+    if request["matmul"] is not None:
+        wing(request["backend"]).set_matmul(request["matmul"])
+    compiled = None if request["compile"] is None else request["compile"] == "on"
+    mode = Mode(compile=compiled, remat=REMAT[request["remat"]], matmul=request["matmul"])
+    is_excerpt = request.get("is_excerpt", False)
+    for i, file in enumerate(request["tokens"]):
+        model, seed = _model(request, request["seed"] + i)
+        print("build", flush=True)
+        tokens = np.load(file, allow_pickle=False)
+        common: Any = {
+            "label": request["label"],
+            "mode": mode,
+            "on_step": lambda step: print(step, flush=True),
+        }
+        if is_excerpt:
+            recording: Any = record_excerpt(model, tokens, seed=seed, **common)
+        else:
+            recording = record(model, tokens, **common)
+        del model  # the next one wants its memory
+        write_bundle(recording, Path(request["out"], *([] if "is_excerpt" in request else [str(i)])))
+        print(RECORDED, flush=True)
+
+
+def _model(request: dict[str, Any], seed: int) -> tuple[Any, int | None]:
+    """The side's model, its weights rounded to the coarsest dtype of both sides; and their seed if drawn."""
+    coarsest, path = request["coarsest"], request["checkpoint"] or request.get("weights")
+    if path is None:
+        config = PaLMConfig.from_dict(request["config"])
+        weights = {p.name: initial_value(p, seed, coarsest) for p in parameters(config).values()}
+    else:
+        config, stored = load_arrays(path)
+        narrow, wide = numpy_dtype(coarsest), UNIT_ROUNDOFF[coarsest]
+        own = UNIT_ROUNDOFF[common_dtype(stored)]
+        weights = stored if own >= wide else {name: array.astype(narrow) for name, array in stored.items()}
+    options = {name: request[name] for name in ("backend", "dtype", "device", "attention")}
+    return from_numpy(config, weights, **options), seed if path is None else None
+
+
+def train(request: dict[str, Any]) -> None:
+    """Build, the control from weights moved by one unit in the last place; train, write on the way."""
+    recipe = Recipe.from_dict(request["recipe"])
+    master: DType = "float64" if recipe.precision == "float64" else "float32"
+    if request["checkpoint"] is None:
+        config = PaLMConfig.from_dict(request["config"])
+        weights = {p.name: initial_value(p, request["seed"], master) for p in parameters(config).values()}
+    else:
+        config, stored = load_arrays(request["checkpoint"])
+        weights = {name: array.astype(numpy_dtype(master)) for name, array in stored.items()}
+    if request["is_control"]:
+        weights = moved_by_an_ulp(weights, request["seed"])
+    options = {name: request[name] for name in ("backend", "device", "attention")}
+    model = from_numpy(config, weights, **options)
+    print("build", flush=True)
+    corpus = open_corpus(Path(request["text"]))
+    record_training(model, recipe, corpus, Path(request["out"]), on_step=lambda step: print(step, flush=True))
+
+
+if __name__ == "__main__":
+    try:
+        main(json.load(sys.stdin))
+    except PalmError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(REFUSED)

@@ -1,0 +1,270 @@
+"""The training recipe: a frozen dataclass and its schedules, in plain float64 Python, shared by both wings.
+
+Letters: k step, counted from 1. Source: PaLM (arXiv:2204.02311) §5 unless said.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, get_args
+
+from palm.config import DType
+from palm.errors import ConfigError
+from palm.fields import check_choice, from_fields, integer, real
+
+OptimizerKind = Literal["adamw", "adafactor"]
+ScheduleKind = Literal["constant", "cosine", "inverse_sqrt"]
+NonFinite = Literal["stop", "rewind"]
+Remat = bool | Literal["feedforward"]
+
+# β₂ = 1 − k^−0.8 (paper §5; Adafactor, arXiv:1804.04235 §7.2).
+BETA2_EXPONENT = 0.8
+# The smallest scale that Adafactor's parameter scaling lets a parameter have (arXiv:1804.04235 §8).
+SCALE_FLOOR = 1e-3
+# Added to squared gradients, so that a gradient of 0 gives an update of 0 (there, ε₁).
+SQUARE_FLOOR = 1e-30
+
+
+def check_remat(remat: Any) -> None:
+    """Raise `ConfigError` unless `remat` is one of the choices."""
+    if not (isinstance(remat, bool) or (isinstance(remat, str) and remat == "feedforward")):
+        raise ConfigError(f'remat must be true, false or "feedforward"; got remat={remat!r}. Choose one.')
+
+
+class Rates(NamedTuple):
+    """Every scalar of one optimiser step, formed in float64 on the host.
+
+    `rest1` is 1 − β₁ and `rest2` is 1 − β₂: formed from a rounded β₂ they would lose half their digits.
+    `decay` is the share of each matrix that the step takes away. `correction1` and `correction2` divide the
+    moments (1 − βᵏ for AdamW, 1 for Adafactor).
+    """
+
+    lr: float
+    decay: float
+    beta1: float
+    rest1: float
+    beta2: float
+    rest2: float
+    correction1: float
+    correction2: float
+
+
+class Outcome(NamedTuple):
+    """What one step reports: mean loss in nats and global gradient norm, both of before the update.
+
+    `bad` names every parameter whose gradient is not finite. If it or the loss is not, nothing was updated.
+    """
+
+    loss: float
+    grad_norm: float
+    bad: list[str]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the update was made."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train: everything but the model and the data that decides what the weights become.
+
+    - `optimizer`: "adamw" (arXiv:1711.05101) or "adafactor", the paper's: not factored, with parameter
+      scaling (`palm.spec.optimizer` writes both out).
+    - `steps`: updates in all; the cosine schedule ends there.
+    - `batch`: sequences in a step.
+    - `ramp`: later batch sizes as (first step, batch) pairs, steps ascending.
+    - `length`: tokens predicted in each sequence.
+    - `accumulate`: micro-batches a step is cut into; their mean gradient is the whole batch's.
+    - `learning_rate`: the highest one.
+    - `schedule`: "constant"; "cosine" falls to final_fraction of the highest; "inverse_sqrt" holds for `hold`
+      steps, then falls as 1/√k.
+    - `warmup`: steps of linear rise to the highest learning rate.
+    - `hold`: steps at the highest rate before "inverse_sqrt" falls.
+    - `final_fraction`: where "cosine" ends, as a share of the highest rate.
+    - `beta1`: decay of the first moment.
+    - `beta2`: decay of AdamW's second moment; Adafactor's is 1 − k^−0.8.
+    - `eps`: added to AdamW's denominator.
+    - `weight_decay`: w; a step takes lr·w of each matrix with AdamW, lr²·w with Adafactor. Norm scales keep.
+    - `clip`: largest global norm of the gradient; 0 leaves it alone.
+    - `z_loss`: weight of the mean of log²Z, Z the softmax denominator.
+    - `precision`: of the model's computation; weights, moments, gradients, norms, softmax and loss are
+      kept in float32 or wider.
+    - `remat`: what the backward pass computes again instead of storing it: nothing (False), each block's
+      "feedforward", which is most of what is stored and little of the work in long texts, or whole blocks
+      (True).
+    - `validation`: last share of the data, by position, that is not trained on.
+    - `non_finite`: on a loss or gradient that is not finite, "stop", or "rewind" as the paper does: go back
+      and skip the batches that led there.
+    - `rewind`: go back at least so many steps.
+    - `skip`: batches skipped from there.
+    - `seed`: draws the initial weights and the order of the data.
+
+    Raises `ConfigError` if a field breaks its invariant.
+    """
+
+    optimizer: OptimizerKind = "adamw"
+    steps: int = 1000
+    batch: int = 16
+    ramp: tuple[tuple[int, int], ...] = ()
+    length: int = 256
+    accumulate: int = 1
+    learning_rate: float = 2e-3
+    schedule: ScheduleKind = "cosine"
+    warmup: int = 50
+    hold: int = 0
+    final_fraction: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    z_loss: float = 1e-4
+    precision: DType = "float32"
+    remat: Remat = False
+    validation: float = 0.05
+    non_finite: NonFinite = "stop"
+    rewind: int = 100
+    skip: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "length", "accumulate", "rewind", "skip"):
+            object.__setattr__(self, name, integer(name, getattr(self, name), least=1))
+        for name in ("warmup", "hold", "seed"):
+            object.__setattr__(self, name, integer(name, getattr(self, name), least=0))
+        check_choice("optimizer", self.optimizer, get_args(OptimizerKind))
+        check_choice("schedule", self.schedule, get_args(ScheduleKind))
+        check_choice("non_finite", self.non_finite, get_args(NonFinite))
+        check_choice("precision", self.precision, get_args(DType))
+        check_remat(self.remat)
+        for name, least, most in (
+            ("learning_rate", 0.0, math.inf),
+            ("weight_decay", 0.0, math.inf),
+            ("clip", 0.0, math.inf),
+            ("z_loss", 0.0, math.inf),
+            ("final_fraction", 0.0, 1.0),
+            ("beta1", 0.0, 1.0),
+            ("beta2", 0.0, 1.0),
+            ("validation", 0.0, 1.0),
+        ):
+            object.__setattr__(self, name, real(name, getattr(self, name), least=least, below=most))
+        object.__setattr__(self, "eps", real("eps", self.eps, least=0.0, below=1.0, strict=True))
+        object.__setattr__(self, "ramp", _ramp(self.ramp))
+        for batch in (self.batch, *(size for _, size in self.ramp)):
+            if batch % self.accumulate:
+                raise ConfigError(
+                    "batch must be a multiple of accumulate because micro-batches have one size; got "
+                    f"batch={batch}, accumulate={self.accumulate}. Change one of them."
+                )
+
+    def batch_at(self, step: int) -> int:
+        """Sequences in step k."""
+        return [size for first, size in ((1, self.batch), *self.ramp) if first <= step][-1]
+
+    def rows_before(self, step: int) -> int:
+        """Sequences that all steps before k have used together."""
+        starts = [(1, self.batch), *self.ramp]
+        ends = [first for first, _ in starts[1:]] + [step]
+        spans = zip(starts, ends, strict=True)
+        return sum(size * max(0, min(end, step) - first) for (first, size), end in spans)
+
+    def lr(self, step: int) -> float:
+        """The learning rate of step k."""
+        rise = min(1.0, step / self.warmup) if self.warmup else 1.0
+        if self.schedule == "inverse_sqrt":
+            return self.learning_rate * rise * math.sqrt(min(1.0, max(self.hold, self.warmup, 1) / step))
+        if self.schedule == "cosine" and step > self.warmup:
+            passed = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+            fall = 0.5 * (1 + math.cos(math.pi * passed))
+            return self.learning_rate * (self.final_fraction + (1 - self.final_fraction) * fall)
+        return self.learning_rate * rise
+
+    def rates(self, step: int) -> Rates:
+        """The scalars of step k."""
+        lr = self.lr(step)
+        if self.optimizer == "adafactor":
+            rest2 = step**-BETA2_EXPONENT
+            decay = lr**2 * self.weight_decay
+            return Rates(lr, decay, self.beta1, 1 - self.beta1, 1 - rest2, rest2, 1.0, 1.0)
+        return Rates(
+            lr=lr,
+            decay=lr * self.weight_decay,
+            beta1=self.beta1,
+            rest1=1 - self.beta1,
+            beta2=self.beta2,
+            rest2=1 - self.beta2,
+            correction1=1 - self.beta1**step,
+            correction2=1 - self.beta2**step,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain Python values, as JSON holds them."""
+        return {**dataclasses.asdict(self), "ramp": [list(pair) for pair in self.ramp]}
+
+    def to_json(self) -> str:
+        """The recipe as a JSON object, one field a line."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Recipe:
+        """Inverse of `to_dict`. Raises `ConfigError` for unknown fields."""
+        return from_fields(cls, fields, "a recipe")
+
+
+def _ramp(pairs: Any) -> tuple[tuple[int, int], ...]:
+    try:
+        ramp = tuple(
+            (integer("ramp", first, least=2), integer("ramp", size, least=1)) for first, size in pairs
+        )
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"ramp must be (first step, batch) pairs; got ramp={pairs!r}. Use ((50_001, 1024), …)."
+        ) from None
+    firsts = [first for first, _ in ramp]
+    if firsts != sorted(set(firsts)):
+        raise ConfigError(f"ramp must have ascending steps; got ramp={ramp}. Sort it.")
+    return ramp
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        # Learns bytes well on a CPU in minutes: benchmarks/learning.py. Embeddings start at size 1, matrices
+        # at 1/√d: a rate relative to each parameter's size learns faster than AdamW's one rate for all.
+        "bytes": Recipe(optimizer="adafactor", learning_rate=4e-2),
+        # The fields' own defaults: what most others use.
+        "adamw": Recipe(),
+        # §5, and the batch schedule of the 540B model.
+        "paper": Recipe(
+            optimizer="adafactor",
+            steps=255_000,
+            batch=512,
+            ramp=((50_001, 1024), (115_001, 2048)),
+            length=2048,
+            learning_rate=1e-2,
+            schedule="inverse_sqrt",
+            warmup=0,
+            hold=10_000,
+            weight_decay=1.0,
+            precision="bfloat16",
+            remat=True,
+            non_finite="rewind",
+        ),
+    }
+)
+
+
+def recipe(name: str, **changes: Any) -> Recipe:
+    """The recipe of that name, with some fields changed: `palm.recipe("paper", batch=8)`.
+
+    Raises `ConfigError` for an unknown name or field, or a value that breaks an invariant.
+    """
+    check_choice("recipe", name, RECIPES)
+    return Recipe.from_dict({**RECIPES[name].to_dict(), **changes})

@@ -1,0 +1,1 @@
+"""The mathematics that both wings compute, without a framework, and the float64 referee."""

@@ -1,0 +1,157 @@
+"""The referee's loss and its gradients by the chain rule, in NumPy float64.
+
+The mirror of `reference`: every function here is the transpose of its namesake there, so that gradients,
+too, have a judge that belongs to neither framework. `d_x` is the gradient of the loss with respect to x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from palm.config import PaLMConfig
+from palm.spec import forward as reference
+from palm.spec.forward import Weights, block_weights, output_matrix, softmax
+from palm.spec.positions import rotary_table
+from palm.spec.taps import BLOCK_TAPS
+from palm.spec.tokens import check_tokens
+
+Gradients = dict[str, np.ndarray]
+
+
+def value_and_grad(config: PaLMConfig, weights: Weights, tokens: np.ndarray) -> tuple[float, Gradients]:
+    """Mean next-token cross-entropy in nats, and its gradient for every parameter.
+
+    loss = mean over (..., i < n−1) of log Σ_v exp(logits_i) − logits_i[token_{i+1}].
+    Raises what `reference.activations` raises, and `TokenError` if n < 2.
+    """
+    tokens = check_tokens(tokens, config, at_least=2)
+    tokens = tokens.reshape(-1, tokens.shape[-1])
+    taps = reference.activations(config, weights, tokens)
+    weights = reference.widen(config, weights)
+    loss, d_logits = cross_entropy(taps["logits"], tokens)
+
+    d_logits = d_logits * config.logit_scale
+    d_output = _outer(taps["norm"], d_logits)
+    d_norm = d_logits @ output_matrix(config, weights).T
+    last = taps[f"blocks.{config.depth - 1}.out"]
+    grads: Gradients = {}
+    d_x, grads["norm"] = normalise(d_norm, last, weights["norm"], config)
+    for i in reversed(range(config.depth)):
+        x = taps[f"blocks.{i - 1}.out"] if i else taps["embed"]
+        inside = {name: taps[f"blocks.{i}.{name}"] for name in BLOCK_TAPS}
+        d_x, of_block = block(d_x, x, inside, block_weights(weights, i), config)
+        grads.update({f"blocks.{i}.{name}": gradient for name, gradient in of_block.items()})
+
+    grads["embedding"] = np.zeros_like(weights["embedding"])
+    np.add.at(grads["embedding"], tokens, d_x)
+    if config.tie_embeddings:
+        grads["embedding"] += d_output.T
+    else:
+        grads["unembedding"] = d_output
+    return loss, {name: grads[name] for name in weights}
+
+
+def cross_entropy(logits: np.ndarray, tokens: np.ndarray) -> tuple[float, np.ndarray]:
+    """Mean next-token loss of logits (b, n, v), and d_logits."""
+    predictions, targets = logits[:, :-1], tokens[:, 1:, None]
+    shifted = predictions - predictions.max(-1, keepdims=True)
+    log_z = np.log(np.exp(shifted).sum(-1, keepdims=True))
+    loss = float((log_z - np.take_along_axis(shifted, targets, -1)).mean())
+    d_logits = np.zeros_like(logits)
+    d_logits[:, :-1] = np.exp(shifted - log_z)
+    hit = np.take_along_axis(d_logits[:, :-1], targets, -1)
+    np.put_along_axis(d_logits[:, :-1], targets, hit - 1, -1)
+    return loss, d_logits / targets.size
+
+
+def block(
+    d_out: np.ndarray, x: np.ndarray, taps: Mapping[str, np.ndarray], weights: Weights, config: PaLMConfig
+) -> tuple[np.ndarray, Gradients]:
+    """d_x and the gradients of one block's weights, under their names inside the block."""
+    y = taps["norm"]
+    d_y_attention, grads = attention(d_out, y, taps, weights, config)
+    d_y_feedforward, of_feedforward = feedforward(d_out, y, taps, weights)
+    d_x, of_norm = normalise(d_y_attention + d_y_feedforward, x, weights["norm"], config)
+    return d_out + d_x, {"norm": of_norm, **grads, **of_feedforward}
+
+
+def normalise(
+    d_y: np.ndarray, x: np.ndarray, scale: np.ndarray, config: PaLMConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """With y = x / r · g: d_x = u/r − x·mean(u·x)/r³, u = d_y·g; where the clamp acts, r is constant."""
+    if config.norm == "layernorm":
+        x = x - x.mean(-1, keepdims=True)
+    mean_square = (x**2).mean(-1, keepdims=True)
+    if config.norm_eps_mode == "clamp":
+        root = np.maximum(np.sqrt(mean_square), config.eps)
+        moves = np.sqrt(mean_square) > config.eps
+    else:
+        root, moves = np.sqrt(mean_square + config.eps), True
+    u = d_y * scale
+    d_x = u / root - moves * x * (u * x).mean(-1, keepdims=True) / root**3
+    if config.norm == "layernorm":
+        d_x = d_x - d_x.mean(-1, keepdims=True)
+    return d_x, (d_y * x / root).sum((0, 1))
+
+
+def attention(
+    d_out: np.ndarray, y: np.ndarray, taps: Mapping[str, np.ndarray], weights: Weights, config: PaLMConfig
+) -> tuple[np.ndarray, Gradients]:
+    """Back through output matrix, weighted sum, softmax, scores, rotation, and the three projections."""
+    q, k, v = _split_heads(taps["q"], config), taps["k"][:, None], taps["v"][:, None]
+    scale = config.dim_head**-0.5
+    scores = (q * scale) @ k.swapaxes(-1, -2) + reference.position_bias(y.shape[-2], config)
+    weighting = softmax(scores)
+    d_attended = _split_heads(d_out @ weights["attention.out"].T, config)
+    d_v = (weighting.swapaxes(-1, -2) @ d_attended).sum(1)
+    d_weighting = d_attended @ v.swapaxes(-1, -2)
+    d_scores = weighting * (d_weighting - (d_weighting * weighting).sum(-1, keepdims=True))
+    d_q = d_scores @ k * scale
+    d_k = (d_scores.swapaxes(-1, -2) @ q).sum(1) * scale
+    if config.positions == "rotary":
+        d_q, d_k = unrotate(d_q, config), unrotate(d_k, config)
+    d_projections = {"attention.query": d_q.swapaxes(1, 2).reshape(taps["q"].shape)}
+    if config.share_kv:
+        d_projections["attention.key_value"] = d_k + d_v
+    else:
+        d_projections |= {"attention.key": d_k, "attention.value": d_v}
+    d_y = sum(d @ weights[name].T for name, d in d_projections.items())
+    grads = {name: _outer(y, d) for name, d in d_projections.items()}
+    return np.asarray(d_y), grads | {"attention.out": _outer(taps["attention"], d_out)}
+
+
+def unrotate(x: np.ndarray, config: PaLMConfig) -> np.ndarray:
+    """Turn each pair back: the transpose of a rotation is its inverse."""
+    cos, sin = rotary_table(x.shape[-2], config.dim_head, config.rope_theta)
+    a, b = x[..., 0::2], x[..., 1::2]
+    return np.stack([a * cos + b * sin, b * cos - a * sin], axis=-1).reshape(x.shape)
+
+
+def feedforward(
+    d_out: np.ndarray, y: np.ndarray, taps: Mapping[str, np.ndarray], weights: Weights
+) -> tuple[np.ndarray, Gradients]:
+    """swish'(x) = σ(x)·(1 + x·(1 − σ(x)))."""
+    gate, up = y @ weights["feedforward.gate"], y @ weights["feedforward.up"]
+    with np.errstate(over="ignore"):  # where e^-x is infinite, the quotient is rightly 0
+        sigmoid = 1 / (1 + np.exp(-gate))
+    d_gated = d_out @ weights["feedforward.down"].T
+    d_gate = d_gated * up * sigmoid * (1 + gate * (1 - sigmoid))
+    d_up = d_gated * gate * sigmoid
+    d_y = d_gate @ weights["feedforward.gate"].T + d_up @ weights["feedforward.up"].T
+    return d_y, {
+        "feedforward.up": _outer(y, d_up),
+        "feedforward.gate": _outer(y, d_gate),
+        "feedforward.down": _outer(taps["feedforward"], d_out),
+    }
+
+
+def _outer(inputs: np.ndarray, d_outputs: np.ndarray) -> np.ndarray:
+    """Gradient of a matrix: inputs^T d_outputs, summed over batch and positions."""
+    return inputs.reshape(-1, inputs.shape[-1]).T @ d_outputs.reshape(-1, d_outputs.shape[-1])
+
+
+def _split_heads(x: np.ndarray, config: PaLMConfig) -> np.ndarray:
+    """(b, n, h·e) -> (b, h, n, e)."""
+    return x.reshape(*x.shape[:-1], config.heads, config.dim_head).swapaxes(1, 2)

@@ -1,0 +1,157 @@
+"""The parameter table: canonical name -> shape, logical axes, initialiser; computed from the config.
+
+Both wings, checkpoints, importers and reports use only these names. Matrices are applied from the right
+(`x @ W`, shape `(in, out)`). Letters: d dim, h heads, e dim_head, f ff_mult·dim, v num_tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Literal
+
+import ml_dtypes
+import numpy as np
+
+from palm.config import DType, PaLMConfig
+from palm.errors import ConfigError, WeightsError
+from palm.spec.random import generator
+
+Axis = Literal["vocab", "embed", "heads", "kv", "ff", "layers"]
+
+DTYPES: dict[DType, np.dtype] = {
+    "float64": np.dtype(np.float64),
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One row of the table.
+
+    `axes` names each dimension for sharding; a wing that stacks its blocks puts `layers` before them.
+    `std` is the standard deviation of the initial N(0, std²); None means ones.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[Axis, ...]
+    std: float | None
+
+    @property
+    def kind(self) -> str:
+        """The name without its block index: `blocks.attention.query` for `blocks.3.attention.query`."""
+        return ".".join(part for part in self.name.split(".") if not part.isdecimal())
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@lru_cache(maxsize=32)
+def parameters(config: PaLMConfig) -> Mapping[str, Parameter]:
+    """The table of a resolved config, in dataflow order.
+
+    Matrices start as N(0, 1/fan_in); embeddings as N(0, 1) ("paper", §5) or N(0, 0.02²) ("reference"). An
+    untied output matrix starts like the embedding it replaces, so that untying does not change the scale
+    of the logits. Raises `ConfigError` if the config is not resolved.
+    """
+    if not config.is_resolved:
+        raise ConfigError(
+            "config must be resolved because its parameters depend on the architecture; got "
+            f"positions={config.positions!r}, norm={config.norm!r}, share_kv={config.share_kv!r}. "
+            'Call config.resolve("torch") or config.resolve("jax").'
+        )
+    d, inner, e, f, v = config.dim, config.inner_dim, config.dim_head, config.ff_dim, config.num_tokens
+    embedding_std = 1.0 if config.init == "paper" else 0.02
+    table: dict[str, Parameter] = {}
+
+    def add(name: str, shape: tuple[int, ...], axes: tuple[Axis, ...], std: float | None) -> None:
+        table[name] = Parameter(name, shape, axes, std)
+
+    def add_matrix(name: str, fan_in: int, fan_out: int, axes: tuple[Axis, Axis]) -> None:
+        add(name, (fan_in, fan_out), axes, fan_in**-0.5)
+
+    add("embedding", (v, d), ("vocab", "embed"), embedding_std)
+    for i in range(config.depth):
+        block = f"blocks.{i}"
+        add(f"{block}.norm", (d,), ("embed",), None)
+        add_matrix(f"{block}.attention.query", d, inner, ("embed", "heads"))
+        for name in ("key_value",) if config.share_kv else ("key", "value"):
+            add_matrix(f"{block}.attention.{name}", d, e, ("embed", "kv"))
+        add_matrix(f"{block}.attention.out", inner, d, ("heads", "embed"))
+        add_matrix(f"{block}.feedforward.up", d, f, ("embed", "ff"))
+        add_matrix(f"{block}.feedforward.gate", d, f, ("embed", "ff"))
+        add_matrix(f"{block}.feedforward.down", f, d, ("ff", "embed"))
+    add("norm", (d,), ("embed",), None)
+    if not config.tie_embeddings:
+        add("unembedding", (d, v), ("embed", "vocab"), embedding_std)
+    return MappingProxyType(table)
+
+
+def initial_value(parameter: Parameter, seed: int, dtype: DType) -> np.ndarray:
+    """The weight that `seed` gives `parameter`: drawn in float64, then cast to `dtype` by NumPy.
+
+    Depends on (seed, name, shape, std) alone, so it is the same in both wings and in any order of creation.
+    """
+    target = numpy_dtype(dtype)
+    if parameter.std is None:
+        return np.ones(parameter.shape, target)
+    draws = generator(seed, parameter.name).standard_normal(parameter.shape)
+    draws *= parameter.std
+    return draws.astype(target)
+
+
+def numpy_dtype(dtype: str) -> np.dtype:
+    """NumPy's dtype of one of palm's dtype names. Raises `ConfigError` for any other."""
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}; got dtype={dtype!r}. Choose one.")
+    return DTYPES[dtype]
+
+
+def dtype_name(dtype: object) -> DType:
+    """palm's name of a NumPy or framework dtype. Raises `ConfigError` if palm has no such dtype."""
+    name = str(dtype).removeprefix("torch.")
+    for known in DTYPES:
+        if known == name:
+            return known
+    raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}; got a model in dtype={name}. Cast it back.")
+
+
+def check_names(config: PaLMConfig, names: Iterable[str], source: str = "weights") -> None:
+    """Raise `WeightsError` naming every tensor that is missing from, or unknown to, the config's table."""
+    table, given = parameters(config), set(names)
+    missing = [name for name in table if name not in given]
+    unknown = sorted(name for name in given if name not in table)
+    for problem, found in (("miss", missing), ("have unknown", unknown)):
+        if found:
+            shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+            raise WeightsError(
+                f"{source} must have exactly the tensors of their config; they {problem} {shown}. "
+                "Check that config and weights belong together (palm.spec.parameters lists the names)."
+            )
+
+
+def check_array(parameter: Parameter, array: np.ndarray, source: str = "weights") -> None:
+    """Raise `WeightsError` unless `array` fits its row: shape, floating dtype, all values finite."""
+    where = f"{source}: {parameter.name}"
+    if array.shape != parameter.shape:
+        raise WeightsError(
+            f"{where} must have shape {parameter.shape}; got shape={array.shape}. "
+            "Check that config and weights belong together."
+        )
+    if array.dtype not in DTYPES.values():
+        raise WeightsError(
+            f"{where} must be one of {', '.join(DTYPES)}; got dtype={array.dtype}. Cast it with .astype()."
+        )
+    if not np.isfinite(array).all():
+        bad = np.argwhere(~np.isfinite(array))
+        raise WeightsError(
+            f"{where} must be finite; got {array[tuple(bad[0])]} at {tuple(bad[0].tolist())} and "
+            f"{len(bad)} such elements in all. Go back to weights from before the run diverged."
+        )

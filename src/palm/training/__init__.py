@@ -1,0 +1,1 @@
+"""A training run in either backend: its loop, its folder, its plot."""

@@ -1,0 +1,91 @@
+"""What a machine could do at best, for model FLOPs utilisation (paper, appendix B), and a CPU's memory."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import re
+import sys
+import time
+
+import numpy as np
+
+from palm.config import DType
+
+# Makers' dense peaks in FLOP/s, bfloat16 and float32 without TF32. A name is matched by the words in it.
+_PEAKS: dict[str, tuple[float, float | None]] = {
+    "H100 PCIe": (756e12, 51e12),
+    "H100 NVL": (835e12, 60e12),
+    "H100": (989e12, 67e12),
+    "H200": (989e12, 67e12),
+    "A100": (312e12, 19.5e12),
+    "TPU v4": (275e12, None),
+    "TPU v5 lite": (197e12, None),
+    "TPU v5": (459e12, None),  # v5p, by either name
+    "TPU v6 lite": (918e12, None),
+}
+
+
+def peak_flops(device: str, precision: DType) -> float | None:
+    """FLOP/s that `device`, named as a wing names it, could do at best; of a CPU, what NumPy reaches here.
+
+    A CPU's figure is that of float32 whatever the precision. None where nobody knows.
+    """
+    for name, (narrow, wide) in _PEAKS.items():
+        if re.search(rf"{name}(?![0-9]| lite)", device):
+            return narrow if precision == "bfloat16" else wide
+    return _measured() if device.lower() == "cpu" else None
+
+
+def _measured(size: int = 1024, repeats: int = 5) -> float:
+    """FLOP/s of a square float32 matrix product: the best of some."""
+    matrix = np.ones((size, size), np.float32)
+    matrix @ matrix
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        matrix @ matrix
+        times.append(time.perf_counter() - started)
+    return float(2 * size**3 / min(times))
+
+
+@dataclasses.dataclass
+class _Heap:
+    """The C library's heap: where it ended when its holes were last given back. None: memory is not kept."""
+
+    end: int | None = None
+
+
+_heap = _Heap()
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory it frees, where the C library is glibc; elsewhere nothing changes.
+
+    XLA asks for all the memory of a step anew each time, and the system clears it page by page: a seventh of
+    a step. It must come before XLA starts its threads, and lasts as long as the process.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8
+        for option, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, -1), (top_pad, 2**28)):
+            mallopt(option, value)
+        _heap.end = 0
+
+
+def give_back_holes() -> None:
+    """If the heap of a process that keeps its memory has grown since the last call, give back its holes.
+
+    Where something small lies behind the memory of the last step, glibc puts that of the next one after it
+    and leaves a hole as large: processes were seen to hold three times what a step needs. The free end of
+    the heap, which the next step takes, is kept.
+    """
+    if _heap.end is None:
+        return
+    libc = ctypes.CDLL(None)
+    libc.sbrk.restype, libc.sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
+    libc.malloc_trim.argtypes = [ctypes.c_size_t]
+    end = libc.sbrk(0)
+    if end > _heap.end:
+        libc.malloc_trim(2**62)  # the bytes to keep at the end: all
+    _heap.end = end

@@ -1,0 +1,284 @@
+"""The steps of one run in one process: learn, measure, log, save, mend what diverges."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from palm.backends import config_of, from_numpy, to_numpy, wing
+from palm.checkpoint.checkpoint import Progress, load_progress, save_arrays
+from palm.config import Backend, PaLMConfig
+from palm.data.tokenizer import Tokenizer
+from palm.data.windows import Corpus, split, validation_windows, windows
+from palm.errors import CheckpointError, DataError, DivergedError, RunError
+from palm.generation.generate import encode_prompt, generate
+from palm.recipes import Outcome, Recipe
+from palm.spec.sizes import describe
+from palm.training.cadence import Cadence
+from palm.training.hardware import give_back_holes, peak_flops
+from palm.training.run_folder import SAMPLES, Run
+
+# A run that diverges again and again at one place needs another recipe, not other batches.
+MAX_REWINDS = 10
+
+Entry = dict[str, Any]
+OnStep = Callable[[Entry], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run's end: the model, the log of its steps, the folder, and whether it was asked to stop early."""
+
+    model: Any = field(repr=False)
+    log: list[Entry] = field(repr=False)
+    path: Path | None
+    interrupted: bool
+
+    @property
+    def step(self) -> int:
+        """The last step that was made."""
+        return self.log[-1]["step"] if self.log else 0
+
+
+class Loop:
+    """The steps of one run in one process."""
+
+    def __init__(
+        self,
+        folder: Run | None,
+        config: PaLMConfig,
+        recipe: Recipe,
+        cadence: Cadence,
+        corpus: Corpus,
+        encoder: Tokenizer,
+        backend: Backend,
+        on_step: OnStep,
+    ) -> None:
+        self.folder, self.recipe, self.cadence = folder, recipe, cadence
+        self.encoder, self.backend, self.on_step = encoder, backend, on_step
+        # What cannot work must fail now, before anything is written.
+        window = recipe.length + 1
+        needed, also = (2 * window, " and one for validation") if recipe.validation else (window, "")
+        if len(corpus) < needed:
+            raise DataError(
+                f"data must be at least {needed} tokens long, a window of length + 1 = {window} for training"
+                f"{also}; got {len(corpus)} tokens of {corpus.name}. Use a longer text or a smaller length."
+            )
+        self.learnt, held_out = split(corpus, recipe.validation)
+        self.held_out = None if held_out is None else self._validation(held_out)
+        windows(self.learnt, seed=recipe.seed, first=0, rows=1, length=recipe.length)
+        if cadence.sample_every:
+            encode_prompt(cadence.sample_prompt, encoder, config)
+        self.bits_per_nat = 1 / math.log(2) / corpus.bytes_per_token
+        self.step = 0
+        self.row = 0  # the data cursor: rows of the data's order that were used or skipped so far
+        self.rewinds = 0  # without getting past them, the last one from step `spike`
+        self.spike = 0
+        self.mfu_per_rate: float | None = None  # model FLOPs utilisation of one token a second
+        self.saved: int | None = None
+        self.log: list[Entry] = []
+
+    def run(self, trainer: Any, asked: threading.Event) -> Trained:
+        """Make the steps that remain, or until `asked` to stop."""
+        peak = peak_flops(wing(self.backend).device_name(trainer.model), self.recipe.precision)
+        flops = describe(config_of(trainer.model), self.recipe.length).training_flops
+        self.mfu_per_rate = None if peak is None else flops / peak
+        while self.step < self.recipe.steps and not asked.is_set():
+            try:
+                trainer = self._advance(trainer)
+            except DataError:  # the data has changed under the run
+                self.save(trainer)
+                raise
+        self.save(trainer)
+        if self.folder is not None:
+            from palm.training.plot import plot_run  # noqa: PLC0415 - matplotlib takes a second to import
+
+            plot_run(self.folder)
+        interrupted = self.step < self.recipe.steps
+        return Trained(trainer.model, self.log, self.folder.path if self.folder else None, interrupted)
+
+    def save(self, trainer: Any) -> None:
+        """Write the checkpoint of this step, unless it is there."""
+        if self.folder is None or self.saved == self.step:
+            return
+        fields = {
+            "step": self.step,
+            "row": self.row,
+            "rewinds": self.rewinds,
+            "spike": self.spike,
+            "val_loss": self.log[-1].get("val_loss") if self.log else None,
+            "backend": self.backend,
+            "recipe": self.recipe.to_dict(),
+        }
+        self.folder.sync()  # a checkpoint's lines are on the disk before it is
+        save_arrays(
+            config_of(trainer.model),
+            to_numpy(trainer.model),
+            self.folder.path_of(self.step),
+            progress=Progress(fields, trainer.moments()),
+        )
+        self.saved = self.step
+        self.folder.prune(self.cadence.keep, since=self._way_back(self.step))
+
+    def restore(self, latest: float, *, device: Any, attention: str) -> Any:
+        """A trainer in the state of the newest checkpoint up to step `latest`.
+
+        The log and the data cursor go back with it, and later checkpoints go. Raises `CheckpointError` if it
+        is damaged, `RunError` if there is none; nothing has changed then.
+        """
+        assert self.folder is not None
+        there = self.folder.checkpoints()
+        usable = [step for step in there if step <= latest]
+        if not usable:
+            raise RunError(
+                f"{self.folder.path} must have a checkpoint to go on from; it has none. Train anew."
+            )
+        path = there[usable[-1]]
+        try:
+            config, arrays, progress = load_progress(path)
+        except CheckpointError as error:
+            if len(usable) == 1:
+                raise
+            raise CheckpointError(
+                f"{error} Or remove {path}: the run then goes on from step {usable[-2]}."
+            ) from error
+        model = from_numpy(config, arrays, backend=self.backend, device=device, attention=attention)
+        trainer = wing(self.backend).Trainer(model, self.recipe)
+        trainer.set_moments(progress.moments)
+        self.saved = self.step = progress.fields["step"]
+        self.row = progress.fields["row"]
+        self.rewinds, self.spike = progress.fields["rewinds"], progress.fields["spike"]
+        # Newest first, and before the log is cut: after a kill the newest one left still has its whole log.
+        for later in sorted((step for step in there if step > self.step), reverse=True):
+            self.folder.delete(later)
+        self.folder.cut(self.step)
+        self.log = self.folder.entries()
+        return trainer
+
+    def _advance(self, trainer: Any) -> Any:
+        """One step, and what is due after it; the trainer to go on with."""
+        started = time.perf_counter()
+        step, recipe = self.step + 1, self.recipe
+        rows = recipe.batch_at(step)
+        batch = windows(self.learnt, seed=recipe.seed, first=self.row, rows=rows, length=recipe.length)
+        outcome = trainer.step(batch, recipe.rates(step))
+        give_back_holes()
+        if not outcome.is_finite:
+            return self._mend(trainer, outcome)
+        seconds = time.perf_counter() - started
+        is_last = step == recipe.steps
+        saves = self.folder is not None and (_is_due(self.cadence.checkpoint_every, step) or is_last)
+        val_loss = None
+        if self.held_out is not None and (saves or is_last or _is_due(self.cadence.validate_every, step)):
+            val_loss = self._validate(trainer)
+            if not math.isfinite(val_loss):
+                return self._mend(trainer, outcome, val_loss)
+        self.step, self.row = step, self.row + rows
+        entry: Entry = {
+            "step": step,
+            "loss": outcome.loss,
+            "grad_norm": outcome.grad_norm,
+            "lr": recipe.lr(step),
+            "tokens": recipe.rows_before(step + 1) * recipe.length,
+            "tokens_per_s": rows * recipe.length / seconds,
+            "seconds": seconds,
+        }
+        if math.isfinite(self.bits_per_nat):  # nobody knows the text of a file of ids
+            entry["bits_per_byte"] = outcome.loss * self.bits_per_nat
+        if self.mfu_per_rate is not None:
+            entry["mfu"] = entry["tokens_per_s"] * self.mfu_per_rate
+        if val_loss is not None:
+            entry["val_loss"] = val_loss
+            if math.isfinite(self.bits_per_nat):
+                entry["val_bits_per_byte"] = val_loss * self.bits_per_nat
+        self.log.append(entry)
+        if self.folder is not None:
+            self.folder.log(entry)
+            if _is_due(self.cadence.sample_every, step):
+                self.folder.log({"step": step, "text": self._sample(trainer)}, SAMPLES)
+        if saves:
+            self.save(trainer)
+        self.on_step(entry)
+        return trainer
+
+    def _mend(self, trainer: Any, outcome: Outcome, val_loss: float | None = None) -> Any:
+        """Stop, or go back and skip what led here.
+
+        The weights of before the step are untouched; but a `val_loss` is of those after it, which its update
+        has spoilt though loss and gradient were finite.
+        """
+        step = self.step + 1
+        first = f"the gradient of {', '.join(outcome.bad[:3])}" if outcome.bad else "the loss"
+        found = f"loss={outcome.loss}, grad_norm={outcome.grad_norm} at step {step}, first in {first}"
+        if val_loss is not None:
+            found = f"a validation loss of {val_loss} after step {step}, whose update has spoilt the weights"
+        if self.recipe.non_finite == "stop":
+            kept = ""
+            if val_loss is None:
+                self.save(trainer)
+                kept = f" The weights are those of step {self.step}"
+                kept += f" and saved in {self.folder.path_of(self.step)}." if self.folder else "."
+            raise DivergedError(
+                f"loss and gradient must be finite; got {found}.{kept} Lower learning_rate, or train with "
+                "non_finite=rewind."
+            )
+        rewinds = self.rewinds + 1 if step <= self.spike + self.recipe.rewind else 1
+        if rewinds > MAX_REWINDS:
+            raise DivergedError(
+                f"loss and gradient must be finite; got {found}, after {MAX_REWINDS} rewinds. "
+                "Lower learning_rate."
+            )
+        after_bad = self.row + self.recipe.batch_at(step)
+        target = self._way_back(step)
+        assert target is not None
+        device, attention = trainer.placement
+        trainer = self.restore(target, device=device, attention=attention)
+        self.row = max(self.row + self.recipe.skip * self.recipe.batch_at(self.step + 1), after_bad)
+        self.rewinds, self.spike = rewinds, step
+        return trainer
+
+    def _way_back(self, step: int) -> int | None:
+        """Which checkpoint a spike at `step` leads back to: a regular one, whatever was interrupted."""
+        if self.recipe.non_finite == "stop" or self.folder is None:
+            return None
+        every = self.cadence.checkpoint_every
+        return max(0, step - self.recipe.rewind) // every * every if every else 0
+
+    def _validation(self, held_out: Corpus) -> np.ndarray:
+        if len(held_out) <= self.recipe.length:
+            raise DataError(
+                f"validation must be a share of at least one window of {self.recipe.length + 1} tokens; got "
+                f"validation={self.recipe.validation}, which is {len(held_out)} tokens. Use a larger share, "
+                "a longer text, a smaller length, or validation=0."
+            )
+        found = validation_windows(held_out, length=self.recipe.length, limit=self.cadence.validate_windows)
+        rows = self.recipe.batch // self.recipe.accumulate
+        return found[: len(found) - len(found) % rows] if len(found) > rows else found
+
+    def _validate(self, trainer: Any) -> float:
+        assert self.held_out is not None
+        rows = self.recipe.batch // self.recipe.accumulate
+        chunks = [self.held_out[at : at + rows] for at in range(0, len(self.held_out), rows)]
+        return sum(trainer.evaluate(chunk) * len(chunk) for chunk in chunks) / len(self.held_out)
+
+    def _sample(self, trainer: Any) -> str:
+        cadence = self.cadence
+        generated = generate(
+            trainer.model,
+            cadence.sample_prompt,
+            max_new_tokens=cadence.sample_tokens,
+            tokenizer=self.encoder,
+            seed=self.step,
+        )
+        return generated.text
+
+
+def _is_due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0

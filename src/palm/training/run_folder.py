@@ -1,0 +1,265 @@
+"""The folder of a run: its settings, its log and its checkpoints. A kill at any moment costs only steps.
+
+RUN/run.json         config, recipe, data and options, sealed with its own SHA-256
+RUN/metrics.jsonl    one line a step; what lies after the checkpoint that is resumed is cut off
+RUN/samples.jsonl    text sampled on the way, if asked for
+RUN/step-00000100/   checkpoints (palm.checkpoint.checkpoint), each complete or absent
+RUN/loss.png         at the end
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from palm.checkpoint.checkpoint import fsync
+from palm.checkpoint.manifest import RUN_SETTINGS, TRAINING, read_sealed, sealed
+from palm.data.tokenizer import Tokenizer, load_tokenizer
+from palm.errors import RunError
+
+FORMAT, VERSION = "palm-run", 1
+# There while a new run has no settings yet.
+STARTING = ".starting"
+SETTINGS, METRICS, SAMPLES, PLOT = RUN_SETTINGS, "metrics.jsonl", "samples.jsonl", "loss.png"
+_STEP = re.compile(r"step-(\d{8,})")
+# What a checkpoint or a rewritten file is called while it is not, or no longer, one.
+_TEMPORARY = re.compile(
+    r"\.starting|\.(step-\d+|run\.json|metrics\.jsonl|samples\.jsonl|tokenizer\.\w+)\.(tmp|old)(-[0-9a-f]+)?"
+)
+
+
+class Run:
+    """A run folder that this process alone writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def locked(self, *, new: bool = False) -> Iterator[None]:
+        """Keep other processes out, and clear away what a killed one left.
+
+        The lock is the system's, on the folder itself: it ends with the process, however that ends. Raises
+        `RunError` if the folder is in use, or is not empty though it should be `new`.
+        """
+        try:
+            if new:
+                self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            what = "out" if new else "run"
+            raise RunError(
+                f"{what} must be a writable folder; got {what}={self.path}: {error.strerror}."
+            ) from None
+        try:
+            self._lock(descriptor)
+            left = [entry for entry in self.path.iterdir() if _TEMPORARY.fullmatch(entry.name)]
+            kept = [entry for entry in self.path.iterdir() if entry not in left]
+            starting = self.path / STARTING
+            if new and starting in left and kept == [self.path_of(0)]:
+                # The settings come after the first checkpoint: such a start was killed in between.
+                left, kept = [*left, *kept], []
+            if not (new and kept):
+                # The mark goes last: killed in here, such a start is still known for what it is.
+                with self._writing():
+                    for entry in sorted(left, key=lambda entry: entry == starting):
+                        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            if new and kept:
+                raise RunError(
+                    f"out must be a new or empty folder; got out={self.path}. "
+                    "Go on with the run in it by --resume (palm.resume), or choose another."
+                )
+            if new:
+                with self._writing():
+                    starting.touch()
+            try:
+                yield
+            except BaseException:
+                if new and list(self.path.iterdir()) == [starting]:  # nothing came of it
+                    shutil.rmtree(self.path)
+                raise
+        finally:
+            os.close(descriptor)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the folder has settings."""
+        return (self.path / SETTINGS).exists()
+
+    def settings(self) -> dict[str, Any]:
+        """The contents of run.json. Raises `RunError` if it is absent or not as it was written."""
+        file = self.path / SETTINGS
+        try:
+            content, is_intact = read_sealed(file)
+        except OSError as error:
+            raise RunError(
+                f"run must be a folder that palm train wrote; got run={self.path}: {error.strerror}. Pass "
+                f"the folder that has {SETTINGS} in it."
+            ) from None
+        if content is None or not is_intact:
+            raise RunError(f"{file} must be as it was written; its checksum differs. Restore another copy.")
+        if (content.get("format"), content.get("version")) != (FORMAT, VERSION):
+            raise RunError(
+                f"{file} must be of format {FORMAT} version {VERSION}; got format={content.get('format')!r}, "
+                f"version={content.get('version')!r}. Read it with the palm version that wrote it."
+            )
+        return content
+
+    def write_settings(self, settings: Mapping[str, Any]) -> None:
+        """Replace run.json as a whole."""
+        self._replace(SETTINGS, sealed({"format": FORMAT, "version": VERSION, **settings}))
+        (self.path / STARTING).unlink(missing_ok=True)
+
+    def tokenizer(self) -> Tokenizer:
+        """The run's tokenizer, of which the folder keeps a copy. Raises `RunError` if it is another one."""
+        told = self.settings()["data"]
+        if told["tokenizer"] is None:
+            return load_tokenizer(None)
+        source = Path(told["tokenizer"])
+        copy = self.path / f"tokenizer{source.suffix}"
+        found = load_tokenizer(copy if copy.exists() else source)
+        if found.digest != told["tokenizer_digest"]:
+            raise RunError(f"tokenizer must be the run's own; got {found.name}, which differs. Restore it.")
+        return found
+
+    def keep_tokenizer(self) -> None:
+        """Copy the tokenizer's file into the folder, unless it is there."""
+        source = self.settings()["data"]["tokenizer"]
+        if source is not None:
+            copy = self.path / f"tokenizer{Path(source).suffix}"
+            if not copy.exists():
+                with self._writing():
+                    temporary = self.path / f".{copy.name}.tmp"
+                    shutil.copyfile(source, temporary)
+                    fsync(temporary)
+                    temporary.replace(copy)
+
+    def checkpoints(self) -> dict[int, Path]:
+        """Every checkpoint by its step, ascending."""
+        found = {
+            int(match[1]): entry for entry in self.path.iterdir() if (match := _STEP.fullmatch(entry.name))
+        }
+        return dict(sorted(found.items()))
+
+    def checkpoint(self, which: str | int = "last") -> Path:
+        """The checkpoint of "last", "best" (lowest validation loss), or a step. Raises `RunError`."""
+        found = self.checkpoints() if self.path.is_dir() else {}
+        if not found:
+            raise RunError(f"{self.path} must have a checkpoint; it has none. Train first.")
+        if which == "last":
+            return found[max(found)]
+        if which == "best":
+            step = self._best(found)
+            if step is None:
+                raise RunError(f"{self.path} has no validation loss to choose the best by. Use last.")
+            return found[step]
+        if str(which).isdecimal() and int(which) in found:
+            return found[int(which)]
+        raise RunError(
+            f"checkpoint must be last, best, or one of {', '.join(map(str, found))}; got checkpoint={which}."
+        )
+
+    def path_of(self, step: int) -> Path:
+        """Where the checkpoint of a step belongs."""
+        return self.path / f"step-{step:08d}"
+
+    def prune(self, keep: int, *, since: int | None = None) -> None:
+        """Delete all but the newest `keep` checkpoints, those of step `since` and later, and the best one."""
+        found = self.checkpoints()
+        kept = {*list(found)[-keep:], self._best(found)}
+        kept |= {step for step in found if since is not None and step >= since}
+        for step in found:
+            if step not in kept:
+                self.delete(step)
+
+    def delete(self, step: int) -> None:
+        """Delete a checkpoint; it stops being one before its first file goes."""
+        path = self.path_of(step)
+        hidden = path.with_name(f".{path.name}.old")
+        with self._writing():
+            path.rename(hidden)
+            shutil.rmtree(hidden)
+
+    def log(self, entry: Mapping[str, Any], file: str = METRICS) -> None:
+        """Append one line. A checkpoint's lines reach the disk before it does: see `sync`."""
+        with self._writing(), (self.path / file).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry) + "\n")
+
+    def sync(self) -> None:
+        """Wait until the log is on the disk."""
+        with self._writing():
+            for file in (METRICS, SAMPLES):
+                if (self.path / file).exists():
+                    fsync(self.path / file)
+
+    def entries(self, file: str = METRICS) -> list[dict[str, Any]]:
+        """All complete lines of a log."""
+        path = self.path / file
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        found = []
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                continue  # torn by a power cut, or edited
+            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+                found.append(entry)
+        return found
+
+    def cut(self, step: int) -> None:
+        """Take out of the logs what comes after `step`."""
+        for file in (METRICS, SAMPLES):
+            if (self.path / file).exists():
+                kept = [entry for entry in self.entries(file) if entry["step"] <= step]
+                self._replace(file, "".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def _lock(self, descriptor: int) -> None:
+        import fcntl  # noqa: PLC0415 - POSIX alone has it, and the rest of palm must import elsewhere too
+
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"run must have one writer; got run={self.path}, where another process trains. Wait for it."
+            ) from None
+        except OSError as error:
+            raise RunError(
+                f"run must be on a file system with locks; got run={self.path}: {error.strerror}. Move it."
+            ) from None
+
+    def _best(self, found: Mapping[int, Path]) -> int | None:
+        losses = {}
+        for step, path in found.items():
+            try:
+                loss = json.loads((path / TRAINING).read_text(encoding="utf-8")).get("val_loss")
+            except (OSError, ValueError, AttributeError):
+                continue
+            if isinstance(loss, (int, float)) and math.isfinite(loss):
+                losses[step] = loss
+        return min(losses, key=lambda step: (losses[step], step)) if losses else None
+
+    def _replace(self, name: str, text: str) -> None:
+        temporary = self.path / f".{name}.tmp"
+        with self._writing():
+            temporary.write_text(text, encoding="utf-8")
+            fsync(temporary)
+            temporary.replace(self.path / name)
+            fsync(self.path)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"run must be a writable folder; got run={self.path}: {error.strerror}. Make room, then "
+                "go on with --resume (palm.resume)."
+            ) from error

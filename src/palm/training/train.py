@@ -1,0 +1,226 @@
+"""Train a model in either backend: one loop, one data order, one checkpoint. The step is the wing's."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from palm.backends import ATTENTION_PATHS, build, from_numpy, wing
+from palm.config import Backend, DType, PaLMConfig
+from palm.data.corpus import Corpus, open_corpus
+from palm.data.tokenizer import Tokenizer, load_tokenizer
+from palm.data.windows import check_vocabulary
+from palm.errors import ConfigError, RunError
+from palm.fields import from_fields
+from palm.recipes import Recipe
+from palm.training.cadence import Cadence
+from palm.training.loop import Loop, OnStep, Trained
+from palm.training.run_folder import Run
+
+
+def train(
+    config: PaLMConfig,
+    recipe: Recipe,
+    data: Any,
+    *,
+    backend: Backend,
+    out: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    weights: Mapping[str, np.ndarray] | None = None,
+    cadence: Cadence | None = None,
+    device: Any = None,
+    attention: str = "auto",
+    on_step: OnStep = lambda entry: None,
+) -> Trained:
+    """Train a model from `recipe.seed`, or from `weights`, on `data`.
+
+    `data` is a path to a file, a folder, or a `.npy` of ids; or text as bytes; or an array of ids. With
+    `tokenizer`, the file of one, text is encoded (`palm.data.tokenizer`); without, tokens are bytes.
+
+    With `out`, everything is kept in that new folder, and the run can go on from there in either backend
+    (`palm.resume`). SIGINT and SIGTERM end it after the step in progress, with a checkpoint. `on_step` is
+    called with each line of the log: step, loss (nats, of the batch before its update), grad_norm, lr, tokens
+    (so far), tokens_per_s, seconds, and val_loss and val_bits_per_byte where they were measured.
+
+    Raises `ConfigError`, `DataError`, `RunError`, `DivergedError`, and what `palm.build` raises.
+    """
+    for name, value, kind, make in (
+        ("config", config, PaLMConfig, 'preset("tiny")'),
+        ("recipe", recipe, Recipe, 'recipe("bytes")'),
+    ):
+        if not isinstance(value, kind):
+            raise ConfigError(
+                f"{name} must be a {kind.__name__}; got {name}={value!r}. Make one with palm.{make}."
+            )
+    implementation = wing(backend)
+    config = config.resolve(backend)
+    cadence = cadence or Cadence()
+    encoder = load_tokenizer(tokenizer)
+    corpus = open_corpus(Path(data) if isinstance(data, str) else data, encoder)
+    check_vocabulary(corpus, config.num_tokens)
+    master: DType = "float64" if recipe.precision == "float64" else "float32"
+    options = {"backend": backend, "dtype": master, "device": device, "attention": attention}
+    if out is None and recipe.non_finite == "rewind":
+        raise ConfigError(
+            'out must be given because non_finite="rewind" goes back to checkpoints; got out=None. '
+            "Pass a folder."
+        )
+    run = None if out is None else Run(Path(out))
+    if run is not None and _is_path(data) and run.path.resolve().is_relative_to(Path(data).resolve()):
+        raise RunError(
+            f"out must be outside of data, which it would change; got out={out}, data={data}. "
+            "Choose another folder."
+        )
+
+    def work() -> Trained:
+        with run.locked(new=True) if run else nullcontext():
+            loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step)
+            trainer = implementation.Trainer(_model(config, weights, recipe, options), recipe)
+            if run is not None:
+                loop.save(trainer)
+                told = _settings(config, recipe, cadence, data, corpus, tokenizer, encoder)
+                placed = {"backend": backend, "device": _name(device), "attention": attention}
+                run.write_settings({**told, **placed})
+                run.keep_tokenizer()
+            return loop.run(trainer, asked)
+
+    with _asked_to_stop() as asked:
+        return implementation.in_its_thread(work)
+
+
+def resume(
+    path: str | os.PathLike[str],
+    *,
+    backend: Backend | None = None,
+    steps: int | None = None,
+    cadence: Cadence | None = None,
+    data: Any = None,
+    device: Any = None,
+    attention: str | None = None,
+    on_step: OnStep = lambda entry: None,
+) -> Trained:
+    """Go on with the run in the folder `path` from its newest checkpoint; bit for bit in the same backend.
+
+    In the other backend the same run goes on to rounding. `steps` lengthens or shortens the run (with the
+    cosine schedule that changes the rate of each step); `cadence` is the one from now on; `data` says where
+    the data is now, if it has moved: it must be the same, byte for byte. `device` and `attention` stay as
+    they were; a device other than "cpu" does not carry over to the other backend, which takes its own first,
+    and an attention path of one backend alone does not carry over to the other one or to another device.
+    Raises what `train` raises, and
+    `CheckpointError`.
+    """
+    run = Run(Path(path))
+    settings = run.settings()
+    recipe = Recipe.from_dict({**settings["recipe"], **({} if steps is None else {"steps": steps})})
+    config = PaLMConfig.from_dict(settings["config"])
+    cadence = cadence or from_fields(Cadence, settings["cadence"], "a cadence")
+    backend = backend or settings["backend"]
+    encoder = run.tokenizer()
+    source = data if data is not None else settings["data"]["path"]
+    if source is None:
+        raise RunError(
+            f"data must be given because {path} was trained on data without a path. Pass it again."
+        )
+    corpus = open_corpus(Path(source) if isinstance(source, str) else source, encoder)
+    if corpus.digest != settings["data"]["digest"]:
+        raise RunError(
+            f"data must be what the run was trained on; got data={corpus.name}, which differs. "
+            "Restore it, or start a new run."
+        )
+    if device is None and (backend == settings["backend"] or settings["device"] == "cpu"):
+        device = settings["device"]
+    if attention is None:
+        attention = settings["attention"]
+        shared = all(attention in paths for paths in ATTENTION_PATHS.values())
+        moved = (backend, device) != (settings["backend"], settings["device"])
+        if attention not in ATTENTION_PATHS[backend] or (moved and not shared):
+            attention = "auto"
+
+    def work() -> Trained:
+        with run.locked():
+            loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step)
+            trainer = loop.restore(math.inf, device=device, attention=attention)
+            if recipe.steps < loop.step:
+                raise RunError(
+                    f"steps must be at least the {loop.step} that are made; got steps={recipe.steps}. "
+                    "Use more, or start anew from an earlier checkpoint."
+                )
+            # After all that can fail: the run stays as it was until it can go on.
+            placed = {"backend": backend, "device": _name(device), "attention": attention}
+            told = {"recipe": recipe.to_dict(), "cadence": dataclasses.asdict(cadence)}
+            where = {"path": str(Path(source).resolve())} if _is_path(source) else {}
+            run.write_settings({**settings, **placed, **told, "data": {**settings["data"], **where}})
+            run.keep_tokenizer()
+            return loop.run(trainer, asked)
+
+    with _asked_to_stop() as asked:
+        return wing(backend).in_its_thread(work)
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """Set by the first SIGINT or SIGTERM; the second one acts as usual."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: Any) -> None:
+        asked.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _model(
+    config: PaLMConfig, weights: Mapping[str, np.ndarray] | None, recipe: Recipe, options: dict[str, Any]
+) -> Any:
+    if weights is None:
+        return build(config, seed=recipe.seed, **options)
+    return from_numpy(config, weights, **options)
+
+
+def _settings(
+    config: PaLMConfig,
+    recipe: Recipe,
+    cadence: Cadence,
+    data: Any,
+    corpus: Corpus,
+    tokenizer: str | os.PathLike[str] | None,
+    encoder: Tokenizer,
+) -> dict[str, Any]:
+    return {
+        "config": config.to_dict(),
+        "recipe": recipe.to_dict(),
+        "cadence": dataclasses.asdict(cadence),
+        "data": {
+            "path": str(Path(data).resolve()) if _is_path(data) else None,
+            "digest": corpus.digest,
+            "tokenizer": None if tokenizer is None else str(Path(tokenizer).resolve()),
+            "tokenizer_digest": encoder.digest,
+        },
+    }
+
+
+def _is_path(data: Any) -> bool:
+    return isinstance(data, (str, os.PathLike))
+
+
+def _name(device: Any) -> str | None:
+    return None if device is None else str(device)

@@ -1,0 +1,1 @@
+"""Published models: their weights, and themselves as live sides."""

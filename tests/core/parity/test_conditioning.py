@@ -1,0 +1,60 @@
+"""What the function itself amplifies is allowed; what it does not amplify is not."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from cases import draw_tokens, draw_weights, small
+
+from palm.parity.judge import conditioning
+from palm.parity.judge.conditioning import Conditioning
+from palm.spec import forward as reference
+from palm.spec.program import REFEREE, Place
+from palm.spec.rounding import rms, rounding_bound
+
+
+def norm_of(mean: float, dim: int = 64) -> Place:
+    """The norm of rows of standard deviation 1 about `mean`."""
+    cfg = dataclasses.replace(small(dim=dim, norm="layernorm"), depth=1)
+    rows = mean + np.random.default_rng(0).standard_normal((50, dim))
+    taps = {"embed": rows}
+    return Place(cfg, {"blocks.0.norm": np.ones(dim)}, taps, np.zeros(50, int), "blocks.0.")
+
+
+def allowed(at: Place, error: float) -> float:
+    bound = rounding_bound(at.config, "float32", 50, 0)
+    return conditioning.of_operation(REFEREE["norm"], at, "float32", error, bound) / bound
+
+
+def test_what_is_within_the_bound_asks_for_nothing(monkeypatch):
+    monkeypatch.setattr(conditioning, "_Moved", None)
+    assert allowed(norm_of(0), 0.0) == 1
+
+
+def test_a_norm_whose_rows_do_not_cancel_is_allowed_no_more():
+    assert allowed(norm_of(0), 1e-3) == 1
+
+
+@pytest.mark.parametrize("mean", [100, 10_000])
+def test_a_norm_of_a_large_mean_is_allowed_what_its_subtraction_amplifies(mean):
+    assert 0.2 * mean <= allowed(norm_of(mean), 1.0) <= 5 * mean
+
+
+def test_what_is_not_finite_is_allowed_no_more_than_what_is_far_too_large():
+    assert allowed(norm_of(100), np.nan) == allowed(norm_of(100), 1.0)
+
+
+def model_of(dim: int) -> tuple[Conditioning, dict[str, np.ndarray]]:
+    cfg = small(dim=dim, norm="layernorm", depth=3)
+    weights, ids = draw_weights(cfg, 1), draw_tokens(cfg, 2, 30)
+    return Conditioning(cfg, weights, ids), reference.activations(cfg, weights, ids)
+
+
+@pytest.mark.parametrize(("dim", "least", "most"), [(3, 3.0, 1e6), (256, 1.0, 1.0)])
+def test_narrow_models_are_allowed_more_and_wide_ones_are_not(dim, least, most):
+    given, taps = model_of(dim)
+    cfg = small(dim=dim, norm="layernorm", depth=3)
+    bound = rounding_bound(cfg, "bfloat16", 30, 3)
+    exact = taps["logits"]
+    found = given.bound("logits", "tap", exact, rms(exact), 50 * bound, bound, "bfloat16") / bound
+    assert least <= found <= most

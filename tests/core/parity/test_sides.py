@@ -1,0 +1,86 @@
+"""Sides of a comparison as the command line has them."""
+
+import pytest
+from cases import assert_explains
+
+from palm import ConfigError
+from palm.cli.sides import parse_side
+from palm.parity.run.sides import Bundle, Original, Side, labels
+from palm.upstream.tensors import SOURCES
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("torch", Side("torch")),
+        ("jax:RUN/step-00000100", Side("jax", "RUN/step-00000100")),
+        (
+            "torch@dtype=bfloat16,compile=on,remat=on",
+            Side("torch", dtype="bfloat16", compile="on", remat="on"),
+        ),
+        ("jax:a:b@device=cuda:1", Side("jax", "a:b", device="cuda:1")),
+        ("jax:me@home/run@matmul=tensorfloat32", Side("jax", "me@home/run", matmul="tensorfloat32")),
+        ("torch:me@home/run", Side("torch", "me@home/run")),
+        ("torch@attention=textbook", Side("torch", attention="textbook")),
+        ("palm_jax.palm", Original("palm_jax.palm", None)),
+        ("palm_pytorch.palm_lite:weights.pt", Original("palm_pytorch.palm_lite", "weights.pt")),
+    ],
+)
+def test_a_side_is_what_its_text_says(text, expected):
+    assert parse_side(text) == expected
+
+
+def test_defaults_give_way_to_what_a_side_says():
+    defaults = {"dtype": "float64", "checkpoint": "c", "device": "cpu"}
+    assert parse_side("jax", **defaults) == Side("jax", "c", dtype="float64", device="cpu")
+    assert parse_side("jax:d@dtype=bfloat16", **defaults) == Side("jax", "d", dtype="bfloat16", device="cpu")
+
+
+def test_the_folder_of_a_bundle_is_a_side(tmp_path):
+    (tmp_path / "bundle.json").write_text("{}")
+    assert parse_side(str(tmp_path)) == Bundle(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("tourch", ("side must be backend[:checkpoint]", "side=tourch", "Backends: torch, jax")),
+        ("torch@dtyp=float32", ("has no key 'dtyp'", "Keys: dtype, device")),
+        ("torch@dtype=float32,compile", ("has 'compile', which is no key=value",)),
+        ("torch@dtype=float32,dtype=float64", ("a key once", "dtype twice")),
+        ("torch@backend=jax", ("has no key 'backend'",)),
+        ("torch:", ("nothing after the colon",)),
+        ("torch@dtype=float8", ("dtype must be one of", "dtype='float8'")),
+        ("jax@compile=yes", ("compile must be one of on, off, or left out", "'yes'")),
+        ("torch@attention=cudnn", ('the paths of backend="torch"', 'which only backend="jax" has')),
+        ("torch@remat=blocks", ("remat must be one of on, off, feedforward", "'blocks'")),
+        ("jax@matmul=tf32", ("matmul must be one of float32, tensorfloat32, bfloat16",)),
+        ("palm_jax.palm@dtype=float64", ("an original as it is", "Leave dtype=float64 out")),
+        ("", ("side must be backend[:checkpoint]",)),
+    ],
+)
+def test_what_is_no_side_is_refused(text, parts):
+    with pytest.raises(ConfigError) as raised:
+        parse_side(text)
+    assert_explains(raised, *parts)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ("torch", "jax", ("torch", "jax")),
+        ("torch", "torch", ("torch", "torch")),
+        ("torch", "torch@dtype=bfloat16", ("torch float32", "torch bfloat16")),
+        ("torch", "jax@compile=off", ("torch", "jax compile off")),
+        ("jax:run/step-1", "jax:run/step-2", ("jax step-1", "jax step-2")),
+        ("torch@matmul=bfloat16", "jax", ("torch matmul bfloat16", "jax")),
+    ],
+)
+def test_sides_are_called_by_what_they_differ_in(a, b, expected):
+    one, other = parse_side(a), parse_side(b)
+    assert labels(one, other) == expected
+
+
+def test_every_source_of_an_original_is_a_side():
+    for source in SOURCES:
+        assert parse_side(source) == Original(source, None)

@@ -1,0 +1,165 @@
+"""Models that are not palm's, of which only logits are seen: the mistake in each is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from cases import assert_explains, draw_tokens, draw_weights
+from ports import PORTS, ROTARY, in_jax, in_numpy, in_torch
+
+import palm
+from palm.parity.blackbox.compare import ForeignComparison
+
+MISTAKES = {
+    (in_numpy, "layout"): "rotary layout",
+    (in_numpy, "mean"): "mean subtraction",
+    (in_numpy, "eps"): "eps",
+    (in_numpy, "mask"): "mask",
+    (in_numpy, "scale"): "query scale",
+    (in_torch, "slopes"): "ALiBi slopes",
+    (in_torch, "sign"): "ALiBi sign",
+    (in_torch, "gate"): "up/gate swapped",
+    (in_torch, "logits"): "logit scale",
+    (in_jax, "theta"): "rotary θ",
+    (in_jax, "order"): "q/k/v order",
+    (in_jax, "transposed"): "transposed matrix",
+}
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[list[str]]:
+    """Lines that `pytest -s` shows in the end."""
+    lines: list[str] = []
+    yield lines
+    print("\n" + "\n".join(lines))
+
+
+def compared(port: Any, mistake: str = "", *, length: int = 48) -> ForeignComparison:
+    cfg = PORTS[port]
+    weights = draw_weights(cfg, 5, "float32")
+    model = palm.from_numpy(cfg, weights, backend="torch")
+
+    def my_port(ids: np.ndarray) -> Any:
+        return port(cfg, weights, ids, mistake)
+
+    return palm.compare(my_port, model, draw_tokens(cfg, 2, length))
+
+
+@pytest.mark.parametrize("port", PORTS)
+def test_a_right_port_agrees(port):
+    found = compared(port)
+    assert found.agree
+    assert found.first_divergence is None
+    assert found.likenesses == ()
+    assert found.verdict.startswith("my_port and palm agree")
+
+
+@pytest.mark.parametrize(("case", "cause"), MISTAKES.items(), ids=lambda x: x if isinstance(x, str) else x[1])
+def test_the_mistake_of_a_port_is_named_from_its_logits_alone(case, cause, table):
+    found = compared(*case)
+    table.append(f"{case[0].__name__:10s} {case[1]:12s} {found.before:8.1e} -> {found.verdict}")
+    assert not found.agree
+    assert found.first_divergence == "logits"
+    assert found.likenesses[0].cause == cause, found.verdict
+    assert found.likenesses[0].after <= found.bound < found.before
+    assert f"behaves like this model with another {cause}" in found.verdict
+
+
+def test_two_mistakes_are_named_together():
+    cfg, weights = ROTARY, draw_weights(ROTARY, 5, "float32")
+    model = palm.from_numpy(cfg, weights, backend="torch")
+    found = palm.compare(
+        lambda ids: cfg.dim**-0.5 * in_numpy(cfg, weights, ids, "layout"), model, draw_tokens(cfg, 48)
+    )
+    assert set(found.likenesses[0].cause.split(" and ")) == {"rotary layout", "logit scale"}
+
+
+def test_a_mistake_that_nobody_knows_is_said_to_be_unknown():
+    cfg, weights = ROTARY, draw_weights(ROTARY, 5, "float32")
+    model = palm.from_numpy(cfg, weights, backend="jax")
+    found = palm.compare(lambda ids: np.abs(in_numpy(cfg, weights, ids)), model, draw_tokens(cfg, 40))
+    assert not found.agree
+    assert found.likenesses == ()
+    assert "none of the" in found.verdict
+    assert found.tried > 500
+
+
+def test_other_weights_are_no_known_mistake():
+    cfg, weights = ROTARY, draw_weights(ROTARY, 5, "float32")
+    model = palm.from_numpy(cfg, draw_weights(cfg, 6, "float32"), backend="torch")
+    assert palm.compare(lambda ids: in_numpy(cfg, weights, ids), model, draw_tokens(cfg, 40)).likenesses == ()
+
+
+def test_logits_of_each_type_are_held_to_their_own_rounding():
+    cfg, weights = ROTARY, draw_weights(ROTARY, 5, "float32")
+    model = palm.from_numpy(cfg, weights, backend="torch")
+    tokens = draw_tokens(cfg, 40)
+    exact = palm.compare(
+        lambda ids: in_numpy(cfg, {k: v.astype(float) for k, v in weights.items()}, ids), model, tokens
+    )
+    rough = palm.compare(lambda ids: in_numpy(cfg, weights, ids).astype(ml_dtypes.bfloat16), model, tokens)
+    assert (exact.agree, exact.dtype, rough.agree, rough.dtype) == (True, "float64", True, "bfloat16")
+    assert exact.bound < 1e-12
+    assert rough.bound > 1e-3
+
+
+def test_a_port_that_computes_in_less_than_it_returns_is_told_so():
+    cfg, weights = ROTARY, draw_weights(ROTARY, 5, "float32")
+    model = palm.from_numpy(cfg, weights, backend="torch")
+    rough = palm.convert(model, backend="torch", dtype="bfloat16")
+    found = palm.compare(lambda ids: rough(torch.as_tensor(ids)).float(), rough, draw_tokens(cfg, 40))
+    assert not found.agree
+    assert found.rounding_of == "bfloat16"
+    assert "bfloat16 rounds as much" in found.verdict
+    listed = palm.compare(lambda ids: model(torch.as_tensor(ids)).tolist(), model, draw_tokens(cfg, 40))
+    assert listed.agree
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_logits_that_are_not_finite_have_no_likeness(bad):
+    cfg, weights = ROTARY, draw_weights(ROTARY, 5, "float32")
+    model = palm.from_numpy(cfg, weights, backend="torch")
+
+    def port(ids: np.ndarray) -> np.ndarray:
+        logits = in_numpy(cfg, weights, ids)
+        logits[..., -2:] = bad
+        return logits
+
+    found = palm.compare(port, model, draw_tokens(cfg, 40))
+    assert (found.agree, found.likenesses, found.not_finite) == (False, (), 80)
+    assert "80 of its logits are not finite" in found.verdict
+
+
+def test_a_port_that_changes_its_ids_is_judged_by_those_it_was_given():
+    cfg, weights = ROTARY, draw_weights(ROTARY, 5, "float32")
+    model = palm.from_numpy(cfg, weights, backend="torch")
+
+    def port(ids: np.ndarray) -> np.ndarray:
+        ids[...] = ids[..., ::-1].copy()
+        return in_numpy(cfg, weights, ids)
+
+    found = palm.compare(port, model, draw_tokens(cfg, 30))
+    assert [one.cause for one in found.likenesses] == ["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("function", "parts"),
+    [
+        (lambda ids: ids, ("must give logits of shape (40, 37)", "got int64[40]")),
+        (lambda ids: np.zeros((40, 36)), ("must give logits of shape (40, 37)", "got float64[40, 36]")),
+        (
+            lambda ids: 1 / 0,
+            ("must give logits for an int64 array of ids", "raised ZeroDivisionError", "Wrap it"),
+        ),
+    ],
+)
+def test_what_is_no_port_is_refused(function, parts):
+    model = palm.build(ROTARY, backend="torch")
+    with pytest.raises(palm.ProbeError) as raised:
+        palm.compare(function, model, draw_tokens(ROTARY, 40))
+    assert_explains(raised, *parts)
