@@ -3,7 +3,8 @@
     python tests/house.py
 
 A room is a file or a package at the top of `src/palm/`; the package's own
-`__init__.py` and `__main__.py` are none: they hand names on. The rules that the shape must keep are in `tests/core/test_house.py`.
+`__init__.py` and `__main__.py` are none: they hand names on. Its rules are in
+`tests/core/test_house.py`.
 """
 
 from __future__ import annotations
