@@ -12,7 +12,8 @@ from cases import assert_same_bits, draw_weights, small
 
 from palm import CheckpointError
 from palm.checkpoint import checkpoint
-from palm.checkpoint.checkpoint import MOMENTS, Progress, load_arrays, load_progress, save_arrays
+from palm.checkpoint.checkpoint import load_arrays, save_arrays
+from palm.checkpoint.progress import MOMENTS, Progress, load_progress
 from palm.recipes import RECIPES
 
 CONFIG = small()

@@ -31,7 +31,7 @@ PARITY_FLOORS = (
 )
 # The modules of a room that other rooms may import; of a room that is not named, all.
 DOORS = {
-    "checkpoint": {"checkpoint", "manifest"},
+    "checkpoint": {"checkpoint", "files", "locate", "manifest", "progress"},
     "data": {"corpus", "download", "tokenizer", "windows"},
     "generation": {"generate"},
     "training": {"cadence", "hardware", "loop", "plot", "run_folder", "train"},

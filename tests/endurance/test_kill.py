@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from palm.checkpoint.checkpoint import load_progress
+from palm.checkpoint.progress import load_progress
 from palm.data.windows import python_documentation_text
 from palm.training.run_folder import METRICS, SETTINGS, Run
 

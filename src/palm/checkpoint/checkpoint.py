@@ -19,7 +19,6 @@ import secrets
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from palm.backends import check_installed, common_dtype, config_of, from_numpy, to_numpy
+from palm.checkpoint.files import fsync, put_in_place
+from palm.checkpoint.locate import checkpoint_path
 from palm.checkpoint.manifest import (
     CONFIG,
     FORMAT,
@@ -38,25 +39,16 @@ from palm.checkpoint.manifest import (
     WEIGHTS,
     fingerprint,
     read_manifest,
-    read_tensors,
     sealed,
-    verified_text,
     verify,
 )
+from palm.checkpoint.progress import Progress, check_moments
+from palm.checkpoint.read import read_weights
 from palm.config import Backend, DType, PaLMConfig
-from palm.errors import CheckpointError, ConfigError, WeightsError
+from palm.errors import CheckpointError
 from palm.spec.parameters import check_array, check_names, parameters
 
 MAX_FILE_BYTES = 2 << 30
-MOMENTS = ("first", "second")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a run in progress has beside its weights: `fields`, plain JSON values, and its moments."""
-
-    fields: dict[str, Any]
-    moments: dict[str, np.ndarray]
 
 
 def save(model: Any, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -88,7 +80,7 @@ def save_arrays(
     for name, parameter in parameters(config).items():
         check_array(parameter, arrays[name])
     if progress is not None:
-        _check_moments(config, progress.moments, common_dtype(arrays), "moments")
+        check_moments(config, progress.moments, common_dtype(arrays), "moments")
     # A name that no other process, thread or host can have: only what this call made is deleted.
     temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
     try:
@@ -124,6 +116,9 @@ def load(
 ) -> Any:
     """The model saved at `path`, in `backend`; bitwise, unless `dtype` asks for another precision.
 
+    `path` is a checkpoint or a run: `RUN` is its newest checkpoint, `RUN/best` the one of the lowest
+    validation loss.
+
     The whole checkpoint is verified first. Raises `CheckpointError` naming the file, and the tensor where
     there is one, for anything missing, unknown, duplicated, mis-shaped, mis-typed, altered or cut short;
     and what `palm.build` raises.
@@ -135,88 +130,12 @@ def load(
 
 def load_arrays(path: str | os.PathLike[str]) -> tuple[PaLMConfig, dict[str, np.ndarray]]:
     """`load` without a framework: the resolved config and the verified weights."""
-    path = Path(path)
+    path = checkpoint_path(path)
     manifest = read_manifest(path)
     for file, entry in manifest["files"].items():
         if file == TRAINING or file.startswith(OPTIMIZER):
             verify(path / file, entry)
-    return _read_weights(path, manifest)
-
-
-def load_progress(path: str | os.PathLike[str]) -> tuple[PaLMConfig, dict[str, np.ndarray], Progress]:
-    """The config, the weights, and what a run needs to go on, all verified.
-
-    Raises `CheckpointError` for a damaged checkpoint, and for one that holds a model and no run.
-    """
-    path = Path(path)
-    manifest = read_manifest(path)
-    config, arrays = _read_weights(path, manifest)
-    if TRAINING not in manifest["files"]:
-        raise CheckpointError(
-            f"path must be a checkpoint of a run; got path={path}, a model without {TRAINING}. "
-            "Start a new run from it."
-        )
-    fields = json.loads(verified_text(path / TRAINING, manifest["files"][TRAINING]))
-    moments = _read_tensors(path, manifest, is_moments=True)
-    try:
-        _check_moments(config, moments, manifest["dtype"], str(path))
-    except WeightsError as error:
-        raise CheckpointError(str(error)) from error
-    return config, arrays, Progress(fields, moments)
-
-
-def _check_moments(config: PaLMConfig, moments: Mapping[str, np.ndarray], dtype: str, source: str) -> None:
-    table = parameters(config)
-    expected = {f"{moment}.{name}": row for moment in MOMENTS for name, row in table.items()}
-    if moments.keys() != expected.keys():
-        name = sorted(moments.keys() ^ expected.keys())[0]
-        raise WeightsError(f"{source} must hold two moments of each weight; {name} does not fit. Save again.")
-    for name, row in expected.items():
-        where = f"{source}: {name.partition('.')[0]} moment"
-        check_array(row, moments[name], source=where)
-        if moments[name].dtype.name != dtype:
-            raise WeightsError(
-                f"{where}: {row.name} must have dtype {dtype}; got dtype={moments[name].dtype}."
-            )
-
-
-def _read_weights(path: Path, manifest: Mapping[str, Any]) -> tuple[PaLMConfig, dict[str, np.ndarray]]:
-    try:
-        config = PaLMConfig.from_json(verified_text(path / CONFIG, manifest["files"].get(CONFIG)))
-        listed = sum(len(entry.get("tensors", ())) for entry in manifest["files"].values())
-        if config.depth > listed:  # before a table is made of so many blocks
-            raise CheckpointError(
-                f"{path} must hold {config.depth} blocks; got {listed} tensors. Save it again."
-            )
-        table = parameters(config)
-    except (ConfigError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path / CONFIG} must hold a resolved config; {error}") from error
-    arrays = _read_tensors(path, manifest, is_moments=False)
-    try:
-        check_names(config, arrays, source=str(path))
-        for name, parameter in table.items():
-            check_array(parameter, arrays[name], source=_file_of(path, manifest, name))
-    except WeightsError as error:
-        raise CheckpointError(str(error)) from error
-    return config, arrays
-
-
-def _read_tensors(path: Path, manifest: Mapping[str, Any], *, is_moments: bool) -> dict[str, np.ndarray]:
-    """The tensors of all files of moments, or of all others."""
-    arrays: dict[str, np.ndarray] = {}
-    for file, entry in manifest["files"].items():
-        if file in (CONFIG, TRAINING) or file.startswith(OPTIMIZER) != is_moments:
-            continue
-        for name, array in read_tensors(path / file, entry):
-            where = f"{path / file}: {name}"
-            if name in arrays:
-                raise CheckpointError(f"{where} must occur once; got it in two files. Save it again.")
-            if array.dtype.name != manifest["dtype"]:
-                raise CheckpointError(
-                    f"{where} must have dtype {manifest['dtype']}; got dtype={array.dtype}. Save it again."
-                )
-            arrays[name] = array
-    return arrays
+    return read_weights(path, manifest)
 
 
 def _write_files(
@@ -271,30 +190,3 @@ def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
     else:  # the new checkpoint is in place: what cannot be deleted now is litter, no failure
         shutil.rmtree(old, ignore_errors=True)
     fsync(path.parent)
-
-
-def put_in_place(folder: Path, path: Path, old: Path) -> None:
-    """Give a finished folder the name `path`; what had it is called `old` then, or keeps it if that fails."""
-    if not os.path.lexists(path):
-        folder.rename(path)
-        return
-    path.rename(old)
-    try:
-        folder.rename(path)
-    except BaseException:
-        old.rename(path)
-        raise
-
-
-def fsync(path: Path) -> None:
-    """Wait until the file or directory is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _file_of(path: Path, manifest: Mapping[str, Any], name: str) -> str:
-    listed = (file for file, entry in manifest["files"].items() if name in entry.get("tensors", ()))
-    return str(path / next(listed, MANIFEST))

@@ -55,11 +55,6 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         content, is_intact = read_sealed(file)
     except OSError as error:
-        if (path / RUN_SETTINGS).exists():
-            raise CheckpointError(
-                f"path must be a checkpoint directory; got path={path}, a run. Pass one of its "
-                "step-… folders."
-            ) from None
         raise CheckpointError(
             f"path must be a checkpoint directory with {MANIFEST}; got path={path}: {error.strerror}. "
             "Pass what palm.save returned."

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from palm.backends import config_of, from_numpy, to_numpy, wing
-from palm.checkpoint.checkpoint import Progress, load_progress, save_arrays
+from palm.checkpoint.checkpoint import save_arrays
+from palm.checkpoint.progress import Progress, load_progress
 from palm.config import Backend, PaLMConfig
 from palm.data.tokenizer import Tokenizer
 from palm.data.windows import Corpus, split, validation_windows, windows

@@ -10,7 +10,6 @@ RUN/loss.png         at the end
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
@@ -19,8 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from palm.checkpoint.checkpoint import fsync
-from palm.checkpoint.manifest import RUN_SETTINGS, TRAINING, read_sealed, sealed
+from palm.checkpoint.files import fsync
+from palm.checkpoint.locate import BEST, LAST, best_of, checkpoints_of
+from palm.checkpoint.manifest import RUN_SETTINGS, read_sealed, sealed
 from palm.data.tokenizer import Tokenizer, load_tokenizer
 from palm.errors import RunError
 
@@ -28,7 +28,6 @@ FORMAT, VERSION = "palm-run", 1
 # There while a new run has no settings yet.
 STARTING = ".starting"
 SETTINGS, METRICS, SAMPLES, PLOT = RUN_SETTINGS, "metrics.jsonl", "samples.jsonl", "loss.png"
-_STEP = re.compile(r"step-(\d{8,})")
 # What a checkpoint or a rewritten file is called while it is not, or no longer, one.
 _TEMPORARY = re.compile(
     r"\.starting|\.(step-\d+|run\.json|metrics\.jsonl|samples\.jsonl|tokenizer\.\w+)\.(tmp|old)(-[0-9a-f]+)?"
@@ -142,20 +141,17 @@ class Run:
 
     def checkpoints(self) -> dict[int, Path]:
         """Every checkpoint by its step, ascending."""
-        found = {
-            int(match[1]): entry for entry in self.path.iterdir() if (match := _STEP.fullmatch(entry.name))
-        }
-        return dict(sorted(found.items()))
+        return checkpoints_of(self.path)
 
-    def checkpoint(self, which: str | int = "last") -> Path:
+    def checkpoint(self, which: str | int = LAST) -> Path:
         """The checkpoint of "last", "best" (lowest validation loss), or a step. Raises `RunError`."""
         found = self.checkpoints() if self.path.is_dir() else {}
         if not found:
             raise RunError(f"{self.path} must have a checkpoint; it has none. Train first.")
-        if which == "last":
+        if which == LAST:
             return found[max(found)]
-        if which == "best":
-            step = self._best(found)
+        if which == BEST:
+            step = best_of(found)
             if step is None:
                 raise RunError(f"{self.path} has no validation loss to choose the best by. Use last.")
             return found[step]
@@ -172,7 +168,7 @@ class Run:
     def prune(self, keep: int, *, since: int | None = None) -> None:
         """Delete all but the newest `keep` checkpoints, those of step `since` and later, and the best one."""
         found = self.checkpoints()
-        kept = {*list(found)[-keep:], self._best(found)}
+        kept = {*list(found)[-keep:], best_of(found)}
         kept |= {step for step in found if since is not None and step >= since}
         for step in found:
             if step not in kept:
@@ -234,17 +230,6 @@ class Run:
             raise RunError(
                 f"run must be on a file system with locks; got run={self.path}: {error.strerror}. Move it."
             ) from None
-
-    def _best(self, found: Mapping[int, Path]) -> int | None:
-        losses = {}
-        for step, path in found.items():
-            try:
-                loss = json.loads((path / TRAINING).read_text(encoding="utf-8")).get("val_loss")
-            except (OSError, ValueError, AttributeError):
-                continue
-            if isinstance(loss, (int, float)) and math.isfinite(loss):
-                losses[step] = loss
-        return min(losses, key=lambda step: (losses[step], step)) if losses else None
 
     def _replace(self, name: str, text: str) -> None:
         temporary = self.path / f".{name}.tmp"

@@ -21,8 +21,9 @@ from damage import (
 
 from palm import CheckpointError, WeightsError
 from palm.checkpoint import checkpoint
-from palm.checkpoint.checkpoint import Progress, load_arrays, load_progress, save_arrays
+from palm.checkpoint.checkpoint import load_arrays, save_arrays
 from palm.checkpoint.manifest import MANIFEST, TRAINING, sealed
+from palm.checkpoint.progress import Progress, load_progress
 from palm.spec.parameters import numpy_dtype
 
 

@@ -16,7 +16,8 @@ from cases import ask_to_stop, small
 
 import palm
 from palm import jax_impl, torch_impl
-from palm.checkpoint.checkpoint import load_arrays, load_progress
+from palm.checkpoint.checkpoint import load_arrays
+from palm.checkpoint.progress import load_progress
 from palm.recipes import Outcome, Remat
 from palm.spec import optimizer as reference_optimizer
 from palm.spec.backward import value_and_grad

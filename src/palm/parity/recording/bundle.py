@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from palm.checkpoint.checkpoint import fsync, put_in_place
+from palm.checkpoint.files import fsync, put_in_place
 from palm.checkpoint.manifest import fingerprint, read_sealed, read_tensors, sealed
 from palm.config import PaLMConfig
 from palm.errors import BundleError, CheckpointError, PalmError

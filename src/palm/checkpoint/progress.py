@@ -1,0 +1,66 @@
+"""What a checkpoint of a run in progress holds beside the weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from palm.checkpoint.locate import checkpoint_path
+from palm.checkpoint.manifest import TRAINING, read_manifest, verified_text
+from palm.checkpoint.read import read_arrays, read_weights
+from palm.config import PaLMConfig
+from palm.errors import CheckpointError, WeightsError
+from palm.spec.parameters import check_array, parameters
+
+MOMENTS = ("first", "second")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run in progress has beside its weights: `fields`, plain JSON values, and its moments."""
+
+    fields: dict[str, Any]
+    moments: dict[str, np.ndarray]
+
+
+def load_progress(path: str | os.PathLike[str]) -> tuple[PaLMConfig, dict[str, np.ndarray], Progress]:
+    """The config, the weights, and what a run needs to go on, all verified.
+
+    Raises `CheckpointError` for a damaged checkpoint, and for one that holds a model and no run.
+    """
+    path = checkpoint_path(path)
+    manifest = read_manifest(path)
+    config, arrays = read_weights(path, manifest)
+    if TRAINING not in manifest["files"]:
+        raise CheckpointError(
+            f"path must be a checkpoint of a run; got path={path}, a model without {TRAINING}. "
+            "Start a new run from it."
+        )
+    fields = json.loads(verified_text(path / TRAINING, manifest["files"][TRAINING]))
+    moments = read_arrays(path, manifest, is_moments=True)
+    try:
+        check_moments(config, moments, manifest["dtype"], str(path))
+    except WeightsError as error:
+        raise CheckpointError(str(error)) from error
+    return config, arrays, Progress(fields, moments)
+
+
+def check_moments(config: PaLMConfig, moments: Mapping[str, np.ndarray], dtype: str, source: str) -> None:
+    """Raise `WeightsError` unless there are two moments of each weight, of its shape and of `dtype`."""
+    table = parameters(config)
+    expected = {f"{moment}.{name}": row for moment in MOMENTS for name, row in table.items()}
+    if moments.keys() != expected.keys():
+        name = sorted(moments.keys() ^ expected.keys())[0]
+        raise WeightsError(f"{source} must hold two moments of each weight; {name} does not fit. Save again.")
+    for name, row in expected.items():
+        where = f"{source}: {name.partition('.')[0]} moment"
+        check_array(row, moments[name], source=where)
+        if moments[name].dtype.name != dtype:
+            raise WeightsError(
+                f"{where}: {row.name} must have dtype {dtype}; got dtype={moments[name].dtype}."
+            )

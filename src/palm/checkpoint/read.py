@@ -1,0 +1,59 @@
+"""The weights and moments of a checkpoint, verified against its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from palm.checkpoint.manifest import CONFIG, MANIFEST, OPTIMIZER, TRAINING, read_tensors, verified_text
+from palm.config import PaLMConfig
+from palm.errors import CheckpointError, ConfigError, WeightsError
+from palm.spec.parameters import check_array, check_names, parameters
+
+
+def read_weights(path: Path, manifest: Mapping[str, Any]) -> tuple[PaLMConfig, dict[str, np.ndarray]]:
+    """The config and the weights of the checkpoint at `path`. Raises `CheckpointError`."""
+    try:
+        config = PaLMConfig.from_json(verified_text(path / CONFIG, manifest["files"].get(CONFIG)))
+        listed = sum(len(entry.get("tensors", ())) for entry in manifest["files"].values())
+        if config.depth > listed:  # before a table is made of so many blocks
+            raise CheckpointError(
+                f"{path} must hold {config.depth} blocks; got {listed} tensors. Save it again."
+            )
+        table = parameters(config)
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path / CONFIG} must hold a resolved config; {error}") from error
+    arrays = read_arrays(path, manifest, is_moments=False)
+    try:
+        check_names(config, arrays, source=str(path))
+        for name, parameter in table.items():
+            check_array(parameter, arrays[name], source=_file_of(path, manifest, name))
+    except WeightsError as error:
+        raise CheckpointError(str(error)) from error
+    return config, arrays
+
+
+def read_arrays(path: Path, manifest: Mapping[str, Any], *, is_moments: bool) -> dict[str, np.ndarray]:
+    """The tensors of all files of moments, or of all others."""
+    arrays: dict[str, np.ndarray] = {}
+    for file, entry in manifest["files"].items():
+        if file in (CONFIG, TRAINING) or file.startswith(OPTIMIZER) != is_moments:
+            continue
+        for name, array in read_tensors(path / file, entry):
+            where = f"{path / file}: {name}"
+            if name in arrays:
+                raise CheckpointError(f"{where} must occur once; got it in two files. Save it again.")
+            if array.dtype.name != manifest["dtype"]:
+                raise CheckpointError(
+                    f"{where} must have dtype {manifest['dtype']}; got dtype={array.dtype}. Save it again."
+                )
+            arrays[name] = array
+    return arrays
+
+
+def _file_of(path: Path, manifest: Mapping[str, Any], name: str) -> str:
+    listed = (file for file, entry in manifest["files"].items() if name in entry.get("tensors", ()))
+    return str(path / next(listed, MANIFEST))
