@@ -5,18 +5,7 @@ Importing palm imports neither framework: each wing is loaded when it is first a
 
 from typing import TYPE_CHECKING
 
-from palm.backends import (
-    activations,
-    available_backends,
-    backend_of,
-    build,
-    config_of,
-    convert,
-    dtype_of,
-    from_numpy,
-    to_numpy,
-    value_and_grad,
-)
+from palm.backends import available_backends, backend_of, config_of, dtype_of
 from palm.config import PaLMConfig
 from palm.errors import (
     BackendError,
@@ -34,6 +23,7 @@ from palm.errors import (
     WeightsError,
 )
 from palm.lazy import on_first_use
+from palm.models import activations, build, convert, from_numpy, to_numpy, value_and_grad
 from palm.presets import PRESETS, preset
 from palm.recipes import RECIPES, Recipe, recipe
 from palm.training.cadence import Cadence

@@ -13,6 +13,7 @@ FLOORS = (
     {"presets", "recipes"},
     {"spec"},
     {"backends", "data", "torch_impl", "jax_impl"},
+    {"models"},
     {"checkpoint"},
     {"generation", "upstream"},
     {"training"},

@@ -26,7 +26,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from palm.backends import check_installed, common_dtype, config_of, from_numpy, to_numpy
+from palm.backends import check_installed, config_of
 from palm.checkpoint.files import fsync, put_in_place
 from palm.checkpoint.locate import checkpoint_path
 from palm.checkpoint.manifest import (
@@ -46,6 +46,7 @@ from palm.checkpoint.progress import Progress, check_moments
 from palm.checkpoint.read import read_weights
 from palm.config import Backend, DType, PaLMConfig
 from palm.errors import CheckpointError
+from palm.models import common_dtype, from_numpy, to_numpy
 from palm.spec.parameters import check_array, check_names, parameters
 
 MAX_FILE_BYTES = 2 << 30

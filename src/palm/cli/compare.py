@@ -12,7 +12,6 @@ import numpy as np
 from rich.console import Console
 from tyro.conf import Positional
 
-from palm.backends import from_numpy
 from palm.checkpoint.checkpoint import load
 from palm.cli.display import Terminal
 from palm.cli.flags import Attention, ModelFlags, given
@@ -22,6 +21,7 @@ from palm.config import Backend, DType
 from palm.data.windows import read_text, sample_windows, standard_library_text
 from palm.errors import ConfigError, PalmError
 from palm.fields import integer
+from palm.models import from_numpy
 from palm.parity.blackbox.compare import check_own, compare_foreign
 from palm.parity.drift.drift import RUNS, Butterfly
 from palm.parity.finding import Outcome

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from palm.backends import config_of, from_numpy, to_numpy, wing
+from palm.backends import config_of, wing
 from palm.checkpoint.checkpoint import save_arrays
 from palm.checkpoint.progress import Progress, load_progress
 from palm.config import Backend, PaLMConfig
@@ -20,6 +20,7 @@ from palm.data.tokenizer import Tokenizer
 from palm.data.windows import Corpus, split, validation_windows, windows
 from palm.errors import CheckpointError, DataError, DivergedError, RunError
 from palm.generation.generate import encode_prompt, generate
+from palm.models import from_numpy, to_numpy
 from palm.recipes import Outcome, Recipe
 from palm.spec.sizes import describe
 from palm.training.cadence import Cadence

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from palm.backends import ATTENTION_PATHS, build, from_numpy, wing
+from palm.backends import ATTENTION_PATHS, wing
 from palm.config import Backend, DType, PaLMConfig
 from palm.data.corpus import Corpus, open_corpus
 from palm.data.tokenizer import Tokenizer, load_tokenizer
 from palm.data.windows import check_vocabulary
 from palm.errors import ConfigError, RunError
 from palm.fields import from_fields
+from palm.models import build, from_numpy
 from palm.recipes import Recipe
 from palm.training.cadence import Cadence
 from palm.training.loop import Loop, OnStep, Trained

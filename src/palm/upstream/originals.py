@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from palm.backends import check_installed, common_dtype, wing
+from palm.backends import check_installed, wing
 from palm.config import Backend, DType, PaLMConfig
 from palm.errors import MissingFrameworkError
+from palm.models import common_dtype
 from palm.presets import PRESETS
 from palm.upstream.read import read_upstream
 from palm.upstream.tensors import check_source, read_tensors, tensor_names

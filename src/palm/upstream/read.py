@@ -24,9 +24,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from palm.backends import from_numpy
 from palm.config import Backend, DType, PaLMConfig
 from palm.errors import UpstreamError
+from palm.models import from_numpy
 from palm.presets import PRESETS
 from palm.spec.parameters import DTYPES, parameters
 from palm.upstream.tensors import read_tensors, tensor_names

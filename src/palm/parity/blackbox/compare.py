@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from palm.backends import activations, backend_of, config_of, dtype_of, to_numpy
+from palm.backends import backend_of, config_of, dtype_of
 from palm.config import DType, PaLMConfig
 from palm.errors import ProbeError
 from palm.fields import plain
+from palm.models import activations, to_numpy
 from palm.parity.blackbox.search import Outcome, Search, confirmed, explain
 from palm.parity.explain.replay import deviation
 from palm.parity.judge.predictions import predictions

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from palm.backends import config_of, dtype_of, to_numpy, wing_of
+from palm.backends import config_of, dtype_of, wing_of
 from palm.config import PaLMConfig
 from palm.data.windows import Corpus, windows
+from palm.models import to_numpy
 from palm.recipes import Recipe
 from palm.spec.parameters import numpy_dtype, parameters
 from palm.spec.random import generator

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from palm.backends import backend_of, config_of, dtype_of, to_numpy, wing_of
+from palm.backends import backend_of, config_of, dtype_of, wing_of
 from palm.config import DType, PaLMConfig
+from palm.models import to_numpy
 from palm.parity.recording.checksums import digest_of, each
 from palm.recipes import Remat
 from palm.spec.tokens import check_tokens

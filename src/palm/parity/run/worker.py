@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from palm.backends import common_dtype, from_numpy, wing
+from palm.backends import wing
 from palm.checkpoint.checkpoint import load_arrays
 from palm.config import DType, PaLMConfig
 from palm.data.corpus import open_corpus
 from palm.errors import PalmError
+from palm.models import common_dtype, from_numpy
 from palm.parity.drift.trajectory import moved_by_an_ulp, record_training
 from palm.parity.recording.bundle import write_bundle
 from palm.parity.recording.excerpt import record_excerpt

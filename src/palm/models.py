@@ -1,0 +1,129 @@
+"""Models of either backend: built, brought in and out as NumPy arrays, converted, and looked into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from palm.backends import check_attention, config_of, wing, wing_of
+from palm.config import Backend, DType, PaLMConfig
+from palm.errors import ConfigError
+from palm.spec.parameters import DTYPES, Parameter, check_array, check_names, numpy_dtype, parameters
+
+
+def build(
+    config: PaLMConfig,
+    *,
+    backend: Backend,
+    seed: int = 0,
+    dtype: DType = "float32",
+    device: Any = None,
+    attention: str = "auto",
+) -> Any:
+    """A freshly initialised model: an `nn.Module` (torch) or an `eqx.Module` (jax).
+
+    Open choices of the config are resolved to the backend's original. The same seed gives bit-identical
+    weights in both backends. `device` is the framework's own or its name; `attention` is a path of the
+    backend ("textbook", "blockwise", …; "auto" is the fastest there) and changes speed and rounding, never
+    the function.
+
+    Raises `ConfigError`, `BackendError` (unknown backend or device) or `MissingFrameworkError`.
+    """
+    implementation = wing(backend)
+    _check_config(config)
+    _check_options(backend, dtype, attention)
+    return implementation.initialise(
+        config.resolve(backend), seed, dtype=dtype, device=device, attention=attention
+    )
+
+
+def from_numpy(
+    config: PaLMConfig,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    backend: Backend,
+    dtype: DType | None = None,
+    device: Any = None,
+    attention: str = "auto",
+) -> Any:
+    """A model with the given weights, by canonical name and in canonical layout.
+
+    `dtype` None keeps the arrays' own, which must then be one and the same. Checked as a whole before
+    anything is built: raises `WeightsError` for missing, unknown, mis-shaped, wrong-dtype or non-finite
+    arrays, and what `build` raises.
+    """
+    implementation = wing(backend)
+    _check_config(config)
+    resolved = config.resolve(backend)
+    check_names(resolved, arrays)
+    for name, parameter in parameters(resolved).items():
+        check_array(parameter, np.asarray(arrays[name]))
+    dtype = dtype or common_dtype(arrays)
+    _check_options(backend, dtype, attention)
+
+    def fetch(parameter: Parameter) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            array = np.asarray(arrays[parameter.name]).astype(numpy_dtype(dtype))
+        check_array(parameter, array, source=f"weights in {dtype}")
+        return array
+
+    return implementation.from_arrays(resolved, fetch, dtype=dtype, device=device, attention=attention)
+
+
+def to_numpy(model: Any) -> dict[str, np.ndarray]:
+    """A model's weights by canonical name, in canonical layout, copied; bfloat16 is `ml_dtypes.bfloat16`."""
+    return wing_of(model).to_arrays(model)
+
+
+def convert(
+    model: Any, *, backend: Backend, dtype: DType | None = None, device: Any = None, attention: str = "auto"
+) -> Any:
+    """The same model in `backend`; bitwise, unless `dtype` asks for another precision.
+
+    Raises what `from_numpy` raises.
+    """
+    return from_numpy(
+        config_of(model), to_numpy(model), backend=backend, dtype=dtype, device=device, attention=attention
+    )
+
+
+def activations(model: Any, tokens: Any) -> dict[str, np.ndarray]:
+    """Every tap of one forward pass, in dataflow order, under the same names in both backends.
+
+    `embed`; `blocks.{i}.norm`, `.q`, `.k`, `.v` (after the position step, before the scale), `.attention`
+    (heads merged), `.attention_out`, `.feedforward` (the gated product), `.feedforward_out`, `.out`; `norm`;
+    `logits`. Shapes (..., n, width). Raises `TokenError`.
+    """
+    return wing_of(model).activations(model, tokens)
+
+
+def value_and_grad(model: Any, tokens: Any) -> tuple[float, dict[str, np.ndarray]]:
+    """Mean next-token cross-entropy in nats, and its gradient by canonical name.
+
+    Raises `TokenError`, also if n < 2.
+    """
+    return wing_of(model).value_and_grad(model, tokens)
+
+
+def common_dtype(arrays: Mapping[str, np.ndarray]) -> DType:
+    """The one dtype all arrays have. Raises `ConfigError` if they differ or palm has no such dtype."""
+    found = sorted({np.asarray(array).dtype.name for array in arrays.values()})
+    known: list[DType] = [name for name in DTYPES if name in found]
+    if len(found) != 1 or not known:
+        raise ConfigError(
+            f"dtype must be given unless all weights are of one of {', '.join(DTYPES)}; got dtype=None for "
+            f"weights of {', '.join(found) or 'no dtype'}. Pass dtype=."
+        )
+    return known[0]
+
+
+def _check_config(config: PaLMConfig) -> None:
+    if not isinstance(config, PaLMConfig):
+        raise ConfigError(f"config must be a PaLMConfig; got {type(config).__name__}. See palm.PaLMConfig.")
+
+
+def _check_options(backend: Backend, dtype: DType, attention: str) -> None:
+    numpy_dtype(dtype)
+    check_attention(attention, backend)

@@ -1,0 +1,14 @@
+"""The types of arrays that palm hands out and takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+# float64, float32, or ml_dtypes' bfloat16, which NumPy has no static type for.
+Array: TypeAlias = npt.NDArray[np.float64 | np.float32]
+Arrays: TypeAlias = dict[str, Array]
+Weights: TypeAlias = Mapping[str, np.ndarray]
