@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -19,6 +20,7 @@ FILES = {file.relative_to(SOURCE).as_posix(): file for file in sorted(SOURCE.rgl
 FACES = ("__init__.py", "__main__.py")
 
 
+@cache
 def parse(name: str) -> ast.Module:
     return ast.parse(FILES[name].read_text(encoding="utf-8"))
 
@@ -33,6 +35,7 @@ def module_of(file: str) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@cache
 def imports(tree: ast.Module) -> set[str]:
     """Every module that is imported anywhere in a file, under its full name."""
     found = set()

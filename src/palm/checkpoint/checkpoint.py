@@ -58,8 +58,7 @@ def save(model: Any, path: str | os.PathLike[str], *, overwrite: bool = False) -
     Everything goes to a temporary sibling, is fsynced, and takes its name by one rename. An older checkpoint
     steps aside for that rename under a hidden name, and is deleted after it. Raises
     `CheckpointError` if `path` exists (unless it is a checkpoint and `overwrite`) or cannot be written,
-    `WeightsError` if a weight
-    is not finite: a checkpoint that cannot be loaded is never written.
+    `WeightsError` if a weight is not finite: a checkpoint that cannot be loaded is never written.
     """
     return save_arrays(config_of(model), to_numpy(model), path, overwrite=overwrite)
 
