@@ -14,15 +14,15 @@ from house import FILES, imports, parse
 from palm.backends import ATTENTION_PATHS
 
 WINGS = {"torch": "torch_impl", "jax": "jax_impl"}
-# Attention by a framework's own kernels: each wing has its.
-KERNELS = {
-    "torch": {"paths/sdpa.py", "paths/flex.py"},
+# What each framework has of its own: kernels of attention, and the private parts of PyTorch.
+OWN_FILES = {
+    "torch": {"paths/sdpa.py", "paths/flex.py", "private.py"},
     "jax": {"paths/cudnn.py", "paths/splash.py", "paths/pallas.py", "paths/pallas_kernels.py"},
 }
 MIRRORED = sorted(
     name
     for name in (name.removeprefix("torch_impl/") for name in FILES if name.startswith("torch_impl/"))
-    if name not in KERNELS["torch"]
+    if name not in OWN_FILES["torch"]
 )
 # What one framework needs and the other does not: nn.Linear stores the transpose, torch has its own bfloat16.
 # JAX's matrix products have a precision of their own.
@@ -68,7 +68,7 @@ def unpickles(tree: ast.Module) -> list[str]:
 
 def test_both_wings_have_the_same_files():
     found = {name.removeprefix("jax_impl/") for name in FILES if name.startswith("jax_impl/")}
-    assert found == {*MIRRORED, *KERNELS["jax"]}
+    assert found == {*MIRRORED, *OWN_FILES["jax"]}
     assert len(MIRRORED) >= 10
 
 

@@ -20,6 +20,7 @@ from palm.torch_impl.linear import product
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import Norm, widen
 from palm.torch_impl.position import Rotation, rotate
+from palm.torch_impl.private import int8_matmul
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,7 @@ class Matrix:
         """x wᵀ. Shapes: x (b, k), values (c, k), scale (c,) -> (b, c)."""
         if self.scale is None:
             return product(x, self.values.t())
-        if x.device.type == "cpu" and self.scale.dtype == torch.float32:
-            return torch._weight_int8pack_mm(x.float(), self.values, self.scale).to(x.dtype)
-        return ((x @ self.values.to(x.dtype).t()) * self.scale).to(x.dtype)
+        return int8_matmul(x, self.values, self.scale)
 
 
 def pack(weight: Tensor, weights: str | None) -> Matrix:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from palm.torch_impl.private import onednn_linear
+
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x weightᵀ, differentiable. Shapes: x (..., k), weight (c, k) -> (..., c)."""
@@ -27,7 +29,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
     Shapes: (r, k), (k, c) -> (r, c).
     """
-    return _onednn(a, b.t()) if _by_onednn(a, b) else a @ b
+    return onednn_linear(a, b.t()) if _by_onednn(a, b) else a @ b
 
 
 class Linear(nn.Linear):
@@ -46,7 +48,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor) -> Tensor:
-        return _onednn(x, weight)
+        return onednn_linear(x, weight)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -75,11 +77,7 @@ class _Linear(torch.autograd.Function):
         return torch.vmap(F.linear, in_dims=in_dims)(x, weight), 0
 
 
-def _onednn(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-
-
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 
 def _by_onednn(*tensors: Tensor) -> bool:

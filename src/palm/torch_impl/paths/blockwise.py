@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from palm.torch_impl.linear import product
 from palm.torch_impl.norm import widen
 from palm.torch_impl.paths.textbook import textbook_attention
 from palm.torch_impl.position import masked_scores
+from palm.torch_impl.private import softmax_backward, transformed
 
 BLOCK = 128
 
@@ -29,11 +31,14 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) 
     of torch.func it is the textbook's.
     Shapes: q (..., n, h, e), k and v (..., n, e), slopes (h,) -> (..., n, h, e).
     """
-    in_forward_mode = torch.autograd.forward_ad._current_level >= 0
-    if in_forward_mode or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or transformed() or any(_has_tangent(x) for x in (q, k, v)):
         return textbook_attention(q, k, v, slopes)
     folded = (q.reshape(-1, *q.shape[-3:]), k.reshape(-1, *k.shape[-2:]), v.reshape(-1, *v.shape[-2:]))
     return _Blockwise.apply(*folded, slopes).view(q.shape)
+
+
+def _has_tangent(x: Tensor) -> bool:
+    return forward_ad.unpack_dual(x).tangent is not None
 
 
 class _Blockwise(torch.autograd.Function):
@@ -60,8 +65,7 @@ class _Blockwise(torch.autograd.Function):
             queries, ahead = (x[row, block].reshape(-1, e) for x in (q, grad))
             for_v[row, :, keys] += product(ahead.t(), weights.to(dtype))
             for_weights = product(ahead, v[row, keys].t()).to(wide)
-            for_scores = torch._softmax_backward_data(for_weights, weights, -1, wide)
-            for_scores = for_scores.mul_(e**-0.5).to(dtype)
+            for_scores = softmax_backward(for_weights, weights).mul_(e**-0.5).to(dtype)
             for_q[row, block] = product(for_scores, k[row, keys]).view(-1, *q.shape[2:])
             for_k[row, :, keys] += product(queries.t(), for_scores)
         return for_q, for_k.mT.to(k.dtype), for_v.mT.to(v.dtype), None

@@ -1,0 +1,66 @@
+"""The private parts of PyTorch that the torch wing uses, each behind one function that has a public way too.
+
+PyTorch may rename or remove any of them in any version. Then the public way gives the same result, to
+rounding, and costs time or memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def softmax_backward(grad: Tensor, weights: Tensor) -> Tensor:
+    """The gradient of scores whose softmax over the last axis is `weights`: w (g − Σ g w).
+
+    Shapes: two of (..., j) -> (..., j), in the dtype of `weights`.
+    """
+    fused = _found(torch, "_softmax_backward_data")
+    if fused is None:
+        return weights * (grad - (grad * weights).sum(-1, keepdim=True))
+    result: Tensor = fused(grad, weights, -1, weights.dtype)
+    return result
+
+
+def int8_matmul(x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
+    """x (scale · values)ᵀ. Shapes: x (b, k), values (c, k) int8, scale (c,) -> (b, c), in x's dtype."""
+    fused = _found(torch, "_weight_int8pack_mm")
+    if fused is None or x.device.type != "cpu" or scale.dtype != torch.float32:
+        return ((x @ values.to(x.dtype).t()) * scale).to(x.dtype)
+    result: Tensor = fused(x.float(), values, scale)
+    return result.to(x.dtype)
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func (vmap, grad, jvp, …) is at work; also where that cannot be known."""
+    active = _found(torch._C, "_are_functorch_transforms_active")
+    return active is None or bool(active())
+
+
+def onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x weightᵀ by oneDNN; by PyTorch's own choice where it has no such operator. Shapes as F.linear's."""
+    fused = _found(torch.ops.mkldnn, "_linear_pointwise")
+    return F.linear(x, weight) if fused is None else fused(x, weight, None, "none", [], "")
+
+
+def hooks_of(module: nn.Module) -> Iterator[Callable[..., Any]]:
+    """The hooks that see or change what the module computes. PyTorch has no public list of them."""
+    for name in HOOKS:
+        yield from getattr(module, name).values()
+
+
+def hooks_of_all_modules() -> Iterator[Callable[..., Any]]:
+    """The hooks of `torch.nn.modules.module.register_module_forward_hook` and its kin."""
+    for name in HOOKS:
+        yield from getattr(torch_module, f"_global{name}").values()
+
+
+def _found(place: Any, name: str) -> Any:
+    return getattr(place, name, None)
