@@ -11,12 +11,21 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from palm.config import BACKENDS, Backend, DType, PaLMConfig, check_backend
 from palm.errors import BackendError, ConfigError, MissingFrameworkError
 from palm.fields import check_choice
+from palm.wings import Wing
+
+if TYPE_CHECKING:
+    from palm import jax_impl, torch_impl
+
+    TorchModel: TypeAlias = torch_impl.PaLM
+    JaxModel: TypeAlias = jax_impl.PaLM
+
+# A model of either backend.
+Model: TypeAlias = "TorchModel | JaxModel"
 
 _FRAMEWORKS: dict[Backend, tuple[str, ...]] = {"torch": ("torch",), "jax": ("jax", "equinox")}
 # The ways to compute attention, and "auto": the fastest on the model's device.
@@ -39,10 +48,10 @@ def first_backend(wanted: Backend | None = None) -> Backend:
     return wanted if wanted in here else here[0]
 
 
-def wing(backend: Backend) -> ModuleType:
+def wing(backend: Backend) -> Wing[Any]:
     """The wing's package, `palm.torch_impl` or `palm.jax_impl`. Raises what `check_installed` raises."""
     check_installed(backend)
-    return importlib.import_module(f"palm.{backend}_impl")
+    return cast("Wing[Any]", importlib.import_module(f"palm.{backend}_impl"))
 
 
 def check_installed(backend: Backend) -> None:
@@ -60,7 +69,7 @@ def is_model(model: Any) -> bool:
     return _wing_of(model) is not None
 
 
-def wing_of(model: Any) -> ModuleType:
+def wing_of(model: Any) -> Wing[Any]:
     """The wing a model belongs to. Raises `BackendError` if it is not one of palm's."""
     found = _wing_of(model)
     if found is not None:
@@ -77,8 +86,8 @@ def wing_of(model: Any) -> ModuleType:
 
 def backend_of(model: Any) -> Backend:
     """The name of the backend a model belongs to."""
-    module = wing_of(model)
-    return next(backend for backend in BACKENDS if module.__name__ == f"palm.{backend}_impl")
+    found = wing_of(model)
+    return next(backend for backend in BACKENDS if found is sys.modules.get(f"palm.{backend}_impl"))
 
 
 def config_of(model: Any) -> PaLMConfig:
@@ -113,7 +122,7 @@ def check_attention(attention: str, backend: Backend) -> None:
     check_choice("attention", attention, paths)
 
 
-def _wing_of(model: Any) -> ModuleType | None:
+def _wing_of(model: Any) -> Wing[Any] | None:
     for backend in BACKENDS:
         loaded = sys.modules.get(f"palm.{backend}_impl")
         if loaded is not None and isinstance(model, loaded.PaLM):

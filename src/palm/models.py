@@ -3,14 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
 from palm.backends import check_attention, config_of, wing, wing_of
 from palm.config import Backend, DType, PaLMConfig
 from palm.errors import ConfigError
-from palm.spec.parameters import DTYPES, Parameter, check_array, check_names, numpy_dtype, parameters
+from palm.spec.arrays import Arrays
+from palm.spec.parameters import (
+    DTYPES,
+    Parameter,
+    check_array,
+    check_names,
+    initial_value,
+    numpy_dtype,
+    parameters,
+)
+
+if TYPE_CHECKING:
+    from palm.backends import JaxModel, Model, TorchModel
+
+
+@overload
+def build(
+    config: PaLMConfig,
+    *,
+    backend: Literal["torch"],
+    seed: int = ...,
+    dtype: DType = ...,
+    device: Any = ...,
+    attention: str = ...,
+) -> TorchModel: ...
+
+
+@overload
+def build(
+    config: PaLMConfig,
+    *,
+    backend: Literal["jax"],
+    seed: int = ...,
+    dtype: DType = ...,
+    device: Any = ...,
+    attention: str = ...,
+) -> JaxModel: ...
+
+
+@overload
+def build(
+    config: PaLMConfig,
+    *,
+    backend: Backend,
+    seed: int = ...,
+    dtype: DType = ...,
+    device: Any = ...,
+    attention: str = ...,
+) -> Model: ...
 
 
 def build(
@@ -21,7 +69,7 @@ def build(
     dtype: DType = "float32",
     device: Any = None,
     attention: str = "auto",
-) -> Any:
+) -> Model:
     """A freshly initialised model: an `nn.Module` (torch) or an `eqx.Module` (jax).
 
     Open choices of the config are resolved to the backend's original. The same seed gives bit-identical
@@ -34,9 +82,49 @@ def build(
     implementation = wing(backend)
     _check_config(config)
     _check_options(backend, dtype, attention)
-    return implementation.initialise(
-        config.resolve(backend), seed, dtype=dtype, device=device, attention=attention
+    return implementation.from_arrays(
+        config.resolve(backend),
+        lambda parameter: initial_value(parameter, seed, dtype),
+        dtype=dtype,
+        device=device,
+        attention=attention,
     )
+
+
+@overload
+def from_numpy(
+    config: PaLMConfig,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    backend: Literal["torch"],
+    dtype: DType | None = ...,
+    device: Any = ...,
+    attention: str = ...,
+) -> TorchModel: ...
+
+
+@overload
+def from_numpy(
+    config: PaLMConfig,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    backend: Literal["jax"],
+    dtype: DType | None = ...,
+    device: Any = ...,
+    attention: str = ...,
+) -> JaxModel: ...
+
+
+@overload
+def from_numpy(
+    config: PaLMConfig,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    backend: Backend,
+    dtype: DType | None = ...,
+    device: Any = ...,
+    attention: str = ...,
+) -> Model: ...
 
 
 def from_numpy(
@@ -47,7 +135,7 @@ def from_numpy(
     dtype: DType | None = None,
     device: Any = None,
     attention: str = "auto",
-) -> Any:
+) -> Model:
     """A model with the given weights, by canonical name and in canonical layout.
 
     `dtype` None keeps the arrays' own, which must then be one and the same. Checked as a whole before
@@ -72,14 +160,37 @@ def from_numpy(
     return implementation.from_arrays(resolved, fetch, dtype=dtype, device=device, attention=attention)
 
 
-def to_numpy(model: Any) -> dict[str, np.ndarray]:
+def to_numpy(model: Any) -> Arrays:
     """A model's weights by canonical name, in canonical layout, copied; bfloat16 is `ml_dtypes.bfloat16`."""
     return wing_of(model).to_arrays(model)
 
 
+@overload
+def convert(
+    model: Any,
+    *,
+    backend: Literal["torch"],
+    dtype: DType | None = ...,
+    device: Any = ...,
+    attention: str = ...,
+) -> TorchModel: ...
+
+
+@overload
+def convert(
+    model: Any, *, backend: Literal["jax"], dtype: DType | None = ..., device: Any = ..., attention: str = ...
+) -> JaxModel: ...
+
+
+@overload
+def convert(
+    model: Any, *, backend: Backend, dtype: DType | None = ..., device: Any = ..., attention: str = ...
+) -> Model: ...
+
+
 def convert(
     model: Any, *, backend: Backend, dtype: DType | None = None, device: Any = None, attention: str = "auto"
-) -> Any:
+) -> Model:
     """The same model in `backend`; bitwise, unless `dtype` asks for another precision.
 
     Raises what `from_numpy` raises.
@@ -89,7 +200,7 @@ def convert(
     )
 
 
-def activations(model: Any, tokens: Any) -> dict[str, np.ndarray]:
+def activations(model: Any, tokens: Any) -> Arrays:
     """Every tap of one forward pass, in dataflow order, under the same names in both backends.
 
     `embed`; `blocks.{i}.norm`, `.q`, `.k`, `.v` (after the position step, before the scale), `.attention`
@@ -99,7 +210,7 @@ def activations(model: Any, tokens: Any) -> dict[str, np.ndarray]:
     return wing_of(model).activations(model, tokens)
 
 
-def value_and_grad(model: Any, tokens: Any) -> tuple[float, dict[str, np.ndarray]]:
+def value_and_grad(model: Any, tokens: Any) -> tuple[float, Arrays]:
     """Mean next-token cross-entropy in nats, and its gradient by canonical name.
 
     Raises `TokenError`, also if n < 2.

@@ -107,7 +107,10 @@ def test_a_framework_is_imported_in_its_own_wing_only(file):
     allowed = {"torch_impl": {"torch"}, "jax_impl": {"jax", "equinox"}}.get(inside, set())
     assert packages(found) & {"torch", "jax", "jaxlib", "equinox", "optax", "flax"} <= allowed
     of_wings = {name for name in found if name.startswith(("palm.torch_impl", "palm.jax_impl"))}
-    assert all(inside and name.startswith(f"palm.{inside}") for name in of_wings)
+    if file == "backends.py":  # for type checkers alone: tests/core/test_import.py sees what is loaded
+        assert of_wings == {"palm.torch_impl", "palm.jax_impl"}
+    else:
+        assert all(inside and name.startswith(f"palm.{inside}") for name in of_wings)
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -20,7 +20,7 @@ import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from safetensors import SafetensorError
@@ -48,6 +48,9 @@ from palm.config import Backend, DType, PaLMConfig
 from palm.errors import CheckpointError
 from palm.models import common_dtype, from_numpy, to_numpy
 from palm.spec.parameters import check_array, check_names, parameters
+
+if TYPE_CHECKING:
+    from palm.backends import JaxModel, Model, TorchModel
 
 MAX_FILE_BYTES = 2 << 30
 
@@ -106,6 +109,39 @@ def _check_free(path: Path, overwrite: bool) -> None:
         )
 
 
+@overload
+def load(
+    path: str | os.PathLike[str],
+    *,
+    backend: Literal["torch"],
+    dtype: DType | None = ...,
+    device: Any = ...,
+    attention: str = ...,
+) -> TorchModel: ...
+
+
+@overload
+def load(
+    path: str | os.PathLike[str],
+    *,
+    backend: Literal["jax"],
+    dtype: DType | None = ...,
+    device: Any = ...,
+    attention: str = ...,
+) -> JaxModel: ...
+
+
+@overload
+def load(
+    path: str | os.PathLike[str],
+    *,
+    backend: Backend,
+    dtype: DType | None = ...,
+    device: Any = ...,
+    attention: str = ...,
+) -> Model: ...
+
+
 def load(
     path: str | os.PathLike[str],
     *,
@@ -113,7 +149,7 @@ def load(
     dtype: DType | None = None,
     device: Any = None,
     attention: str = "auto",
-) -> Any:
+) -> Model:
     """The model saved at `path`, in `backend`; bitwise, unless `dtype` asks for another precision.
 
     `path` is a checkpoint or a run: `RUN` is its newest checkpoint, `RUN/best` the one of the lowest

@@ -144,7 +144,7 @@ def _only_without_resume(**options: Any) -> None:
         raise RunError(f"--resume must come without {', '.join(named)}; the run has its own. Leave them out.")
 
 
-def _tell(trained: Trained) -> int:
+def _tell(trained: Trained[Any]) -> int:
     assert trained.path is not None
     if trained.interrupted:
         told = f"stopped after step {trained.step}; go on with: palm train --resume {trained.path}"

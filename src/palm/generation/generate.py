@@ -89,8 +89,8 @@ def generate(
     ahead = None
     for step in range(count):
         # The device is at the next token already while this one is told.
-        now = ahead or decoder.next(noise and noise.next(), sampling)
-        ahead = decoder.next(noise and noise.next(), sampling) if step + 1 < count else None
+        now = ahead or decoder.next(noise.next() if noise else None, sampling)
+        ahead = decoder.next(noise.next() if noise else None, sampling) if step + 1 < count else None
         tokens, logprobs = map(decoder.fetch, now)
         for number, (row, token, logprob) in enumerate(zip(rows, tokens, logprobs, strict=True)):
             piece = row.take(int(token), float(logprob))

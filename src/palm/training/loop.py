@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -34,11 +34,14 @@ Entry = dict[str, Any]
 OnStep = Callable[[Entry], None]
 
 
+M_co = TypeVar("M_co", covariant=True)
+
+
 @dataclass(frozen=True)
-class Trained:
+class Trained(Generic[M_co]):
     """A run's end: the model, the log of its steps, the folder, and whether it was asked to stop early."""
 
-    model: Any = field(repr=False)
+    model: M_co = field(repr=False)
     log: list[Entry] = field(repr=False)
     path: Path | None
     interrupted: bool
@@ -87,7 +90,7 @@ class Loop:
         self.saved: int | None = None
         self.log: list[Entry] = []
 
-    def run(self, trainer: Any, asked: threading.Event) -> Trained:
+    def run(self, trainer: Any, asked: threading.Event) -> Trained[Any]:
         """Make the steps that remain, or until `asked` to stop."""
         peak = peak_flops(wing(self.backend).device_name(trainer.model), self.recipe.precision)
         flops = describe(config_of(trainer.model), self.recipe.length).training_flops

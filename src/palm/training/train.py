@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -27,6 +27,60 @@ from palm.training.cadence import Cadence
 from palm.training.loop import Loop, OnStep, Trained
 from palm.training.run_folder import Run
 
+if TYPE_CHECKING:
+    from palm.backends import JaxModel, Model, TorchModel
+
+
+@overload
+def train(
+    config: PaLMConfig,
+    recipe: Recipe,
+    data: Any,
+    *,
+    backend: Literal["torch"],
+    out: str | os.PathLike[str] | None = ...,
+    tokenizer: str | os.PathLike[str] | None = ...,
+    weights: Mapping[str, np.ndarray] | None = ...,
+    cadence: Cadence | None = ...,
+    device: Any = ...,
+    attention: str = ...,
+    on_step: OnStep = ...,
+) -> Trained[TorchModel]: ...
+
+
+@overload
+def train(
+    config: PaLMConfig,
+    recipe: Recipe,
+    data: Any,
+    *,
+    backend: Literal["jax"],
+    out: str | os.PathLike[str] | None = ...,
+    tokenizer: str | os.PathLike[str] | None = ...,
+    weights: Mapping[str, np.ndarray] | None = ...,
+    cadence: Cadence | None = ...,
+    device: Any = ...,
+    attention: str = ...,
+    on_step: OnStep = ...,
+) -> Trained[JaxModel]: ...
+
+
+@overload
+def train(
+    config: PaLMConfig,
+    recipe: Recipe,
+    data: Any,
+    *,
+    backend: Backend,
+    out: str | os.PathLike[str] | None = ...,
+    tokenizer: str | os.PathLike[str] | None = ...,
+    weights: Mapping[str, np.ndarray] | None = ...,
+    cadence: Cadence | None = ...,
+    device: Any = ...,
+    attention: str = ...,
+    on_step: OnStep = ...,
+) -> Trained[Model]: ...
+
 
 def train(
     config: PaLMConfig,
@@ -41,7 +95,7 @@ def train(
     device: Any = None,
     attention: str = "auto",
     on_step: OnStep = lambda entry: None,
-) -> Trained:
+) -> Trained[Model]:
     """Train a model from `recipe.seed`, or from `weights`, on `data`.
 
     `data` is a path to a file, a folder, or a `.npy` of ids; or text as bytes; or an array of ids. With
@@ -82,7 +136,7 @@ def train(
             "Choose another folder."
         )
 
-    def work() -> Trained:
+    def work() -> Trained[Any]:
         with run.locked(new=True) if run else nullcontext():
             loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step)
             trainer = implementation.Trainer(_model(config, weights, recipe, options), recipe)
@@ -108,7 +162,7 @@ def resume(
     device: Any = None,
     attention: str | None = None,
     on_step: OnStep = lambda entry: None,
-) -> Trained:
+) -> Trained[Any]:
     """Go on with the run in the folder `path` from its newest checkpoint; bit for bit in the same backend.
 
     In the other backend the same run goes on to rounding. `steps` lengthens or shortens the run (with the
@@ -146,7 +200,7 @@ def resume(
         if attention not in ATTENTION_PATHS[backend] or (moved and not shared):
             attention = "auto"
 
-    def work() -> Trained:
+    def work() -> Trained[Any]:
         with run.locked():
             loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step)
             trainer = loop.restore(math.inf, device=device, attention=attention)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import ml_dtypes
 import numpy as np
@@ -30,6 +30,9 @@ from palm.models import from_numpy
 from palm.presets import PRESETS
 from palm.spec.parameters import DTYPES, parameters
 from palm.upstream.tensors import read_tensors, tensor_names
+
+if TYPE_CHECKING:
+    from palm.backends import JaxModel, Model, TorchModel
 
 Arrays = dict[str, np.ndarray]
 
@@ -42,6 +45,42 @@ _EPS = {
 }
 
 
+@overload
+def from_upstream(
+    model_or_state: Any,
+    source: str,
+    *,
+    backend: Literal["torch"],
+    dtype: DType | None = ...,
+    device: Any = ...,
+    attention: str = ...,
+) -> TorchModel: ...
+
+
+@overload
+def from_upstream(
+    model_or_state: Any,
+    source: str,
+    *,
+    backend: Literal["jax"],
+    dtype: DType | None = ...,
+    device: Any = ...,
+    attention: str = ...,
+) -> JaxModel: ...
+
+
+@overload
+def from_upstream(
+    model_or_state: Any,
+    source: str,
+    *,
+    backend: Backend,
+    dtype: DType | None = ...,
+    device: Any = ...,
+    attention: str = ...,
+) -> Model: ...
+
+
 def from_upstream(
     model_or_state: Any,
     source: str,
@@ -50,7 +89,7 @@ def from_upstream(
     dtype: DType | None = None,
     device: Any = None,
     attention: str = "auto",
-) -> Any:
+) -> Model:
     """The palm model that computes what an original model computes.
 
     `model_or_state` and `source` are those of `read_upstream`, the rest those of `palm.from_numpy`. Neither

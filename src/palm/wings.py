@@ -1,0 +1,126 @@
+"""What a wing offers, for type checkers: each wing's package is a `Wing` of its own model class.
+
+Facts are shared, operations are not: these protocols describe, and nothing inherits from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from palm.config import DType, PaLMConfig
+from palm.recipes import Outcome, Rates, Recipe, Remat
+from palm.spec.arrays import Arrays
+from palm.spec.parameters import Parameter
+from palm.spec.sampling import Sampling
+
+M = TypeVar("M")
+T = TypeVar("T")
+M_co = TypeVar("M_co", covariant=True)
+
+
+class Trainer(Protocol[M_co]):
+    """A model that learns in steps, with the state of its optimiser."""
+
+    @property
+    def model(self) -> M_co:
+        """The model as it is now."""
+
+    @property
+    def placement(self) -> tuple[Any, str]:
+        """The framework's device and the attention path of the model."""
+
+    def step(self, windows: np.ndarray, rates: Rates) -> Outcome:
+        """Learn from windows (b, n + 1). Where loss or gradient is not finite, nothing changes."""
+
+    def evaluate(self, windows: np.ndarray) -> float:
+        """Mean cross-entropy of windows (b, n + 1), in nats."""
+
+    def moments(self) -> Arrays:
+        """The optimiser's state under canonical names: `first.NAME` and `second.NAME`."""
+
+    def set_moments(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Inverse of `moments`."""
+
+
+class Decoder(Protocol):
+    """Several sequences that grow by a token at a time, with a KV cache.
+
+    `next` may return before the device is done; `fetch` blocks.
+    """
+
+    def next(self, noise: np.ndarray | None, sampling: Sampling) -> tuple[Any, Any]:
+        """Choose the next token of each sequence: ids (b,) and log-probabilities (b,), on the device."""
+
+    def fetch(self, values: Any) -> np.ndarray:
+        """What `next` gave, as an array."""
+
+    def feed(self, tokens: np.ndarray) -> None:
+        """Take in given tokens (b,) instead of chosen ones."""
+
+
+class Wing(Protocol[M]):
+    """The functions that palm calls on a wing, whose models are of class M."""
+
+    @property
+    def PaLM(self) -> type[M]:  # noqa: N802 - the class itself
+        """The wing's model class."""
+
+    @property
+    def Trainer(self) -> Callable[[M, Recipe], Trainer[M]]:  # noqa: N802
+        """Trains a model by a recipe."""
+
+    @property
+    def Decoder(self) -> Callable[..., Decoder]:  # noqa: N802
+        """Decodes sequences with a KV cache."""
+
+    @property
+    def weights(self) -> Any:
+        """The module that turns the framework's arrays into NumPy's and back."""
+
+    def in_its_thread(self, work: Callable[[], T]) -> T:
+        """The result of `work` in the thread where the framework computes."""
+
+    def from_arrays(
+        self,
+        config: PaLMConfig,
+        fetch: Callable[[Parameter], np.ndarray],
+        *,
+        dtype: DType,
+        device: Any,
+        attention: str,
+    ) -> M:
+        """The model whose weights `fetch` gives, one after the other."""
+
+    def to_arrays(self, model: M, *, copied: bool = ...) -> Arrays:
+        """A model's weights by canonical name; views, where there can be, if not `copied`."""
+
+    def dtype_of(self, model: M) -> DType:
+        """The dtype of a model's weights."""
+
+    def device_name(self, model: M) -> str:
+        """The device a model is on."""
+
+    def attention_of(self, model: M) -> str:
+        """The attention path of a model."""
+
+    def activations(self, model: M, tokens: np.ndarray, *, compiled: bool = ...) -> Arrays:
+        """Every tap of one forward pass."""
+
+    def value_and_grad(
+        self, model: M, tokens: np.ndarray, *, compiled: bool = ..., remat: Remat = ..., copied: bool = ...
+    ) -> tuple[float, Arrays]:
+        """Mean next-token loss in nats and its gradient by canonical name."""
+
+    def widened(self, model: M) -> AbstractContextManager[M]:
+        """The same model computing in float64."""
+
+    def set_matmul(self, precision: str) -> None:
+        """How precisely this process multiplies float32 matrices."""
+
+    def keep_programs(self, folder: Path) -> None:
+        """Keep what is compiled in `folder`."""
