@@ -17,8 +17,7 @@ import numpy as np
 import palm
 from palm.data.windows import sample_windows, standard_library_text
 from palm.parity.recording.recording import environment
-from palm.spec import backward as reference_grad
-from palm.spec import forward as reference
+from palm.spec import backward, forward
 from palm.spec.rounding import rms
 
 RESULTS = Path(__file__).parent / "results" / "parity.json"
@@ -49,8 +48,8 @@ def float64_figures() -> dict[str, float]:
             n: palm.spec.parameters.initial_value(p, 0, "float64")
             for n, p in palm.spec.parameters.parameters(config).items()
         }
-        logits = reference.activations(config, weights, tokens)["logits"]
-        _, grads = reference_grad.value_and_grad(config, weights, tokens)
+        logits = forward.activations(config, weights, tokens)["logits"]
+        _, grads = backward.value_and_grad(config, weights, tokens)
         found = {}
         with jax.enable_x64(True):
             for backend in ("torch", "jax"):

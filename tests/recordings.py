@@ -7,8 +7,7 @@ from cases import draw_tokens, draw_weights, small
 
 from palm import PaLMConfig
 from palm.parity.recording.recording import Recording
-from palm.spec import backward as reference_grad
-from palm.spec import forward as reference
+from palm.spec import backward, forward
 
 CONFIG = small()
 TOKENS = draw_tokens(CONFIG, 2, 6)
@@ -25,8 +24,8 @@ def side(
 ) -> Recording:
     """A float32 side that computes the referee's function, `change`d, with rounding errors of its own."""
     weights = draw_weights(config, dtype="float32")
-    taps = reference.activations(config, weights, TOKENS)
-    exact_loss, grads = reference_grad.value_and_grad(config, weights, TOKENS)
+    taps = forward.activations(config, weights, TOKENS)
+    exact_loss, grads = backward.value_and_grad(config, weights, TOKENS)
     change(taps, grads)
     rng = np.random.default_rng([*label.encode()])
 

@@ -12,8 +12,7 @@ from palm.parity.finding import Finding
 from palm.parity.judge.predictions import Prediction
 from palm.parity.recording.recording import Recording
 from palm.parity.result import Comparison
-from palm.spec import backward as reference_grad
-from palm.spec import forward as reference
+from palm.spec import backward, forward
 from palm.spec.parameters import initial_value, parameters
 from palm.spec.taps import tap_names
 
@@ -100,8 +99,8 @@ def recording(label: str, seed: int, faulty: bool = False) -> Recording:
     rng = np.random.default_rng(seed)
     tokens = np.frombuffer(TEXT, np.uint8).astype(int).reshape(2, -1)
     weights = {p.name: initial_value(p, 0, "float32") for p in parameters(CONFIG).values()}
-    taps = reference.activations(CONFIG, weights, tokens)
-    loss, grads = reference_grad.value_and_grad(CONFIG, weights, tokens)
+    taps = forward.activations(CONFIG, weights, tokens)
+    loss, grads = backward.value_and_grad(CONFIG, weights, tokens)
     if faulty:
         taps |= {name: taps[name] * 1.01 for name in FAULTY}
 

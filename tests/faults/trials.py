@@ -16,8 +16,7 @@ import palm
 from palm.backends import backend_of, wing_of
 from palm.parity.recording.recording import Recording
 from palm.parity.result import Comparison
-from palm.spec import backward as reference_grad
-from palm.spec import forward as reference
+from palm.spec import backward, forward
 from palm.spec.rounding import rms, rounding_bound
 
 WINGS = ("torch", "jax")
@@ -101,7 +100,7 @@ def taps_of(model: Any, ids: np.ndarray) -> Recording:
     with wing.widened(model) as wide:
         exact = wing.activations(wide, ids)
     loss, exact_loss = (
-        reference_grad.cross_entropy(given["logits"].astype(float), ids)[0] for given in (taps, exact)
+        backward.cross_entropy(given["logits"].astype(float), ids)[0] for given in (taps, exact)
     )
     return Recording(
         label=backend_of(model),
@@ -126,7 +125,7 @@ def is_there(
     with injected("torch", planted.fault):
         model = palm.from_numpy(config, of[wing], backend="torch")
         moved = palm.activations(model, ids)[planted.tap]
-    exact = reference.activations(config, of[WINGS[1 - WINGS.index(wing)]], ids)[planted.tap]
+    exact = forward.activations(config, of[WINGS[1 - WINGS.index(wing)]], ids)[planted.tap]
     with np.errstate(invalid="ignore"):
         off = rms(np.asarray(moved, np.float64) - exact) / (rms(exact) or 1.0)
     tap, dtype = planted.tap, palm.backends.dtype_of(model)

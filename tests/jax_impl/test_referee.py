@@ -11,8 +11,7 @@ from cases import draw_tokens, draw_weights, small
 
 import palm
 from palm.jax_impl import Norm
-from palm.spec import backward as reference_grad
-from palm.spec import forward as reference
+from palm.spec import backward, forward
 
 CONFIGS = [
     small(),
@@ -44,7 +43,7 @@ def test_every_tap_is_the_referees(case):
     model, config, weights, tokens = case
     with jax.enable_x64(True):
         taps = palm.activations(model, tokens)
-    exact = reference.activations(config, weights, tokens)
+    exact = forward.activations(config, weights, tokens)
     assert list(taps) == list(exact)
     for name, tap in taps.items():
         assert_close(tap, exact[name], name)
@@ -54,7 +53,7 @@ def test_the_loss_and_every_gradient_are_the_referees(case):
     model, config, weights, tokens = case
     with jax.enable_x64(True):
         loss, grads = palm.value_and_grad(model, tokens)
-    exact_loss, exact_grads = reference_grad.value_and_grad(config, weights, tokens)
+    exact_loss, exact_grads = backward.value_and_grad(config, weights, tokens)
     assert loss == pytest.approx(exact_loss, rel=1e-14)
     assert list(grads) == list(exact_grads)
     for name, gradient in grads.items():

@@ -8,7 +8,7 @@ from cases import assert_explains, small
 
 import palm
 from palm import TokenError
-from palm.spec import forward as reference
+from palm.spec import forward
 
 SHAPE = ["tokens must have shape (..., n) with at least one token", "Pass n ≥ 1"]
 INTEGERS = ["tokens must be integers", "Cast them to an integer type"]
@@ -75,7 +75,7 @@ def test_narrow_ids_find_their_row_in_a_vocabulary_they_cannot_count(dtype):
     config = small(num_tokens=300, depth=1)
     tokens = np.array([0, 1, 126, np.iinfo(dtype).max], dtype)
     model = palm.build(config, backend="jax")
-    exact = reference.activations(config, palm.to_numpy(model), tokens)["logits"]
+    exact = forward.activations(config, palm.to_numpy(model), tokens)["logits"]
     np.testing.assert_allclose(model(jnp.asarray(tokens)), exact, rtol=1e-4, atol=1e-5)
 
 

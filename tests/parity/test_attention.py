@@ -4,7 +4,7 @@ from support import DTYPES, HEADS, LENGTHS, namespace, path_with_bias, read, wid
 
 import palm
 from palm import torch_impl
-from palm.spec import forward as reference
+from palm.spec import functions
 
 E = 10  # not dim / heads of anything here
 
@@ -20,9 +20,9 @@ def inputs(heads: int, length: int) -> list[np.ndarray]:
 
 
 def referee(q, k, v, cfg) -> np.ndarray:
-    bias = reference.position_bias(q.shape[-3], cfg)
+    bias = functions.position_bias(q.shape[-3], cfg)
     scores = q.swapaxes(-2, -3) * E**-0.5 @ k[:, None].swapaxes(-1, -2) + bias
-    return (reference.softmax(scores) @ v[:, None]).swapaxes(-2, -3)
+    return (functions.softmax(scores) @ v[:, None]).swapaxes(-2, -3)
 
 
 def attend(cfg, path, change=None):

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from support import draw_tokens, pair
 
 import palm
-from palm.spec import backward as reference_grad
-from palm.spec import forward as reference
+from palm.spec import backward, forward
 from palm.spec.rounding import rms
 
 COMBINATIONS = list(
@@ -53,7 +52,7 @@ def name_of(choices: tuple) -> str:
 def test_every_combination_meets_the_referee_and_is_causal_in_float64(choices, platform):
     cfg = combination(*choices)
     tokens = draw_tokens(cfg, (2, 11))
-    exact = reference.activations(cfg, draw_weights(cfg, 0), tokens)
+    exact = forward.activations(cfg, draw_weights(cfg, 0), tokens)
     later = tokens.copy()
     later[:, 7] = (later[:, 7] + 1) % cfg.num_tokens
     with jax.enable_x64(True):
@@ -73,7 +72,7 @@ def test_every_combination_meets_the_referee_and_is_causal_in_float64(choices, p
 def test_float64_gradients_of_every_combination(choices, platform):
     cfg = combination(*choices)
     tokens = draw_tokens(cfg, (2, 11))
-    loss, grads = reference_grad.value_and_grad(cfg, draw_weights(cfg, 0), tokens)
+    loss, grads = backward.value_and_grad(cfg, draw_weights(cfg, 0), tokens)
     with jax.enable_x64(True):
         found = [palm.value_and_grad(model, tokens) for model in pair(cfg, "float64", platform)]
     for own_loss, own_grads in found:
@@ -107,7 +106,7 @@ def test_models_differ_by_rounding_only(dtype, cfg, shape, platform):
 def test_logits_of_a_single_token(platform):
     cfg, _ = GRID[0]
     tokens = draw_tokens(cfg, (1,))
-    exact = reference.activations(cfg, draw_weights(cfg, 0), tokens)["logits"]
+    exact = forward.activations(cfg, draw_weights(cfg, 0), tokens)["logits"]
     with jax.enable_x64(True):
         for model in pair(cfg, "float64", platform):
             assert relative(palm.activations(model, tokens)["logits"], exact) <= 1e-13

@@ -5,7 +5,7 @@ import pytest
 from support import DTYPES, read, widened
 
 import palm
-from palm.spec import forward as reference
+from palm.spec import functions
 
 KINDS = [(norm, mode) for norm in ("rmsnorm", "layernorm") for mode in ("clamp", "add")]
 
@@ -37,14 +37,14 @@ def normalise(cfg: palm.PaLMConfig):
 def test_norms_differ_by_rounding_only(norm, mode, dtype, scale, platform):
     cfg = config(norm, mode)
     reading = read(normalise(cfg), inputs(scale), dtype, platform)
-    exact = reference.normalise(*widened(inputs(scale), dtype), cfg)
+    exact = functions.normalise(*widened(inputs(scale), dtype), cfg)
     assert not reading.faults(exact, dtype, roundings=8)
 
 
 def test_variance_survives_a_large_mean_in_float32(platform):
     # E[x²] − E[x]² would lose all digits here: the mean is 3,000 times the deviation.
     cfg, arrays = config("layernorm", "add"), inputs(mean=3e3)
-    exact = reference.normalise(*widened(arrays, "float32"), cfg)
+    exact = functions.normalise(*widened(arrays, "float32"), cfg)
     assert not read(normalise(cfg), arrays, "float32", platform).faults(exact, "float32", roundings=4e3)
     one_pass = read(_one_pass, arrays, "float32", platform)
     assert one_pass.faults(exact, "float32", roundings=4e3)
@@ -65,4 +65,4 @@ def test_wrong_eps_convention_or_mean_is_caught(change, dtype, platform):
     cfg = config("rmsnorm", "clamp")
     wrong = dataclasses.replace(cfg, **change)
     reading = read(normalise(wrong), inputs(1e-5), dtype, platform)
-    assert reading.faults(reference.normalise(*widened(inputs(1e-5), dtype), cfg), dtype, roundings=8)
+    assert reading.faults(functions.normalise(*widened(inputs(1e-5), dtype), cfg), dtype, roundings=8)

@@ -4,7 +4,7 @@ from support import DTYPES, HEADS, LENGTHS, bias_of, read, widened
 
 import palm
 from palm.backends import wing_of
-from palm.spec import forward as reference
+from palm.spec import functions
 from palm.spec.positions import alibi_slopes, rotary_table
 
 
@@ -30,7 +30,7 @@ def test_alibi_bias_is_bit_identical_and_rounded_once(heads, length, platform):
     expected = np.where(distance >= 0, -slopes[:, None, None] * distance, -np.inf)
     np.testing.assert_array_equal(reading.torch, expected)
     np.testing.assert_array_equal(reading.jax, expected)
-    exact = reference.position_bias(length, cfg.resolve("torch"))
+    exact = functions.position_bias(length, cfg.resolve("torch"))
     np.testing.assert_array_equal(reading.torch_exact, exact)
     np.testing.assert_array_equal(reading.jax_exact, exact)
 
@@ -63,7 +63,7 @@ def test_rotary_differs_by_rounding_only(dtype, dim_head, length, platform):
     cfg = config(dim_head=dim_head)
     arrays = [np.random.default_rng(2).standard_normal((2, length, dim_head))]
     reading = read(rotation(cfg), arrays, dtype, platform)
-    assert not reading.faults(reference.rotate(*widened(arrays, dtype), cfg), dtype, roundings=3)
+    assert not reading.faults(functions.rotate(*widened(arrays, dtype), cfg), dtype, roundings=3)
 
 
 @pytest.mark.parametrize("fault", ["half-split", "theta", "shifted", "reversed"])

@@ -5,8 +5,7 @@ import pytest
 from cases import ARCHITECTURES, architecture_id, draw_tokens, draw_weights, small
 
 import palm
-from palm.spec import backward as reference_grad
-from palm.spec import forward as reference
+from palm.spec import backward, forward
 
 every_architecture = pytest.mark.parametrize("choices", ARCHITECTURES, ids=architecture_id)
 every_path = pytest.mark.parametrize("attention", ["blockwise", "textbook"])
@@ -23,7 +22,7 @@ def test_every_tap_is_the_referees(choices, attention):
     config = small(**choices)
     weights, tokens = draw_weights(config), draw_tokens(config, 2, 7)
     taps = palm.activations(palm.from_numpy(config, weights, backend="torch", attention=attention), tokens)
-    exact = reference.activations(config, weights, tokens)
+    exact = forward.activations(config, weights, tokens)
     assert list(taps) == list(exact)
     for name, tap in taps.items():
         assert_close(tap, exact[name], name)
@@ -34,7 +33,7 @@ def test_the_loss_and_every_gradient_are_the_referees(choices):
     config = small(**choices)
     weights, tokens = draw_weights(config), draw_tokens(config, 2, 7)
     loss, grads = palm.value_and_grad(palm.from_numpy(config, weights, backend="torch"), tokens)
-    exact_loss, exact_grads = reference_grad.value_and_grad(config, weights, tokens)
+    exact_loss, exact_grads = backward.value_and_grad(config, weights, tokens)
     assert loss == pytest.approx(exact_loss, rel=1e-14)
     assert list(grads) == list(exact_grads)
     for name, gradient in grads.items():
@@ -47,7 +46,7 @@ def test_any_batch_dimensions_will_do(batch, attention):
     config = small()
     weights, tokens = draw_weights(config), draw_tokens(config, *batch, 5)
     model = palm.from_numpy(config, weights, backend="torch", attention=attention)
-    exact = reference.activations(config, weights, tokens)
+    exact = forward.activations(config, weights, tokens)
     for name, tap in palm.activations(model, tokens).items():
         assert_close(tap, exact[name], name)
 

@@ -7,7 +7,7 @@ import pytest
 
 import palm
 from palm.backends import wing_of
-from palm.spec import forward as reference
+from palm.spec import backward, forward, functions
 from palm.upstream.read import from_upstream, read_upstream
 
 JAX = ("palm_jax.palm", "palm_jax.palm_lite")
@@ -27,7 +27,7 @@ def test_one_key_for_every_layer(originals, name, backend):
 
     config = palm.preset(name, **originals.sizes)
     weights = palm.to_numpy(palm.build(config, backend=backend))
-    blocks = [reference.block_weights(weights, i) for i in range(2)]
+    blocks = [backward.block_arrays(weights, i) for i in range(2)]
     for matrix in blocks[0].keys() - {"norm"}:
         assert not np.any(blocks[0][matrix] == blocks[1][matrix])
 
@@ -48,7 +48,7 @@ def test_one_pass_variance(originals, backend):
     x = (1000 + np.random.default_rng(0).standard_normal((5, 256))).astype(np.float32)
     scale = np.ones(256, np.float32)
     config = palm.preset("palm_jax.palm", dim=256, num_tokens=2)
-    exact = reference.normalise(x.astype(np.float64), scale, config)
+    exact = functions.normalise(x.astype(np.float64), scale, config)
 
     norm = module.LayerNorm(256)
     theirs = np.asarray(norm(x) * scale, np.float64)
@@ -82,7 +82,7 @@ def test_alibi_in_bfloat16(originals):
     bias = original[1].fn.alibi_pos_biases(torch.zeros(1, 3, ROWS, ROWS)).double().numpy()
     model = from_upstream(original, name, backend="torch")
     config = palm.config_of(model)
-    exact = np.tril(reference.position_bias(ROWS, config))
+    exact = np.tril(functions.position_bias(ROWS, config))
     assert palm.dtype_of(model) == "bfloat16"
     assert len(np.unique(bias[0, -1])) < ROWS
     assert np.abs(np.tril(bias) - exact).max() >= 0.5 * np.abs(exact[0, 1, 0])
@@ -119,7 +119,7 @@ def test_a_second_model_in_one_process(originals, name):
         two.model(tokens)
 
     for original in (one, two):
-        exact = reference.activations(*read_upstream(original.model, name), tokens)["logits"]
+        exact = forward.activations(*read_upstream(original.model, name), tokens)["logits"]
         ours = from_upstream(original.model, name, backend="jax")(tokens)
         np.testing.assert_allclose(ours, exact, rtol=0, atol=1e-14)
 

@@ -23,8 +23,7 @@ from palm.parity.recording.bundle import read_bundle
 from palm.parity.recording.excerpt import Excerpt, excerpt_of, first_row
 from palm.parity.recording.recording import OnStep, Recording, quietly, record
 from palm.parity.result import Comparison
-from palm.spec import backward as reference_grad
-from palm.spec import forward as reference
+from palm.spec import backward, forward
 from palm.spec.parameters import numpy_dtype
 from palm.spec.rounding import coarsest
 
@@ -101,8 +100,8 @@ def _recorded(side: Any, checkpoint: str | PathLike[str] | None) -> Recorded | N
 
 
 def _compare_recordings(a: Recording, b: Recording, on_step: OnStep) -> Comparison:
-    exact_taps = reference.activations(a.config, a.weights, a.tokens)
-    exact_loss, exact_grads = reference_grad.value_and_grad(a.config, a.weights, a.tokens)
+    exact_taps = forward.activations(a.config, a.weights, a.tokens)
+    exact_loss, exact_grads = backward.value_and_grad(a.config, a.weights, a.tokens)
     on_step("referee")
     top1, kl = predictions(a.taps["logits"], b.taps["logits"])
     other = _other_weights(a.weights, b.weights)

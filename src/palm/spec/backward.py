@@ -1,35 +1,34 @@
 """The referee's loss and its gradients by the chain rule, in NumPy float64.
 
-The mirror of `reference`: every function here is the transpose of its namesake there, so that gradients,
-too, have a judge that belongs to neither framework. `d_x` is the gradient of the loss with respect to x.
+The mirror of `palm.spec.forward`: every function here is the transpose of its namesake there, so that
+gradients, too, have a referee that belongs to neither framework. `d_x` is the gradient of the loss with
+respect to x.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from palm.config import PaLMConfig
-from palm.spec import forward as reference
-from palm.spec.forward import Weights, block_weights, output_matrix, softmax
+from palm.spec.forward import run
+from palm.spec.functions import merge_heads, output_matrix, position_bias, softmax, split_heads
+from palm.spec.parameters import Arrays, checked_weights
 from palm.spec.positions import rotary_table
-from palm.spec.taps import BLOCK_TAPS
 from palm.spec.tokens import check_tokens
 
 Gradients = dict[str, np.ndarray]
 
 
-def value_and_grad(config: PaLMConfig, weights: Weights, tokens: np.ndarray) -> tuple[float, Gradients]:
+def value_and_grad(config: PaLMConfig, weights: Arrays, tokens: np.ndarray) -> tuple[float, Gradients]:
     """Mean next-token cross-entropy in nats, and its gradient for every parameter.
 
     loss = mean over (..., i < n−1) of log Σ_v exp(logits_i) − logits_i[token_{i+1}].
-    Raises what `reference.activations` raises, and `TokenError` if n < 2.
+    Raises what `forward.activations` raises, and `TokenError` if n < 2.
     """
     tokens = check_tokens(tokens, config, at_least=2)
     tokens = tokens.reshape(-1, tokens.shape[-1])
-    taps = reference.activations(config, weights, tokens)
-    weights = reference.widen(config, weights)
+    weights = checked_weights(config, weights)
+    taps = run(config, weights, tokens)
     loss, d_logits = cross_entropy(taps["logits"], tokens)
 
     d_logits = d_logits * config.logit_scale
@@ -40,8 +39,7 @@ def value_and_grad(config: PaLMConfig, weights: Weights, tokens: np.ndarray) -> 
     d_x, grads["norm"] = normalise(d_norm, last, weights["norm"], config)
     for i in reversed(range(config.depth)):
         x = taps[f"blocks.{i - 1}.out"] if i else taps["embed"]
-        inside = {name: taps[f"blocks.{i}.{name}"] for name in BLOCK_TAPS}
-        d_x, of_block = block(d_x, x, inside, block_weights(weights, i), config)
+        d_x, of_block = block(d_x, x, block_arrays(taps, i), block_arrays(weights, i), config)
         grads.update({f"blocks.{i}.{name}": gradient for name, gradient in of_block.items()})
 
     grads["embedding"] = np.zeros_like(weights["embedding"])
@@ -67,7 +65,7 @@ def cross_entropy(logits: np.ndarray, tokens: np.ndarray) -> tuple[float, np.nda
 
 
 def block(
-    d_out: np.ndarray, x: np.ndarray, taps: Mapping[str, np.ndarray], weights: Weights, config: PaLMConfig
+    d_out: np.ndarray, x: np.ndarray, taps: Arrays, weights: Arrays, config: PaLMConfig
 ) -> tuple[np.ndarray, Gradients]:
     """d_x and the gradients of one block's weights, under their names inside the block."""
     y = taps["norm"]
@@ -97,14 +95,14 @@ def normalise(
 
 
 def attention(
-    d_out: np.ndarray, y: np.ndarray, taps: Mapping[str, np.ndarray], weights: Weights, config: PaLMConfig
+    d_out: np.ndarray, y: np.ndarray, taps: Arrays, weights: Arrays, config: PaLMConfig
 ) -> tuple[np.ndarray, Gradients]:
     """Back through output matrix, weighted sum, softmax, scores, rotation, and the three projections."""
-    q, k, v = _split_heads(taps["q"], config), taps["k"][:, None], taps["v"][:, None]
+    q, k, v = split_heads(taps["q"], config), taps["k"][:, None], taps["v"][:, None]
     scale = config.dim_head**-0.5
-    scores = (q * scale) @ k.swapaxes(-1, -2) + reference.position_bias(y.shape[-2], config)
+    scores = (q * scale) @ k.swapaxes(-1, -2) + position_bias(y.shape[-2], config)
     weighting = softmax(scores)
-    d_attended = _split_heads(d_out @ weights["attention.out"].T, config)
+    d_attended = split_heads(d_out @ weights["attention.out"].T, config)
     d_v = (weighting.swapaxes(-1, -2) @ d_attended).sum(1)
     d_weighting = d_attended @ v.swapaxes(-1, -2)
     d_scores = weighting * (d_weighting - (d_weighting * weighting).sum(-1, keepdims=True))
@@ -112,7 +110,7 @@ def attention(
     d_k = (d_scores.swapaxes(-1, -2) @ q).sum(1) * scale
     if config.positions == "rotary":
         d_q, d_k = unrotate(d_q, config), unrotate(d_k, config)
-    d_projections = {"attention.query": d_q.swapaxes(1, 2).reshape(taps["q"].shape)}
+    d_projections = {"attention.query": merge_heads(d_q)}
     if config.share_kv:
         d_projections["attention.key_value"] = d_k + d_v
     else:
@@ -130,7 +128,7 @@ def unrotate(x: np.ndarray, config: PaLMConfig) -> np.ndarray:
 
 
 def feedforward(
-    d_out: np.ndarray, y: np.ndarray, taps: Mapping[str, np.ndarray], weights: Weights
+    d_out: np.ndarray, y: np.ndarray, taps: Arrays, weights: Arrays
 ) -> tuple[np.ndarray, Gradients]:
     """swish'(x) = σ(x)·(1 + x·(1 − σ(x)))."""
     gate, up = y @ weights["feedforward.gate"], y @ weights["feedforward.up"]
@@ -152,6 +150,7 @@ def _outer(inputs: np.ndarray, d_outputs: np.ndarray) -> np.ndarray:
     return inputs.reshape(-1, inputs.shape[-1]).T @ d_outputs.reshape(-1, d_outputs.shape[-1])
 
 
-def _split_heads(x: np.ndarray, config: PaLMConfig) -> np.ndarray:
-    """(b, n, h·e) -> (b, h, n, e)."""
-    return x.reshape(*x.shape[:-1], config.heads, config.dim_head).swapaxes(1, 2)
+def block_arrays(arrays: Arrays, i: int) -> dict[str, np.ndarray]:
+    """The weights or taps of block i under their names inside the block."""
+    prefix = f"blocks.{i}."
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

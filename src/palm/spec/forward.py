@@ -1,138 +1,148 @@
-"""The referee: PaLM's whole forward pass in NumPy float64, slow and obvious. It is the specification.
+"""The referee: PaLM's forward pass in NumPy float64, a program of named operations. It is the specification.
 
-Letters: n sequence, i query position, j key position, d dim, h heads, e dim_head, f ff_mult·dim,
-v num_tokens; `...` any batch dimensions. Every matrix is applied from the right.
-Source: PaLM (arXiv:2204.02311) §2.
+Each operation computes one tap from the taps before it. So any operation can be replaced, and it can be run
+on the taps that a side recorded: it gives what the side's next tap should be, whatever went wrong before.
+
+Letters: n sequence, d dim, h heads, e dim_head, f ff_mult·dim, v num_tokens; `...` any batch dimensions.
+Every matrix is applied from the right. Source: PaLM (arXiv:2204.02311) §2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from palm.config import PaLMConfig
-from palm.spec.parameters import check_array, check_names, parameters
-from palm.spec.positions import alibi_slopes, rotary_table
+from palm.spec import functions
+from palm.spec.parameters import Arrays, checked_weights, upcast
+from palm.spec.taps import kind_of, tap_names
 from palm.spec.tokens import check_tokens
 
-Weights = Mapping[str, np.ndarray]
+
+@dataclass(frozen=True)
+class Place:
+    """Where an operation stands, and what it reads. `prefix` is `blocks.3.` in block 3, empty outside."""
+
+    config: PaLMConfig
+    weights: Arrays
+    taps: Arrays
+    tokens: np.ndarray
+    prefix: str
+
+    def weight(self, name: str) -> np.ndarray:
+        """A weight by its name at this place, float64."""
+        return upcast(self.weights[self.prefix + name])
+
+    def tap(self, name: str) -> np.ndarray:
+        """A tap by its name at this place, float64."""
+        return upcast(self.taps[self.prefix + name])
+
+    @property
+    def residual(self) -> np.ndarray:
+        """The residual stream that comes in, (..., n, d): the embedding, or the block before's `out`."""
+        blocks = int(self.prefix.split(".")[1]) if self.prefix else self.config.depth
+        return upcast(self.taps[f"blocks.{blocks - 1}.out" if blocks else "embed"])
 
 
-def normalise(x: np.ndarray, scale: np.ndarray, config: PaLMConfig) -> np.ndarray:
-    """x / denominator · scale; LayerNorm first subtracts the mean. No bias.
-
-    m = mean(x²); the denominator is max(sqrt(m), eps) ("clamp") or sqrt(m + eps) ("add").
-    """
-    if config.norm == "layernorm":
-        x = x - x.mean(-1, keepdims=True)
-    mean_square = (x**2).mean(-1, keepdims=True)
-    if config.norm_eps_mode == "clamp":
-        return x / np.maximum(np.sqrt(mean_square), config.eps) * scale
-    return x / np.sqrt(mean_square + config.eps) * scale
+Operation = Callable[[Place], np.ndarray]
 
 
-def rotate(x: np.ndarray, config: PaLMConfig) -> np.ndarray:
-    """Rotary: turn each pair (2p, 2p+1) of x (..., n, e) by the angle i·θ^(-2p/e)."""
-    cos, sin = rotary_table(x.shape[-2], config.dim_head, config.rope_theta)
-    a, b = x[..., 0::2], x[..., 1::2]
-    return np.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
+def embed(at: Place) -> np.ndarray:
+    """The rows of the embedding, (..., n, d)."""
+    return at.weight("embedding")[at.tokens]
 
 
-def position_bias(n: int, config: PaLMConfig) -> np.ndarray:
-    """What is added to the scores, (h, n, n): −m_h·(i − j) with ALiBi, and −inf where j > i."""
-    distance = np.arange(n)[:, None] - np.arange(n)[None, :]
-    slopes = alibi_slopes(config.heads) if config.positions == "alibi" else np.zeros(config.heads)
-    return np.where(distance >= 0, -slopes[:, None, None] * distance, -np.inf)
+def norm(at: Place) -> np.ndarray:
+    """The one norm of a block, for both branches, or the norm after the last block."""
+    return functions.normalise(at.residual, at.weight("norm"), at.config)
 
 
-def softmax(scores: np.ndarray) -> np.ndarray:
-    """exp(s) / Σ exp(s) over the last axis."""
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True)
+def project(at: Place, kind: str) -> np.ndarray:
+    """The "query" (..., n, h·e), "key" or "value" (..., n, e) of the normed input, before rotary."""
+    shared = at.config.share_kv and kind != "query"
+    return at.tap("norm") @ at.weight(f"attention.{'key_value' if shared else kind}")
 
 
-def attention(y: np.ndarray, weights: Weights, config: PaLMConfig) -> dict[str, np.ndarray]:
-    """Causal multi-query attention: h query heads, one key head, one value head.
-
-    softmax((q·e^-1/2) kᵀ + position_bias) v, heads merged, then the output matrix. Rotary turns queries and
-    keys, never values, also where both come from one tensor.
-    """
-    key, value = ("key_value", "key_value") if config.share_kv else ("key", "value")
-    q = y @ weights["attention.query"]
-    q = q.reshape(*q.shape[:-1], config.heads, config.dim_head).swapaxes(-2, -3)  # (..., h, n, e)
-    k, v = y @ weights[f"attention.{key}"], y @ weights[f"attention.{value}"]
-    if config.positions == "rotary":
-        q, k = rotate(q, config), rotate(k, config)
-    k, v = k[..., None, :, :], v[..., None, :, :]  # the one head that all query heads share
-    scores = (q * config.dim_head**-0.5) @ k.swapaxes(-1, -2) + position_bias(y.shape[-2], config)
-    attended = merge_heads(softmax(scores) @ v)
-    return {
-        "q": merge_heads(q),
-        "k": k[..., 0, :, :],
-        "v": v[..., 0, :, :],
-        "attention": attended,
-        "attention_out": attended @ weights["attention.out"],
-    }
+def q(at: Place) -> np.ndarray:
+    """The h query heads, rotated with rotary, merged."""
+    heads = functions.split_heads(project(at, "query"), at.config)
+    return functions.merge_heads(functions.position_step(heads, at.config))
 
 
-def feedforward(y: np.ndarray, weights: Weights) -> dict[str, np.ndarray]:
-    """SwiGLU: (swish(y W_gate) · (y W_up)) W_down, swish(x) = x / (1 + e^-x)."""
-    product = gated(y @ weights["feedforward.gate"], y @ weights["feedforward.up"])
-    return {"feedforward": product, "feedforward_out": product @ weights["feedforward.down"]}
+def k(at: Place) -> np.ndarray:
+    """The one key head, rotated with rotary."""
+    return functions.position_step(project(at, "key"), at.config)
 
 
-def gated(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """swish(gate) · up."""
-    with np.errstate(over="ignore"):  # where e^-x is infinite, the quotient is rightly 0
-        return gate / (1 + np.exp(-gate)) * up
+def v(at: Place) -> np.ndarray:
+    """The one value head: never rotated, even if keys and values are one tensor."""
+    return project(at, "value")
 
 
-def block(x: np.ndarray, weights: Weights, config: PaLMConfig) -> dict[str, np.ndarray]:
+def attention(at: Place) -> np.ndarray:
+    """Causal multi-query attention, heads merged, (..., n, h·e)."""
+    return attend(at, functions.position_bias(at.tokens.shape[-1], at.config))
+
+
+def attend(at: Place, bias: np.ndarray, scale: float | None = None) -> np.ndarray:
+    """softmax(scale·q kᵀ + bias) v with a bias (h, n, n); the scale is e^-1/2 if none is given."""
+    heads, key, value = functions.split_heads(at.tap("q"), at.config), at.tap("k"), at.tap("v")
+    scaled = heads * (at.config.dim_head**-0.5 if scale is None else scale)
+    scores = scaled @ key[..., None, :, :].swapaxes(-1, -2) + bias
+    return functions.merge_heads(functions.softmax(scores) @ value[..., None, :, :])
+
+
+def attention_out(at: Place) -> np.ndarray:
+    """The output matrix of attention, (..., n, d)."""
+    return at.tap("attention") @ at.weight("attention.out")
+
+
+def feedforward(at: Place) -> np.ndarray:
+    """SwiGLU: swish(y W_gate) · (y W_up), (..., n, f)."""
+    gate, up = (at.tap("norm") @ at.weight(f"feedforward.{name}") for name in ("gate", "up"))
+    return functions.gated(gate, up)
+
+
+def feedforward_out(at: Place) -> np.ndarray:
+    """The output matrix of the feed-forward, (..., n, d)."""
+    return at.tap("feedforward") @ at.weight("feedforward.down")
+
+
+def out(at: Place) -> np.ndarray:
     """The parallel block: x + attention(norm(x)) + feedforward(norm(x)); one norm for both branches."""
-    y = normalise(x, weights["norm"], config)
-    taps = {"norm": y, **attention(y, weights, config), **feedforward(y, weights)}
-    return {**taps, "out": x + taps["attention_out"] + taps["feedforward_out"]}
+    return at.residual + at.tap("attention_out") + at.tap("feedforward_out")
 
 
-def activations(config: PaLMConfig, weights: Weights, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """Every tap of the forward pass, in dataflow order; the last is `logits` (..., n, v).
+def logits(at: Place) -> np.ndarray:
+    """The output layer, (..., n, v)."""
+    return at.tap("norm") @ upcast(functions.output_matrix(at.config, at.weights)) * at.config.logit_scale
+
+
+_OPERATIONS = (embed, norm, q, k, v, attention, attention_out, feedforward, feedforward_out, out, logits)
+REFEREE: Mapping[str, Operation] = {operation.__name__: operation for operation in _OPERATIONS}
+
+
+def place(name: str, config: PaLMConfig, weights: Arrays, taps: Arrays, tokens: np.ndarray) -> Place:
+    """Where the operation that computes a tap stands."""
+    return Place(config, weights, taps, tokens, name.removesuffix(kind_of(name)))
+
+
+def run(
+    config: PaLMConfig, weights: Arrays, tokens: np.ndarray, operations: Mapping[str, Operation] = REFEREE
+) -> dict[str, np.ndarray]:
+    """Every tap in dataflow order, from checked tokens and float64 weights."""
+    taps: dict[str, np.ndarray] = {}
+    for name in tap_names(config.depth):
+        taps[name] = operations[kind_of(name)](place(name, config, weights, taps, tokens))
+    return taps
+
+
+def activations(config: PaLMConfig, weights: Arrays, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """Every tap of the referee's forward pass, in dataflow order; the last is `logits` (..., n, v).
 
     Raises `ConfigError`, `WeightsError` or `TokenError` for what does not fit together.
     """
     tokens = check_tokens(tokens, config)
-    weights = widen(config, weights)
-    taps = {"embed": weights["embedding"][tokens]}
-    x = taps["embed"]
-    for i in range(config.depth):
-        for name, value in block(x, block_weights(weights, i), config).items():
-            taps[f"blocks.{i}.{name}"] = value
-        x = taps[f"blocks.{i}.out"]
-    taps["norm"] = normalise(x, weights["norm"], config)
-    taps["logits"] = taps["norm"] @ output_matrix(config, weights) * config.logit_scale
-    return taps
-
-
-def output_matrix(config: PaLMConfig, weights: Weights) -> np.ndarray:
-    """The (d, v) matrix to logits: the transposed embedding, or the untied one."""
-    return weights["embedding"].T if config.tie_embeddings else weights["unembedding"]
-
-
-def widen(config: PaLMConfig, weights: Weights) -> dict[str, np.ndarray]:
-    """Checked weights in float64."""
-    check_names(config, weights)
-    for name, parameter in parameters(config).items():
-        check_array(parameter, weights[name])
-    return {name: np.asarray(array, np.float64) for name, array in weights.items()}
-
-
-def block_weights(weights: Weights, i: int) -> dict[str, np.ndarray]:
-    """The weights of block i under their names inside the block."""
-    prefix = f"blocks.{i}."
-    return {name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)}
-
-
-def merge_heads(x: np.ndarray) -> np.ndarray:
-    """(..., h, n, e) -> (..., n, h·e)."""
-    x = x.swapaxes(-2, -3)
-    return x.reshape(*x.shape[:-2], -1)
+    return run(config, checked_weights(config, weights), tokens)

@@ -20,6 +20,8 @@ from palm.config import DType, PaLMConfig
 from palm.errors import ConfigError, WeightsError
 from palm.spec.random import generator
 
+# Arrays by name: of weights, gradients, taps.
+Arrays = Mapping[str, np.ndarray]
 Axis = Literal["vocab", "embed", "heads", "kv", "ff", "layers"]
 
 DTYPES: dict[DType, np.dtype] = {
@@ -155,3 +157,16 @@ def check_array(parameter: Parameter, array: np.ndarray, source: str = "weights"
             f"{where} must be finite; got {array[tuple(bad[0])]} at {tuple(bad[0].tolist())} and "
             f"{len(bad)} such elements in all. Go back to weights from before the run diverged."
         )
+
+
+def checked_weights(config: PaLMConfig, weights: Arrays) -> dict[str, np.ndarray]:
+    """Every weight in float64. Raises `WeightsError` unless they are those of the config."""
+    check_names(config, weights)
+    for name, parameter in parameters(config).items():
+        check_array(parameter, weights[name])
+    return {name: upcast(array) for name, array in weights.items()}
+
+
+def upcast(x: np.ndarray) -> np.ndarray:
+    """x in float64; a complex x, of which a derivative is taken by a complex step, in complex128."""
+    return np.asarray(x, np.result_type(x, np.float64))

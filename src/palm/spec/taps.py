@@ -22,6 +22,11 @@ def tap_names(depth: int) -> tuple[str, ...]:
     return ("embed", *blocks, "norm", "logits")
 
 
+def kind_of(tap: str) -> str:
+    """The tap's name without its block: that of the operation that computes it."""
+    return tap.rpartition(".")[2]
+
+
 def tap_of(weight: str) -> str:
     """The first tap that a weight acts on. Raises `KeyError` for what is no weight."""
     kinds = {

@@ -8,8 +8,8 @@ from cases import draw_tokens, draw_weights, small
 
 from palm.parity.judge import conditioning
 from palm.parity.judge.conditioning import Conditioning
-from palm.spec import forward as reference
-from palm.spec.program import REFEREE, Place
+from palm.spec import forward
+from palm.spec.forward import REFEREE, Place
 from palm.spec.rounding import rms, rounding_bound
 
 
@@ -47,7 +47,7 @@ def test_what_is_not_finite_is_allowed_no_more_than_what_is_far_too_large():
 def model_of(dim: int) -> tuple[Conditioning, dict[str, np.ndarray]]:
     cfg = small(dim=dim, norm="layernorm", depth=3)
     weights, ids = draw_weights(cfg, 1), draw_tokens(cfg, 2, 30)
-    return Conditioning(cfg, weights, ids), reference.activations(cfg, weights, ids)
+    return Conditioning(cfg, weights, ids), forward.activations(cfg, weights, ids)
 
 
 @pytest.mark.parametrize(("dim", "least", "most"), [(3, 3.0, 1e6), (256, 1.0, 1.0)])

@@ -13,7 +13,7 @@ import pytest
 from cases import ARCHITECTURES, architecture_id, draw_tokens, draw_weights, small
 
 from palm import PaLMConfig
-from palm.spec import forward as reference
+from palm.spec import forward
 
 Vector = list[float]
 
@@ -98,5 +98,5 @@ def test_the_referee_is_palm_written_with_plain_numbers(choices):
     config = small(**choices, norm_eps=0.02, rope_theta=50.0)
     weights, tokens = draw_weights(config, seed=2), draw_tokens(config, 6)
     expected = logits(config, weights, tokens.tolist())
-    actual = reference.activations(config, weights, tokens)["logits"]
+    actual = forward.activations(config, weights, tokens)["logits"]
     np.testing.assert_allclose(actual, expected, rtol=1e-11, atol=1e-13)

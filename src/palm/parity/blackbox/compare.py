@@ -18,8 +18,8 @@ from palm.models import activations, to_numpy
 from palm.parity.blackbox.search import Outcome, Search, confirmed, explain
 from palm.parity.explain.replay import deviation
 from palm.parity.judge.predictions import predictions
+from palm.spec import forward
 from palm.spec.parameters import DTYPES
-from palm.spec.program import run
 from palm.spec.rounding import rounding_bound
 from palm.spec.tokens import check_tokens
 
@@ -196,7 +196,7 @@ def check_own(model: Any, tokens: Any) -> None:
     config, weights = config_of(model), to_numpy(model)
     ids = check_tokens(tokens, config, at_least=2)
     logits = activations(model, ids)["logits"].astype(np.float64)
-    found = deviation(logits, run(config, weights, ids, {})["logits"])
+    found = deviation(logits, forward.activations(config, weights, ids)["logits"])
     bound = rounding_bound(config, dtype_of(model), ids.shape[-1], config.depth)
     if not found <= bound:
         raise ProbeError(

@@ -17,7 +17,7 @@ import numpy as np
 
 from palm.config import PaLMConfig
 from palm.presets import PRESETS
-from palm.spec.program import REFEREE, Operation, Place
+from palm.spec.forward import REFEREE, Operation, Place
 from palm.upstream.tensors import SOURCES
 
 Changed = Mapping[str, Operation]

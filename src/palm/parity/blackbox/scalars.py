@@ -11,8 +11,8 @@ import numpy as np
 from palm.config import PaLMConfig
 from palm.parity.explain.causes.attention import attended, linear, masked
 from palm.parity.explain.causes.building_blocks import times, with_config
-from palm.spec import program
-from palm.spec.program import Operation
+from palm.spec import forward
+from palm.spec.forward import Operation
 from palm.spec.rounding import rms
 
 _COARSE = 16
@@ -70,9 +70,9 @@ def scalars(config: PaLMConfig) -> Iterator[Scalar]:
         own,
         1e-3 * own,
         1e3 * own,
-        lambda x: {"attention": lambda at: program.attend_with(at, masked(at, linear(at)), x)},
+        lambda x: {"attention": lambda at: forward.attend(at, masked(at, linear(at)), x)},
     )
-    yield Scalar("embedding scale", "times", 1.0, 1e-3, 1e3, lambda x: {"embed": times(x, program.embed)})
+    yield Scalar("embedding scale", "times", 1.0, 1e-3, 1e3, lambda x: {"embed": times(x, forward.embed)})
 
 
 def fit(

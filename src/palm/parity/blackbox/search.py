@@ -17,7 +17,7 @@ from palm.parity.blackbox.scalars import fit, roundest, scalars
 from palm.parity.explain.causes import CAUSES, Cause
 from palm.parity.explain.causes.building_blocks import times
 from palm.parity.explain.replay import deviation
-from palm.spec.program import REFEREE, run
+from palm.spec.forward import REFEREE, run
 
 # Two causes at once are looked for among this many that come closest alone.
 _CLOSEST = 10
@@ -51,7 +51,7 @@ class Search:
 
     def run(self, changed: Changed) -> np.ndarray:
         """Our logits with some operations changed."""
-        return run(self.config, self.weights, self.ids, changed)["logits"]
+        return run(self.config, self.weights, self.ids, {**REFEREE, **changed})["logits"]
 
     def distance(self, changed: Changed) -> float:
         """Relative rms."""

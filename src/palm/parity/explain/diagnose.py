@@ -17,10 +17,10 @@ from palm.parity.explain.causes.building_blocks import with_config
 from palm.parity.explain.localise import confined
 from palm.parity.explain.replay import Departure, departures, deviation
 from palm.parity.recording.recording import Recording
+from palm.spec.forward import REFEREE
 from palm.spec.parameters import parameters
-from palm.spec.program import REFEREE
 from palm.spec.rounding import rms
-from palm.spec.taps import tap_of
+from palm.spec.taps import kind_of, tap_of
 
 # So many tensors that differ are told one by one.
 _FEW_TENSORS = 3
@@ -176,9 +176,7 @@ def _grouped(found: Iterable[Diagnosis]) -> Iterator[Diagnosis]:
     for one in found:
         key = (one.side, one.cause, one.detail)
         # What nobody knows may be one thing in q and another in k.
-        groups.setdefault(key if one.cause != UNKNOWN else (*key, one.taps[0].rpartition(".")[2]), []).append(
-            one
-        )
+        groups.setdefault(key if one.cause != UNKNOWN else (*key, kind_of(one.taps[0])), []).append(one)
     for same in groups.values():
         yield replace(
             same[0],

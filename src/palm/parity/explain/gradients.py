@@ -13,8 +13,9 @@ import numpy as np
 
 from palm.parity.diagnosis import UNKNOWN, Diagnosis
 from palm.parity.explain.replay import deviation
-from palm.parity.recording.recording import Arrays, Recording
-from palm.spec import backward as reference_grad
+from palm.parity.recording.recording import Recording
+from palm.spec import backward
+from palm.spec.parameters import Arrays
 
 _SCALE = "Divide the loss by the number of predicted tokens, once, and let no factor into the backward pass."
 _MISSING = "Look for a detach, a stop_gradient, or a parameter that is used only through a copy."
@@ -28,7 +29,7 @@ def diagnose_backward(side: Recording, off: Mapping[str, float]) -> Iterator[Dia
     `off`: the gradients that are further from the referee's than rounding explains, and what it explains,
     relative to the gradient's rms.
     """
-    _, exact = reference_grad.value_and_grad(side.config, side.weights, side.tokens)
+    _, exact = backward.value_and_grad(side.config, side.weights, side.tokens)
 
     def told(names: Sequence[str], cause: str, detail: str, after: float, fix: str) -> Diagnosis:
         return Diagnosis(
@@ -86,6 +87,6 @@ def _known(side: Recording, name: str, exact: Arrays) -> Iterator[tuple[str, str
     if name == "embedding" and side.config.tie_embeddings:
         untied = dataclasses.replace(side.config, tie_embeddings=False)
         weights = {**side.weights, "unembedding": np.ascontiguousarray(side.weights[name].T)}
-        _, apart = reference_grad.value_and_grad(untied, weights, side.tokens)
+        _, apart = backward.value_and_grad(untied, weights, side.tokens)
         yield "gradient of one use", "only that of looking tokens up", apart["embedding"], _ONE_USE
         yield "gradient of one use", "only that of the output layer", apart["unembedding"].T, _ONE_USE

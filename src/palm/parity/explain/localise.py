@@ -6,7 +6,7 @@ import numpy as np
 
 from palm.config import PaLMConfig
 from palm.parity.explain.replay import Departure
-from palm.spec.program import REFEREE
+from palm.spec.forward import REFEREE
 from palm.spec.rounding import rms
 
 

@@ -15,9 +15,10 @@ import numpy as np
 from palm.config import DType
 from palm.parity.judge import conditioning
 from palm.parity.recording.recording import Recording
-from palm.spec.program import REFEREE, Arrays, Place, place
+from palm.spec.forward import REFEREE, Place, place
+from palm.spec.parameters import Arrays
 from palm.spec.rounding import rms, rounding_bound
-from palm.spec.taps import tap_names
+from palm.spec.taps import kind_of, tap_names
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Departure:
     @property
     def operation(self) -> str:
         """The kind of the tap, whatever its block."""
-        return self.tap.rpartition(".")[2]
+        return kind_of(self.tap)
 
 
 def departures(side: Recording) -> Iterator[Departure]:
@@ -65,8 +66,8 @@ def departures(side: Recording) -> Iterator[Departure]:
 
 def _departure(side: Recording, tap: str, weights: Arrays, taps: Arrays, dtype: DType) -> Departure | None:
     """The departure of one operation from these taps, if there is one."""
-    kind, at = place(tap, side.config, weights, taps, side.tokens)
-    operation, value = REFEREE[kind], np.asarray(taps[tap], np.float64)
+    at = place(tap, side.config, weights, taps, side.tokens)
+    operation, value = REFEREE[kind_of(tap)], np.asarray(taps[tap], np.float64)
     found = deviation(value, operation(at))
     # One operation, from inputs that are exact: no block lies before it.
     bound = rounding_bound(side.config, dtype, side.tokens.shape[-1], 0)

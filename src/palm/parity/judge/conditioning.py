@@ -17,12 +17,11 @@ from functools import cache
 import numpy as np
 
 from palm.config import DType, PaLMConfig
-from palm.spec import backward as reference_grad
-from palm.spec import forward as reference
-from palm.spec.program import Operation, Place
+from palm.spec import backward, forward
+from palm.spec.forward import Operation, Place
+from palm.spec.parameters import Arrays
 from palm.spec.rounding import block_rounding, rms
 
-Arrays = Mapping[str, np.ndarray]
 # The largest of so many draws is allowed: what amplifies most does so now and then only.
 DRAWS = 8
 # A stream of its own: what is moved may itself be drawn by NumPy's generator with a plain seed, and moving
@@ -56,8 +55,8 @@ class Conditioning:
         size = block_rounding(self._config, dtype, self._tokens.shape[-1])
         weights = {name: _move(array, size, rng) for name, array in self._weights.items()}
         if is_tap:
-            return reference.activations(self._config, weights, self._tokens)
-        loss, grads = reference_grad.value_and_grad(self._config, weights, self._tokens)
+            return forward.activations(self._config, weights, self._tokens)
+        loss, grads = backward.value_and_grad(self._config, weights, self._tokens)
         return {"loss": np.array(loss), **{f"grad:{name}": gradient for name, gradient in grads.items()}}
 
 

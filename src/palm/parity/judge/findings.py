@@ -13,8 +13,8 @@ from palm.parity.finding import Finding, Kind, Nature
 from palm.parity.judge.bounds import Limits, backward_limits, slack, tap_limits
 from palm.parity.judge.conditioning import Conditioning
 from palm.parity.recording.excerpt import Excerpt
-from palm.parity.recording.recording import Arrays, Recording
-from palm.spec.parameters import parameters
+from palm.parity.recording.recording import Recording
+from palm.spec.parameters import Arrays, parameters
 from palm.spec.rounding import RATIO_BAR, UNIT_ROUNDOFF, rms, rounding_ratio
 from palm.spec.taps import tap_names
 

@@ -25,7 +25,8 @@ from palm.errors import BundleError, CheckpointError, PalmError
 from palm.fields import plain
 from palm.parity.recording.bundle_check import check_recording, number
 from palm.parity.recording.excerpt import Excerpt, record_excerpt
-from palm.parity.recording.recording import Arrays, Recording, record
+from palm.parity.recording.recording import Recording, record
+from palm.spec.parameters import Arrays
 
 FORMAT, VERSION = "palm-bundle", 1
 HEADER, ARRAYS = "bundle.json", "arrays.safetensors"
@@ -112,7 +113,7 @@ def write_bundle(recording: Recording | Excerpt, path: Path) -> None:
 
 def _write(recording: Recording | Excerpt, folder: Path) -> None:
     kind = next(kind for kind, cls in _KINDS.items() if isinstance(recording, cls))
-    arrays: Arrays = {"tokens": recording.tokens}
+    arrays: dict[str, np.ndarray] = {"tokens": recording.tokens}
     for group in _GROUPS[kind]:
         for name, array in getattr(recording, group).items():
             # safetensors writes the buffer behind a strided view as it lies.

@@ -14,7 +14,7 @@ from palm.parity.recording.excerpt import Excerpt
 from palm.parity.recording.recording import Recording
 from palm.parity.recording.sketch import begins, sketch_shape
 from palm.spec.parameters import check_array, check_names, parameters
-from palm.spec.taps import tap_names
+from palm.spec.taps import kind_of, tap_names
 from palm.spec.tokens import check_tokens
 
 _STATISTICS: dict[str, tuple[type, ...]] = {
@@ -106,7 +106,7 @@ def tap_widths(config: PaLMConfig) -> dict[str, int]:
     inner, head = config.inner_dim, config.dim_head
     own = {"q": inner, "k": head, "v": head, "attention": inner, "feedforward": config.ff_dim}
     own["logits"] = config.num_tokens
-    return {name: own.get(name.rpartition(".")[2], config.dim) for name in tap_names(config.depth)}
+    return {name: own.get(kind_of(name), config.dim) for name in tap_names(config.depth)}
 
 
 def _array_shapes(recording: Recording | Excerpt) -> Iterator[Expected]:

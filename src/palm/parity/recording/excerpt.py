@@ -26,7 +26,6 @@ from palm.errors import WeightsError
 from palm.parity.recording.checksums import digest_of, each
 from palm.parity.recording.checksums import statistics as describe
 from palm.parity.recording.recording import (
-    Arrays,
     Mode,
     OnStep,
     Recording,
@@ -35,7 +34,7 @@ from palm.parity.recording.recording import (
     quietly,
 )
 from palm.parity.recording.sketch import sketch_gradient, sketch_tap
-from palm.spec.parameters import initial_value, numpy_dtype, parameters
+from palm.spec.parameters import Arrays, initial_value, numpy_dtype, parameters
 from palm.spec.tokens import check_tokens
 
 # Of a model of more parameters, the gradient in float64 would take longer than all the rest.
@@ -158,7 +157,7 @@ def record_excerpt(
     wing, mode = wing_of(model), mode or Mode()
     ids = check_tokens(tokens, config_of(model), at_least=2)
     statistics: dict[str, dict[str, Any]] = {}
-    sketches: Arrays = {}
+    sketches: dict[str, np.ndarray] = {}
     loss, grads = wing.value_and_grad(model, ids, **mode.backward, copied=False)
     statistics |= {f"grad:{name}": row for name, row in each(describe, grads).items()}
     sketches |= _sketches(grads, "grad:")
@@ -218,7 +217,7 @@ def first_row(x: np.ndarray, trailing: int = 1) -> np.ndarray:
     return x.reshape(-1, *x.shape[x.ndim - trailing :])[0]
 
 
-def _sketches(arrays: Arrays, prefix: str = "") -> Arrays:
+def _sketches(arrays: Arrays, prefix: str = "") -> dict[str, np.ndarray]:
     """Of taps, or of gradients, whose names then start with `grad:`."""
     make = sketch_gradient if prefix else sketch_tap
     return {f"{prefix}{name}": make(array, name) for name, array in arrays.items()}

@@ -17,9 +17,9 @@ from palm.config import DType, PaLMConfig
 from palm.models import to_numpy
 from palm.parity.recording.checksums import digest_of, each
 from palm.recipes import Remat
+from palm.spec.parameters import Arrays
 from palm.spec.tokens import check_tokens
 
-Arrays = dict[str, np.ndarray]
 OnStep = Callable[[str], None]
 STEPS = ("build", "forward", "gradients", "float64 forward", "float64 gradients")
 # How sides say what the backward pass computes again.

@@ -9,9 +9,9 @@ import numpy as np
 from palm.config import PaLMConfig
 from palm.parity.explain.causes.building_blocks import Variant, bfloat16
 from palm.parity.explain.causes.solvers import number
-from palm.spec import program
+from palm.spec import forward
+from palm.spec.forward import Operation, Place
 from palm.spec.positions import alibi_slopes
-from palm.spec.program import Operation, Place
 
 FILLS = (0.0, 1e-10, -1.0, -5.0, -10.0, -50.0, -100.0)
 
@@ -40,7 +40,7 @@ def linear(at: Place, slopes: np.ndarray | None = None) -> np.ndarray:
 
 def attended(bias: Callable[[Place], np.ndarray]) -> Mapping[str, Operation]:
     """Attention with another bias."""
-    return {"attention": lambda at: program.attend_with(at, bias(at))}
+    return {"attention": lambda at: forward.attend(at, bias(at))}
 
 
 def _slopes(rule: Callable[[int], np.ndarray]) -> Mapping[str, Operation]:
@@ -120,8 +120,8 @@ def alibi_in_bfloat16(config: PaLMConfig) -> Iterator[Variant]:
         return masked(at, -alibi_slopes(at.config.heads)[:, None, None] * (i[:, None] - i))
 
     yield "positions rounded", attended(of_positions)
-    yield "distances rounded", {"attention": lambda at: program.attend_with(at, rounded(at, product=False))}
-    yield "bias rounded", {"attention": lambda at: program.attend_with(at, rounded(at, product=True))}
+    yield "distances rounded", {"attention": lambda at: forward.attend(at, rounded(at, product=False))}
+    yield "bias rounded", {"attention": lambda at: forward.attend(at, rounded(at, product=True))}
 
 
 def mask(config: PaLMConfig) -> Iterator[Variant]:
@@ -171,7 +171,7 @@ def query_scale(config: PaLMConfig) -> Iterator[Variant]:
 
 
 def _scaled(scale: float) -> Operation:
-    return lambda at: program.attend_with(at, masked(at, linear(at)), scale)
+    return lambda at: forward.attend(at, masked(at, linear(at)), scale)
 
 
 def _any_scale(at: Place, factor: float) -> Variant:

@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from palm.spec.program import REFEREE, Operation, Place
+from palm.spec.forward import REFEREE, Operation, Place
 
 # What a variant is called, and the operations it changes.
 Variant = tuple[str, Mapping[str, Operation]]

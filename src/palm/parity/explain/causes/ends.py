@@ -10,29 +10,28 @@ import numpy as np
 from palm.config import PaLMConfig
 from palm.parity.explain.causes import solvers
 from palm.parity.explain.causes.building_blocks import Variant, times, with_config
-from palm.spec import forward as reference
-from palm.spec import program
-from palm.spec.program import Operation, Place
+from palm.spec import forward, functions
+from palm.spec.forward import Operation, Place
 
 
 def tokens(config: PaLMConfig) -> Iterator[Variant]:
     """Other ids than those given."""
 
     def moved(by: int) -> Operation:
-        return lambda at: program.embed(dataclasses.replace(at, tokens=np.roll(at.tokens, by, -1)))
+        return lambda at: forward.embed(dataclasses.replace(at, tokens=np.roll(at.tokens, by, -1)))
 
     yield "shifted by one, to the right", {"embed": moved(1)}
     yield "shifted by one, to the left", {"embed": moved(-1)}
     yield (
         "in reverse",
-        {"embed": lambda at: program.embed(dataclasses.replace(at, tokens=at.tokens[..., ::-1]))},
+        {"embed": lambda at: forward.embed(dataclasses.replace(at, tokens=at.tokens[..., ::-1]))},
     )
 
 
 def embedding_scale(config: PaLMConfig) -> Iterator[Variant]:
     """A factor on the embedding."""
     for told, scale in (("√dim", config.dim**0.5), ("dim^-1/2", config.dim**-0.5)):
-        yield f"times {told}", {"embed": times(scale, program.embed)}
+        yield f"times {told}", {"embed": times(scale, forward.embed)}
 
 
 def logit_scale(config: PaLMConfig) -> Iterator[Variant]:
@@ -41,14 +40,14 @@ def logit_scale(config: PaLMConfig) -> Iterator[Variant]:
     for told, scale in (("none", 1.0), ("dim^-1/2", root), ("1 / dim", root**2)):
         if scale != config.logit_scale:
             factor = scale / config.logit_scale
-            yield f"{told} for {config.logit_scale:.3g}", {"logits": times(factor, program.logits)}
+            yield f"{told} for {config.logit_scale:.3g}", {"logits": times(factor, forward.logits)}
 
 
 def output_matrix(config: PaLMConfig) -> Iterator[Variant]:
     """The wrong matrix, or its transpose."""
 
     def reshaped(at: Place) -> np.ndarray:
-        matrix = reference.output_matrix(at.config, at.weights)
+        matrix = functions.output_matrix(at.config, at.weights)
         return at.tap("norm") @ np.ascontiguousarray(matrix.T).reshape(matrix.shape) * at.config.logit_scale
 
     yield "transposed", {"logits": reshaped}

@@ -10,8 +10,8 @@ import numpy as np
 
 from palm.config import PaLMConfig
 from palm.parity.explain.causes.building_blocks import Variant, with_weight
-from palm.spec.forward import gated
-from palm.spec.program import REFEREE, Operation, Place
+from palm.spec.forward import REFEREE, Operation, Place
+from palm.spec.functions import gated
 
 _PRODUCTS = ("q", "k", "v", "attention_out", "feedforward", "feedforward_out", "logits")
 

@@ -9,9 +9,8 @@ import numpy as np
 from palm.config import EpsMode, PaLMConfig
 from palm.parity.explain.causes.building_blocks import Variant, bfloat16, with_config, with_weight
 from palm.parity.explain.causes.solvers import number
-from palm.spec import forward as reference
-from palm.spec import program
-from palm.spec.program import Place
+from palm.spec import forward, functions
+from palm.spec.forward import Place
 from palm.spec.rounding import UNIT_ROUNDOFF
 
 DECADES = tuple(float(f"1e{power}") for power in range(-12, 0))
@@ -83,7 +82,7 @@ def variance(config: PaLMConfig) -> Iterator[Variant]:
     """The mean over one less."""
 
     def unbiased(at: Place) -> np.ndarray:
-        return program.norm(at) * np.sqrt(1 - 1 / at.config.dim)
+        return forward.norm(at) * np.sqrt(1 - 1 / at.config.dim)
 
     if config.dim > 1:
         yield "divided by d − 1, not by d", {"norm": unbiased}
@@ -93,12 +92,12 @@ def one_pass(kind: str, at: Place, value: np.ndarray) -> Iterator[Variant]:
     """E[x²] − E[x]², which cancels: rows are off by factors as far from 1 as that explains."""
     if kind != "norm" or at.config.norm != "layernorm":
         return
-    expected = program.norm(at)
+    expected = forward.norm(at)
     size = np.square(expected).sum(-1, keepdims=True)
     factors = (value * expected).sum(-1, keepdims=True) / np.where(size > 0, size, 1)
     cancelled = at.residual.mean(-1, keepdims=True) ** 2 / np.square(centred(at)).mean(-1, keepdims=True)
     if (np.abs(factors - 1) <= at.config.dim**0.5 * UNIT_ROUNDOFF["float32"] * (1 + cancelled)).all():
-        yield "in one pass: E[x²] − E[x]² cancels", {"norm": lambda at: factors * program.norm(at)}
+        yield "in one pass: E[x²] − E[x]² cancels", {"norm": lambda at: factors * forward.norm(at)}
 
 
 def mean(config: PaLMConfig) -> Iterator[Variant]:
@@ -129,9 +128,9 @@ def norm_bfloat16(config: PaLMConfig) -> Iterator[Variant]:
         return bfloat16(bfloat16(x / bfloat16(root)) * at.weight("norm"))
 
     def of_rounded(at: Place) -> np.ndarray:
-        return reference.normalise(bfloat16(at.residual), at.weight("norm"), at.config)
+        return functions.normalise(bfloat16(at.residual), at.weight("norm"), at.config)
 
     yield "its input rounded", {"norm": of_rounded}
-    yield "its output rounded", {"norm": lambda at: bfloat16(program.norm(at))}
+    yield "its output rounded", {"norm": lambda at: bfloat16(forward.norm(at))}
     yield "its input and output rounded", {"norm": lambda at: bfloat16(of_rounded(at))}
     yield "every step of it", {"norm": rounded}

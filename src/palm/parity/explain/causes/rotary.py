@@ -9,9 +9,9 @@ import numpy as np
 from palm.config import PaLMConfig
 from palm.parity.explain.causes.building_blocks import Variant, bfloat16, with_config
 from palm.parity.explain.causes.solvers import number
-from palm.spec import program
-from palm.spec.forward import merge_heads
-from palm.spec.program import Operation, Place
+from palm.spec import forward
+from palm.spec.forward import Operation, Place
+from palm.spec.functions import merge_heads
 
 THETAS = (1e2, 5e2, 1e3, 2e3, 5e3, 9e3, 1e4, 2e4, 2.5e4, 4e4, 5e4, 1e5, 2e5, 2.5e5, 5e5, 1e6, 2e6, 5e6, 1e7)
 
@@ -23,7 +23,7 @@ def _rotated(
 
     def operation(kind: str) -> Operation:
         def run(at: Place) -> np.ndarray:
-            x = turn(at, program.project(at, {"q": "query", "k": "key"}[kind]))
+            x = turn(at, forward.project(at, {"q": "query", "k": "key"}[kind]))
             return merge_heads(x) if kind == "q" else x
 
         return run

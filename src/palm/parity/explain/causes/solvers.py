@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from palm.parity.explain.causes.building_blocks import Variant
-from palm.spec.program import REFEREE, Place
+from palm.spec.forward import REFEREE, Place
 from palm.spec.rounding import rms
 
 # The kind of the tap, its place and what was recorded -> variants that may meet it.

@@ -1,0 +1,73 @@
+"""The functions that PaLM's layers are made of, in NumPy float64, slow and obvious.
+
+Letters: n sequence, i query position, j key position, d dim, h heads, e dim_head, p pair; `...` any batch
+dimensions. Source: PaLM (arXiv:2204.02311) §2.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from palm.config import PaLMConfig
+from palm.spec.parameters import Arrays
+from palm.spec.positions import alibi_slopes, rotary_table
+
+
+def normalise(x: np.ndarray, scale: np.ndarray, config: PaLMConfig) -> np.ndarray:
+    """x / denominator · scale; LayerNorm first subtracts the mean. No bias.
+
+    m = mean(x²); the denominator is max(sqrt(m), eps) ("clamp") or sqrt(m + eps) ("add").
+    """
+    if config.norm == "layernorm":
+        x = x - x.mean(-1, keepdims=True)
+    mean_square = (x**2).mean(-1, keepdims=True)
+    if config.norm_eps_mode == "clamp":
+        return x / np.maximum(np.sqrt(mean_square), config.eps) * scale
+    return x / np.sqrt(mean_square + config.eps) * scale
+
+
+def position_step(x: np.ndarray, config: PaLMConfig) -> np.ndarray:
+    """What positions do to queries and keys (..., n, e): a rotation with rotary, nothing with ALiBi."""
+    return rotate(x, config) if config.positions == "rotary" else x
+
+
+def rotate(x: np.ndarray, config: PaLMConfig) -> np.ndarray:
+    """Rotary: rotate each pair (2p, 2p+1) of x (..., n, e) by the angle i·θ^(-2p/e)."""
+    cos, sin = rotary_table(x.shape[-2], config.dim_head, config.rope_theta)
+    a, b = x[..., 0::2], x[..., 1::2]
+    return np.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
+
+
+def position_bias(n: int, config: PaLMConfig) -> np.ndarray:
+    """The bias on the scores, (h, n, n): −m_h·(i − j) with ALiBi, otherwise 0; −inf where j > i."""
+    distance = np.arange(n)[:, None] - np.arange(n)[None, :]
+    slopes = alibi_slopes(config.heads) if config.positions == "alibi" else np.zeros(config.heads)
+    return np.where(distance >= 0, -slopes[:, None, None] * distance, -np.inf)
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """exp(s) / Σ exp(s) over the last axis."""
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def gated(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """SwiGLU's gate: swish(gate) · up, swish(x) = x / (1 + e^-x)."""
+    with np.errstate(over="ignore"):  # where e^-x is infinite, the quotient is rightly 0
+        return gate / (1 + np.exp(-gate)) * up
+
+
+def split_heads(x: np.ndarray, config: PaLMConfig) -> np.ndarray:
+    """(..., n, h·e) -> (..., h, n, e)."""
+    return x.reshape(*x.shape[:-1], config.heads, config.dim_head).swapaxes(-2, -3)
+
+
+def merge_heads(x: np.ndarray) -> np.ndarray:
+    """(..., h, n, e) -> (..., n, h·e)."""
+    x = x.swapaxes(-2, -3)
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def output_matrix(config: PaLMConfig, weights: Arrays) -> np.ndarray:
+    """The (d, v) matrix to logits: the transposed embedding, or the untied one."""
+    return weights["embedding"].T if config.tie_embeddings else weights["unembedding"]
