@@ -11,4 +11,5 @@ import numpy.typing as npt
 # float64, float32, or ml_dtypes' bfloat16, which NumPy has no static type for.
 Array: TypeAlias = npt.NDArray[np.float64 | np.float32]
 Arrays: TypeAlias = dict[str, Array]
-Weights: TypeAlias = Mapping[str, np.ndarray]
+# Weights, gradients or taps by name, only read.
+Named: TypeAlias = Mapping[str, np.ndarray]

@@ -10,16 +10,17 @@ from __future__ import annotations
 import numpy as np
 
 from palm.config import PaLMConfig
+from palm.spec.arrays import Named
 from palm.spec.forward import run
 from palm.spec.functions import merge_heads, output_matrix, position_bias, softmax, split_heads
-from palm.spec.parameters import Arrays, checked_weights
+from palm.spec.parameters import checked_weights
 from palm.spec.positions import rotary_table
 from palm.spec.tokens import check_tokens
 
 Gradients = dict[str, np.ndarray]
 
 
-def value_and_grad(config: PaLMConfig, weights: Arrays, tokens: np.ndarray) -> tuple[float, Gradients]:
+def value_and_grad(config: PaLMConfig, weights: Named, tokens: np.ndarray) -> tuple[float, Gradients]:
     """Mean next-token cross-entropy in nats, and its gradient for every parameter.
 
     loss = mean over (..., i < n−1) of log Σ_v exp(logits_i) − logits_i[token_{i+1}].
@@ -65,7 +66,7 @@ def cross_entropy(logits: np.ndarray, tokens: np.ndarray) -> tuple[float, np.nda
 
 
 def block(
-    d_out: np.ndarray, x: np.ndarray, taps: Arrays, weights: Arrays, config: PaLMConfig
+    d_out: np.ndarray, x: np.ndarray, taps: Named, weights: Named, config: PaLMConfig
 ) -> tuple[np.ndarray, Gradients]:
     """d_x and the gradients of one block's weights, under their names inside the block."""
     y = taps["norm"]
@@ -95,7 +96,7 @@ def normalise(
 
 
 def attention(
-    d_out: np.ndarray, y: np.ndarray, taps: Arrays, weights: Arrays, config: PaLMConfig
+    d_out: np.ndarray, y: np.ndarray, taps: Named, weights: Named, config: PaLMConfig
 ) -> tuple[np.ndarray, Gradients]:
     """Back through output matrix, weighted sum, softmax, scores, rotation, and the three projections."""
     q, k, v = split_heads(taps["q"], config), taps["k"][:, None], taps["v"][:, None]
@@ -128,7 +129,7 @@ def unrotate(x: np.ndarray, config: PaLMConfig) -> np.ndarray:
 
 
 def feedforward(
-    d_out: np.ndarray, y: np.ndarray, taps: Arrays, weights: Arrays
+    d_out: np.ndarray, y: np.ndarray, taps: Named, weights: Named
 ) -> tuple[np.ndarray, Gradients]:
     """swish'(x) = σ(x)·(1 + x·(1 − σ(x)))."""
     gate, up = y @ weights["feedforward.gate"], y @ weights["feedforward.up"]
@@ -150,7 +151,7 @@ def _outer(inputs: np.ndarray, d_outputs: np.ndarray) -> np.ndarray:
     return inputs.reshape(-1, inputs.shape[-1]).T @ d_outputs.reshape(-1, d_outputs.shape[-1])
 
 
-def block_arrays(arrays: Arrays, i: int) -> dict[str, np.ndarray]:
+def block_arrays(arrays: Named, i: int) -> dict[str, np.ndarray]:
     """The weights or taps of block i under their names inside the block."""
     prefix = f"blocks.{i}."
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

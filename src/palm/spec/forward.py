@@ -16,7 +16,8 @@ import numpy as np
 
 from palm.config import PaLMConfig
 from palm.spec import functions
-from palm.spec.parameters import Arrays, checked_weights, upcast
+from palm.spec.arrays import Named
+from palm.spec.parameters import checked_weights, upcast
 from palm.spec.taps import kind_of, tap_names
 from palm.spec.tokens import check_tokens
 
@@ -26,8 +27,8 @@ class Place:
     """Where an operation stands, and what it reads. `prefix` is `blocks.3.` in block 3, empty outside."""
 
     config: PaLMConfig
-    weights: Arrays
-    taps: Arrays
+    weights: Named
+    taps: Named
     tokens: np.ndarray
     prefix: str
 
@@ -124,13 +125,13 @@ _OPERATIONS = (embed, norm, q, k, v, attention, attention_out, feedforward, feed
 REFEREE: Mapping[str, Operation] = {operation.__name__: operation for operation in _OPERATIONS}
 
 
-def place(name: str, config: PaLMConfig, weights: Arrays, taps: Arrays, tokens: np.ndarray) -> Place:
+def place(name: str, config: PaLMConfig, weights: Named, taps: Named, tokens: np.ndarray) -> Place:
     """Where the operation that computes a tap stands."""
     return Place(config, weights, taps, tokens, name.removesuffix(kind_of(name)))
 
 
 def run(
-    config: PaLMConfig, weights: Arrays, tokens: np.ndarray, operations: Mapping[str, Operation] = REFEREE
+    config: PaLMConfig, weights: Named, tokens: np.ndarray, operations: Mapping[str, Operation] = REFEREE
 ) -> dict[str, np.ndarray]:
     """Every tap in dataflow order, from checked tokens and float64 weights."""
     taps: dict[str, np.ndarray] = {}
@@ -139,7 +140,7 @@ def run(
     return taps
 
 
-def activations(config: PaLMConfig, weights: Arrays, tokens: np.ndarray) -> dict[str, np.ndarray]:
+def activations(config: PaLMConfig, weights: Named, tokens: np.ndarray) -> dict[str, np.ndarray]:
     """Every tap of the referee's forward pass, in dataflow order; the last is `logits` (..., n, v).
 
     Raises `ConfigError`, `WeightsError` or `TokenError` for what does not fit together.

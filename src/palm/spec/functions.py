@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from palm.config import PaLMConfig
-from palm.spec.parameters import Arrays
+from palm.spec.arrays import Named
 from palm.spec.positions import alibi_slopes, rotary_table
 
 
@@ -68,6 +68,6 @@ def merge_heads(x: np.ndarray) -> np.ndarray:
     return x.reshape(*x.shape[:-2], -1)
 
 
-def output_matrix(config: PaLMConfig, weights: Arrays) -> np.ndarray:
+def output_matrix(config: PaLMConfig, weights: Named) -> np.ndarray:
     """The (d, v) matrix to logits: the transposed embedding, or the untied one."""
     return weights["embedding"].T if config.tie_embeddings else weights["unembedding"]

@@ -18,10 +18,9 @@ import numpy as np
 
 from palm.config import DType, PaLMConfig
 from palm.errors import ConfigError, WeightsError
+from palm.spec.arrays import Named
 from palm.spec.random import generator
 
-# Arrays by name: of weights, gradients, taps.
-Arrays = Mapping[str, np.ndarray]
 Axis = Literal["vocab", "embed", "heads", "kv", "ff", "layers"]
 
 DTYPES: dict[DType, np.dtype] = {
@@ -159,7 +158,7 @@ def check_array(parameter: Parameter, array: np.ndarray, source: str = "weights"
         )
 
 
-def checked_weights(config: PaLMConfig, weights: Arrays) -> dict[str, np.ndarray]:
+def checked_weights(config: PaLMConfig, weights: Named) -> dict[str, np.ndarray]:
     """Every weight in float64. Raises `WeightsError` unless they are those of the config."""
     check_names(config, weights)
     for name, parameter in parameters(config).items():

@@ -15,7 +15,7 @@ from palm.parity.diagnosis import UNKNOWN, Diagnosis
 from palm.parity.explain.replay import deviation
 from palm.parity.recording.recording import Recording
 from palm.spec import backward
-from palm.spec.parameters import Arrays
+from palm.spec.arrays import Named
 
 _SCALE = "Divide the loss by the number of predicted tokens, once, and let no factor into the backward pass."
 _MISSING = "Look for a detach, a stop_gradient, or a parameter that is used only through a copy."
@@ -67,7 +67,7 @@ def _nearest(off: Mapping[str, float]) -> list[str]:
     return [name for name, place in zip(reversed(list(off)), places, strict=True) if place == places[0]]
 
 
-def _common_factor(grads: Arrays, exact: Arrays) -> float | None:
+def _common_factor(grads: Named, exact: Named) -> float | None:
     """By which one number all gradients are what they should be times; None if there is none but 1."""
     products = sum(float((np.asarray(grads[name], np.float64) * exact[name]).sum()) for name in exact)
     factor = products / sum(float(np.square(exact[name]).sum()) for name in exact)
@@ -75,7 +75,7 @@ def _common_factor(grads: Arrays, exact: Arrays) -> float | None:
     return factor if alike else None
 
 
-def _known(side: Recording, name: str, exact: Arrays) -> Iterator[tuple[str, str, np.ndarray, str]]:
+def _known(side: Recording, name: str, exact: Named) -> Iterator[tuple[str, str, np.ndarray, str]]:
     """What a gradient may be instead of itself: cause, detail, value, fix."""
     right = exact[name]
     yield "gradient missing", "it is 0", np.zeros_like(right), _MISSING

@@ -15,8 +15,8 @@ import numpy as np
 from palm.config import DType
 from palm.parity.judge import conditioning
 from palm.parity.recording.recording import Recording
+from palm.spec.arrays import Named
 from palm.spec.forward import REFEREE, Place, place
-from palm.spec.parameters import Arrays
 from palm.spec.rounding import rms, rounding_bound
 from palm.spec.taps import kind_of, tap_names
 
@@ -64,7 +64,7 @@ def departures(side: Recording) -> Iterator[Departure]:
             yield working
 
 
-def _departure(side: Recording, tap: str, weights: Arrays, taps: Arrays, dtype: DType) -> Departure | None:
+def _departure(side: Recording, tap: str, weights: Named, taps: Named, dtype: DType) -> Departure | None:
     """The departure of one operation from these taps, if there is one."""
     at = place(tap, side.config, weights, taps, side.tokens)
     operation, value = REFEREE[kind_of(tap)], np.asarray(taps[tap], np.float64)

@@ -18,8 +18,8 @@ import numpy as np
 
 from palm.config import DType, PaLMConfig
 from palm.spec import backward, forward
+from palm.spec.arrays import Named
 from palm.spec.forward import Operation, Place
-from palm.spec.parameters import Arrays
 from palm.spec.rounding import block_rounding, rms
 
 # The largest of so many draws is allowed: what amplifies most does so now and then only.
@@ -34,7 +34,7 @@ _HOPELESS = 100.0
 class Conditioning:
     """What moved weights do to taps, loss and gradients of the referee; run when first asked for."""
 
-    def __init__(self, config: PaLMConfig, weights: Arrays, tokens: np.ndarray) -> None:
+    def __init__(self, config: PaLMConfig, weights: Named, tokens: np.ndarray) -> None:
         self._config, self._tokens = config, tokens
         self._weights = {name: np.asarray(array, np.float64) for name, array in weights.items()}
         self._run = cache(self._moved)
@@ -87,7 +87,7 @@ def _allowed(moved: Callable[[int], float], error: float, bound: float) -> float
 class _Moved(Mapping[str, np.ndarray]):
     """Taps of which those that are read are moved, each once."""
 
-    def __init__(self, taps: Arrays, size: float, draw: int) -> None:
+    def __init__(self, taps: Named, size: float, draw: int) -> None:
         self._taps, self._size = taps, size
         self._rng = np.random.default_rng([_SEED, draw])
         self._read: dict[str, np.ndarray] = {}

@@ -14,7 +14,8 @@ from palm.parity.judge.bounds import Limits, backward_limits, slack, tap_limits
 from palm.parity.judge.conditioning import Conditioning
 from palm.parity.recording.excerpt import Excerpt
 from palm.parity.recording.recording import Recording
-from palm.spec.parameters import Arrays, parameters
+from palm.spec.arrays import Named
+from palm.spec.parameters import parameters
 from palm.spec.rounding import RATIO_BAR, UNIT_ROUNDOFF, rms, rounding_ratio
 from palm.spec.taps import tap_names
 
@@ -40,7 +41,7 @@ class Reading:
 
 
 def recording_findings(
-    a: Recording, b: Recording, taps: Arrays, loss: float, grads: Arrays, conditioning: Conditioning
+    a: Recording, b: Recording, taps: Named, loss: float, grads: Named, conditioning: Conditioning
 ) -> Iterable[Finding]:
     """Taps, loss and gradients of two recordings, judged by the referee's `taps`, `loss` and `grads`.
 

@@ -26,7 +26,7 @@ from palm.fields import plain
 from palm.parity.recording.bundle_check import check_recording, number
 from palm.parity.recording.excerpt import Excerpt, record_excerpt
 from palm.parity.recording.recording import Recording, record
-from palm.spec.parameters import Arrays
+from palm.spec.arrays import Named
 
 FORMAT, VERSION = "palm-bundle", 1
 HEADER, ARRAYS = "bundle.json", "arrays.safetensors"
@@ -184,7 +184,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _assemble(header: Mapping[str, Any], arrays: Arrays) -> Recording | Excerpt:
+def _assemble(header: Mapping[str, Any], arrays: Named) -> Recording | Excerpt:
     kind = header["kind"]
     missing = [name for name in (*_plain_fields(kind), "order") if name not in header]
     if missing:

@@ -34,7 +34,8 @@ from palm.parity.recording.recording import (
     quietly,
 )
 from palm.parity.recording.sketch import sketch_gradient, sketch_tap
-from palm.spec.parameters import Arrays, initial_value, numpy_dtype, parameters
+from palm.spec.arrays import Named
+from palm.spec.parameters import initial_value, numpy_dtype, parameters
 from palm.spec.tokens import check_tokens
 
 # Of a model of more parameters, the gradient in float64 would take longer than all the rest.
@@ -62,9 +63,9 @@ class Excerpt:
     digests: dict[str, str]
     seed: int | None
     statistics: dict[str, dict[str, Any]] = field(repr=False)
-    taps: Arrays = field(repr=False)
-    sketches: Arrays = field(repr=False)
-    exact_sketches: Arrays = field(repr=False)
+    taps: Named = field(repr=False)
+    sketches: Named = field(repr=False)
+    exact_sketches: Named = field(repr=False)
     loss: float
     environment: dict[str, str]
     weights: Mapping[str, np.ndarray] | None = field(default=None, repr=False)
@@ -217,13 +218,13 @@ def first_row(x: np.ndarray, trailing: int = 1) -> np.ndarray:
     return x.reshape(-1, *x.shape[x.ndim - trailing :])[0]
 
 
-def _sketches(arrays: Arrays, prefix: str = "") -> dict[str, np.ndarray]:
+def _sketches(arrays: Named, prefix: str = "") -> dict[str, np.ndarray]:
     """Of taps, or of gradients, whose names then start with `grad:`."""
     make = sketch_gradient if prefix else sketch_tap
     return {f"{prefix}{name}": make(array, name) for name, array in arrays.items()}
 
 
-def _beginning(taps: Arrays) -> Arrays:
+def _beginning(taps: Named) -> Named:
     """Every tap at the first positions of the first sequence: as many as are worth their bytes."""
     rows = {name: first_row(tap, 2) for name, tap in taps.items()}
     bytes_a_position = sum(row[0].nbytes for row in rows.values())

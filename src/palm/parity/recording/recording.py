@@ -17,7 +17,7 @@ from palm.config import DType, PaLMConfig
 from palm.models import to_numpy
 from palm.parity.recording.checksums import digest_of, each
 from palm.recipes import Remat
-from palm.spec.parameters import Arrays
+from palm.spec.arrays import Named
 from palm.spec.tokens import check_tokens
 
 OnStep = Callable[[str], None]
@@ -62,11 +62,11 @@ class Recording:
     dtype: DType
     tokens: np.ndarray
     weights: Mapping[str, np.ndarray] = field(repr=False)
-    taps: Arrays = field(repr=False)
-    grads: Arrays = field(repr=False)
+    taps: Named = field(repr=False)
+    grads: Named = field(repr=False)
     loss: float
-    exact_taps: Arrays = field(repr=False)
-    exact_grads: Arrays = field(repr=False)
+    exact_taps: Named = field(repr=False)
+    exact_grads: Named = field(repr=False)
     exact_loss: float
     environment: dict[str, str]
 
