@@ -27,7 +27,7 @@ from palm.parity.drift.drift import RUNS, Butterfly
 from palm.parity.finding import Outcome
 from palm.parity.recording.recording import STEPS
 from palm.parity.report.html import write_html
-from palm.parity.report.terminal import print_comparison, print_foreign, print_training
+from palm.parity.report.terminal import print_report
 from palm.parity.run.launch import Source, compare_sides, train_backends, training_steps
 from palm.parity.run.sides import Bundle, Original, Side
 from palm.recipes import recipe as find_recipe
@@ -166,10 +166,7 @@ def compare(
         outcome = report["outcome"]
     _write_report(report, out)
     _tell(settings, console)
-    print_comparison(found, console)
-    if trained is not None:
-        console.print()
-        print_training(trained, console)
+    print_report(report, console)
     console.print(f"\n{out / 'report.html'}\n{out / 'report.json'}", highlight=False, markup=False)
     return STATUS[outcome]
 
@@ -205,9 +202,10 @@ def _compare_original(
     )
     check_own(model, tokens)
     found = compare_foreign(function, model, tokens)
-    _write_report({**found.to_dict(), "run": settings}, out)
+    report = {**found.to_dict(), "run": settings}
+    _write_report(report, out)
     _tell(settings, console)
-    print_foreign(found, console)
+    print_report(report, console)
     console.print(f"\n{out / 'report.json'}", highlight=False, markup=False)
     return STATUS[found.outcome]
 

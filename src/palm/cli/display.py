@@ -17,11 +17,23 @@ if TYPE_CHECKING:
     from palm.training.loop import Entry, OnStep
 
 
+# Wider than anything that a command prints.
+_UNWRAPPED = 1_000_000
+
+
 class Terminal(Console):
-    """A console that lets the command say with what status it ends when nobody reads its pipe any more."""
+    """Standard output of a command: as wide as the terminal, and unwrapped where there is none.
+
+    Scripts read lines, so a pipe or a file gets each row and each sentence in one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        if not self.file.isatty():
+            self.width = _UNWRAPPED
 
     def on_broken_pipe(self) -> None:
-        """What `palm.cli.main.main` knows how to end."""
+        """Raise what `palm.cli.main.main` turns into an exit status: nobody reads the pipe any more."""
         raise BrokenPipeError
 
 

@@ -121,7 +121,7 @@ def test_plain_values_hold_every_step():
 
 
 def test_the_terminal_shows_a_few_steps_in_80_columns(capsys):
-    print_training(compared([1e-7] * 1001, [1e-8] * 1001), Console(width=80))
+    print_training(compared([1e-7] * 1001, [1e-8] * 1001).to_dict(), Console(width=80))
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 80
     assert [line.split()[0] for line in printed.splitlines()[1:12]] == list(map(str, spread_steps(1000)))

@@ -1,6 +1,7 @@
 """A comparison on the terminal: 80 columns hold it whatever it is, and a pipe gets no colours."""
 
 import dataclasses
+import json
 from io import StringIO
 
 import pytest
@@ -10,7 +11,7 @@ from rich.console import Console
 from palm import compare
 from palm.parity.drift.drift import butterfly
 from palm.parity.repeats import Repeats
-from palm.parity.report.terminal import print_comparison, print_training
+from palm.parity.report.terminal import print_report
 
 LABELS = [
     ("torch", "jax"),
@@ -31,7 +32,7 @@ def repeated(*comparisons):
 
 def printed(found, **options):
     console = Console(file=StringIO(), width=80, **options)
-    print_comparison(found, console)
+    print_report(json.loads(json.dumps(found.to_dict())), console)
     return console.file.getvalue()
 
 
@@ -133,5 +134,6 @@ def test_excerpts_have_no_referee_and_dashes_for_what_was_not_measured():
 
 def test_a_training_fits_too():
     console = Console(file=StringIO(), width=80)
-    print_training(butterfly(way(0), way(1), way(2)), console)
+    training = butterfly(way(0), way(1), way(2)).to_dict()
+    print_report({**comparison().to_dict(), "training": training}, console)
     assert max(map(len, console.file.getvalue().splitlines())) <= 80

@@ -29,8 +29,8 @@ def test_compare_agrees_and_writes_its_reports(dtype, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "AGREE" in done.stdout
     assert "\x1b" not in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
     report = json.loads((tmp_path / "report.json").read_text())
+    assert f"AGREE  {report['verdict']}" in done.stdout.splitlines()  # a pipe gets it in one line
     assert report["agree"]
     assert report["weights_identical"]
     assert len(report["findings"]) == len(tap_names(3)) + 1 + 3 * 7 + 2
@@ -45,7 +45,7 @@ def test_compare_differs_with_status_1_and_names_the_tap(tmp_path):
     )
     done = run(*SMALL, "--out", str(tmp_path / "out"), PYTHONPATH=str(tmp_path))
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "torch and jax differ from blocks.0.feedforward on" in done.stdout.replace("\n", " ")
+    assert "torch and jax differ from blocks.0.feedforward on" in done.stdout
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["first_divergence"] == "blocks.0.feedforward"
 

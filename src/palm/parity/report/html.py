@@ -15,10 +15,11 @@ from typing import Any
 from palm.parity.finding import Finding, Outcome
 from palm.parity.report import plots as svg
 from palm.parity.report.axes import swatch
-from palm.parity.report.markup import OUTCOMES, breakable, in_words, number, tag, text, tiny
+from palm.parity.report.markup import breakable, number, tag, text
 from palm.parity.report.predictions import predictions_section
 from palm.parity.report.tables import findings_table, is_repeated, losses_table, side_by_side
 from palm.parity.report.training import training_section
+from palm.parity.report.words import OUTCOMES, block_and_row, in_words, tiny
 
 _MEASURES = ("error_a", "error_b", "cross", "ratio", "bound_a", "bound_b")
 _READING = {
@@ -31,14 +32,20 @@ _JUDGE = {True: "the float64 referee", False: "its own program in float64"}
 
 
 def write_html(report: Mapping[str, Any], path: Path) -> None:
-    """Write `report`, which `Comparison.to_dict()` gave, to `path`. No text in it can become markup."""
+    """Write `page(report)` to `path`."""
+    path.write_text(page(report), encoding="utf-8", newline="\n")
+
+
+def page(report: Mapping[str, Any]) -> str:
+    """`report`, which `to_dict()` gives and report.json holds, as one HTML file. No text in it can become
+    markup."""
     findings = [Finding(**{**entry, **_floats(entry, _MEASURES)}) for entry in report["findings"]]
     taps, losses, gradients = (
         [finding for finding in findings if finding.kind == kind] for kind in ("tap", "loss", "gradient")
     )
     a, b = labels = _labels(report)
     template = files("palm.parity.report").joinpath("templates/report.html").read_text(encoding="utf-8")
-    page = Template(template).substitute(
+    return Template(template).substitute(
         script_hash=_script_hash(template),
         title=text(f"{a} and {b}: {report['outcome']} · palm compare"),
         badge=_badge(report["outcome"]),
@@ -69,7 +76,6 @@ def write_html(report: Mapping[str, Any], path: Path) -> None:
             ],
         ),
     )
-    path.write_text(page, encoding="utf-8", newline="\n")
 
 
 def _floats(entry: Mapping[str, Any], names: Iterable[str]) -> dict[str, float]:
@@ -169,7 +175,7 @@ def _strip(report: Mapping[str, Any], findings: Sequence[Finding], what: str) ->
             title=in_words(finding, *labels),
         )
         for finding in findings
-        for block, row in [svg.block_and_row(finding)]
+        for block, row in [block_and_row(finding.name)]
         if block is None
     ]
     strip = svg.heat_strip(findings, *labels, bar, first, what)

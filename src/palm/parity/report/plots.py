@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 
 from palm.parity.finding import Finding
 from palm.parity.report.axes import LogAxis, area, curve, framed, labels, line, stretched, stride, words
-from palm.parity.report.markup import in_words, tag, text, tiny
+from palm.parity.report.markup import tag, text
+from palm.parity.report.words import block_and_row, in_words, tiny
 
 # Heights inside the error plot, from the top: the first divergence's name, the lane of faults, the
 # logarithmic range, and the floor under which the labels of the blocks stand.
@@ -17,13 +17,6 @@ _ROW, _HEAT_HEADER = 24, 20
 # Blocks that an axis can name, blocks whose cells can hold a number, taps whose dots can be told apart.
 _MOST_LABELS, _MOST_NUMBERS, _MOST_DOTS = 20, 16, 200
 _DRAWN = ("error_a", "error_b", "cross", "bound_a", "bound_b")
-_BLOCK = re.compile(r"(?:grad:)?blocks\.(\d+)\.(.+)", re.DOTALL)
-
-
-def block_and_row(finding: Finding) -> tuple[int | None, str]:
-    """(3, "attention.query") for `grad:blocks.3.attention.query`; no block for what is outside of them."""
-    match = _BLOCK.fullmatch(finding.name)
-    return (int(match[1]), match[2]) if match else (None, finding.name.removeprefix("grad:"))
 
 
 def error_plot(taps: Sequence[Finding], label_a: str, label_b: str, first: str | None) -> str:
@@ -55,7 +48,7 @@ def heat_strip(
     findings: Sequence[Finding], label_a: str, label_b: str, bar: float, first: str | None, what: str
 ) -> str:
     """Ratios as coloured cells, a row for each name and a column for each block."""
-    cells = {(row, block): f for f in findings for block, row in [block_and_row(f)] if block is not None}
+    cells = {(row, block): f for f in findings for block, row in [block_and_row(f.name)] if block is not None}
     rows = list(dict.fromkeys(row for row, _ in cells))
     blocks = sorted({block for _, block in cells})
     numbered = len(blocks) <= _MOST_NUMBERS
@@ -124,7 +117,7 @@ def _block_marks(taps: Sequence[Finding]) -> Iterable[str]:
     """A rule and a number for as many blocks as have room, and where the last one ends."""
     spans: dict[int, list[int]] = {}
     for i, tap in enumerate(taps):
-        block, _ = block_and_row(tap)
+        block, _ = block_and_row(tap.name)
         if block is not None:
             spans.setdefault(block, []).append(i)
     step = 100 / len(taps)

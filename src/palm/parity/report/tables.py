@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from palm.parity.finding import Finding
-from palm.parity.report.markup import breakable, fault_proof, measured, scrolled, table, tag, text, tiny
-from palm.parity.report.plots import block_and_row
+from palm.parity.report.markup import breakable, scrolled, table, tag, text
+from palm.parity.report.words import block_and_row, fault_proof, measured, tiny
 from palm.spec.taps import tap_of
 
 Interval = Sequence[float]
@@ -88,7 +88,7 @@ def _columns(report: Mapping[str, Any], findings: Sequence[Finding]) -> list[_Co
     # The name says both already; here they can be sorted by.
     columns += [
         _Column("block", "ascending", lambda _, f: _block(f), "number screen"),
-        _in_words("kind", "ascending", lambda f: block_and_row(f)[1], "kind screen"),
+        _in_words("kind", "ascending", lambda f: block_and_row(f.name)[1], "kind screen"),
     ]
     if any(finding.fault for finding in findings):
         columns.append(_in_words("in words", "descending", lambda f: f.fault or "", "words screen"))
@@ -113,7 +113,7 @@ def _digits(shown: str, value: float) -> str:
 
 
 def _block(finding: Finding) -> str:
-    block = block_and_row(finding)[0]
+    block = block_and_row(finding.name)[0]
     if block is None:
         return tag("td", "—", class_="number screen", data_sort="nan")
     return tag("td", str(block), title=block, class_="number screen")

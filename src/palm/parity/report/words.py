@@ -1,0 +1,107 @@
+"""Words and short numbers that every renderer of a report uses."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from palm.parity.finding import Finding, Nature, Outcome
+
+# A sign and a CSS class for each outcome; no outcome is told by its colour alone.
+OUTCOMES: dict[Outcome, tuple[str, str]] = {
+    "agree": ("✓", "agree"),
+    "differ by rounding more than expected": ("≈", "rounding"),
+    "differ": ("✕", "differ"),
+    "cannot tell": ("?", "unknown"),
+}
+# What a fault proves.
+NATURES: dict[Nature | None, str] = {
+    "function": "✕ another function",
+    "rounding": "≈ more rounding",
+    "both not finite": "? neither is finite",
+    "unproven": "? unproven",
+    "too few numbers": "? too few numbers",
+    None: "✕",
+}
+_BLOCK = re.compile(r"(?:grad:)?blocks\.(\d+)\.(.+)", re.DOTALL)
+
+
+def block_and_row(name: str) -> tuple[int | None, str]:
+    """(3, "attention.query") for `grad:blocks.3.attention.query`; None for a name outside the blocks."""
+    match = _BLOCK.fullmatch(name)
+    return (int(match[1]), match[2]) if match else (None, name.removeprefix("grad:"))
+
+
+def short(value: float) -> str:
+    """Three significant digits."""
+    if not math.isfinite(value):
+        return "∞" if value > 0 else str(value)
+    if value == 0:
+        return "0"
+    return f"{value:#.3g}".rstrip(".") if 0.01 <= abs(value) < 999.5 else f"{value:.2e}"
+
+
+def tiny(value: float) -> str:
+    """A ratio in at most five characters."""
+    if not math.isfinite(value) or value == 0:
+        return short(value)
+    if value < 999.5:
+        return f"{value:.2f}" if value < 9.995 else f"{value:.0f}"
+    return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
+
+
+def measured(finding: Finding, value: float) -> str:
+    """One of a finding's numbers in short: a dash if it was not measured, nan if it is not finite."""
+    return "—" if is_unmeasured(finding, value) else short(value)
+
+
+def is_unmeasured(finding: Finding, value: float) -> bool:
+    """Whether one of a finding's numbers is nan because it was not measured."""
+    return math.isnan(value) and math.isfinite(finding.cross)
+
+
+def fault_proof(finding: Finding) -> str:
+    """What a finding's fault proves; ✓ if it has none."""
+    return NATURES[finding.nature] if finding.fault else "✓"
+
+
+def visible(content: str, keep: str = "") -> str:
+    """Text without hidden characters: control and direction marks become ⏎, \\x1b, \\u202e.
+
+    What a terminal or a browser would obey comes from labels, tokens and file names. `keep`: characters
+    that stay as they are.
+    """
+    if content.isprintable():
+        return content
+    return "".join(c if c.isprintable() or c in keep else escaped(c) for c in content)
+
+
+def escaped(character: str) -> str:
+    """A character that cannot be seen, as characters that can."""
+    code = ord(character)
+    named = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
+    return named.get(character) or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
+
+
+def token_text(token: str) -> str:
+    """A token with every character visible; spaces alone become ␣."""
+    return "␣" * len(token) if token and not token.strip(" ") else visible(token)
+
+
+def in_words(finding: Finding, label_a: str, label_b: str) -> str:
+    """Everything known about a finding, line by line with all digits."""
+    lines = [
+        f"{finding.name}, {counted(finding.elements, 'number')}",
+        f"ratio {finding.ratio!r}",
+        f"{label_a} error {finding.error_a!r}",
+        f"{label_b} error {finding.error_b!r}",
+        f"{label_a} − {label_b} {finding.cross!r}",
+        f"{label_a} bound {finding.bound_a!r}",
+        f"{label_b} bound {finding.bound_b!r}",
+    ]
+    return "\n".join([*lines, f"{fault_proof(finding)}: {finding.fault}"] if finding.fault else lines)
+
+
+def counted(count: int, noun: str) -> str:
+    """ "1 tap", "1,280 taps"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
