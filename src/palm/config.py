@@ -48,40 +48,40 @@ class PaLMConfig:
 
     Source: PaLM (arXiv:2204.02311) §2; the field names are those of the two original repositories.
 
-    - `num_tokens`: vocabulary size v.
-    - `dim`: width of the residual stream, d.
-    - `depth`: number of parallel blocks.
-    - `heads`: query heads h; there is always one key head and one value head (multi-query).
-    - `dim_head`: width e of each head; h·e is independent of dim. Must be even with rotary.
-    - `ff_mult`: feed-forward width over dim, f = ff_mult·d.
-    - `positions`: "alibi" | "rotary" | None (the backend's original).
-    - `norm`: "rmsnorm" | "layernorm" | None (the backend's original). Neither has a bias.
-    - `share_kv`: one tensor serves as keys and values; None (the backend's original).
-    - `norm_eps`: None means the norm's published value, 1e-8 for RMSNorm and 1e-5 for LayerNorm.
-    - `norm_eps_mode`: "clamp" divides by max(sqrt(m), eps), "add" by sqrt(m + eps), m the mean
-      square (about the mean for LayerNorm). None means "clamp" for RMSNorm, "add" for LayerNorm.
-    - `rope_theta`: base θ of the rotary frequencies.
-    - `tie_embeddings`: logits use the transposed embedding; otherwise a second matrix.
-    - `init`: "paper" draws embeddings from N(0, 1) and multiplies logits by dim^-1/2; "reference"
-      draws them from N(0, 0.02²) and leaves logits alone. Part of the function, not only of its start.
-
     Raises `ConfigError` if any field breaks its invariant. Instances are frozen and hashable.
     """
 
     num_tokens: int
+    """Vocabulary size v."""
     dim: int
+    """Width d of the residual stream."""
     depth: int
+    """Number of parallel blocks."""
     heads: int = 8
+    """Number of query heads h. There is always one key head and one value head (multi-query)."""
     dim_head: int = 64
+    """Width e of each head. h·e is independent of `dim`. It must be even with rotary positions."""
     ff_mult: int = 4
+    """Width of the feed-forward over `dim`: f = ff_mult·d."""
     positions: Positions | None = None
+    """How attention knows positions: ALiBi biases or rotary embeddings. None: as the backend's original."""
     norm: NormKind | None = None
+    """RMSNorm or LayerNorm, neither with a bias. None: as the backend's original."""
     share_kv: bool | None = None
+    """Whether one tensor serves as keys and values. None: as the backend's original."""
     norm_eps: float | None = None
+    """The eps of the norms. None: the norm's published value, 1e-8 for RMSNorm and 1e-5 for LayerNorm."""
     norm_eps_mode: EpsMode | None = None
+    """With m the mean square (about the mean for LayerNorm), clamp divides by max(sqrt(m), eps) and add
+    divides by sqrt(m + eps). None: clamp for RMSNorm, add for LayerNorm."""
     rope_theta: float = 10_000.0
+    """Base θ of the rotary frequencies."""
     tie_embeddings: bool = True
+    """Whether the logits use the transposed embedding. Otherwise they have a matrix of their own."""
     init: Init = "paper"
+    """The initial embeddings: paper draws them from N(0, 1) and multiplies the logits by dim^-1/2; reference
+    draws them from N(0, 0.02²) and does not scale the logits. This is part of the function, not only of
+    its start."""
 
     def __post_init__(self) -> None:
         for name in ("num_tokens", "dim", "depth", "heads", "dim_head", "ff_mult"):

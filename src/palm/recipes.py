@@ -74,64 +74,64 @@ class Outcome(NamedTuple):
 class Recipe:
     """How to train: everything but the model and the data that decides what the weights become.
 
-    - `optimizer`: "adamw" (arXiv:1711.05101) or "adafactor", the paper's: not factored, with parameter
-      scaling (`palm.spec.optimizer` writes both out).
-    - `steps`: updates in all; the cosine schedule ends there.
-    - `batch`: sequences in a step.
-    - `ramp`: later batch sizes as (first step, batch) pairs, steps ascending.
-    - `length`: tokens predicted in each sequence.
-    - `accumulate`: micro-batches a step is cut into; their mean gradient is the whole batch's.
-    - `learning_rate`: the highest one.
-    - `schedule`: "constant"; "cosine" falls to final_fraction of the highest; "inverse_sqrt" holds for `hold`
-      steps, then falls as 1/√k.
-    - `warmup`: steps of linear rise to the highest learning rate.
-    - `hold`: steps at the highest rate before "inverse_sqrt" falls.
-    - `final_fraction`: where "cosine" ends, as a share of the highest rate.
-    - `beta1`: decay of the first moment.
-    - `beta2`: decay of AdamW's second moment; Adafactor's is 1 − k^−0.8.
-    - `eps`: added to AdamW's denominator.
-    - `weight_decay`: w; a step takes lr·w of each matrix with AdamW, lr²·w with Adafactor. Norm scales keep.
-    - `clip`: largest global norm of the gradient; 0 leaves it alone.
-    - `z_loss`: weight of the mean of log²Z, Z the softmax denominator.
-    - `precision`: of the model's computation; weights, moments, gradients, norms, softmax and loss are
-      kept in float32 or wider.
-    - `remat`: what the backward pass computes again instead of storing it: nothing (False), each block's
-      "feedforward", which is most of what is stored and little of the work in long texts, or whole blocks
-      (True).
-    - `validation`: last share of the data, by position, that is not trained on.
-    - `non_finite`: on a loss or gradient that is not finite, "stop", or "rewind" as the paper does: go back
-      and skip the batches that led there.
-    - `rewind`: go back at least so many steps.
-    - `skip`: batches skipped from there.
-    - `seed`: draws the initial weights and the order of the data.
-
     Raises `ConfigError` if a field breaks its invariant.
     """
 
     optimizer: OptimizerKind = "adamw"
+    """AdamW (arXiv:1711.05101), or the paper's Adafactor: not factored, with parameter scaling.
+    `palm.spec.optimizer` writes both out."""
     steps: int = 1000
+    """Number of updates. The cosine schedule ends at the last one."""
     batch: int = 16
+    """Sequences in a step."""
     ramp: tuple[tuple[int, int], ...] = ()
+    """Later batch sizes: pairs of first step and batch, in ascending order of steps."""
     length: int = 256
+    """Tokens predicted in each sequence."""
     accumulate: int = 1
+    """Number of micro-batches in a step. Their mean gradient is the gradient of the whole batch."""
     learning_rate: float = 2e-3
+    """The highest learning rate."""
     schedule: ScheduleKind = "cosine"
+    """How the learning rate falls: constant does not; cosine falls to `final_fraction` of the highest rate;
+    inverse_sqrt holds for `hold` steps, then falls as 1/√k."""
     warmup: int = 50
+    """Steps of linear rise to the highest learning rate."""
     hold: int = 0
+    """Steps at the highest learning rate before inverse_sqrt falls."""
     final_fraction: float = 0.1
+    """Where cosine ends, as a share of the highest learning rate."""
     beta1: float = 0.9
+    """Decay of the first moment."""
     beta2: float = 0.99
+    """Decay of AdamW's second moment. Adafactor's is 1 − k^−0.8 at step k."""
     eps: float = 1e-8
+    """Added to AdamW's denominator."""
     weight_decay: float = 0.1
+    """Weight decay w. A step of AdamW takes lr·w of each matrix away, a step of Adafactor lr²·w. Norm scales
+    are not decayed."""
     clip: float = 1.0
+    """Largest global norm of the gradient. 0 does not clip."""
     z_loss: float = 1e-4
+    """Weight of the mean of log²Z in the loss, Z being the softmax denominator."""
     precision: DType = "float32"
+    """Data type of the model's computation. Weights, moments, gradients, norms, softmax and loss are kept in
+    float32 or wider."""
     remat: Remat = False
+    """What the backward pass computes again instead of storing it: nothing (False), the feed-forward of each
+    block (feedforward), or whole blocks (True). In long texts the feed-forward is most of what is stored
+    and little of the work."""
     validation: float = 0.05
+    """Share of the data that is not trained on. It is the last part."""
     non_finite: NonFinite = "stop"
+    """What a loss or gradient that is not finite does: stop ends the run; rewind, as in the paper, goes back
+    and skips the batches that led there."""
     rewind: int = 100
+    """Least number of steps to go back."""
     skip: int = 200
+    """Number of batches to skip from there."""
     seed: int = 0
+    """Draws the initial weights and the order of the data."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "length", "accumulate", "rewind", "skip"):

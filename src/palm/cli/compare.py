@@ -2,194 +2,209 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
-from rich.console import Console
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from palm.checkpoint.checkpoint import load
-from palm.cli.display import Terminal
-from palm.cli.flags import Attention, ModelFlags, given
+from palm.cli.flags import (
+    Architecture,
+    Attention,
+    ModelFlags,
+    Optional,
+    PresetName,
+    Request,
+    Text,
+    default,
+    given,
+)
 from palm.cli.progress import progress
+from palm.cli.report import check_writable, show
 from palm.cli.sides import config_of_sides, model_name, parse_sides, refuse_ignored
-from palm.config import Backend, DType
+from palm.config import DType
 from palm.data.windows import read_text, sample_windows, standard_library_text
-from palm.errors import ConfigError, PalmError
+from palm.errors import ConfigError
 from palm.fields import integer
 from palm.models import from_numpy
 from palm.parity.blackbox.compare import check_own, compare_foreign
 from palm.parity.drift.drift import RUNS, Butterfly
-from palm.parity.finding import Outcome
 from palm.parity.recording.recording import STEPS
-from palm.parity.report.html import write_html
-from palm.parity.report.terminal import print_report
-from palm.parity.run.launch import Source, compare_sides, train_backends, training_steps
+from palm.parity.run.launch import OnStep, Source, compare_sides, train_backends, training_steps
 from palm.parity.run.sides import Bundle, Original, Side
 from palm.recipes import recipe as find_recipe
 from palm.upstream.originals import original
 
-STATUS: dict[Outcome, int] = {
-    "agree": 0,
-    "differ": 1,
-    "differ by rounding more than expected": 1,
-    "cannot tell": 3,
-}
+
+@dataclass(frozen=True, kw_only=True)
+class CompareRequest:
+    """What `palm compare` is asked for."""
+
+    a: Positional[Annotated[str, arg(metavar="[A]")]] = "torch"
+    """The first side."""
+    b: Positional[Annotated[str, arg(metavar="[B]")]] = "jax"
+    """The second side."""
+    preset: PresetName = None
+    """The config to build from the seed; palm info lists them."""
+    checkpoint: Annotated[Path | None, Optional] = None
+    """The model of every side that names none; the weights of a bundle that holds only their checksums."""
+    architecture: Architecture = None
+    """The original that a preset follows where it leaves the architecture open."""
+    dtype: Annotated[DType | None, default("float32, or that of a bundle")] = None
+    """Working precision of both sides."""
+    data: Text = None
+    """The text to run on, as bytes."""
+    batch: Annotated[int | None, default("2")] = None
+    """Number of text windows."""
+    length: Annotated[int | None, default("256")] = None
+    """Tokens in each window."""
+    seed: Annotated[int | None, default("0")] = None
+    """Draws the weights and the windows."""
+    device: Annotated[str | None, default("the backend's")] = None
+    """Where both sides run: cpu or cuda, which both frameworks know."""
+    attention: Annotated[Attention | None, default("auto")] = None
+    """Attention path of both sides. Both frameworks have auto, textbook and blockwise."""
+    repeat: int = 1
+    """How often to compare, each time with other windows and other drawn weights."""
+    train: int = 0
+    """Training steps to compare as well. 0: no training."""
+    recipe: str = "adamw"
+    """Recipe of the training: adamw, bytes or paper. --batch, --length, --dtype and --seed apply to it."""
+    out: Path = Path("palm-compare")
+    """Folder of report.json and report.html."""
+    model: ModelFlags
+    """These change single fields of the preset."""
+
+    @property
+    def windows(self) -> dict[str, int]:
+        """Which windows of the text are read."""
+        asked = (("batch", self.batch, 2), ("length", self.length, 256), ("seed", self.seed, 0))
+        return {name: usual if value is None else value for name, value, usual in asked}
+
+    def settings(self, sides: Sequence[Side | Original | Bundle]) -> dict[str, Any]:
+        """What the report says of the run. A bundle has its own text."""
+        told: dict[str, Any] = {"sides": f"{self.a} {self.b}", "model": model_name(sides, self.preset)}
+        if not any(isinstance(side, Bundle) for side in sides):
+            told |= {"data": "standard library" if self.data is None else str(self.data), **self.windows}
+        told |= {"repeat": self.repeat} if self.repeat > 1 else {}
+        return told | ({"train": self.train, "recipe": self.recipe} if self.train else {})
 
 
-def compare(
-    a: Positional[str] = "torch",
-    b: Positional[str] = "jax",
-    /,
-    *,
-    model: ModelFlags,
-    preset: str | None = None,
-    checkpoint: Path | None = None,
-    architecture: Backend | None = None,
-    dtype: DType | None = None,
-    data: Path | None = None,
-    batch: int | None = None,
-    length: int | None = None,
-    seed: int | None = None,
-    device: str | None = None,
-    attention: Attention | None = None,
-    repeat: int = 1,
-    train: int = 0,
-    recipe: str = "adamw",
-    out: Path = Path("palm-compare"),
-) -> int:
+def compare(request: Request[CompareRequest]) -> int:
     """Run one model on two sides and report where, by how much more than rounding, and why they differ.
 
-    A side is backend[:checkpoint][@key=value,…], with the keys dtype, device, matmul (float32, tensorfloat32,
-    bfloat16), attention (auto, textbook, blockwise, …), compile (on, off) and remat (on, off, feedforward);
-    or the folder of a bundle that palm record wrote; or a published original,
-    palm_pytorch.palm_lite[:weights], of which the logits are compared. Examples of sides: torch,
-    torch@dtype=bfloat16, jax:RUN/step-00000100, tpu-bundle/.
+    A live side is backend[:checkpoint][@key=value,…]. The keys are dtype, device, matmul (float32,
+    tensorfloat32, bfloat16), attention (auto, textbook, blockwise, …), compile (on, off) and remat (on, off,
+    feedforward). Examples: torch, torch@dtype=bfloat16, jax:RUN, jax:RUN/step-00000100.
 
-    Each live side runs in its own process on the same real text; a float64 NumPy referee judges both.
+    A recorded side is the folder that palm record wrote. It needs no framework.
 
-    With --train N, both also learn from the same batches, and the torch side once more from weights that
-    are one unit in the last place away: do the sides drift apart faster than that?
+    A published original is palm_pytorch.palm_lite[:weights]. Only its logits are compared.
+
+    Each live side runs in its own process on the same real text. A NumPy referee in float64 judges both.
+
+    With --train N, both sides also train on the same batches. The torch side trains once more from weights
+    that differ in their last bit: this shows whether the sides drift apart faster than rounding makes them.
 
     Exit status: 0 agree, 1 differ, 2 bad usage, 3 cannot tell, 4 a side died, 130 interrupted.
-
-    Args:
-        a: The first side.
-        b: The second side.
-        preset: Which config to build from the seed, `palm info --help` lists them; small unless given.
-        checkpoint: The model of sides that name none; the weights of bundles that hold only their checksums.
-        architecture: Whose original an open preset resolves to; torch unless given.
-        dtype: Working precision of both sides; float32, or that of a bundle, unless given.
-        data: Text to run on, as bytes; Python's own standard library sources unless given.
-        batch: Number of text windows; 2 unless given.
-        length: Tokens in each window; 256 unless given.
-        seed: Draws the weights and the windows; 0 unless given.
-        device: Where both sides run: cpu or cuda, which both frameworks know.
-        attention: Attention path of both sides: auto (the default), textbook, blockwise.
-        repeat: How many times, with other windows and other drawn weights each time: how sure is it?
-        train: Training steps to compare; 0 leaves training out.
-        recipe: Which recipe to train by, adamw, bytes or paper; steps, batch, length, precision and seed are
-            the options here.
-        out: Folder for report.json and report.html.
     """
-    console = Terminal()
-    integer("repeat", repeat, least=1)
-    integer("train", train, least=0)
-    check_writable(out)
+    integer("repeat", request.repeat, least=1)
+    integer("train", request.train, least=0)
+    check_writable(request.out)
     sides = parse_sides(
-        a, b, checkpoint=checkpoint, dtype=dtype, device=device, attention=attention or "auto"
+        request.a,
+        request.b,
+        checkpoint=request.checkpoint,
+        dtype=request.dtype,
+        device=request.device,
+        attention=request.attention or "auto",
     )
-    refuse_ignored(
-        sides,
-        {"batch": batch, "length": length, "seed": seed, "data": data},
-        {"repeat": repeat > 1 or None, "train": train or None},
-        {"dtype": dtype, "device": device, "attention": attention},
-        {"preset": preset, "architecture": architecture, **given(model)},
-    )
-    batch, length, seed = (
-        default if value is None else value for value, default in ((batch, 2), (length, 256), (seed, 0))
-    )
-    config = config_of_sides(sides, preset, architecture or "torch", given(model))
-    text = standard_library_text() if data is None else read_text(data)
-    settings: dict[str, Any] = {"sides": f"{a} {b}"}
-    settings |= {
-        "model": model_name(sides, preset),
-        "data": "standard library" if data is None else str(data),
-    }
-    settings |= {"batch": batch, "length": length, "seed": seed}
+    refuse_ignored(sides, request)
+    text = standard_library_text() if request.data is None else read_text(request.data)
     if any(isinstance(side, Original) for side in sides):
-        return _compare_original(sides, text, settings, out, console)
-    if any(isinstance(side, Bundle) for side in sides):  # it brings its own tokens
-        tokens: tuple[np.ndarray, ...] = ()
-        settings = {name: settings[name] for name in ("sides", "model")}
-    else:
-        tokens = tuple(
-            sample_windows(text, config, batch=batch, length=length, seed=seed + i) for i in range(repeat)
-        )
-    source = Source(config, seed, tokens)
-    path = None if checkpoint is None else str(checkpoint)
-    own = {"steps": max(train, 1), "batch": batch, "length": length, "seed": seed}
-    plan = find_recipe(recipe, **own, precision=dtype or "float32", ramp=(), accumulate=1)
-    if train and (a, b) != ("torch", "jax"):
-        raise ConfigError(
-            f"--train must have the sides torch and jax, in that order; got {a} {b}. Leave them out and give "
-            "--dtype, --device or --checkpoint for both."
-        )
-    totals = {
-        key: repeat * len(STEPS) for key, side in zip("ab", sides, strict=True) if isinstance(side, Side)
-    }
-    totals |= {"referee": repeat, **dict.fromkeys(RUNS if train else (), training_steps(plan))}
-    with progress(totals, dict(zip("ab", (a, b), strict=True))) as on_step:
-        one, other = (side for side in sides if not isinstance(side, Original))
-        found = compare_sides(one, other, source, checkpoint=path, on_step=on_step)
-        trained = None
-        if train:
-            trained = train_backends(
-                source,
-                text,
-                plan,
-                checkpoint=path,
-                device=device,
-                attention=attention or "auto",
-                on_step=on_step,
-            )
-    settings |= {"repeat": repeat} if repeat > 1 else {}
-    settings |= {"train": train, "recipe": recipe} if train else {}
-    report = {**found.to_dict(), "run": settings}
-    outcome = found.outcome
-    if trained is not None:
-        report = _with_training(report, trained)
-        outcome = report["outcome"]
-    _write_report(report, out)
-    _tell(settings, console)
-    print_report(report, console)
-    console.print(f"\n{out / 'report.html'}\n{out / 'report.json'}", highlight=False, markup=False)
-    return STATUS[outcome]
+        return _compare_original(request, sides, text)
+    one, other = (side for side in sides if not isinstance(side, Original))
+    source = _source(request, (one, other), text)
+    if request.train:
+        return _compare_training(request, (one, other), source, text)
+    return _compare_sides(request, (one, other), source)
 
 
-def _compare_original(
-    sides: tuple[Side | Original | Bundle, ...],
-    text: bytes,
-    settings: dict[str, Any],
-    out: Path,
-    console: Console,
+def _source(request: CompareRequest, sides: Sequence[Side | Bundle], text: bytes) -> Source:
+    """What the live sides run. A bundle has its own tokens."""
+    config = config_of_sides(sides, request.preset, request.architecture, given(request.model))
+    windows = request.windows
+    if any(isinstance(side, Bundle) for side in sides):
+        return Source(config, windows["seed"], ())
+    seeds = [windows["seed"] + i for i in range(request.repeat)]
+    tokens = tuple(sample_windows(text, config, **{**windows, "seed": seed}) for seed in seeds)
+    return Source(config, windows["seed"], tokens)
+
+
+def _compare_sides(
+    request: CompareRequest, sides: tuple[Side | Bundle, Side | Bundle], source: Source
 ) -> int:
-    """One published original, live, against a model of palm's with its weights, or a checkpoint's."""
+    """Two sides, live or recorded."""
+    with _progress(request, sides, {}) as on_step:
+        found = compare_sides(*sides, source, checkpoint=_checkpoint(request), on_step=on_step)
+    report = {**found.to_dict(), "run": request.settings(sides)}
+    return show(report, request.out)
+
+
+def _compare_training(
+    request: CompareRequest, sides: tuple[Side | Bundle, Side | Bundle], source: Source, text: bytes
+) -> int:
+    """Two live sides, and both wings' training."""
+    if (request.a, request.b) != ("torch", "jax"):
+        raise ConfigError(
+            f"--train must have the sides torch and jax, in that order; got {request.a} {request.b}. "
+            "Leave them out and give --dtype, --device or --checkpoint for both."
+        )
+    plan = find_recipe(
+        request.recipe,
+        **{**request.windows, "steps": request.train, "precision": request.dtype or "float32"},
+        ramp=(),
+        accumulate=1,
+    )
+    checkpoint = _checkpoint(request)
+    with _progress(request, sides, dict.fromkeys(RUNS, training_steps(plan))) as on_step:
+        found = compare_sides(*sides, source, checkpoint=checkpoint, on_step=on_step)
+        trained = train_backends(
+            source,
+            text,
+            plan,
+            checkpoint=checkpoint,
+            device=request.device,
+            attention=request.attention or "auto",
+            on_step=on_step,
+        )
+    report = {**_with_training(found.to_dict(), trained), "run": request.settings(sides)}
+    return show(report, request.out)
+
+
+def _with_training(report: dict[str, Any], trained: Butterfly) -> dict[str, Any]:
+    """The report with a training in it: the sides agree only if both agree."""
+    verdict = f"{report['verdict'].removesuffix('.')}; {trained.verdict}"
+    outcome = report["outcome"] if trained.agree else "differ"
+    own = {"outcome": outcome, "agree": outcome == "agree", "verdict": verdict}
+    return {**report, **own, "training": trained.to_dict()}
+
+
+def _compare_original(request: CompareRequest, sides: Sequence[Side | Original | Bundle], text: bytes) -> int:
+    """A published original against a palm model with its weights, or with those of a checkpoint."""
     live = next(side for side in sides if isinstance(side, Original))
     ours = next((side for side in sides if isinstance(side, Side)), None)
     if ours is None:
         raise ConfigError("an original must be compared with torch or jax; got two others. Name one of them.")
-    function, config, arrays = original(
-        live.source, None if live.file is None else Path(live.file), seed=settings["seed"]
-    )
     if (ours.compile, ours.matmul, ours.remat) != (None, None, "off"):
         raise ConfigError(
             "a side beside an original must have no compile, matmul or remat; got one. Leave it out."
         )
+    file = None if live.file is None else Path(live.file)
+    function, config, arrays = original(live.source, file, seed=request.windows["seed"])
     options: dict[str, Any] = {"backend": ours.backend, "device": ours.device, "attention": ours.attention}
     options["dtype"] = ours.dtype
     if ours.checkpoint is None:
@@ -197,47 +212,21 @@ def _compare_original(
     else:
         model = load(ours.checkpoint, **options)
         config = model.config
-    tokens = sample_windows(
-        text, config, batch=settings["batch"], length=settings["length"], seed=settings["seed"]
-    )
+    tokens = sample_windows(text, config, **request.windows)
     check_own(model, tokens)
     found = compare_foreign(function, model, tokens)
-    report = {**found.to_dict(), "run": settings}
-    _write_report(report, out)
-    _tell(settings, console)
-    print_report(report, console)
-    console.print(f"\n{out / 'report.json'}", highlight=False, markup=False)
-    return STATUS[found.outcome]
+    report = {**found.to_dict(), "run": request.settings(sides)}
+    return show(report, request.out)
 
 
-def _with_training(report: dict[str, Any], trained: Butterfly) -> dict[str, Any]:
-    verdict = f"{report['verdict'].removesuffix('.')}; {trained.verdict}"
-    outcome = report["outcome"] if trained.agree else "differ"
-    own = {"outcome": outcome, "agree": outcome == "agree", "verdict": verdict}
-    return {**report, **own, "training": trained.to_dict()}
+def _progress(
+    request: CompareRequest, sides: Sequence[Side | Bundle], more: dict[str, int]
+) -> AbstractContextManager[OnStep]:
+    """Bars of the live sides, of the referee, and of `more`."""
+    live = [key for key, side in zip("ab", sides, strict=True) if isinstance(side, Side)]
+    totals = dict.fromkeys(live, request.repeat * len(STEPS)) | {"referee": request.repeat} | more
+    return progress(totals, {"a": request.a, "b": request.b})
 
 
-def check_writable(out: Path) -> None:
-    """Make the folder of the reports, before any work. Raises `PalmError`."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not os.access(out, os.W_OK):
-            raise PermissionError(0, "no permission to write")
-    except OSError as error:
-        raise PalmError(
-            f"out must be a writable folder; got out={out}: {error.strerror}. Name another with --out."
-        ) from None
-
-
-def _write_report(report: dict[str, Any], out: Path) -> None:
-    try:
-        (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-        if report["schema"] == "palm-compare":
-            write_html(report, out / "report.html")
-    except OSError as error:
-        raise PalmError(f"out must be a writable folder; got out={out}: {error.strerror}.") from None
-
-
-def _tell(settings: Mapping[str, Any], console: Console) -> None:
-    told = ", ".join(f"{name} {value}" for name, value in settings.items())
-    console.print(f"{told}\n", highlight=False, markup=False)
+def _checkpoint(request: CompareRequest) -> str | None:
+    return None if request.checkpoint is None else str(request.checkpoint)

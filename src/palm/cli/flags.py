@@ -1,36 +1,49 @@
-"""The flags that override single fields of a model, a recipe and a cadence, made from those classes."""
+"""The flags that several commands have, and those that override fields of a model, a recipe, a cadence."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, get_type_hints
 
+import docstring_parser
 import tyro
 
 from palm.config import PaLMConfig
 from palm.recipes import RECIPES, Recipe
 from palm.training.cadence import Cadence
 
+T = TypeVar("T")
+# The fields of a command's request are its flags.
+Request = Annotated[T, tyro.conf.arg(name="")]
 Attention = Literal["auto", "textbook", "blockwise", "sdpa", "flex", "cudnn", "splash", "pallas"]
 
 
-def _flags(cls: type, default: str = "{}", of: Any = None) -> Any:
-    """A dataclass of the same fields, all optional. The help is the class's own list of its fields.
+def default(told: str, **options: Any) -> Any:
+    """An annotation of a flag: its default in words."""
+    return tyro.conf.arg(help_behavior_hint=f"(default: {told})", **options)
 
-    `default` says what a flag is that is not given, "{}" being the field's value in `of`.
+
+Optional = tyro.conf.arg(help_behavior_hint="(optional)")
+Architecture = Annotated[Literal["torch", "jax"] | None, default("torch")]
+PresetName = Annotated[str | None, default("small")]
+Text = Annotated[Path | None, default("the sources of Python's standard library")]
+
+
+def _flags(cls: type, told: str = "{}", of: Any = None) -> Any:
+    """A dataclass of the same fields, all optional. Their help is the attribute docstrings of `cls`.
+
+    `told` says what the default is, "{}" being the value of the field in `of`.
     """
-    told = dict(re.findall(r"- `(\w+)`: (.+?)(?=\n\s*- `|\n\n|\Z)", cls.__doc__ or "", re.DOTALL))
+    docstrings = {doc.arg_name: doc.description for doc in docstring_parser.parse_from_object(cls).params}
     fields: list[Any] = []
     for field in dataclasses.fields(cls):
-        argument = tyro.conf.arg(
-            help=" ".join(told[field.name].split()).replace("`", ""),
-            help_behavior_hint=f"(default: {default.format(repr(getattr(of, field.name, None)))})",
-        )
+        text = " ".join((docstrings[field.name] or "").split()).replace("`", "")
+        argument = default(told.format(repr(getattr(of, field.name, None))), help=text)
         hint = get_type_hints(cls)[field.name]
-        fields.append((field.name, Annotated[hint | None, argument], None))
-    flags = dataclasses.make_dataclass(f"{cls.__name__}Flags", fields, kw_only=True)
-    return Annotated[flags, tyro.conf.arg(name="")]
+        kind = tyro.conf.FlagConversionOff[Annotated[hint | None, argument]]  # --share-kv True, as in JSON
+        fields.append((field.name, kind, None))
+    return dataclasses.make_dataclass(f"{cls.__name__}Flags", fields, kw_only=True, frozen=True)
 
 
 if TYPE_CHECKING:  # made at run time, which a type checker cannot follow
@@ -44,5 +57,5 @@ else:
 
 
 def given(flags: Any) -> dict[str, Any]:
-    """The flags that were, by name."""
+    """The flags that were given, by name."""
     return {name: value for name, value in dataclasses.asdict(flags).items() if value is not None}

@@ -14,6 +14,8 @@ import palm
 from palm.errors import PalmError, ProbeError
 
 BAD_USAGE, SIDE_DIED, INTERRUPTED, PIPE_CLOSED = 2, 4, 130, 141
+# A field of a group in a request is a flag of its own name; a flag that is left out is not called None.
+STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone)
 # Where each command is, and the first line of its help: all that is needed of those that are not run.
 COMMANDS = {
     "compare": (
@@ -22,17 +24,16 @@ COMMANDS = {
     ),
     "record": (
         "palm.cli.record:record",
-        "Run one side where its framework lives and write down what it computed, to be compared elsewhere.",
+        "Run one side and write what it computed, so that it can be compared on another machine.",
     ),
-    "train": ("palm.cli.train:train", "Train a model, or go on with a run, in either framework."),
+    "train": ("palm.cli.train:train", "Train a model, or continue a run, in either framework."),
     "generate": (
         "palm.cli.text:generate",
-        "Print what a trained model writes after a prompt: the text, as it comes, and nothing else.",
+        "Print what a trained model writes after a prompt: the text as it is written, and nothing else.",
     ),
     "data": (
         "palm.cli.text:data",
-        "Fetch a public corpus: `palm data fetch enwik8`. "
-        "A copy that is there is verified, not fetched again.",
+        "Fetch a public corpus: `palm data fetch enwik8`. A copy that exists is verified, not fetched again.",
     ),
     "info": (
         "palm.cli.models:info",
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         return tyro.extras.subcommand_cli_from_dict(
-            _functions(given), prog="palm", description=palm.__doc__, args=given
+            _functions(given), prog="palm", description=palm.__doc__, args=given, config=STYLE
         )
     except PalmError as error:
         print(f"palm: {error}", file=sys.stderr)

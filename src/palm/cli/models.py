@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from rich.table import Table
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from palm.checkpoint.checkpoint import save_arrays
 from palm.cli.display import Terminal
+from palm.cli.flags import Request
 from palm.config import Backend
 from palm.presets import preset as find_preset
 from palm.spec.sizes import describe
@@ -47,21 +50,28 @@ def info(preset: Positional[str] = "small", /, *, architecture: Backend = "torch
     return 0
 
 
-def import_(source: Positional[str], file: Positional[Path], out: Positional[Path], /) -> int:
-    """Turn weights of one of the four original models into a palm checkpoint.
+@dataclass(frozen=True, kw_only=True)
+class ImportRequest:
+    """What `palm import` is asked for."""
 
-    Args:
-        source: Which original the weights belong to: palm_pytorch.palm_lite, palm_pytorch.palm_pytorch,
-            palm_jax.palm or palm_jax.palm_lite.
-        file: Its weights: .pt, .pth, .safetensors, .eqx (Equinox) or .npz.
-        out: Checkpoint directory to write; it must not exist.
-    """
-    config, arrays = read_upstream(file, source)
-    save_arrays(config, arrays, out)
+    source: Positional[Annotated[str, arg(metavar="SOURCE")]]
+    """palm_pytorch.palm_lite, palm_pytorch.palm_pytorch, palm_jax.palm or palm_jax.palm_lite."""
+    file: Positional[Annotated[Path, arg(metavar="FILE")]]
+    """Its weights: .pt, .pth, .safetensors, .eqx (Equinox) or .npz."""
+    out: Positional[Annotated[Path, arg(metavar="OUT")]]
+    """Checkpoint directory to write. It must not exist."""
+
+
+def import_(request: Request[ImportRequest]) -> int:
+    """Turn weights of one of the four original models into a palm checkpoint."""
+    config, arrays = read_upstream(request.file, request.source)
+    save_arrays(config, arrays, request.out)
     count = sum(array.size for array in arrays.values())
     # Read from the shapes alone: the one thing for a user to check.
     sizes = ", ".join(f"{name} {getattr(config, name)}" for name in ("depth", "dim", "heads", "dim_head"))
-    Terminal().print(f"{out}: {source}, {count:,} parameters, {sizes}", highlight=False, markup=False)
+    Terminal().print(
+        f"{request.out}: {request.source}, {count:,} parameters, {sizes}", highlight=False, markup=False
+    )
     return 0
 
 

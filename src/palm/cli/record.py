@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from palm.cli.display import Terminal
-from palm.cli.flags import ModelFlags, given
+from palm.cli.flags import Architecture, ModelFlags, PresetName, Request, Text, given
 from palm.cli.progress import progress
 from palm.cli.sides import config_of_sides, parse_side, refuse_ignored
-from palm.config import Backend
 from palm.data.windows import read_text, sample_windows, standard_library_text
 from palm.errors import ConfigError
 from palm.parity.recording.bundle import check_free
@@ -20,48 +21,52 @@ from palm.parity.run.launch import Source, record_side
 from palm.parity.run.sides import Side
 
 
-def record(
-    side: Positional[str],
-    /,
-    *,
-    out: Path,
-    model: ModelFlags,
-    preset: str | None = None,
-    architecture: Backend | None = None,
-    data: Path | None = None,
-    batch: int = 2,
-    length: int = 256,
-    seed: int = 0,
-    complete: bool = False,
-) -> int:
-    """Run one side where its framework lives and write down what it computed, to be compared elsewhere.
+@dataclass(frozen=True, kw_only=True)
+class RecordRequest:
+    """What `palm record` is asked for."""
 
-    The bundle holds taps, logits, loss, gradients, versions, flags, device and config. It is small: every tap
-    whole at the first positions, and for the rest statistics, checksums and sketches, which still tell
+    side: Positional[Annotated[str, arg(metavar="SIDE")]]
+    """backend[:checkpoint][@key=value,…], as for palm compare."""
+    out: Path
+    """Folder of the bundle: a new one, an empty one, or a bundle to replace."""
+    preset: PresetName = None
+    """The config to build from the seed, unless the side has a checkpoint; palm info lists them."""
+    architecture: Architecture = None
+    """The original that a preset follows where it leaves the architecture open."""
+    data: Text = None
+    """The text to run on, as bytes."""
+    batch: int = 2
+    """Number of text windows."""
+    length: int = 256
+    """Tokens in each window."""
+    seed: int = 0
+    """Draws the weights and the windows."""
+    complete: bool = False
+    """Keep everything, including weights and the float64 run: as much as palm compare has of live sides."""
+    model: ModelFlags
+    """These change single fields of the preset."""
+
+
+def record(request: Request[RecordRequest]) -> int:
+    """Run one side and write what it computed, so that it can be compared on another machine.
+
+    The bundle holds taps, logits, loss, gradients, versions, flags, device and config. It is small: it keeps
+    the first positions of every tap, and statistics, checksums and sketches of the rest. These still show
     whether two sides differ by more than rounding. palm compare BUNDLE BUNDLE needs no framework.
-
-    Args:
-        side: backend[:checkpoint][@key=value,…], as for palm compare.
-        out: Folder of the bundle.
-        preset: Which config to build from the seed, unless the side has a checkpoint; small unless given.
-        architecture: Whose original an open preset resolves to; torch unless given.
-        data: Text to run on, as bytes; Python's own standard library sources unless given.
-        batch: Number of text windows.
-        length: Tokens in each window.
-        seed: Draws the weights and the windows.
-        complete: Keep everything, weights and float64 too: what palm compare uses of live sides.
     """
-    parsed = parse_side(side)
-    if not isinstance(parsed, Side):
-        raise ConfigError(f"side must be torch or jax to be recorded; got side={side}. Record a live one.")
+    side, out = parse_side(request.side), request.out
+    if not isinstance(side, Side):
+        raise ConfigError(
+            f"side must be torch or jax to be recorded; got side={request.side}. Record a live one."
+        )
     check_free(out)
-    own = {"preset": preset, "architecture": architecture, **given(model)}
-    refuse_ignored((parsed,), {}, {}, {}, own)
-    config = config_of_sides((parsed,), preset, architecture or "torch", given(model))
-    text = standard_library_text() if data is None else read_text(data)
-    source = Source(config, seed, (sample_windows(text, config, batch=batch, length=length, seed=seed),))
-    with progress({"a": len(STEPS)}, {"a": side}) as on_step:
-        recorded = record_side(parsed, source, out, is_complete=complete, on_step=on_step)
+    refuse_ignored((side,), request)
+    config = config_of_sides((side,), request.preset, request.architecture, given(request.model))
+    text = standard_library_text() if request.data is None else read_text(request.data)
+    tokens = sample_windows(text, config, batch=request.batch, length=request.length, seed=request.seed)
+    source = Source(config, request.seed, (tokens,))
+    with progress({"a": len(STEPS)}, {"a": request.side}) as on_step:
+        recorded = record_side(side, source, out, is_complete=request.complete, on_step=on_step)
     size = sum(file.stat().st_size for file in out.iterdir())
     what = "an excerpt" if isinstance(recorded, Excerpt) else "complete"
     Terminal().print(

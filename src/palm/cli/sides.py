@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from palm.checkpoint.checkpoint import load_arrays
 from palm.checkpoint.manifest import MANIFEST
+from palm.cli.flags import given
 from palm.config import BACKENDS, Backend, DType, PaLMConfig
 from palm.errors import ConfigError
 from palm.parity.recording.bundle import is_bundle
@@ -19,6 +21,10 @@ GRAMMAR = (
     "backend[:checkpoint][@key=value,…], such as jax, torch:RUN/step-00000100 or "
     "torch@dtype=bfloat16,compile=on; or the folder of a bundle"
 )
+
+# Options by what they change, where a side leaves it open.
+_WINDOWS, _REPEATS = ("batch", "length", "seed", "data"), ("repeat", "train")
+_EXECUTION, _MODEL = ("dtype", "device", "attention"), ("preset", "architecture")
 
 
 def parse_side(text: str, **defaults: Any) -> Side | Original | Bundle:
@@ -93,46 +99,47 @@ def parse_sides(
 def config_of_sides(
     sides: Sequence[Side | Original | Bundle],
     preset: str | None,
-    architecture: Backend,
+    architecture: Backend | None,
     changes: Mapping[str, Any],
 ) -> PaLMConfig:
-    """What the first bundle or checkpoint holds, or what is built from the seed."""
+    """The config of the first bundle or checkpoint, or the one to build from the seed."""
     for side in sides:
         if isinstance(side, Bundle):
             return side.recording.config
-    paths = [side.checkpoint for side in sides if isinstance(side, Side) and side.checkpoint is not None]
+    paths = _checkpoints(sides)
     if paths:
         return load_arrays(paths[0])[0]
-    return find_preset(preset or "small", **changes).resolve(architecture)
+    return find_preset(preset or "small", **changes).resolve(architecture or "torch")
 
 
-def model_name(sides: tuple[Side | Original | Bundle, ...], preset: str | None) -> str:
+def model_name(sides: Sequence[Side | Original | Bundle], preset: str | None) -> str:
     """What is compared, for a reader."""
-    names = [side.checkpoint for side in sides if isinstance(side, Side) and side.checkpoint is not None]
+    names = _checkpoints(sides)
     names += [str(side.path) for side in sides if isinstance(side, Bundle)]
     names += [side.file or side.source for side in sides if isinstance(side, Original)]
     return ", ".join(dict.fromkeys(names)) or preset or "small"
 
 
-def refuse_ignored(
-    sides: Sequence[Side | Original | Bundle],
-    windows: Mapping[str, Any],
-    more: Mapping[str, Any],
-    how: Mapping[str, Any],
-    model: Mapping[str, Any],
-) -> None:
-    """Raise `ConfigError` for an option that would change nothing, for a side has its own."""
-    useless: dict[str, Any] = {}
-    what = ""
+def refuse_ignored(sides: Sequence[Side | Original | Bundle], request: Any) -> None:
+    """Raise `ConfigError` for an option of the request that would change nothing, for a side has its own."""
+    is_live = any(isinstance(side, Side) for side in sides)
     if any(isinstance(side, Bundle) for side in sides):
         what = "a bundle, which is one run of its own model"
-        useless = {**windows, **more, **model, **({} if any(isinstance(s, Side) for s in sides) else how)}
+        useless = [*_WINDOWS, *_REPEATS, *([] if is_live else _EXECUTION), *_MODEL]
     elif any(isinstance(side, Original) for side in sides):
         what = "an original, which has its own model and is compared once"
-        useless = {**more, **model}
-    elif all(isinstance(side, Side) and side.checkpoint is not None for side in sides):
+        useless = [*_REPEATS, *_MODEL]
+    elif len(_checkpoints(sides)) == len(sides):
         what = "checkpoints, which have their own model"
-        useless = dict(model)
-    told = [f"--{name.replace('_', '-')}" for name, value in useless.items() if value is not None]
+        useless = [*_MODEL]
+    else:
+        return
+    usual = {field.name: field.default for field in fields(request)}
+    told = [name for name in useless if name in usual and getattr(request, name) != usual[name]]
+    told = [f"--{name.replace('_', '-')}" for name in [*told, *given(request.model)]]
     if told:
         raise ConfigError(f"{', '.join(told)} must not be given beside {what}. Leave it out.")
+
+
+def _checkpoints(sides: Sequence[Side | Original | Bundle]) -> list[str]:
+    return [side.checkpoint for side in sides if isinstance(side, Side) and side.checkpoint is not None]

@@ -4,129 +4,145 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from rich.console import Console
 from rich.progress import Progress
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from palm.backends import first_backend, keep_programs
 from palm.checkpoint.checkpoint import load
 from palm.checkpoint.manifest import MANIFEST
-from palm.cli.flags import Attention
+from palm.cli.flags import Attention, Optional, Request, default
 from palm.config import Backend
 from palm.data.download import fetch
-from palm.data.tokenizer import load_tokenizer
+from palm.data.tokenizer import Tokenizer, load_tokenizer
 from palm.errors import DataError, RunError
+from palm.generation.generate import Generation
 from palm.generation.generate import generate as generate_text
 from palm.training.run_folder import Run
 
 
-def generate(
-    run: Positional[Path],
-    /,
-    prompt: str,
-    backend: Backend | None = None,
-    max_new_tokens: int = 200,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    stop: tuple[str, ...] = (),
-    seed: int = 0,
-    checkpoint: str = "last",
-    device: str | None = None,
-    attention: Attention = "auto",
-    weights: Literal["int8"] | None = None,
-    compile_cache: Path | None = None,
-    echo: bool = False,
-    logprobs: Path | None = None,
-) -> int:
-    """Print what a trained model writes after a prompt: the text, as it comes, and nothing else.
+@dataclass(frozen=True, kw_only=True)
+class GenerateRequest:
+    """What `palm generate` is asked for."""
 
-    Args:
-        run: Folder of a run, or a checkpoint.
-        prompt: What to continue.
-        backend: torch or jax; both write the same text from one seed. Default: what the run was trained in.
-        max_new_tokens: Stop after so many tokens.
-        temperature: Divides the logits; 0 always takes the likeliest token.
-        top_k: Choose among the k likeliest.
-        top_p: Choose among the likeliest that together reach this probability.
-        min_p: Choose among those at least this share as likely as the likeliest.
-        stop: Texts that end the output; they are not printed.
-        seed: Draws the noise.
-        checkpoint: Which of a run's: last, best, or a step.
-        device: Where: cpu, cuda, gpu:1, …
-        attention: How the prompt is read; a token after it has one way.
-        weights: int8 rounds the weights to eight bits, for less memory.
-        compile_cache: Folder for compiled programs, which the next start takes from there (torch compiles on
-            GPUs only).
-        echo: Print the prompt first.
-        logprobs: File for one line of JSON a token: its id and log-probability.
-    """
-    path, used, tokenizer = run, None, load_tokenizer(None)
-    folder = Run(run) if Run(run).is_run else Run(run.resolve().parent)
-    if folder.is_run:
-        path = folder.checkpoint(checkpoint) if folder.path == run else run
-        used = folder.settings()["backend"]
-        tokenizer = folder.tokenizer()
-    elif not (run / MANIFEST).exists():
-        found = "" if run.exists() else ", and there is no such folder"
-        raise RunError(
-            f"run must be the folder of a run, or a checkpoint; got run={run}{found}. Look at its path."
-        )
-    chosen = backend or first_backend(used)
-    keep_programs(compile_cache, chosen)
-    model = load(path, backend=chosen, device=device, attention=attention)
+    run: Positional[Annotated[Path, arg(metavar="RUN")]]
+    """Folder of a run, or a checkpoint."""
+    prompt: str
+    """The text to continue."""
+    backend: Annotated[Backend | None, default("the one that trained the run")] = None
+    """The framework that computes. Both write the same text from one seed."""
+    max_new_tokens: int = 200
+    """Largest number of tokens to write."""
+    temperature: float = 1.0
+    """Divides the logits. 0 always takes the most likely token."""
+    top_k: Annotated[int | None, default("all")] = None
+    """Choose among the k most likely tokens."""
+    top_p: Annotated[float | None, default("1")] = None
+    """Choose among the most likely tokens that together reach this probability."""
+    min_p: Annotated[float | None, default("0")] = None
+    """Choose among the tokens that have at least this share of the probability of the most likely one."""
+    stop: Annotated[tuple[str, ...], default("none")] = ()
+    """Texts that end the output. They are not printed."""
+    seed: int = 0
+    """Draws the random numbers."""
+    checkpoint: str = "last"
+    """Which checkpoint of a run: last, best (of the lowest validation loss), or a step."""
+    device: Annotated[str | None, default("the backend's")] = None
+    """Where to compute: cpu, cuda, gpu:1, …"""
+    attention: Attention = "auto"
+    """The attention path that reads the prompt. There is one way to compute the tokens after it."""
+    weights: Annotated[Literal["int8"] | None, default("as they are")] = None
+    """int8 rounds the weights to eight bits, for less memory."""
+    compile_cache: Annotated[Path | None, Optional] = None
+    """Folder for compiled programs. The next start reads them instead of compiling (torch: on GPUs only)."""
+    echo: bool = False
+    """Print the prompt first."""
+    logprobs: Annotated[Path | None, Optional] = None
+    """File to write, one line of JSON for each token: its id and its log-probability."""
 
-    def say(row: int, piece: str) -> None:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
 
-    if echo:
-        say(0, prompt)
+def generate(request: Request[GenerateRequest]) -> int:
+    """Print what a trained model writes after a prompt: the text as it is written, and nothing else."""
+    path, used, tokenizer = _find(request.run, request.checkpoint)
+    backend = request.backend or first_backend(used)
+    keep_programs(request.compile_cache, backend)
+    model = load(path, backend=backend, device=request.device, attention=request.attention)
+    if request.echo:
+        _write(request.prompt)
     generation = generate_text(
         model,
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        stop=stop,
-        seed=seed,
-        weights=weights,
+        request.prompt,
+        max_new_tokens=request.max_new_tokens,
+        temperature=request.temperature,
+        top_k=request.top_k,
+        top_p=request.top_p,
+        min_p=request.min_p,
+        stop=request.stop,
+        seed=request.seed,
+        weights=request.weights,
         tokenizer=tokenizer,
-        on_text=say,
+        on_text=lambda row, piece: _write(piece),
     )
     if sys.stdout.isatty():
-        say(0, "\n")
-    if logprobs is not None:
-        pairs = zip(generation.tokens.tolist(), generation.logprobs.tolist(), strict=True)
-        lines = [json.dumps({"token": token, "logprob": logprob}) + "\n" for token, logprob in pairs]
-        try:
-            logprobs.write_text("".join(lines), encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"logprobs must be a writable file; got {logprobs}: {error.strerror}.") from None
+        _write("\n")
+    if request.logprobs is not None:
+        _write_logprobs(generation, request.logprobs)
     return 0
 
 
-def data(
-    action: Positional[Literal["fetch"]], name: Positional[str], folder: Positional[Path] = Path(), /
-) -> int:
-    """Fetch a public corpus: `palm data fetch enwik8`. A copy that is there is verified, not fetched again.
+def _find(path: Path, which: str) -> tuple[Path, Backend | None, Tokenizer]:
+    """The checkpoint of a run or the one at `path`, the backend that trained it, and its tokenizer."""
+    run = Run(path) if Run(path).is_run else Run(path.resolve().parent)
+    if run.is_run:
+        chosen = run.checkpoint(which) if run.path == path else path
+        return chosen, run.settings()["backend"], run.tokenizer()
+    if not (path / MANIFEST).exists():
+        found = "" if path.exists() else ", and there is no such folder"
+        raise RunError(
+            f"run must be the folder of a run, or a checkpoint; got run={path}{found}. Check the path."
+        )
+    return path, None, load_tokenizer(None)
 
-    Args:
-        action: fetch.
-        name: enwik8.
-        folder: Where to put it.
-    """
+
+def _write(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+def _write_logprobs(generation: Generation, file: Path) -> None:
+    pairs = zip(generation.tokens.tolist(), generation.logprobs.tolist(), strict=True)
+    lines = [json.dumps({"token": token, "logprob": logprob}) + "\n" for token, logprob in pairs]
+    try:
+        file.write_text("".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"logprobs must be a writable file; got {file}: {error.strerror}.") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRequest:
+    """What `palm data` is asked for."""
+
+    action: Positional[Literal["fetch"]]
+    """fetch downloads a corpus."""
+    name: Positional[Annotated[str, arg(metavar="NAME")]]
+    """Which one: enwik8."""
+    folder: Positional[Annotated[Path, arg(metavar="[FOLDER]")]] = Path()
+    """Where to put it."""
+
+
+def data(request: Request[DataRequest]) -> int:
+    """Fetch a public corpus: `palm data fetch enwik8`. A copy that exists is verified, not fetched again."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(name, total=None)
-        path = fetch(
-            name, folder, on_progress=lambda done, total: progress.update(task, completed=done, total=total)
-        )
+        task = progress.add_task(request.name, total=None)
+
+        def on_progress(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        path = fetch(request.name, request.folder, on_progress=on_progress)
     print(path)
     return 0

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import numpy as np
 
 from palm.backends import first_backend, keep_programs
 from palm.checkpoint.checkpoint import load_arrays
 from palm.cli.display import display
-from palm.cli.flags import Attention, CadenceFlags, ModelFlags, RecipeFlags, given
+from palm.cli.flags import (
+    Attention,
+    CadenceFlags,
+    ModelFlags,
+    Optional,
+    PresetName,
+    RecipeFlags,
+    Request,
+    default,
+    given,
+)
 from palm.config import Backend, PaLMConfig
 from palm.errors import ConfigError, RunError
 from palm.presets import preset as find_preset
@@ -24,131 +38,142 @@ from palm.training.train import resume as resume_run
 from palm.training.train import train as train_run
 
 
-def train(
-    model: ModelFlags,
-    training: RecipeFlags,
-    cadence: CadenceFlags,
-    backend: Backend | None = None,
-    preset: str | None = None,
-    recipe: str | None = None,
-    data: Path | None = None,
-    tokenizer: Path | None = None,
-    checkpoint: Path | None = None,
-    out: Path | None = None,
-    resume: Path | None = None,
-    device: str | None = None,
-    attention: Attention | None = None,
-    compile_cache: Path | None = None,
-    tensorboard: bool = False,
-) -> int:
-    """Train a model, or go on with a run, in either framework.
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """What `palm train` is asked for."""
 
-    Writes RUN/metrics.jsonl, RUN/step-…/, RUN/loss.png. Ctrl-C ends a run after the step in progress, with a
-    checkpoint; --resume goes on from there. Single fields of model and recipe are changed by their flags.
+    backend: Annotated[Backend | None, default("the first that is installed")] = None
+    """The framework that trains. A run can be resumed in the other one."""
+    preset: PresetName = None
+    """The model to start from; palm info lists them. It is built as the original of the backend."""
+    recipe: Annotated[str | None, default("bytes")] = None
+    """The recipe to start from: bytes (learns on a CPU in minutes), adamw or paper."""
+    data: Annotated[Path | None, Optional] = None
+    """The text: a file, a folder, or a .npy file of token ids. A new run must have it."""
+    out: Annotated[Path | None, Optional] = None
+    """Folder of the new run."""
+    resume: Annotated[Path | None, Optional] = None
+    """Folder of a run to continue, instead of --data and --out."""
+    tokenizer: Annotated[Path | None, default("tokens are bytes")] = None
+    """A Hugging Face tokenizer.json or a SentencePiece .model."""
+    checkpoint: Annotated[Path | None, Optional] = None
+    """Start from the model and the weights of this checkpoint."""
+    device: Annotated[str | None, default("the backend's")] = None
+    """Where to compute: cpu, cuda, gpu:1, …"""
+    attention: Annotated[Attention | None, default("auto")] = None
+    """The attention path. auto chooses the fastest for the device."""
+    compile_cache: Annotated[Path | None, Optional] = None
+    """Folder for compiled programs. The next start reads them instead of compiling (torch: on GPUs only)."""
+    tensorboard: bool = False
+    """Also write RUN/tensorboard."""
+    model: ModelFlags
+    """These change single fields of the preset."""
+    training: RecipeFlags
+    """These change single fields of the recipe."""
+    cadence: CadenceFlags
+    """What happens beside the steps, and how often."""
 
-    Args:
-        backend: torch or jax (default: the first that is installed); the other one may take a run over.
-        preset: Which model; palm info --help lists them. Default: small, as the backend's original has it.
-        recipe: Which recipe: bytes (the default; learns on a CPU in minutes), adamw, or paper.
-        data: Text: a file or a folder; or a .npy of token ids.
-        tokenizer: A Hugging Face tokenizer.json or a SentencePiece .model; without one tokens are bytes.
-        checkpoint: Start from the weights of this checkpoint, whose model is then the one trained.
-        out: Folder of the new run.
-        resume: Folder of a run to go on with.
-        device: Where: cpu, cuda, gpu:1, …
-        attention: Attention path: auto (the default), textbook, blockwise, sdpa, flex, cudnn, splash or
-            pallas.
-        compile_cache: Folder for compiled programs, which the next start takes from there (torch compiles on
-            GPUs only).
-        tensorboard: Also write RUN/tensorboard.
+
+def train(request: Request[TrainRequest]) -> int:
+    """Train a model, or continue a run, in either framework.
+
+    Writes RUN/metrics.jsonl, RUN/step-…/ and RUN/loss.png. Ctrl-C ends a run after the current step, with a
+    checkpoint; --resume continues it.
     """
     keep_memory()
-    steps = training.steps
-    if resume is not None:
-        _only_without_resume(
-            preset=preset, recipe=recipe, checkpoint=checkpoint, out=out, tokenizer=tokenizer
-        )
-        settings = Run(resume).settings()
-        _refuse_changes(model, PaLMConfig.from_dict(settings["config"]))
-        _refuse_changes(training, Recipe.from_dict(settings["recipe"]))
-        total = settings["recipe"]["steps"] if steps is None else steps
-        keep_programs(compile_cache, backend or settings["backend"])
-        with display(total, resume if tensorboard else None) as on_step:
-            return _tell(
-                resume_run(
-                    resume,
-                    backend=backend,
-                    steps=steps,
-                    cadence=Cadence(**{**settings["cadence"], **given(cadence)}),
-                    data=data,
-                    device=device,
-                    attention=attention,
-                    on_step=on_step,
-                )
-            )
-    if data is None or out is None:
-        missing = (
-            "--data and --out" if data is None and out is None else "--data" if data is None else "--out"
-        )
-        raise ConfigError(f"a new run must have --data and --out; {missing} is missing. Or give --resume.")
-    weights = None
-    if checkpoint is None:
-        config = find_preset(preset or "small", **given(model))
+    trained = _start(request) if request.resume is None else _resume(request, request.resume)
+    assert trained.path is not None
+    if trained.interrupted:
+        told = f"stopped after step {trained.step}; continue with: palm train --resume {trained.path}"
     else:
-        config, weights = load_arrays(checkpoint)
-        if preset is not None or given(model):
-            raise ConfigError("a checkpoint brings its own model; got model flags as well. Leave those out.")
-    chosen = find_recipe(recipe or "bytes", **given(training))
-    backend = backend or first_backend()
-    keep_programs(compile_cache, backend)
-    size = describe(config.resolve(backend), chosen.length).total
+        told = f"finished all {trained.step} steps; {trained.path / PLOT}"
+    print(told, file=sys.stderr)
+    return 0
+
+
+def _start(request: TrainRequest) -> Trained[Any]:
+    """A new run."""
+    data, out = request.data, request.out
+    if data is None or out is None:
+        missing = [f"--{name}" for name, value in (("data", data), ("out", out)) if value is None]
+        raise ConfigError(
+            f"a new run must have --data and --out; {' and '.join(missing)} is missing. Or give --resume."
+        )
+    config, weights = _model(request)
+    recipe = find_recipe(request.recipe or "bytes", **given(request.training))
+    backend = request.backend or first_backend()
+    keep_programs(request.compile_cache, backend)
+    size = describe(config.resolve(backend), recipe.length).total
     print(
-        f"{size:,} parameters in {backend}; {chosen.steps} steps of {chosen.batch} × {chosen.length} tokens "
-        f"by {chosen.optimizer} at {chosen.learning_rate:g}; {data} → {out}",
+        f"{size:,} parameters in {backend}; {recipe.steps} steps of {recipe.batch} × {recipe.length} tokens "
+        f"with {recipe.optimizer} at learning rate {recipe.learning_rate:g}; {data} → {out}",
         file=sys.stderr,
     )
-    with display(chosen.steps, out if tensorboard else None) as on_step:
-        return _tell(
-            train_run(
-                config,
-                chosen,
-                data,
-                backend=backend,
-                out=out,
-                tokenizer=tokenizer,
-                weights=weights,
-                cadence=Cadence(**given(cadence)),
-                device=device,
-                attention=attention or "auto",
-                on_step=on_step,
-            )
+    with display(recipe.steps, out if request.tensorboard else None) as on_step:
+        return train_run(
+            config,
+            recipe,
+            data,
+            backend=backend,
+            out=out,
+            tokenizer=request.tokenizer,
+            weights=weights,
+            cadence=Cadence(**given(request.cadence)),
+            device=request.device,
+            attention=request.attention or "auto",
+            on_step=on_step,
+        )
+
+
+def _model(request: TrainRequest) -> tuple[PaLMConfig, Mapping[str, np.ndarray] | None]:
+    """The config of a new run, and the weights it starts from; None: they are drawn from the seed."""
+    changes = given(request.model)
+    if request.checkpoint is None:
+        return find_preset(request.preset or "small", **changes), None
+    if request.preset is not None or changes:
+        raise ConfigError(
+            "a checkpoint must come without --preset and flags of the model because it has its own model; "
+            "got both. Leave one of them out."
+        )
+    return load_arrays(request.checkpoint)
+
+
+def _resume(request: TrainRequest, run: Path) -> Trained[Any]:
+    """The run in that folder, continued."""
+    only_new = {
+        name: getattr(request, name) for name in ("preset", "recipe", "checkpoint", "out", "tokenizer")
+    }
+    named = [f"--{name}" for name, value in only_new.items() if value is not None]
+    if named:
+        raise RunError(f"--resume must come without {', '.join(named)}; the run has its own. Leave them out.")
+    settings = Run(run).settings()
+    _refuse_changes(request.model, PaLMConfig.from_dict(settings["config"]))
+    _refuse_changes(request.training, Recipe.from_dict(settings["recipe"]))
+    steps: int | None = request.training.steps
+    keep_programs(request.compile_cache, request.backend or settings["backend"])
+    total = settings["recipe"]["steps"] if steps is None else steps
+    with display(total, run if request.tensorboard else None) as on_step:
+        return resume_run(
+            run,
+            backend=request.backend,
+            steps=steps,
+            cadence=Cadence(**{**settings["cadence"], **given(request.cadence)}),
+            data=request.data,
+            device=request.device,
+            attention=request.attention,
+            on_step=on_step,
         )
 
 
 def _refuse_changes(flags: Any, own: PaLMConfig | Recipe) -> None:
+    """Raise `RunError` for a flag that would change a resumed run; it may get other steps."""
     changed = [
-        f"{name}={value!r} for {getattr(own, name)!r}"
+        f"{name}={value!r}, but the run has {name}={getattr(own, name)!r}"
         for name, value in given(flags).items()
         if name != "steps" and value != getattr(own, name)
     ]
     if changed:
         raise RunError(
-            f"a resumed run must keep its model and recipe but for --steps; got {', '.join(changed)}. "
+            f"a resumed run must keep its model and recipe, except --steps; got {'; '.join(changed)}. "
             "Start a new run from its checkpoint: --checkpoint RUN/step-…."
         )
-
-
-def _only_without_resume(**options: Any) -> None:
-    named = [f"--{name}" for name, value in options.items() if value is not None]
-    if named:
-        raise RunError(f"--resume must come without {', '.join(named)}; the run has its own. Leave them out.")
-
-
-def _tell(trained: Trained[Any]) -> int:
-    assert trained.path is not None
-    if trained.interrupted:
-        told = f"stopped after step {trained.step}; go on with: palm train --resume {trained.path}"
-    else:
-        told = f"all {trained.step} steps are made; {trained.path / PLOT}"
-    print(told, file=sys.stderr)
-    return 0

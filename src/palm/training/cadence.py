@@ -10,25 +10,23 @@ from palm.fields import integer
 
 @dataclass(frozen=True, kw_only=True)
 class Cadence:
-    """What happens beside the steps, none of which changes the weights. Every count is of steps; 0 is never.
-
-    - `checkpoint_every`: write a checkpoint; the first and the last step have one anyway.
-    - `keep`: how many of the newest checkpoints are kept, besides the one of the lowest validation loss, and
-      those that a rewind may need.
-    - `validate_every`: measure the validation loss; it is measured at every regular checkpoint as well.
-    - `validate_windows`: on how many windows at most.
-    - `sample_every`: write a sample to samples.jsonl.
-    - `sample_tokens`: its length.
-    - `sample_prompt`: what it continues.
-    """
+    """What a run does beside its steps; none of it changes the weights. An interval of 0 means never."""
 
     checkpoint_every: int = 200
+    """Steps between checkpoints. The first and the last step always have one."""
     keep: int = 3
+    """How many of the newest checkpoints to keep. The one of the lowest validation loss, and those that a
+    rewind may need, are kept as well."""
     validate_every: int = 100
+    """Steps between measurements of the validation loss. Every regular checkpoint measures it too."""
     validate_windows: int = 64
+    """Largest number of windows in such a measurement."""
     sample_every: int = 0
+    """Steps between samples in samples.jsonl."""
     sample_tokens: int = 200
+    """Length of a sample in tokens."""
     sample_prompt: str = "\n"
+    """The prompt that a sample continues."""
 
     def __post_init__(self) -> None:
         for name in ("keep", "validate_windows", "sample_tokens"):

@@ -38,10 +38,16 @@ def test_a_run_starts_in_one_framework_ends_in_the_other_and_both_write_the_same
     assert "step 4/4" in started.stderr
     changed = palm("train", "--resume", run, "--dim", "3", "--batch", "2", "--remat", "True")
     assert changed.returncode == 2
-    assert "must keep its model and recipe but for --steps; got dim=3 for 16." in changed.stderr
+    assert (
+        "must keep its model and recipe, except --steps; got dim=3, but the run has dim=16; "
+        in changed.stderr
+    )
     changed = palm("train", "--resume", run, "--batch", "2", "--remat", "True")
     assert changed.returncode == 2
-    assert "must keep its model and recipe but for --steps; got remat=True for False." in changed.stderr
+    assert (
+        "must keep its model and recipe, except --steps; got remat=True, but the run has remat=False."
+        in changed.stderr
+    )
     resumed = palm("train", "--resume", run, "--backend", "torch", "--steps", "6", "--batch", "2")
     assert resumed.returncode == 0, resumed.stderr
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -170,7 +176,7 @@ def test_a_run_goes_on_under_flags_that_say_what_it_does(text, tmp_path):
     assert done.returncode == 0, done.stderr
     done = palm("train", "--resume", run, "--ramp", "2", "4", "3", "8")
     assert done.returncode == 2
-    assert "got ramp=((2, 4), (3, 8)) for ((2, 4), (3, 6))." in done.stderr
+    assert "got ramp=((2, 4), (3, 8)), but the run has ramp=((2, 4), (3, 6))." in done.stderr
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
