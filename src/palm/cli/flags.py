@@ -41,9 +41,9 @@ def _flags(cls: type, told: str = "{}", of: Any = None) -> Any:
         text = " ".join((docstrings[field.name] or "").split()).replace("`", "")
         argument = default(told.format(repr(getattr(of, field.name, None))), help=text)
         hint = get_type_hints(cls)[field.name]
-        kind = tyro.conf.FlagConversionOff[Annotated[hint | None, argument]]  # --share-kv True, as in JSON
-        fields.append((field.name, kind, None))
-    return dataclasses.make_dataclass(f"{cls.__name__}Flags", fields, kw_only=True, frozen=True)
+        fields.append((field.name, Annotated[hint | None, argument], None))
+    flags = dataclasses.make_dataclass(f"{cls.__name__}Flags", fields, kw_only=True, frozen=True)
+    return tyro.conf.configure(tyro.conf.FlagConversionOff)(flags)  # --share-kv True, as in the config
 
 
 if TYPE_CHECKING:  # made at run time, which a type checker cannot follow

@@ -39,8 +39,7 @@ def test_a_run_starts_in_one_framework_ends_in_the_other_and_both_write_the_same
     changed = palm("train", "--resume", run, "--dim", "3", "--batch", "2", "--remat", "True")
     assert changed.returncode == 2
     assert (
-        "must keep its model and recipe, except --steps; got dim=3, but the run has dim=16."
-        in changed.stderr
+        "must keep its model and recipe, except --steps; got dim=3, but the run has dim=16." in changed.stderr
     )
     changed = palm("train", "--resume", run, "--batch", "2", "--remat", "True")
     assert changed.returncode == 2
