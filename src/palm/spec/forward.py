@@ -61,15 +61,15 @@ def norm(at: Place) -> np.ndarray:
 
 
 def project(at: Place, kind: str) -> np.ndarray:
-    """The "query" (..., n, h·e), "key" or "value" (..., n, e) of the normed input, before rotary."""
+    """The "query" (..., h, n, e), "key" or "value" (..., n, e) of the normed input, before rotary."""
     shared = at.config.share_kv and kind != "query"
-    return at.tap("norm") @ at.weight(f"attention.{'key_value' if shared else kind}")
+    x = at.tap("norm") @ at.weight(f"attention.{'key_value' if shared else kind}")
+    return functions.split_heads(x, at.config) if kind == "query" else x
 
 
 def q(at: Place) -> np.ndarray:
     """The h query heads, rotated with rotary, merged."""
-    heads = functions.split_heads(project(at, "query"), at.config)
-    return functions.merge_heads(functions.position_step(heads, at.config))
+    return functions.merge_heads(functions.position_step(project(at, "query"), at.config))
 
 
 def k(at: Place) -> np.ndarray:
