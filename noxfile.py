@@ -148,9 +148,11 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Types, strictly."""
+    """Types, strictly; and an example that uses the public surface, in which nothing may be of type Any."""
     install(session, "all", "types")
     session.run("mypy")
+    session.run("mypy", "--disallow-any-expr", "tests/types")
+    session.run("basedpyright", "tests/types")
 
 
 @nox.session

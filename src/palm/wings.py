@@ -23,7 +23,7 @@ T = TypeVar("T")
 M_co = TypeVar("M_co", covariant=True)
 
 
-class Trainer(Protocol[M_co]):
+class TrainerProtocol(Protocol[M_co]):
     """A model that learns in steps, with the state of its optimiser."""
 
     @property
@@ -47,7 +47,7 @@ class Trainer(Protocol[M_co]):
         """Inverse of `moments`."""
 
 
-class Decoder(Protocol):
+class DecoderProtocol(Protocol):
     """Several sequences that grow by a token at a time, with a KV cache.
 
     `next` may return before the device is done; `fetch` blocks.
@@ -71,11 +71,11 @@ class Wing(Protocol[M]):
         """The wing's model class."""
 
     @property
-    def Trainer(self) -> Callable[[M, Recipe], Trainer[M]]:  # noqa: N802
+    def Trainer(self) -> Callable[[M, Recipe], TrainerProtocol[M]]:  # noqa: N802
         """Trains a model by a recipe."""
 
     @property
-    def Decoder(self) -> Callable[..., Decoder]:  # noqa: N802
+    def Decoder(self) -> Callable[..., DecoderProtocol]:  # noqa: N802
         """Decodes sequences with a KV cache."""
 
     @property

@@ -1,5 +1,6 @@
 """PaLM in JAX and Equinox. `palm.build(cfg, backend="jax")` is the usual door; the parts are here."""
 
+from palm.jax_impl import weights
 from palm.jax_impl.attention import Attention, choose_path
 from palm.jax_impl.block import Block
 from palm.jax_impl.feedforward import FeedForward, swiglu
@@ -54,5 +55,6 @@ __all__ = [
     "textbook_attention",
     "to_arrays",
     "value_and_grad",
+    "weights",
     "widened",
 ]

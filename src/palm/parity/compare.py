@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from palm.backends import is_model
 from palm.checkpoint.checkpoint import load_arrays
 from palm.errors import ConfigError, TokenError
-from palm.parity.blackbox.compare import compare_foreign
+from palm.parity.blackbox.compare import ForeignComparison, compare_foreign
 from palm.parity.explain.explain import explained
 from palm.parity.judge.conditioning import Conditioning
 from palm.parity.judge.findings import excerpt_findings, recording_findings
@@ -27,12 +28,38 @@ from palm.spec import backward, forward
 from palm.spec.parameters import numpy_dtype
 from palm.spec.rounding import coarsest
 
+if TYPE_CHECKING:
+    from palm.backends import Model
+
 Recorded = Recording | Excerpt
+# A side that is palm's: a live model, a recording, or the path of a bundle.
+Side: TypeAlias = "Model | Recorded | str | PathLike[str]"
+# A side that is not: a function from ids to logits.
+Foreign: TypeAlias = Callable[[npt.NDArray[np.int64]], Any]
 _ROUNDED = (
     "the weights differ, as if one side's were the other's rounded to {0}; give both the weights rounded to "
     "{0}, as palm compare does for two live sides"
 )
 _SAME_SHAPE = ("num_tokens", "dim", "depth", "heads", "dim_head", "ff_mult")
+
+
+@overload
+def compare(
+    a: Side,
+    b: Side,
+    tokens: Any = ...,
+    *,
+    checkpoint: str | PathLike[str] | None = ...,
+    on_step: OnStep = ...,
+) -> Comparison: ...
+
+
+@overload
+def compare(a: Foreign, b: Model, tokens: Any) -> ForeignComparison: ...
+
+
+@overload
+def compare(a: Model, b: Foreign, tokens: Any) -> ForeignComparison: ...
 
 
 def compare(
@@ -42,7 +69,7 @@ def compare(
     *,
     checkpoint: str | PathLike[str] | None = None,
     on_step: OnStep = quietly,
-) -> Any:
+) -> Comparison | ForeignComparison:
     """Compare two sides on `tokens`: live models of palm's, recordings, or bundles, and get a `Comparison`.
 
     If one of them is a callable that is not palm's, from ids to logits, it is held against the other one, a

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 # float64, float32, or ml_dtypes' bfloat16, which NumPy has no static type for.
-Array: TypeAlias = npt.NDArray[np.float64 | np.float32]
+Array: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float64 | np.float32]]
 Arrays: TypeAlias = dict[str, Array]
 # Weights, gradients or taps by name, only read.
 Named: TypeAlias = Mapping[str, np.ndarray]

@@ -1,5 +1,6 @@
 """PaLM in PyTorch. `palm.build(cfg, backend="torch")` is the usual door; the parts are here."""
 
+from palm.torch_impl import weights
 from palm.torch_impl.attention import Attention, choose_path
 from palm.torch_impl.block import Block
 from palm.torch_impl.feedforward import FeedForward, swiglu
@@ -54,5 +55,6 @@ __all__ = [
     "textbook_attention",
     "to_arrays",
     "value_and_grad",
+    "weights",
     "widened",
 ]

@@ -30,7 +30,8 @@ from palm.training.run_folder import SAMPLES, Run
 # A run that diverges again and again at one place needs another recipe, not other batches.
 MAX_REWINDS = 10
 
-Entry = dict[str, Any]
+# What is known after a step: its number, loss, learning rate, speed and so on.
+Entry = dict[str, float]
 OnStep = Callable[[Entry], None]
 
 
@@ -49,7 +50,7 @@ class Trained(Generic[M_co]):
     @property
     def step(self) -> int:
         """The last step that was made."""
-        return self.log[-1]["step"] if self.log else 0
+        return int(self.log[-1]["step"]) if self.log else 0
 
 
 class Loop:
