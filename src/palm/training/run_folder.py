@@ -5,12 +5,12 @@ RUN/metrics.jsonl    one line a step; what lies after the checkpoint that is res
 RUN/samples.jsonl    text sampled on the way, if asked for
 RUN/step-00000100/   checkpoints (palm.checkpoint.checkpoint), each complete or absent
 RUN/loss.png         at the end
+RUN/.lock            held by the process that trains (palm.training.lock)
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -23,6 +23,7 @@ from palm.checkpoint.locate import BEST, LAST, best_of, checkpoints_of
 from palm.checkpoint.manifest import RUN_SETTINGS, read_sealed, sealed
 from palm.data.tokenizer import Tokenizer, load_tokenizer
 from palm.errors import RunError
+from palm.training.lock import LOCK, only_writer
 
 FORMAT, VERSION = "palm-run", 1
 # There while a new run has no settings yet.
@@ -44,47 +45,48 @@ class Run:
     def locked(self, *, new: bool = False) -> Iterator[None]:
         """Keep other processes out, and clear away what a killed one left.
 
-        The lock is the system's, on the folder itself: it ends with the process, however that ends. Raises
-        `RunError` if the folder is in use, or is not empty though it should be `new`.
+        Raises `RunError` if the folder is in use, or is not empty though it should be `new`.
         """
-        try:
-            if new:
-                self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError as error:
-            what = "out" if new else "run"
-            raise RunError(
-                f"{what} must be a writable folder; got {what}={self.path}: {error.strerror}."
-            ) from None
-        try:
-            self._lock(descriptor)
-            left = [entry for entry in self.path.iterdir() if _TEMPORARY.fullmatch(entry.name)]
-            kept = [entry for entry in self.path.iterdir() if entry not in left]
+        if new:
+            self._make()
+        with only_writer(self.path):
+            left = self._left(new)
             starting = self.path / STARTING
-            if new and starting in left and kept == [self.path_of(0)]:
-                # The settings come after the first checkpoint: such a start was killed in between.
-                left, kept = [*left, *kept], []
-            if not (new and kept):
+            with self._writing():
                 # The mark goes last: killed in here, such a start is still known for what it is.
-                with self._writing():
-                    for entry in sorted(left, key=lambda entry: entry == starting):
-                        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            if new and kept:
-                raise RunError(
-                    f"out must be a new or empty folder; got out={self.path}. "
-                    "Go on with the run in it by --resume (palm.resume), or choose another."
-                )
-            if new:
-                with self._writing():
+                for entry in sorted(left, key=lambda entry: entry == starting):
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                if new:
                     starting.touch()
             try:
                 yield
             except BaseException:
-                if new and list(self.path.iterdir()) == [starting]:  # nothing came of it
+                if new and {*self.path.iterdir()} == {starting, self.path / LOCK}:  # nothing came of it
                     shutil.rmtree(self.path)
                 raise
-        finally:
-            os.close(descriptor)
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"out must be a writable folder; got out={self.path}: {error.strerror}.") from None
+        if not (self.path / LOCK).exists():  # never a run's: refused before the lock's file is made
+            self._left(new=True)
+
+    def _left(self, new: bool) -> list[Path]:
+        """What a killed process left, to be cleared away. Raises `RunError` if a `new` run has more."""
+        there = [entry for entry in self.path.iterdir() if entry.name != LOCK]
+        left = [entry for entry in there if _TEMPORARY.fullmatch(entry.name)]
+        kept = [entry for entry in there if entry not in left]
+        if new and self.path / STARTING in left and kept == [self.path_of(0)]:
+            # The settings come after the first checkpoint: such a start was killed in between.
+            return there
+        if new and kept:
+            raise RunError(
+                f"out must be a new or empty folder; got out={self.path}. "
+                "Go on with the run in it by --resume (palm.resume), or choose another."
+            )
+        return left
 
     @property
     def is_run(self) -> bool:
@@ -216,20 +218,6 @@ class Run:
             if (self.path / file).exists():
                 kept = [entry for entry in self.entries(file) if entry["step"] <= step]
                 self._replace(file, "".join(json.dumps(entry) + "\n" for entry in kept))
-
-    def _lock(self, descriptor: int) -> None:
-        import fcntl  # noqa: PLC0415 - POSIX alone has it, and the rest of palm must import elsewhere too
-
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(
-                f"run must have one writer; got run={self.path}, where another process trains. Wait for it."
-            ) from None
-        except OSError as error:
-            raise RunError(
-                f"run must be on a file system with locks; got run={self.path}: {error.strerror}. Move it."
-            ) from None
 
     def _replace(self, name: str, text: str) -> None:
         temporary = self.path / f".{name}.tmp"

@@ -7,16 +7,19 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from cases import assert_explains
+from filelock import FileLock
 
 from palm import RunError
 from palm.checkpoint.manifest import TRAINING
 from palm.recipes import Recipe
+from palm.training.lock import LOCK
 from palm.training.run_folder import METRICS, SAMPLES, SETTINGS, STARTING, Run
 
 CONTENT = {
@@ -46,11 +49,19 @@ def checkpoint(run: Run, step: int, val_loss: float | None = None) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
-    """Everything below a folder by its relative path, with the bytes of files."""
+    """Everything below a folder by its relative path, with the bytes of files; not the lock's file."""
     return {
         str(entry.relative_to(folder)): entry.read_bytes() if entry.is_file() else None
         for entry in folder.rglob("*")
+        if entry.name != LOCK
     }
+
+
+def names(folder: Path) -> set[str]:
+    """What is in the folder of a run that has been locked once, besides the lock's file."""
+    found = {entry.name for entry in folder.iterdir()}
+    assert LOCK in found
+    return found - {LOCK}
 
 
 HOLD = """
@@ -116,12 +127,40 @@ def test_the_lock_is_free_again_after_an_error_and_closes_its_descriptor(run):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_a_run_in_a_folder_that_is_read_only_is_refused(run, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with pytest.raises(RunError) as raised, run.locked():
+        pytest.fail("it cannot be locked")
+    assert_explains(raised, "run must be a writable folder", f"run={run.path}", "Permission denied")
+
+
+def test_a_thread_that_writes_keeps_the_others_out(run):
+    def locked_in_a_thread():
+        with run.locked():
+            pass
+
+    with ThreadPoolExecutor(1) as threads:
+        with run.locked(), pytest.raises(RunError, match="run must have one writer"):
+            threads.submit(locked_in_a_thread).result()
+        threads.submit(locked_in_a_thread).result()
+
+
+def test_a_start_that_fails_takes_its_folder_with_it(tmp_path):
+    run = Run(tmp_path / "run")
+    with pytest.raises(ZeroDivisionError), run.locked(new=True):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_new_run_makes_its_folder_and_those_above(tmp_path):
     run = Run(tmp_path / "a" / "b")
     with run.locked(new=True):
-        assert [entry.name for entry in run.path.iterdir()] == [STARTING]
+        assert names(run.path) == {STARTING}
         run.write_settings(CONTENT)
-        assert [entry.name for entry in run.path.iterdir()] == [SETTINGS]
+        assert names(run.path) == {SETTINGS}
 
 
 def test_a_run_in_no_folder_is_refused(tmp_path):
@@ -172,8 +211,8 @@ def test_what_a_killed_process_left_is_cleared_away_and_nothing_else(run, kind):
             (run.path / name).write_text("x")
     kept = {SETTINGS, "step-00000010", *USERS}
     with run.locked():
-        assert {entry.name for entry in run.path.iterdir()} == kept
-    assert {entry.name for entry in run.path.iterdir()} == kept
+        assert names(run.path) == kept
+    assert names(run.path) == kept
     assert run.settings() == CONTENT
 
 
@@ -191,7 +230,7 @@ def test_the_temporary_files_that_palm_makes_are_among_those_cleared_away(run, m
     monkeypatch.undo()
     assert {entry.name for entry in run.path.iterdir()} > {".run.json.tmp", ".metrics.jsonl.tmp"}
     with run.locked():
-        assert {entry.name for entry in run.path.iterdir()} == {SETTINGS, METRICS}
+        assert names(run.path) == {SETTINGS, METRICS}
     assert run.settings() == CONTENT
     assert run.entries() == [{"step": 1}]
 
@@ -207,6 +246,7 @@ def test_a_folder_with_anything_in_it_is_refused_for_a_new_run_and_untouched(tmp
         raised, "out must be a new or empty folder", f"out={tmp_path}", "--resume", "choose another"
     )
     assert contents(tmp_path) == before
+    assert not (tmp_path / LOCK).exists()
 
 
 def test_a_run_with_settings_is_refused_for_a_new_run_with_its_first_checkpoint_untouched(run):
@@ -235,7 +275,7 @@ def test_a_first_checkpoint_of_a_start_that_was_killed_is_a_run_that_never_began
         checkpoint(run, 0)  # and now the process is killed
     (tmp_path / ".step-00000000.tmp-00ff").mkdir()
     with run.locked(new=True):
-        assert [entry.name for entry in tmp_path.iterdir()] == [STARTING]
+        assert names(tmp_path) == {STARTING}
 
 
 def test_such_a_start_is_known_for_what_it_is_until_all_of_it_is_cleared_away(tmp_path, monkeypatch):
@@ -251,7 +291,7 @@ def test_such_a_start_is_known_for_what_it_is_until_all_of_it_is_cleared_away(tm
     monkeypatch.setattr("palm.training.run_folder.shutil.rmtree", killed)
     with pytest.raises(KeyboardInterrupt), run.locked(new=True):
         pytest.fail("it is killed before")
-    assert [entry.name for entry in tmp_path.iterdir()] == [STARTING]
+    assert names(tmp_path) == {STARTING}
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
@@ -423,7 +463,7 @@ def test_a_copy_of_a_tokenizer_is_whole_or_absent(with_tokenizer, monkeypatch):
     with pytest.raises(RunError, match="No space left"):
         run.keep_tokenizer()
     with run.locked():
-        assert {entry.name for entry in run.path.iterdir()} == {SETTINGS}
+        assert names(run.path) == {SETTINGS}
 
 
 def test_a_run_on_bytes_has_no_copy_of_a_tokenizer(run):
@@ -603,4 +643,4 @@ def test_a_checkpoint_half_deleted_looks_like_none_and_goes_at_the_next_start(
         ".step-00000010.old"
     ]
     with run.locked():
-        assert {entry.name for entry in run.path.iterdir()} == {SETTINGS, "step-00000020"}
+        assert names(run.path) == {SETTINGS, "step-00000020"}
