@@ -23,14 +23,15 @@ from palm.errors import (
     WeightsError,
 )
 from palm.lazy import on_first_use
-from palm.models import activations, build, convert, from_numpy, to_numpy, value_and_grad
+from palm.models import activations, build, convert, from_numpy, to_numpy, tokenizer_of, value_and_grad
 from palm.presets import PRESETS, preset
 from palm.recipes import RECIPES, Recipe, recipe
 from palm.training.cadence import Cadence
 
 if TYPE_CHECKING:
     from palm.checkpoint.checkpoint import load, save
-    from palm.generation.generate import Generation, generate
+    from palm.generation.generate import generate
+    from palm.generation.rows import Generation
     from palm.parity.compare import compare
     from palm.parity.finding import Finding
     from palm.parity.recording.bundle import record_bundle as record
@@ -44,7 +45,7 @@ else:
         {
             "Comparison": "palm.parity.result:Comparison",
             "Finding": "palm.parity.finding:Finding",
-            "Generation": "palm.generation.generate:Generation",
+            "Generation": "palm.generation.rows:Generation",
             "Trained": "palm.training.loop:Trained",
             "compare": "palm.parity.compare:compare",
             "from_upstream": "palm.upstream.read:from_upstream",
@@ -100,6 +101,7 @@ __all__ = [
     "resume",
     "save",
     "to_numpy",
+    "tokenizer_of",
     "train",
     "value_and_grad",
 ]

@@ -9,6 +9,8 @@ import numpy as np
 
 from palm.backends import check_attention, config_of, wing, wing_of
 from palm.config import Backend, DType, PaLMConfig
+from palm.data.remembered import remember_tokenizer, remembered_tokenizer
+from palm.data.tokenizer import Tokenizer
 from palm.errors import ConfigError
 from palm.spec.arrays import Arrays
 from palm.spec.parameters import (
@@ -193,11 +195,22 @@ def convert(
 ) -> Model:
     """The same model in `backend`; bitwise, unless `dtype` asks for another precision.
 
-    Raises what `from_numpy` raises.
+    Its tokenizer, if it is known, goes with it. Raises what `from_numpy` raises.
     """
-    return from_numpy(
+    converted = from_numpy(
         config_of(model), to_numpy(model), backend=backend, dtype=dtype, device=device, attention=attention
     )
+    remember_tokenizer(converted, tokenizer_of(model))
+    return converted
+
+
+def tokenizer_of(model: Any) -> Tokenizer | None:
+    """The tokenizer that `model` was trained with, as far as palm knows; bytes where `num_tokens` is 256.
+
+    `palm.train`, `palm.resume`, `palm.load` and `palm.convert` hand it on. A copy of a model, and a JAX model
+    that `eqx.tree_at` or an update of your own made, has none until you pass `tokenizer=`.
+    """
+    return remembered_tokenizer(model, config_of(model).num_tokens)
 
 
 def activations(model: Any, tokens: Any) -> Arrays:

@@ -35,9 +35,9 @@ PARITY_FLOORS = (
 )
 # The modules of a room that other rooms may import; of a room that is not named, all.
 DOORS = {
-    "checkpoint": {"checkpoint", "files", "locate", "manifest", "progress"},
-    "data": {"corpus", "download", "tokenizer", "windows"},
-    "generation": {"generate"},
+    "checkpoint": {"checkpoint", "files", "locate", "manifest", "progress", "tokenizer"},
+    "data": {"corpus", "download", "remembered", "tokenizer", "tokenizer_file", "windows"},
+    "generation": {"generate", "prompts", "rows"},
     "training": {"cadence", "hardware", "loop", "plot", "run_folder", "train"},
     "upstream": {"originals", "read", "tensors"},
     "parity": {

@@ -4,6 +4,7 @@
     DIR/weights-00001-of-00002.safetensors   tensors by canonical name, in canonical layout
     DIR/training.json                        of a run in progress: step, recipe, data cursor (palm.training)
     DIR/optimizer-*.safetensors              of a run in progress: its moments, first.NAME and second.NAME
+    DIR/tokenizer.json or tokenizer.model    the tokenizer's file, if the model has one
     DIR/manifest.json                        format, version, dtype; of each file its size and SHA-256, of
                                              each tensor its file and CRC-32; and the SHA-256 of itself
 
@@ -37,6 +38,7 @@ from palm.checkpoint.manifest import (
     TRAINING,
     VERSION,
     WEIGHTS,
+    WITH_TOKENIZER,
     fingerprint,
     read_manifest,
     sealed,
@@ -44,9 +46,13 @@ from palm.checkpoint.manifest import (
 )
 from palm.checkpoint.progress import Progress, check_moments
 from palm.checkpoint.read import read_weights
+from palm.checkpoint.tokenizer import checkpoint_tokenizer, kept_file
 from palm.config import Backend, DType, PaLMConfig
+from palm.data.remembered import remember_tokenizer
+from palm.data.tokenizer import load_tokenizer
+from palm.data.tokenizer_file import FileTokenizer
 from palm.errors import CheckpointError
-from palm.models import common_dtype, from_numpy, to_numpy
+from palm.models import common_dtype, from_numpy, to_numpy, tokenizer_of
 from palm.spec.parameters import check_array, check_names, parameters
 
 if TYPE_CHECKING:
@@ -55,7 +61,7 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 2 << 30
 
 
-def save(model: Any, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+def save(model: Any, path: str | os.PathLike[str], *, overwrite: bool = False, tokenizer: Any = None) -> Path:
     """Write a model to the directory `path`, complete or not at all.
 
     Everything goes to a temporary sibling, is fsynced, and takes its name by one rename. An older checkpoint
@@ -63,7 +69,8 @@ def save(model: Any, path: str | os.PathLike[str], *, overwrite: bool = False) -
     `CheckpointError` if `path` exists (unless it is a checkpoint and `overwrite`) or cannot be written,
     `WeightsError` if a weight is not finite: a checkpoint that cannot be loaded is never written.
     """
-    return save_arrays(config_of(model), to_numpy(model), path, overwrite=overwrite)
+    file = kept_file(tokenizer_of(model) if tokenizer is None else load_tokenizer(tokenizer))
+    return save_arrays(config_of(model), to_numpy(model), path, overwrite=overwrite, tokenizer=file)
 
 
 def save_arrays(
@@ -73,6 +80,7 @@ def save_arrays(
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
+    tokenizer: FileTokenizer | None = None,
 ) -> Path:
     """`save` for weights that are NumPy arrays already, and of a run in progress if that is given."""
     path = Path(path)
@@ -88,7 +96,7 @@ def save_arrays(
     temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
     try:
         temporary.mkdir(parents=True)
-        _write_files(config, arrays, progress, temporary)
+        _write_files(config, arrays, progress, tokenizer, temporary)
         _publish(temporary, path, overwrite)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"path must be writable; got path={path}: {error}. Choose another.") from error
@@ -153,15 +161,18 @@ def load(
     """The model saved at `path`, in `backend`; bitwise, unless `dtype` asks for another precision.
 
     `path` is a checkpoint or a run: `RUN` is its newest checkpoint, `RUN/best` the one of the lowest
-    validation loss.
+    validation loss. A tokenizer that is in it is the model's from then on (`palm.tokenizer_of`).
 
     The whole checkpoint is verified first. Raises `CheckpointError` naming the file, and the tensor where
     there is one, for anything missing, unknown, duplicated, mis-shaped, mis-typed, altered or cut short;
     and what `palm.build` raises.
     """
     check_installed(backend)
+    path = checkpoint_path(path)
     config, arrays = load_arrays(path)
-    return from_numpy(config, arrays, backend=backend, dtype=dtype, device=device, attention=attention)
+    model = from_numpy(config, arrays, backend=backend, dtype=dtype, device=device, attention=attention)
+    remember_tokenizer(model, checkpoint_tokenizer(path))
+    return model
 
 
 def load_arrays(path: str | os.PathLike[str]) -> tuple[PaLMConfig, dict[str, np.ndarray]]:
@@ -175,7 +186,11 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[PaLMConfig, dict[str, np.
 
 
 def _write_files(
-    config: PaLMConfig, arrays: Mapping[str, np.ndarray], progress: Progress | None, folder: Path
+    config: PaLMConfig,
+    arrays: Mapping[str, np.ndarray],
+    progress: Progress | None,
+    tokenizer: FileTokenizer | None,
+    folder: Path,
 ) -> None:
     (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
     files = {CONFIG: fingerprint(folder / CONFIG)}
@@ -184,7 +199,11 @@ def _write_files(
         (folder / TRAINING).write_text(json.dumps(progress.fields, indent=1) + "\n", encoding="utf-8")
         files[TRAINING] = fingerprint(folder / TRAINING)
         files |= _write_tensors(progress.moments, OPTIMIZER, folder)
-    manifest = {"format": FORMAT, "version": VERSION, "dtype": common_dtype(arrays), "files": files}
+    if tokenizer is not None:
+        (folder / tokenizer.file).write_bytes(tokenizer.content)
+        files[tokenizer.file] = fingerprint(folder / tokenizer.file)
+    version = VERSION if tokenizer is None else WITH_TOKENIZER
+    manifest = {"format": FORMAT, "version": version, "dtype": common_dtype(arrays), "files": files}
     (folder / MANIFEST).write_text(sealed(manifest), encoding="utf-8")
     for file in [*folder.iterdir(), folder]:
         fsync(file)

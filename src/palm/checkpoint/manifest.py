@@ -15,11 +15,14 @@ from safetensors import SafetensorError, safe_open
 from palm.errors import CheckpointError
 from palm.spec.parameters import DTYPES
 
-FORMAT, VERSION = "palm-checkpoint", 1
+FORMAT = "palm-checkpoint"
+# Version 2 is version 1 with a tokenizer. A palm that knows none must not take such a model for one of bytes.
+VERSION, WITH_TOKENIZER = 1, 2
 # What makes a folder a run (palm.training.run_folder), which holds checkpoints and is none.
 RUN_SETTINGS = "run.json"
 MANIFEST, CONFIG, TRAINING = "manifest.json", "config.json", "training.json"
 WEIGHTS, OPTIMIZER = "weights-", "optimizer-"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 _HASH_CHUNK = 1 << 22
 
 
@@ -61,9 +64,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ) from None
     if content is None:
         raise CheckpointError(_damaged(file))
-    if content.get("format") != FORMAT or content.get("version") != VERSION:
+    if content.get("format") != FORMAT or content.get("version") not in (VERSION, WITH_TOKENIZER):
         raise CheckpointError(
-            f"{file} must be of format {FORMAT} version {VERSION}; got format={content.get('format')!r}, "
+            f"{file} must be of format {FORMAT} version {VERSION} or {WITH_TOKENIZER}; got "
+            f"format={content.get('format')!r}, "
             f"version={content.get('version')!r}. Read it with the palm version that wrote it."
         )
     if not is_intact:
@@ -75,15 +79,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def _is_complete(manifest: Mapping[str, Any]) -> bool:
     files = manifest.get("files")
+    others = {CONFIG, TRAINING, *(TOKENIZERS if manifest.get("version") == WITH_TOKENIZER else ())}
     return (
         manifest.get("dtype") in list(DTYPES)
         and isinstance(files, dict)
         and all(isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in files.values())
-        and all(
-            isinstance(entry.get("tensors"), dict)
-            for name, entry in files.items()
-            if name not in (CONFIG, TRAINING)
-        )
+        and all(isinstance(entry.get("tensors"), dict) for name, entry in files.items() if name not in others)
     )
 
 

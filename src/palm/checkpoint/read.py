@@ -8,7 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from palm.checkpoint.manifest import CONFIG, MANIFEST, OPTIMIZER, TRAINING, read_tensors, verified_text
+from palm.checkpoint.manifest import (
+    CONFIG,
+    MANIFEST,
+    OPTIMIZER,
+    TOKENIZERS,
+    TRAINING,
+    read_tensors,
+    verified_text,
+    verify,
+)
 from palm.config import PaLMConfig
 from palm.errors import CheckpointError, ConfigError, WeightsError
 from palm.spec.parameters import check_array, check_names, parameters
@@ -26,6 +35,9 @@ def read_weights(path: Path, manifest: Mapping[str, Any]) -> tuple[PaLMConfig, d
         table = parameters(config)
     except (ConfigError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path / CONFIG} must hold a resolved config; {error}") from error
+    for name in TOKENIZERS:
+        if name in manifest["files"]:
+            verify(path / name, manifest["files"][name])
     arrays = read_arrays(path, manifest, is_moments=False)
     try:
         check_names(config, arrays, source=str(path))
@@ -40,7 +52,7 @@ def read_arrays(path: Path, manifest: Mapping[str, Any], *, is_moments: bool) ->
     """The tensors of all files of moments, or of all others."""
     arrays: dict[str, np.ndarray] = {}
     for file, entry in manifest["files"].items():
-        if file in (CONFIG, TRAINING) or file.startswith(OPTIMIZER) != is_moments:
+        if file in (CONFIG, TRAINING, *TOKENIZERS) or file.startswith(OPTIMIZER) != is_moments:
             continue
         for name, array in read_tensors(path / file, entry):
             where = f"{path / file}: {name}"

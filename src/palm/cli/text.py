@@ -18,7 +18,7 @@ from palm.checkpoint.manifest import MANIFEST
 from palm.cli.flags import Attention, Optional, Request, default
 from palm.config import Backend
 from palm.data.download import fetch
-from palm.data.tokenizer import Tokenizer, load_tokenizer
+from palm.data.tokenizer import Tokenizer
 from palm.errors import DataError, RunError
 from palm.generation.generate import Generation
 from palm.generation.generate import generate as generate_text
@@ -94,7 +94,7 @@ def generate(request: Request[GenerateRequest]) -> int:
     return 0
 
 
-def _find(path: Path, which: str) -> tuple[Path, Backend | None, Tokenizer]:
+def _find(path: Path, which: str) -> tuple[Path, Backend | None, Tokenizer | None]:
     """The checkpoint of a run or the one at `path`, the backend that trained it, and its tokenizer."""
     run = Run(path) if Run(path).is_run else Run(path.resolve().parent)
     if run.is_run:
@@ -105,7 +105,7 @@ def _find(path: Path, which: str) -> tuple[Path, Backend | None, Tokenizer]:
         raise RunError(
             f"run must be the folder of a run, or a checkpoint; got run={path}{found}. Check the path."
         )
-    return path, None, load_tokenizer(None)
+    return path, None, None
 
 
 def _write(piece: str) -> None:

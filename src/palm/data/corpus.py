@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from palm.data.tokenizer import ByteTokenizer, Tokenizer, to_bytes
+from palm.data.text import to_bytes
+from palm.data.tokenizer import ByteTokenizer, Tokenizer
 from palm.errors import DataError
 
 # Ids are scanned, and text is encoded, in pieces of about this many: neither may need a corpus twice over.

@@ -1,22 +1,17 @@
-"""Text to ids and back: the bytes themselves, or a tokenizer file of Hugging Face or SentencePiece."""
+"""Text to ids and back: the bytes themselves, or the tokenizer of a file or of another package."""
 
 from __future__ import annotations
 
 import codecs
-import hashlib
 import os
-from collections.abc import Callable, Iterable
-from importlib import import_module
-from itertools import groupby
-from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from palm.errors import DataError, MissingFrameworkError
-
-UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+from palm.data.text import UNKNOWN, to_bytes
+from palm.data.tokenizer_file import FileTokenizer, export_tokenizer, read_tokenizer_file
+from palm.errors import ConfigError, DataError
 
 
 class Stream(Protocol):
@@ -29,6 +24,7 @@ class Stream(Protocol):
         """What is left; U+FFFD for a character that was never completed."""
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What every tokenizer here can do. `digest` tells two of them apart: SHA-256 of the file, or "bytes"."""
 
@@ -88,132 +84,50 @@ class _ByteStream:
         return self._decoder.decode(b"", final=True)
 
 
-class _FileTokenizer:
-    """A tokenizer read from a file: two functions of its package and what all of them share."""
-
-    def __init__(
-        self,
-        file: Path,
-        digest: str,
-        num_tokens: int,
-        encode: Callable[[str], list[int]],
-        decode: Callable[[list[int]], str],
-    ) -> None:
-        self.name, self.digest, self.num_tokens = file.name, digest, num_tokens
-        self._encode, self._decode = encode, decode
-
-    def encode(self, text: str | bytes) -> np.ndarray:
-        return np.array(self._encode(_to_str(text)), np.int64)
-
-    def decode(self, ids: Iterable[int]) -> str:
-        runs = groupby(map(int, ids), lambda token: 0 <= token < self.num_tokens)
-        return "".join(self._decode([*run]) if known else UNKNOWN * len([*run]) for known, run in runs)
-
-    def stream(self) -> Stream:
-        return _FileStream(self)
+def default_tokenizer(num_tokens: int) -> ByteTokenizer | None:
+    """The tokenizer of a model of which nothing else is known: bytes for a vocabulary of 256, else none."""
+    return ByteTokenizer() if num_tokens == ByteTokenizer.num_tokens else None
 
 
-class _FileStream:
-    """Decodes the last ids that gave text together with those since: a token's text may depend on the one
-    before it (the space that a word starts with), and a character may take several tokens."""
+def vocabulary_size(tokenizer: Tokenizer, num_tokens: int | None = None) -> int:
+    """The `num_tokens` of a model for `tokenizer`: as given, and the tokenizer's own by default.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._said: list[int] = []
-        self._since: list[int] = []
-
-    def feed(self, token: int) -> str:
-        self._since.append(token)
-        text = self.finish()
-        if not text or text.endswith(UNKNOWN):
-            return ""
-        # A decoded text loses its leading spaces: ids that show something must stay ahead of those to come.
-        shown = self._tokenizer.decode(self._since).strip()
-        self._said, self._since = ([] if shown else self._said) + self._since, []
-        return text
-
-    def finish(self) -> str:
-        before = self._tokenizer.decode(self._said)
-        return self._tokenizer.decode(self._said + self._since)[len(before) :]
-
-
-def load_tokenizer(path: str | os.PathLike[str] | None) -> Tokenizer:
-    """The tokenizer in a file: `.json` of Hugging Face, `.model` of SentencePiece; for None, bytes.
-
-    Raises `DataError` for a file that is neither, or cannot be read, and `MissingFrameworkError` if the
-    package that reads it is not installed.
+    Raises `ConfigError` if the model would lack some of the tokenizer's ids.
     """
-    if path is None:
-        return ByteTokenizer()
-    file = Path(path)
-    if file.suffix not in _READERS:
-        raise DataError(
-            f"tokenizer must be a .json file of Hugging Face or a .model file of SentencePiece; got "
-            f"tokenizer={file}. Convert it, or leave it out to work on bytes."
+    if num_tokens is None:
+        return tokenizer.num_tokens
+    if num_tokens < tokenizer.num_tokens and not isinstance(tokenizer, ByteTokenizer):
+        raise ConfigError(
+            f"num_tokens must be at least {tokenizer.num_tokens}, the vocabulary of tokenizer="
+            f"{tokenizer.name}; got num_tokens={num_tokens}. Use num_tokens={tokenizer.num_tokens}."
         )
-    package, read = _READERS[file.suffix]
-    try:
-        content = file.read_bytes()
-    except OSError as error:
+    return num_tokens
+
+
+def load_tokenizer(tokenizer: Any) -> Tokenizer:
+    """What `tokenizer=` means everywhere in palm.
+
+    A path to a `.json` file of Hugging Face or a `.model` file of SentencePiece; a tokenizer object: of the
+    package `tokenizers`, a fast one of `transformers`, a `SentencePieceProcessor`, or one of palm's own
+    (`Tokenizer`); None or "bytes" for bytes.
+
+    Raises `DataError` for anything else and for a file that cannot be read, and `MissingFrameworkError` if
+    the package that reads it is not installed.
+    """
+    if tokenizer is None or (isinstance(tokenizer, str) and tokenizer == ByteTokenizer.name):
+        return ByteTokenizer()
+    found: Any = tokenizer
+    if isinstance(tokenizer, (str, os.PathLike)):
+        found = read_tokenizer_file(tokenizer)
+    elif not isinstance(tokenizer, (FileTokenizer, Tokenizer)):
+        found = export_tokenizer(tokenizer)
+    if found is None:
+        kind = type(tokenizer)
         raise DataError(
-            f"tokenizer must be a readable file; got tokenizer={file}: {error.strerror}."
-        ) from None
-    try:
-        module = import_module(package)
-    except ImportError:
-        raise MissingFrameworkError(
-            f'tokenizer="{file}" needs {package}; it is not installed. '
-            'Run: pip install "palm-dual[tokenizers]".'
-        ) from None
-    try:
-        return _FileTokenizer(file, hashlib.sha256(content).hexdigest(), *read(module, content))
-    except Exception as error:  # each package has its own, down to a bare RuntimeError
-        raise DataError(
-            f"tokenizer must be a file that {package} can read; got tokenizer={file}: {error}. "
-            "Get another copy, or another version of the package."
-        ) from None
-
-
-_Parts = tuple[int, Callable[[str], list[int]], Callable[[list[int]], str]]
-
-
-def _hugging_face(module: ModuleType, content: bytes) -> _Parts:
-    found: Any = module.Tokenizer.from_buffer(content)
-    # A file may say that every text is to be cut, or filled, to one length.
-    found.no_truncation()
-    found.no_padding()
-    return (
-        max(found.get_vocab(with_added_tokens=True).values()) + 1,
-        lambda text: found.encode(text, add_special_tokens=False).ids,
-        lambda ids: found.decode(ids, skip_special_tokens=False),
-    )
-
-
-def _sentencepiece(module: ModuleType, content: bytes) -> _Parts:
-    if not content:
-        raise ValueError("it is empty")
-    found: Any = module.SentencePieceProcessor(model_proto=content)
-    return found.get_piece_size(), found.encode, found.decode
-
-
-_READERS = {".json": ("tokenizers", _hugging_face), ".model": ("sentencepiece", _sentencepiece)}
-
-
-def to_bytes(text: str | bytes) -> bytes:
-    """A text in UTF-8; bytes as they are. Raises `DataError` for half a surrogate pair."""
-    try:
-        return text if isinstance(text, bytes) else text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"text must be Unicode; got a lone surrogate at character {error.start}. Pass bytes instead."
-        ) from None
-
-
-def _to_str(text: str | bytes) -> str:
-    try:
-        return to_bytes(text).decode()
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"text must be UTF-8 for this tokenizer; got byte {error.object[error.start]} at {error.start}. "
-            "Convert the text, or work on bytes with no tokenizer."
-        ) from None
+            "tokenizer must be a path, a tokenizers.Tokenizer, a fast tokenizer of transformers, a "
+            f"SentencePieceProcessor, or one of palm's own; got tokenizer={kind.__module__}."
+            f"{kind.__qualname__}. Save it as tokenizer.json or tokenizer.model and pass the path."
+        )
+    if isinstance(found, FileTokenizer):
+        found.parse()
+    return found

@@ -10,22 +10,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-
 from palm.backends import config_of, wing
 from palm.checkpoint.checkpoint import save_arrays
 from palm.checkpoint.progress import Progress, load_progress
+from palm.checkpoint.tokenizer import kept_file
 from palm.config import Backend, PaLMConfig
+from palm.data.remembered import remember_tokenizer
 from palm.data.tokenizer import Tokenizer
-from palm.data.windows import Corpus, split, validation_windows, windows
+from palm.data.windows import Corpus, split, windows
 from palm.errors import CheckpointError, DataError, DivergedError, RunError
-from palm.generation.generate import encode_prompt, generate
+from palm.generation.generate import generate
+from palm.generation.prompts import encode_prompt
 from palm.models import from_numpy, to_numpy
 from palm.recipes import Outcome, Recipe
 from palm.spec.sizes import describe
 from palm.training.cadence import Cadence
 from palm.training.hardware import give_back_holes, peak_flops
 from palm.training.run_folder import SAMPLES, Run
+from palm.training.validation import Validation
 
 # A run that diverges again and again at one place needs another recipe, not other batches.
 MAX_REWINDS = 10
@@ -40,12 +42,16 @@ M_co = TypeVar("M_co", covariant=True)
 
 @dataclass(frozen=True)
 class Trained(Generic[M_co]):
-    """A run's end: the model, the log of its steps, the folder, and whether it was asked to stop early."""
+    """A run's end: the model, the log of its steps, the folder, and whether it was asked to stop early.
+
+    `tokenizer` is the model's, which `palm.generate` takes for it; None for ids that came without one.
+    """
 
     model: M_co = field(repr=False)
     log: list[Entry] = field(repr=False)
     path: Path | None
     interrupted: bool
+    tokenizer: Tokenizer | None = field(repr=False)
 
     @property
     def step(self) -> int:
@@ -63,12 +69,12 @@ class Loop:
         recipe: Recipe,
         cadence: Cadence,
         corpus: Corpus,
-        encoder: Tokenizer,
+        tokenizer: Tokenizer | None,
         backend: Backend,
         on_step: OnStep,
     ) -> None:
         self.folder, self.recipe, self.cadence = folder, recipe, cadence
-        self.encoder, self.backend, self.on_step = encoder, backend, on_step
+        self.tokenizer, self.backend, self.on_step = tokenizer, backend, on_step
         # What cannot work must fail now, before anything is written.
         window = recipe.length + 1
         needed, also = (2 * window, " and one for validation") if recipe.validation else (window, "")
@@ -78,10 +84,10 @@ class Loop:
                 f"{also}; got {len(corpus)} tokens of {corpus.name}. Use a longer text or a smaller length."
             )
         self.learnt, held_out = split(corpus, recipe.validation)
-        self.held_out = None if held_out is None else self._validation(held_out)
+        self.validation = None if held_out is None else Validation(held_out, recipe, cadence.validate_windows)
         windows(self.learnt, seed=recipe.seed, first=0, rows=1, length=recipe.length)
         if cadence.sample_every:
-            encode_prompt(cadence.sample_prompt, encoder, config)
+            encode_prompt(cadence.sample_prompt, tokenizer, config)
         self.bits_per_nat = 1 / math.log(2) / corpus.bytes_per_token
         self.step = 0
         self.row = 0  # the data cursor: rows of the data's order that were used or skipped so far
@@ -108,7 +114,9 @@ class Loop:
 
             plot_run(self.folder)
         interrupted = self.step < self.recipe.steps
-        return Trained(trainer.model, self.log, self.folder.path if self.folder else None, interrupted)
+        remember_tokenizer(trainer.model, self.tokenizer)
+        path = self.folder.path if self.folder else None
+        return Trained(trainer.model, self.log, path, interrupted, self.tokenizer)
 
     def save(self, trainer: Any) -> None:
         """Write the checkpoint of this step, unless it is there."""
@@ -129,6 +137,7 @@ class Loop:
             to_numpy(trainer.model),
             self.folder.path_of(self.step),
             progress=Progress(fields, trainer.moments()),
+            tokenizer=kept_file(self.tokenizer),
         )
         self.saved = self.step
         self.folder.prune(self.cadence.keep, since=self._way_back(self.step))
@@ -182,8 +191,8 @@ class Loop:
         is_last = step == recipe.steps
         saves = self.folder is not None and (_is_due(self.cadence.checkpoint_every, step) or is_last)
         val_loss = None
-        if self.held_out is not None and (saves or is_last or _is_due(self.cadence.validate_every, step)):
-            val_loss = self._validate(trainer)
+        if self.validation is not None and (saves or is_last or _is_due(self.cadence.validate_every, step)):
+            val_loss = self.validation.loss(trainer)
             if not math.isfinite(val_loss):
                 return self._mend(trainer, outcome, val_loss)
         self.step, self.row = step, self.row + rows
@@ -257,30 +266,13 @@ class Loop:
         every = self.cadence.checkpoint_every
         return max(0, step - self.recipe.rewind) // every * every if every else 0
 
-    def _validation(self, held_out: Corpus) -> np.ndarray:
-        if len(held_out) <= self.recipe.length:
-            raise DataError(
-                f"validation must be a share of at least one window of {self.recipe.length + 1} tokens; got "
-                f"validation={self.recipe.validation}, which is {len(held_out)} tokens. Use a larger share, "
-                "a longer text, a smaller length, or validation=0."
-            )
-        found = validation_windows(held_out, length=self.recipe.length, limit=self.cadence.validate_windows)
-        rows = self.recipe.batch // self.recipe.accumulate
-        return found[: len(found) - len(found) % rows] if len(found) > rows else found
-
-    def _validate(self, trainer: Any) -> float:
-        assert self.held_out is not None
-        rows = self.recipe.batch // self.recipe.accumulate
-        chunks = [self.held_out[at : at + rows] for at in range(0, len(self.held_out), rows)]
-        return sum(trainer.evaluate(chunk) * len(chunk) for chunk in chunks) / len(self.held_out)
-
     def _sample(self, trainer: Any) -> str:
         cadence = self.cadence
         generated = generate(
             trainer.model,
             cadence.sample_prompt,
             max_new_tokens=cadence.sample_tokens,
-            tokenizer=self.encoder,
+            tokenizer=self.tokenizer,
             seed=self.step,
         )
         return generated.text

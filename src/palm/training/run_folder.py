@@ -4,6 +4,7 @@ RUN/run.json         config, recipe, data and options, sealed with its own SHA-2
 RUN/metrics.jsonl    one line a step; what lies after the checkpoint that is resumed is cut off
 RUN/samples.jsonl    text sampled on the way, if asked for
 RUN/step-00000100/   checkpoints (palm.checkpoint.checkpoint), each complete or absent
+RUN/tokenizer.json   or tokenizer.model, if there is one
 RUN/loss.png         at the end
 RUN/.lock            held by the process that trains (palm.training.lock)
 """
@@ -20,8 +21,10 @@ from typing import Any
 
 from palm.checkpoint.files import fsync
 from palm.checkpoint.locate import BEST, LAST, best_of, checkpoints_of
-from palm.checkpoint.manifest import RUN_SETTINGS, read_sealed, sealed
-from palm.data.tokenizer import Tokenizer, load_tokenizer
+from palm.checkpoint.manifest import RUN_SETTINGS, TOKENIZERS, read_sealed, sealed
+from palm.checkpoint.tokenizer import run_tokenizer
+from palm.data.tokenizer import Tokenizer
+from palm.data.tokenizer_file import FileTokenizer
 from palm.errors import RunError
 from palm.training.lock import LOCK, only_writer
 
@@ -78,7 +81,8 @@ class Run:
         there = [entry for entry in self.path.iterdir() if entry.name != LOCK]
         left = [entry for entry in there if _TEMPORARY.fullmatch(entry.name)]
         kept = [entry for entry in there if entry not in left]
-        if new and self.path / STARTING in left and kept == [self.path_of(0)]:
+        begun = {self.path_of(0), *(self.path / name for name in TOKENIZERS)}
+        if new and self.path / STARTING in left and begun.issuperset(kept):
             # The settings come after the first checkpoint: such a start was killed in between.
             return there
         if new and kept:
@@ -114,32 +118,20 @@ class Run:
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Replace run.json as a whole."""
-        self._replace(SETTINGS, sealed({"format": FORMAT, "version": VERSION, **settings}))
+        self._replace(SETTINGS, sealed({"format": FORMAT, "version": VERSION, **settings}).encode())
         (self.path / STARTING).unlink(missing_ok=True)
 
-    def tokenizer(self) -> Tokenizer:
-        """The run's tokenizer, of which the folder keeps a copy. Raises `RunError` if it is another one."""
-        told = self.settings()["data"]
-        if told["tokenizer"] is None:
-            return load_tokenizer(None)
-        source = Path(told["tokenizer"])
-        copy = self.path / f"tokenizer{source.suffix}"
-        found = load_tokenizer(copy if copy.exists() else source)
-        if found.digest != told["tokenizer_digest"]:
-            raise RunError(f"tokenizer must be the run's own; got {found.name}, which differs. Restore it.")
-        return found
+    def tokenizer(self) -> Tokenizer | None:
+        """The run's tokenizer, of which the folder keeps a copy; None for ids that came without one.
 
-    def keep_tokenizer(self) -> None:
-        """Copy the tokenizer's file into the folder, unless it is there."""
-        source = self.settings()["data"]["tokenizer"]
-        if source is not None:
-            copy = self.path / f"tokenizer{Path(source).suffix}"
-            if not copy.exists():
-                with self._writing():
-                    temporary = self.path / f".{copy.name}.tmp"
-                    shutil.copyfile(source, temporary)
-                    fsync(temporary)
-                    temporary.replace(copy)
+        Raises `RunError` if it is another one.
+        """
+        return run_tokenizer(self.path, self.settings()["data"])
+
+    def keep_tokenizer(self, tokenizer: FileTokenizer | None) -> None:
+        """Write the tokenizer's file into the folder, unless it is there."""
+        if tokenizer is not None and not (self.path / tokenizer.file).exists():
+            self._replace(tokenizer.file, tokenizer.content)
 
     def checkpoints(self) -> dict[int, Path]:
         """Every checkpoint by its step, ascending."""
@@ -217,12 +209,12 @@ class Run:
         for file in (METRICS, SAMPLES):
             if (self.path / file).exists():
                 kept = [entry for entry in self.entries(file) if entry["step"] <= step]
-                self._replace(file, "".join(json.dumps(entry) + "\n" for entry in kept))
+                self._replace(file, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
 
-    def _replace(self, name: str, text: str) -> None:
+    def _replace(self, name: str, content: bytes) -> None:
         temporary = self.path / f".{name}.tmp"
         with self._writing():
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(content)
             fsync(temporary)
             temporary.replace(self.path / name)
             fsync(self.path)

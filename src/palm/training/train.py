@@ -5,19 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
 from palm.backends import ATTENTION_PATHS, wing
+from palm.checkpoint.tokenizer import kept_file
 from palm.config import Backend, DType, PaLMConfig
 from palm.data.corpus import Corpus, open_corpus
-from palm.data.tokenizer import Tokenizer, load_tokenizer
+from palm.data.tokenizer import ByteTokenizer, Tokenizer, default_tokenizer, load_tokenizer, vocabulary_size
 from palm.data.windows import check_vocabulary
 from palm.errors import ConfigError, RunError
 from palm.fields import from_fields
@@ -26,6 +25,7 @@ from palm.recipes import Recipe
 from palm.training.cadence import Cadence
 from palm.training.loop import Loop, OnStep, Trained
 from palm.training.run_folder import Run
+from palm.training.stopping import asked_to_stop
 
 if TYPE_CHECKING:
     from palm.backends import JaxModel, Model, TorchModel
@@ -89,7 +89,7 @@ def train(
     *,
     backend: Backend,
     out: str | os.PathLike[str] | None = None,
-    tokenizer: str | os.PathLike[str] | None = None,
+    tokenizer: Any = None,
     weights: Mapping[str, np.ndarray] | None = None,
     cadence: Cadence | None = None,
     device: Any = None,
@@ -99,7 +99,9 @@ def train(
     """Train a model from `recipe.seed`, or from `weights`, on `data`.
 
     `data` is a path to a file, a folder, or a `.npy` of ids; or text as bytes; or an array of ids. With
-    `tokenizer`, the file of one, text is encoded (`palm.data.tokenizer`); without, tokens are bytes.
+    `tokenizer`, a file or an object (`palm.data.tokenizer.load_tokenizer`), text is encoded; without, tokens
+    are bytes. `config.num_tokens` must be at least the tokenizer's. The tokenizer belongs to the model, to
+    the run and to each of its checkpoints from then on.
 
     With `out`, everything is kept in that new folder, and the run can go on from there in either backend
     (`palm.resume`). SIGINT and SIGTERM end it after the step in progress, with a checkpoint. `on_step` is
@@ -108,33 +110,15 @@ def train(
 
     Raises `ConfigError`, `DataError`, `RunError`, `DivergedError`, and what `palm.build` raises.
     """
-    for name, value, kind, make in (
-        ("config", config, PaLMConfig, 'preset("tiny")'),
-        ("recipe", recipe, Recipe, 'recipe("bytes")'),
-    ):
-        if not isinstance(value, kind):
-            raise ConfigError(
-                f"{name} must be a {kind.__name__}; got {name}={value!r}. Make one with palm.{make}."
-            )
+    _check_kind("config", config, PaLMConfig, 'preset("tiny")')
+    _check_kind("recipe", recipe, Recipe, 'recipe("bytes")')
     implementation = wing(backend)
     config = config.resolve(backend)
     cadence = cadence or Cadence()
-    encoder = load_tokenizer(tokenizer)
-    corpus = open_corpus(Path(data) if isinstance(data, str) else data, encoder)
-    check_vocabulary(corpus, config.num_tokens)
+    corpus, encoder = _open(data, tokenizer, config)
     master: DType = "float64" if recipe.precision == "float64" else "float32"
     options = {"backend": backend, "dtype": master, "device": device, "attention": attention}
-    if out is None and recipe.non_finite == "rewind":
-        raise ConfigError(
-            'out must be given because non_finite="rewind" goes back to checkpoints; got out=None. '
-            "Pass a folder."
-        )
-    run = None if out is None else Run(Path(out))
-    if run is not None and _is_path(data) and run.path.resolve().is_relative_to(Path(data).resolve()):
-        raise RunError(
-            f"out must be outside of data, which it would change; got out={out}, data={data}. "
-            "Choose another folder."
-        )
+    run = _new_run(out, data, recipe)
 
     def work() -> Trained[Any]:
         with run.locked(new=True) if run else nullcontext():
@@ -142,13 +126,12 @@ def train(
             trainer = implementation.Trainer(_model(config, weights, recipe, options), recipe)
             if run is not None:
                 loop.save(trainer)
+                run.keep_tokenizer(kept_file(encoder))
                 told = _settings(config, recipe, cadence, data, corpus, tokenizer, encoder)
-                placed = {"backend": backend, "device": _name(device), "attention": attention}
-                run.write_settings({**told, **placed})
-                run.keep_tokenizer()
+                run.write_settings({**told, **_placed(backend, device, attention)})
             return loop.run(trainer, asked)
 
-    with _asked_to_stop() as asked:
+    with asked_to_stop() as asked:
         return implementation.in_its_thread(work)
 
 
@@ -170,8 +153,7 @@ def resume(
     the data is now, if it has moved: it must be the same, byte for byte. `device` and `attention` stay as
     they were; a device other than "cpu" does not carry over to the other backend, which takes its own first,
     and an attention path of one backend alone does not carry over to the other one or to another device.
-    Raises what `train` raises, and
-    `CheckpointError`.
+    Raises what `train` raises, and `CheckpointError`.
     """
     run = Run(Path(path))
     settings = run.settings()
@@ -181,24 +163,8 @@ def resume(
     backend = backend or settings["backend"]
     encoder = run.tokenizer()
     source = data if data is not None else settings["data"]["path"]
-    if source is None:
-        raise RunError(
-            f"data must be given because {path} was trained on data without a path. Pass it again."
-        )
-    corpus = open_corpus(Path(source) if isinstance(source, str) else source, encoder)
-    if corpus.digest != settings["data"]["digest"]:
-        raise RunError(
-            f"data must be what the run was trained on; got data={corpus.name}, which differs. "
-            "Restore it, or start a new run."
-        )
-    if device is None and (backend == settings["backend"] or settings["device"] == "cpu"):
-        device = settings["device"]
-    if attention is None:
-        attention = settings["attention"]
-        shared = all(attention in paths for paths in ATTENTION_PATHS.values())
-        moved = (backend, device) != (settings["backend"], settings["device"])
-        if attention not in ATTENTION_PATHS[backend] or (moved and not shared):
-            attention = "auto"
+    corpus = _open_again(source, settings, encoder, run)
+    device, attention = _place_again(settings, backend, device, attention)
 
     def work() -> Trained[Any]:
         with run.locked():
@@ -210,37 +176,78 @@ def resume(
                     "Use more, or start anew from an earlier checkpoint."
                 )
             # After all that can fail: the run stays as it was until it can go on.
-            placed = {"backend": backend, "device": _name(device), "attention": attention}
             told = {"recipe": recipe.to_dict(), "cadence": dataclasses.asdict(cadence)}
             where = {"path": str(Path(source).resolve())} if _is_path(source) else {}
+            placed = _placed(backend, device, attention)
             run.write_settings({**settings, **placed, **told, "data": {**settings["data"], **where}})
-            run.keep_tokenizer()
+            run.keep_tokenizer(kept_file(encoder))
             return loop.run(trainer, asked)
 
-    with _asked_to_stop() as asked:
+    with asked_to_stop() as asked:
         return wing(backend).in_its_thread(work)
 
 
-@contextmanager
-def _asked_to_stop() -> Iterator[threading.Event]:
-    """Set by the first SIGINT or SIGTERM; the second one acts as usual."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+def _check_kind(name: str, value: Any, kind: type, make: str) -> None:
+    if not isinstance(value, kind):
+        raise ConfigError(
+            f"{name} must be a {kind.__name__}; got {name}={value!r}. Make one with palm.{make}."
+        )
 
-    def ask(number: int, frame: Any) -> None:
-        asked.set()
-        signal.signal(number, before[number])
 
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _open(data: Any, tokenizer: Any, config: PaLMConfig) -> tuple[Corpus, Tokenizer | None]:
+    """The data, and the tokenizer of the model; None for ids of which nobody says what text they are."""
+    given = None if tokenizer is None else load_tokenizer(tokenizer)
+    if given is not None:
+        vocabulary_size(given, config.num_tokens)
+    corpus = open_corpus(Path(data) if isinstance(data, str) else data, given)
+    check_vocabulary(corpus, config.num_tokens)
+    is_text = math.isfinite(corpus.bytes_per_token)
+    return corpus, given or (ByteTokenizer() if is_text else default_tokenizer(config.num_tokens))
+
+
+def _open_again(source: Any, settings: Mapping[str, Any], encoder: Tokenizer | None, run: Run) -> Corpus:
+    """The data that a run was trained on."""
+    if source is None:
+        raise RunError(
+            f"data must be given because {run.path} was trained on data without a path. Pass it again."
+        )
+    corpus = open_corpus(Path(source) if isinstance(source, str) else source, encoder)
+    if corpus.digest != settings["data"]["digest"]:
+        raise RunError(
+            f"data must be what the run was trained on; got data={corpus.name}, which differs. "
+            "Restore it, or start a new run."
+        )
+    return corpus
+
+
+def _new_run(out: str | os.PathLike[str] | None, data: Any, recipe: Recipe) -> Run | None:
+    if out is None and recipe.non_finite == "rewind":
+        raise ConfigError(
+            'out must be given because non_finite="rewind" goes back to checkpoints; got out=None. '
+            "Pass a folder."
+        )
+    run = None if out is None else Run(Path(out))
+    if run is not None and _is_path(data) and run.path.resolve().is_relative_to(Path(data).resolve()):
+        raise RunError(
+            f"out must be outside of data, which it would change; got out={out}, data={data}. "
+            "Choose another folder."
+        )
+    return run
+
+
+def _place_again(
+    settings: Mapping[str, Any], backend: Backend, device: Any, attention: str | None
+) -> tuple[Any, str]:
+    """Where a run goes on and by which attention path, as far as its old ones carry over."""
+    if device is None and (backend == settings["backend"] or settings["device"] == "cpu"):
+        device = settings["device"]
+    if attention is None:
+        attention = settings["attention"]
+        shared = all(attention in paths for paths in ATTENTION_PATHS.values())
+        moved = (backend, device) != (settings["backend"], settings["device"])
+        if attention not in ATTENTION_PATHS[backend] or (moved and not shared):
+            attention = "auto"
+    return device, attention
 
 
 def _model(
@@ -257,9 +264,11 @@ def _settings(
     cadence: Cadence,
     data: Any,
     corpus: Corpus,
-    tokenizer: str | os.PathLike[str] | None,
-    encoder: Tokenizer,
+    tokenizer: Any,
+    encoder: Tokenizer | None,
 ) -> dict[str, Any]:
+    file = kept_file(encoder)
+    origin = str(Path(tokenizer).resolve()) if _is_path(tokenizer) and file else file and file.file
     return {
         "config": config.to_dict(),
         "recipe": recipe.to_dict(),
@@ -267,15 +276,19 @@ def _settings(
         "data": {
             "path": str(Path(data).resolve()) if _is_path(data) else None,
             "digest": corpus.digest,
-            "tokenizer": None if tokenizer is None else str(Path(tokenizer).resolve()),
-            "tokenizer_digest": encoder.digest,
+            "tokenizer": origin,
+            "tokenizer_digest": encoder and encoder.digest,
         },
+    }
+
+
+def _placed(backend: Backend, device: Any, attention: str) -> dict[str, Any]:
+    return {
+        "backend": backend,
+        "device": None if device is None else str(device),
+        "attention": attention,
     }
 
 
 def _is_path(data: Any) -> bool:
     return isinstance(data, (str, os.PathLike))
-
-
-def _name(device: Any) -> str | None:
-    return None if device is None else str(device)

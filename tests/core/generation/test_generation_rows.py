@@ -10,7 +10,9 @@ from cases import assert_explains, small
 from palm import ConfigError, TokenError
 from palm.data.tokenizer import ByteTokenizer
 from palm.generation import generate as generation
-from palm.generation.generate import BLOCK, _Row, _stops, encode_prompt, generate
+from palm.generation.generate import BLOCK, generate
+from palm.generation.prompts import encode_prompt, text_stops
+from palm.generation.rows import Row
 
 BYTES = ByteTokenizer()
 CONFIG = small(num_tokens=256)
@@ -28,7 +30,7 @@ class Pieces:
 
 def fed(tokens, stops=(), stop_ids=(), tokenizer=BYTES):
     """A row that was fed tokens until it stopped, and every piece it told, the last by `finish`."""
-    row = _Row(tokenizer, list(stops), set(stop_ids))
+    row = Row(tokenizer, list(stops), set(stop_ids))
     told = [row.take(token, -0.5 * token) for token in tokens]
     return row, [*told, row.finish()]
 
@@ -226,20 +228,20 @@ def test_a_prompt_of_rows_of_several_lengths_is_refused():
     ],
 )
 def test_stops_are_texts_and_ids(stop, texts, ids):
-    assert _stops(stop) == (texts, ids)
+    assert text_stops(stop) == (texts, ids)
 
 
 @pytest.mark.parametrize("stop", ["", ["a", ""], [b"a"], [1.5], [None], [["a"]]])
 def test_a_stop_that_is_empty_or_neither_is_refused(stop):
     with pytest.raises(ConfigError) as raised:
-        _stops(stop)
+        text_stops(stop)
     assert_explains(raised, "stop must hold texts that are not empty, or ids", f"stop={stop!r}", "Change it")
 
 
 @pytest.mark.parametrize("stop", [None, 1.5])
 def test_a_stop_that_is_no_sequence_is_refused(stop):
     with pytest.raises(ConfigError, match="stop must hold texts"):
-        _stops(stop)
+        text_stops(stop)
 
 
 @pytest.fixture

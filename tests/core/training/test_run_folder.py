@@ -1,6 +1,7 @@
 """A run's folder has one writer, and survives kills, torn lines and flipped bytes."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -10,7 +11,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from cases import assert_explains
@@ -18,6 +18,8 @@ from filelock import FileLock
 
 from palm import RunError
 from palm.checkpoint.manifest import TRAINING
+from palm.checkpoint.tokenizer import kept_file
+from palm.data.tokenizer_file import FileTokenizer, read_tokenizer_file
 from palm.recipes import Recipe
 from palm.training.lock import LOCK
 from palm.training.run_folder import METRICS, SAMPLES, SETTINGS, STARTING, Run
@@ -392,7 +394,7 @@ def test_a_full_disk_is_a_run_error(run, monkeypatch, write):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     monkeypatch.setattr("palm.training.run_folder.fsync", full)
     if write == "log":
         monkeypatch.setattr(Path, "open", full)
@@ -416,32 +418,27 @@ def test_settings_of_another_version_are_refused(run, other):
 
 
 @pytest.fixture
-def with_tokenizer(tmp_path, monkeypatch):
-    """A run whose tokenizer is a file, and that file; any bytes are a tokenizer here."""
-
-    def load(path):
-        path = Path(path)
-        return SimpleNamespace(name=path.name, path=path, digest=path.read_bytes().hex())
-
-    monkeypatch.setattr("palm.training.run_folder.load_tokenizer", load)
+def with_tokenizer(tmp_path):
+    """A run whose tokenizer is a file, and that file; it is kept and compared, and not parsed, here."""
     source = tmp_path / "words.json"
     source.write_bytes(b"one")
     run = Run(tmp_path / "run")
     run.path.mkdir()
-    run.write_settings({"data": {"tokenizer": str(source), "tokenizer_digest": b"one".hex()}})
+    digest = hashlib.sha256(b"one").hexdigest()
+    run.write_settings({"data": {"tokenizer": str(source), "tokenizer_digest": digest}})
     return run, source
 
 
 def test_a_run_keeps_a_copy_of_its_tokenizer(with_tokenizer):
     run, source = with_tokenizer
-    assert run.tokenizer().path == source
-    run.keep_tokenizer()
+    found = run.tokenizer()
+    assert (found.name, found.content) == ("words.json", b"one")
+    run.keep_tokenizer(found)
     assert {entry.name for entry in run.path.iterdir()} == {SETTINGS, "tokenizer.json"}
     source.write_bytes(b"two")
-    run.keep_tokenizer()  # what is there stays
-    assert run.tokenizer().path == run.path / "tokenizer.json"
+    run.keep_tokenizer(read_tokenizer_file(source))  # what is there stays
     source.unlink()
-    assert run.tokenizer().digest == b"one".hex()
+    assert (run.tokenizer().name, run.tokenizer().content) == ("tokenizer.json", b"one")
 
 
 def test_a_tokenizer_that_is_not_the_runs_is_refused(with_tokenizer):
@@ -453,24 +450,47 @@ def test_a_tokenizer_that_is_not_the_runs_is_refused(with_tokenizer):
 
 
 def test_a_copy_of_a_tokenizer_is_whole_or_absent(with_tokenizer, monkeypatch):
-    run, _ = with_tokenizer
+    run, source = with_tokenizer
 
-    def half(source, target):
-        target.write_bytes(b"o")
+    def half(path, content):
+        path.touch()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copyfile", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(RunError, match="No space left"):
-        run.keep_tokenizer()
+        run.keep_tokenizer(read_tokenizer_file(source))
+    assert (run.path / ".tokenizer.json.tmp").exists()
     with run.locked():
         assert names(run.path) == {SETTINGS}
 
 
+def test_a_start_that_was_killed_after_its_tokenizer_was_kept_never_began(tmp_path):
+    run = Run(tmp_path)
+    with run.locked(new=True):
+        checkpoint(run, 0)
+        run.keep_tokenizer(FileTokenizer("t.json", b"one"))  # and now the process is killed
+    with run.locked(new=True):
+        assert names(tmp_path) == {STARTING}
+
+
 def test_a_run_on_bytes_has_no_copy_of_a_tokenizer(run):
     run.write_settings({"data": {"tokenizer": None}})
-    run.keep_tokenizer()
+    run.keep_tokenizer(kept_file(run.tokenizer()))
     assert run.tokenizer().name == "bytes"
     assert {entry.name for entry in run.path.iterdir()} == {SETTINGS}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"tokenizer": None, "tokenizer_digest": None, "path": None},
+        {"tokenizer": None, "tokenizer_digest": "bytes", "path": "ids.npy"},  # as version 0.1.0 wrote it
+    ],
+)
+def test_a_run_on_ids_without_a_tokenizer_has_none_not_even_bytes(run, data):
+    run.write_settings({"data": data})
+    assert run.tokenizer() is None
+    assert kept_file(None) is None
 
 
 def test_the_log_comes_back_line_by_line(run):

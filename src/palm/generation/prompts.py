@@ -1,0 +1,83 @@
+"""What `palm.generate` is given, as ids: prompts, and what ends a sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from palm.config import PaLMConfig
+from palm.data.tokenizer import Tokenizer
+from palm.errors import ConfigError, TokenError
+from palm.spec.tokens import check_tokens
+
+
+def list_prompts(prompt: Any) -> tuple[list[Any], bool]:
+    """The prompts one by one, and whether several were given. Raises `TokenError` for an empty list."""
+    if isinstance(prompt, (list, tuple)) and not prompt:
+        raise TokenError(
+            "prompt must be text, ids, or a list of prompts; got an empty list. Pass at least one."
+        )
+    is_batch = isinstance(prompt, (list, tuple)) and not all(
+        isinstance(item, (int, np.integer)) for item in prompt
+    )
+    return list(prompt) if is_batch else [prompt], is_batch
+
+
+def encode_prompt(prompt: Any, tokenizer: Tokenizer | None, config: PaLMConfig) -> np.ndarray:
+    """The ids of one prompt, text or ids already.
+
+    Raises `TokenError` if it is empty or outside the vocabulary, or text though no tokenizer is known.
+    """
+    ids = prompt
+    if isinstance(prompt, (str, bytes)):
+        ids = need_tokenizer(tokenizer, config, "prompt must be ids").encode(prompt)
+    try:
+        size = np.size(ids)
+    except ValueError:
+        size = -1  # rows of several lengths: check_tokens explains
+    if size == 0:
+        raise TokenError(
+            "prompt must have at least one token; got an empty one. Use a newline to start afresh."
+        )
+    checked = check_tokens(ids, config)
+    if checked.ndim != 1:
+        raise TokenError(
+            f"prompt must be text or one row of ids; got shape={checked.shape}. Pass a list of prompts."
+        )
+    return checked
+
+
+def need_tokenizer(tokenizer: Tokenizer | None, config: PaLMConfig, otherwise: str) -> Tokenizer:
+    """The tokenizer. Raises `TokenError` if none is known; `otherwise` says what is possible without."""
+    if tokenizer is None:
+        raise TokenError(
+            f"{otherwise}, because no tokenizer is known for this model; got text and "
+            f'num_tokens={config.num_tokens}. Pass tokenizer=, which is "bytes" for a model of bytes.'
+        )
+    return tokenizer
+
+
+def text_stops(stop: Sequence[str | int]) -> tuple[list[str], set[int]]:
+    """The texts and the ids in `stop`. Raises `ConfigError` for what is neither."""
+    items = list(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else [stop]
+    texts = [item for item in items if isinstance(item, str)]
+    if "" in texts or any(not isinstance(item, (str, int, np.integer)) for item in items):
+        raise ConfigError(f"stop must hold texts that are not empty, or ids; got stop={stop!r}. Change it.")
+    return texts, {int(item) for item in items if not isinstance(item, str)}
+
+
+def token_stops(stop_tokens: int | Sequence[int], eos_token_id: int | None, config: PaLMConfig) -> set[int]:
+    """The ids that end a sequence. Raises `ConfigError` for what is no id of the vocabulary."""
+    items: list[Any] = list(stop_tokens) if isinstance(stop_tokens, Iterable) else [stop_tokens]
+    named = [("stop_tokens", item) for item in items]
+    named += [] if eos_token_id is None else [("eos_token_id", eos_token_id)]
+    for name, item in named:
+        is_id = isinstance(item, (int, np.integer)) and not isinstance(item, bool)
+        if not is_id or not 0 <= item < config.num_tokens:
+            raise ConfigError(
+                f"{name} must be of the vocabulary, 0 to {config.num_tokens - 1}; got {name}={item!r}. "
+                "Look up the id in the tokenizer."
+            )
+    return {int(item) for _, item in named}
