@@ -123,7 +123,7 @@ def test_weights_of_another_config_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("version", 2), ("version", "1"), ("version", None), ("format", "other")]
+    ("field", "value"), [("version", 3), ("version", "1"), ("version", None), ("format", "other")]
 )
 def test_another_format_or_version_is_refused(tmp_path, field, value):
     folder = forge(tmp_path, WEIGHTS, edit=lambda manifest: manifest.update({field: value}))
