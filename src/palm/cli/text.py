@@ -20,8 +20,8 @@ from palm.config import Backend
 from palm.data.download import fetch
 from palm.data.tokenizer import Tokenizer
 from palm.errors import DataError, RunError
-from palm.generation.generate import Generation
 from palm.generation.generate import generate as generate_text
+from palm.generation.rows import Generation
 from palm.training.run_folder import Run
 
 

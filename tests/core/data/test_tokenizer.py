@@ -8,8 +8,8 @@ from cases import assert_explains
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from palm import DataError, MissingFrameworkError
-from palm.data.tokenizer import ByteTokenizer, load_tokenizer
+from palm import ConfigError, DataError, MissingFrameworkError
+from palm.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer, vocabulary_size
 
 BYTES = ByteTokenizer()
 TEXT = "naïve €5 🌴\n"
@@ -107,3 +107,58 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(
         f'tokenizer="{file}" needs {package}; it is not installed. Run: pip install "palm-dual[tokenizers]".'
     )
     assert str(raised.value) == words
+
+
+class Words:
+    """A tokenizer of somebody's own making."""
+
+    name, digest, num_tokens = "words", "0", 300
+
+    def encode(self, text):
+        return np.array([len(word) for word in text.split()])
+
+    def decode(self, ids):
+        return " ".join("x" * count for count in ids)
+
+    def stream(self):
+        raise NotImplementedError
+
+
+def test_bytes_are_asked_for_by_name():
+    assert isinstance(load_tokenizer("bytes"), ByteTokenizer)
+
+
+def test_a_tokenizer_of_ones_own_is_taken_as_it_is():
+    own = Words()
+    assert isinstance(own, Tokenizer)
+    assert load_tokenizer(own) is own
+    assert load_tokenizer(BYTES) is BYTES
+
+
+@pytest.mark.parametrize("other", [3, object(), b"tokenizer.json", ["tokenizer.json"], {}])
+def test_what_is_no_tokenizer_is_refused(other):
+    with pytest.raises(DataError) as raised:
+        load_tokenizer(other)
+    assert_explains(
+        raised, "tokenizer must be a path, a tokenizers.Tokenizer", "got tokenizer=", "pass the path"
+    )
+
+
+def test_a_vocabulary_is_the_tokenizers_unless_a_larger_one_is_given():
+    assert vocabulary_size(Words()) == 300
+    assert vocabulary_size(Words(), 300) == 300
+    assert vocabulary_size(Words(), 512) == 512
+    assert vocabulary_size(BYTES) == 256
+    assert vocabulary_size(BYTES, 13) == 13  # a text may lack some bytes
+
+
+def test_a_vocabulary_that_lacks_ids_of_the_tokenizer_is_refused():
+    with pytest.raises(ConfigError) as raised:
+        vocabulary_size(Words(), 299)
+    assert_explains(
+        raised,
+        "num_tokens must be at least 300",
+        "tokenizer=words",
+        "got num_tokens=299",
+        "Use num_tokens=300",
+    )

@@ -8,10 +8,11 @@ import pytest
 from cases import assert_explains, small
 
 from palm import ConfigError, TokenError
+from palm.data.remembered import remember_tokenizer
 from palm.data.tokenizer import ByteTokenizer
 from palm.generation import generate as generation
 from palm.generation.generate import BLOCK, generate
-from palm.generation.prompts import encode_prompt, text_stops
+from palm.generation.prompts import encode_prompt, text_stops, token_stops
 from palm.generation.rows import Row
 
 BYTES = ByteTokenizer()
@@ -330,3 +331,94 @@ def test_a_list_of_numpy_integers_is_one_prompt(script):
 def test_the_number_of_new_tokens_must_be_a_whole_number(script, count):
     with pytest.raises(ConfigError, match="max_new_tokens must be a whole number of at least 1"):
         generate(["abc"], "x", max_new_tokens=count)
+
+
+@pytest.mark.parametrize(
+    ("stop_tokens", "eos_token_id", "ids"),
+    [((), None, set()), (5, None, {5}), ([5, 0], None, {0, 5}), ((), 7, {7}), (np.array([255]), 0, {0, 255})],
+)
+def test_token_stops_are_ids_of_the_vocabulary(stop_tokens, eos_token_id, ids):
+    assert token_stops(stop_tokens, eos_token_id, CONFIG) == ids
+
+
+@pytest.mark.parametrize(
+    ("stop_tokens", "eos_token_id", "says"),
+    [
+        (256, None, "stop_tokens=256"),
+        ([1, -1], None, "stop_tokens=-1"),
+        ("ab", None, "stop_tokens='a'"),
+        ([True], None, "stop_tokens=True"),
+        (None, None, "stop_tokens=None"),
+        ((), 256, "eos_token_id=256"),
+        ((), [1], "eos_token_id=[1]"),
+        ((), 1.0, "eos_token_id=1.0"),
+    ],
+)
+def test_a_token_stop_that_is_no_id_is_refused(stop_tokens, eos_token_id, says):
+    with pytest.raises(ConfigError) as raised:
+        token_stops(stop_tokens, eos_token_id, CONFIG)
+    assert_explains(raised, "must be of the vocabulary, 0 to 255", f"got {says}", "Look up")
+
+
+def test_token_stops_end_a_sequence_beside_texts(script):
+    many = generate(
+        ["a.bcd", "abc,d", "ab;"],
+        ["x"] * 3,
+        max_new_tokens=5,
+        stop=";",
+        stop_tokens=[ord(".")],
+        eos_token_id=ord(","),
+    )
+    assert [each.text for each in many] == ["a", "abc", "ab"]
+    assert [each.finish for each in many] == ["stop"] * 3
+    assert [len(each.tokens) for each in many] == [2, 4, 3]
+
+
+@pytest.fixture
+def unknown(script, monkeypatch):
+    """The models of `script`, with a vocabulary that is not of bytes and no tokenizer that is known."""
+    monkeypatch.setattr(generation, "config_of", lambda model: small(num_tokens=300))
+
+
+@pytest.mark.parametrize("prompt", ["x", b"x", ["x", [1, 2]]])
+def test_text_is_refused_where_no_tokenizer_is_known(unknown, prompt):
+    with pytest.raises(TokenError) as raised:
+        generate(["ab", "cd"], prompt, max_new_tokens=2)
+    assert_explains(
+        raised, "prompt must be ids, because no tokenizer is known", "num_tokens=300", "Pass tokenizer="
+    )
+
+
+@pytest.mark.parametrize("options", [{"stop": "b"}, {"stop": ["b"]}, {"on_text": print}])
+def test_stops_and_pieces_of_text_are_refused_where_no_tokenizer_is_known(unknown, options):
+    with pytest.raises(TokenError, match="because no tokenizer is known"):
+        generate(["ab"], [1], max_new_tokens=2, **options)
+
+
+def test_ids_go_on_where_no_tokenizer_is_known_and_are_no_text(unknown):
+    end = generate(["abc"], [1], max_new_tokens=3, stop_tokens=[ord("b")])
+    assert (end.tokens.tolist(), end.finish) == ([*b"ab"], "stop")
+    assert repr(end) == "Generation(2 tokens, finish='stop')"
+    with pytest.raises(TokenError) as raised:
+        _ = end.text
+    assert_explains(raised, "text must be decoded by a tokenizer", "got 2 tokens", "Read .tokens")
+
+
+def test_a_tokenizer_that_is_given_is_taken(unknown):
+    end = generate(["abc"], "x", max_new_tokens=3, tokenizer="bytes")
+    assert end.text == "abc"
+    assert repr(end) == "Generation(text='abc', finish='length')"
+
+
+def test_a_tokenizer_that_is_remembered_is_taken_and_one_that_is_given_comes_first(unknown):
+    class Shouted(ByteTokenizer):
+        def stream(self):
+            return SimpleNamespace(feed=lambda token: chr(token).upper(), finish=lambda: "")
+
+    class Model(list):
+        """A list that can be referred to weakly."""
+
+    model = Model(["abc"])
+    remember_tokenizer(model, ByteTokenizer())
+    assert generate(model, "x", max_new_tokens=3).text == "abc"
+    assert generate(model, "x", max_new_tokens=3, tokenizer=Shouted()).text == "ABC"
