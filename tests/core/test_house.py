@@ -27,6 +27,7 @@ PARITY_FLOORS = (
     {"judge"},
     {"drift"},
     {"report"},
+    {"answer", "progress"},
     {"result"},
     {"repeats", "explain"},
     {"blackbox"},

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from palm.fields import plain
+from palm.parity.answer import Answer
 from palm.parity.finding import Outcome
 from palm.parity.result import Comparison
 from palm.spec.rounding import RATIO_BAR
@@ -21,8 +22,8 @@ _WEIGHT: dict[Outcome, int] = {
 }
 
 
-@dataclass(frozen=True)
-class Repeated:
+@dataclass(frozen=True, repr=False)
+class Repeated(Answer):
     """What several comparisons of the same two sides found together.
 
     `shown`: the first of those with the gravest outcome. `intervals`: of each finding's ratio the smallest,
@@ -32,7 +33,7 @@ class Repeated:
     shown: Comparison
     seeds: tuple[int, ...]
     outcomes: tuple[Outcome, ...]
-    intervals: dict[str, tuple[float, float, float]] = field(repr=False)
+    intervals: dict[str, tuple[float, float, float]]
 
     @property
     def outcome(self) -> Outcome:

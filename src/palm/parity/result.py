@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from palm.fields import plain
+from palm.parity.answer import Answer
 from palm.parity.diagnosis import Diagnosis
 from palm.parity.finding import Finding, Outcome
 from palm.parity.judge.predictions import Prediction
@@ -14,8 +15,8 @@ from palm.parity.recording.recording import Recording
 from palm.spec.rounding import RATIO_BAR
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Answer):
     """What `palm.compare` found: `outcome` is the answer, `first_divergence` the first tap that differs.
 
     `differences`: what the sides do not have in common, in words: weights, fields of the config. `doubts`:

@@ -15,6 +15,8 @@ from palm.config import DType, PaLMConfig
 from palm.errors import ProbeError
 from palm.fields import plain
 from palm.models import activations, to_numpy
+from palm.parity.answer import Answer
+from palm.parity.blackbox.label import label_of
 from palm.parity.blackbox.search import Outcome, Search, confirmed, explain
 from palm.parity.explain.replay import deviation
 from palm.parity.judge.predictions import predictions
@@ -37,8 +39,8 @@ class Likeness:
     fix: str
 
 
-@dataclass(frozen=True)
-class ForeignComparison:
+@dataclass(frozen=True, repr=False)
+class ForeignComparison(Answer):
     """What `palm.compare(function, model, tokens)` found. Distances are relative rms of the logits.
 
     `before`: between the foreign logits and the float64 referee's on our weights; `bound`: what rounding
@@ -140,7 +142,7 @@ def compare_foreign(function: Callable[[np.ndarray], Any], model: Any, tokens: A
     config = config_of(model)
     weights = {name: np.asarray(array, np.float64) for name, array in to_numpy(model).items()}
     ids = check_tokens(tokens, config, at_least=2)
-    label = getattr(function, "__name__", type(function).__name__)
+    label = label_of(function, "palm")
 
     def search(ids: np.ndarray) -> tuple[Search, DType]:
         logits, dtype = _logits(function, ids, config, label, dtype_of(model))

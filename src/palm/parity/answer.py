@@ -1,0 +1,61 @@
+"""What every answer of the instrument can do: print itself, show itself in a notebook, become a report."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from os import PathLike
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from palm.errors import PalmError
+from palm.parity.finding import Outcome
+from palm.parity.report import html, terminal
+
+
+class Answer(ABC):
+    """The answer of a comparison. `print(answer)` shows the verdict and a table of at most 80 columns."""
+
+    @property
+    @abstractmethod
+    def outcome(self) -> Outcome:
+        """The answer in a word or two."""
+
+    @property
+    @abstractmethod
+    def verdict(self) -> str:
+        """The answer in a sentence or two."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values for JSON; docs/report.md describes each key."""
+
+    def to_html(self) -> str:
+        """The report as one HTML page that needs no other file."""
+        return html.page(self.to_dict())
+
+    def save_report(self, path: str | PathLike[str]) -> Path:
+        """Write the report to the file `path`: as JSON if its name ends in .json, otherwise as an HTML page.
+
+        Raises `PalmError` if the file cannot be written.
+        """
+        file = Path(path)
+        text = json.dumps(self.to_dict(), indent=1) if file.suffix == ".json" else self.to_html()
+        try:
+            file.write_text(text, encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise PalmError(
+                f"path must be a file that can be written; got path={file}: {error.strerror}. Choose another."
+            ) from None
+        return file
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return html.fragment(self.to_dict())
+
+    def __str__(self) -> str:
+        return terminal.text(self.to_dict())
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {shorten(self.verdict, 120, placeholder=' …')}>"
