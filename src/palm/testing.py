@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from palm.errors import PalmError
 from palm.parity.compare import compare
 from palm.spec.rounding import rms, rounding_ratio
 
@@ -18,7 +19,11 @@ def assert_agree(a: Any, b: Any, tokens: Any) -> None:
     Two models of palm's, or recordings of them, or one such model and a function from ids to the logits of a
     model that is not palm's. Raises what `palm.compare` raises.
     """
-    found = compare(a, b, tokens)
+    __tracebackhide__ = True  # pytest shows the caller's line, not this frame
+    try:
+        found = compare(a, b, tokens)
+    except PalmError as error:
+        raise error.with_traceback(None)  # noqa: B904 - the message says it all; what caused it stays
     if not found.agree:
         causes = [diagnosis.sentence for diagnosis in getattr(found, "diagnoses", ())]
         raise AssertionError("\n".join([found.verdict, *causes]))

@@ -20,9 +20,10 @@ from palm.parity.explain.explain import explained
 from palm.parity.judge.conditioning import Conditioning
 from palm.parity.judge.findings import excerpt_findings, recording_findings
 from palm.parity.judge.predictions import predictions, side_by_side
+from palm.parity.progress import progress
 from palm.parity.recording.bundle import read_bundle
 from palm.parity.recording.excerpt import Excerpt, excerpt_of, first_row
-from palm.parity.recording.recording import OnStep, Recording, quietly, record
+from palm.parity.recording.recording import STEPS, OnStep, Recording, quietly, record
 from palm.parity.result import Comparison
 from palm.spec import backward, forward
 from palm.spec.parameters import numpy_dtype
@@ -83,11 +84,19 @@ def compare(
     Tokens (..., n), n ≥ 2; recordings bring their own. Raises `TokenError`, `WeightsError` if a weight is not
     finite, `BackendError` for models that are not palm's, `BundleError` for a damaged bundle,
     `ConfigError` if the shapes or the tokens of the two differ.
+
+    `on_step` is called with the name of each finished step. Without it, a line on standard error shows how
+    far the comparison is, if that is a terminal or a notebook and it takes longer than two seconds.
     """
     for foreign, ours in ((a, b), (b, a)):
         if callable(foreign) and not is_model(foreign):
-            return compare_foreign(foreign, ours, tokens)
-    return explained(judged(a, b, tokens, checkpoint=checkpoint, on_step=on_step))
+            with progress(0):
+                return compare_foreign(foreign, ours, tokens)
+    if on_step is not quietly:
+        return explained(judged(a, b, tokens, checkpoint=checkpoint, on_step=on_step))
+    live = sum(is_model(side) for side in (a, b))
+    with progress(live * (len(STEPS) - 1) + 2) as finished:  # the models are built; referee and explanation
+        return explained(judged(a, b, tokens, checkpoint=checkpoint, on_step=finished))
 
 
 def judged(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import subprocess
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from types import ModuleType
 
@@ -61,3 +63,42 @@ def test_the_ratio_is_one_for_independent_rounding_and_more_for_another_function
     assert 0.95 < ratio(a, b, exact) < 1.05
     assert ratio(a, a, exact) == 0.0
     assert ratio(a, b + 1e-5, exact, exact + 1e-5) > 50
+
+
+FAILING = """
+import palm
+import numpy as np
+from palm.testing import assert_agree
+
+config = palm.PaLMConfig(num_tokens=11, dim=8, depth=1, heads=2, dim_head=4)
+ours = palm.build(config, backend="torch")
+ids = np.arange(6)
+
+
+def test_another_function():
+    assert_agree(lambda ids: 2 * palm.activations(ours, ids)["logits"], ours, ids)  # the line that fails
+
+
+def test_no_tokens():
+    assert_agree(ours, ours, [98, 99])
+
+
+def test_a_port_that_raises():
+    def my_port(ids):
+        return undefined_name
+
+    assert_agree(my_port, ours, ids)
+"""
+
+
+def test_pytest_shows_the_line_of_the_test_and_no_frame_of_palm(tmp_path):
+    (tmp_path / "test_mine.py").write_text(FAILING, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"]
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
+    assert "3 failed" in shown
+    assert "# the line that fails" in shown
+    assert "AssertionError: function at test_mine.py:12 " in shown
+    assert "TokenError: tokens must lie in [0, num_tokens)" in shown
+    assert "return undefined_name" in shown
+    assert "palm/testing.py" not in shown
+    assert "palm/parity/compare.py" not in shown

@@ -1,0 +1,50 @@
+"""What an answer prints, what a prompt shows of it, and the report that it writes."""
+
+import json
+
+import pytest
+from reports import comparison
+
+from palm import PalmError
+from palm.parity.repeats import Repeats
+
+FAR = {"fault": "far", "nature": "function", "ratio": 123456.0, "error_b": 0.1, "cross": 0.1}
+
+
+def repeated(times):
+    repeats = Repeats()
+    for seed in range(times):
+        repeats.add(seed, comparison(2))
+    return repeats.result()
+
+
+@pytest.mark.parametrize("fault", [{}, {"blocks_99_feedforward_out": FAR}], ids=["agree", "differ"])
+def test_print_shows_the_verdict_and_a_table_of_a_few_lines(fault):
+    found = comparison(118, **fault)
+    lines = str(found).splitlines()
+    assert lines[0].startswith("DIFFER" if fault else "AGREE")
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 40
+    assert any("blocks.99.feedforward_out" in line for line in lines) == bool(fault)
+
+
+@pytest.mark.parametrize("make", [lambda: comparison(118), lambda: repeated(3)], ids=["one", "repeats"])
+def test_a_prompt_shows_two_lines_at_most(make):
+    shown = repr(make())
+    assert len(shown) <= 160
+    assert "agree" in shown
+
+
+def test_the_report_is_a_page_or_json_by_the_name_of_its_file(tmp_path):
+    found = comparison(2)
+    page = found.save_report(tmp_path / "x.html")
+    assert page.read_text(encoding="utf-8") == found.to_html()
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert json.loads(found.save_report(tmp_path / "x.json").read_text()) == json.loads(
+        json.dumps(found.to_dict())
+    )
+
+
+def test_a_file_that_cannot_be_written_is_refused(tmp_path):
+    with pytest.raises(PalmError, match=r"path must be a file that can be written; got path=.*Choose"):
+        comparison(1).save_report(tmp_path / "no" / "x.html")
