@@ -176,15 +176,37 @@ def test_the_body_never_scrolls_sideways(open_page, width):
     assert outside == []
 
 
-def test_wide_tables_scroll_on_a_phone(open_page):
-    page = open_page(360)
-    table = page.locator(".all .scroll").first
-    assert table.evaluate("box => box.scrollWidth > box.clientWidth")
-    name = table.locator("tbody th").first
-    before = name.bounding_box()["x"]
-    table.evaluate("box => { box.scrollLeft = 200 }")
-    assert name.bounding_box()["x"] <= before
-    assert name.bounding_box()["x"] >= 0  # the row keeps its name in sight
+@pytest.mark.parametrize("width", [320, 360, 500, 800])
+def test_no_column_is_cut_off_in_a_narrow_window(open_page, width):
+    page = open_page(width)
+    for table in page.locator(".sortable, .losses, .few").all():
+        box = table.evaluate_handle("table => table.closest('.scroll')")
+        assert box.evaluate("box => box.scrollWidth <= box.clientWidth")
+    row = page.locator(".sortable").first.locator("tbody tr").first
+    name, ratio, proof = (row.locator(part).bounding_box() for part in ("th", ".ratio", ".proof"))
+    assert name["y"] == ratio["y"] == proof["y"]  # what is asked first stands on one line
+    assert name["x"] < ratio["x"] < proof["x"]
+    labels = row.locator("td[data-label]")
+    assert labels.evaluate_all("cells => cells.map(cell => cell.dataset.label)") == [
+        *("numbers", "torch error", "jax error", "torch − jax", "bound"),
+    ]
+    for cell in labels.all():
+        assert cell.bounding_box()["y"] > name["y"]
+        shown = cell.evaluate("cell => getComputedStyle(cell, '::before').content")
+        assert cell.get_attribute("data-label") in shown
+
+
+def test_a_stacked_table_is_sorted_by_its_heads_too(open_page, report):
+    page = open_page(500)
+    page.locator(".sortable").first.locator("th button", has_text="ratio").click()
+    ratios = {f.name: f.ratio for f in report[1].findings if f.kind != "gradient"}
+    assert [ratios[name] for name in names(page)] == sorted(ratios.values(), reverse=True)
+
+
+def test_a_wide_window_shows_every_column(open_page):
+    page = open_page(1280)
+    for table in page.locator(".all .scroll").all():
+        assert table.evaluate("box => box.scrollWidth <= box.clientWidth + 1")
 
 
 def test_dark_and_light_are_different_and_paper_is_light(open_page):

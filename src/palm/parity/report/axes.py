@@ -10,7 +10,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from palm.parity.report.markup import tag, text
+from markupsafe import Markup
+
+from palm.parity.report.svg import tag
 
 # Distance of the lanes of zero and of what is not finite from the range between them.
 _ZERO_LANE, _ENDLESS_LANE = 18, 16
@@ -108,13 +110,13 @@ class LinearAxis:
 Axis = LogAxis | LinearAxis
 
 
-def labels(places: Iterable[tuple[float, str]], height: int) -> str:
+def labels(places: Iterable[tuple[float, str]], height: int) -> Markup:
     """The labels beside a plot."""
-    names = [tag("text", text(name), x=50, y=f"{y + 4:.1f}", text_anchor="end") for y, name in places]
+    names = [tag("text", name, x=50, y=f"{y + 4:.1f}", text_anchor="end") for y, name in places]
     return tag("svg", *names, class_="axis", width=54, height=height, aria_hidden="true")
 
 
-def curve(points: Sequence[tuple[float, float]], axis: Axis, side: str) -> str:
+def curve(points: Sequence[tuple[float, float]], axis: Axis, side: str) -> Markup:
     """A line through what has a place on the axis, broken elsewhere, and a dot at every point."""
     path, dots, joined = [], [], False
     for x, value in points:
@@ -128,7 +130,7 @@ def curve(points: Sequence[tuple[float, float]], axis: Axis, side: str) -> str:
     )
 
 
-def stretched(marks: Iterable[str], width: float, height: int) -> str:
+def stretched(marks: Iterable[Markup], width: float, height: int) -> Markup:
     """A viewport whose x, 0 … width, is stretched over the plot."""
     return tag(
         "svg",
@@ -140,27 +142,27 @@ def stretched(marks: Iterable[str], width: float, height: int) -> str:
     )
 
 
-def area(marks: Iterable[str], height: int, style: str, label: str, dense: bool = False) -> str:
+def area(marks: Iterable[Markup], height: int, style: str, label: str, dense: bool = False) -> Markup:
     """A plot's own part, as wide as there is room for."""
     class_ = "area dense" if dense else "area"
     size = {"width": "100%", "height": height, "style": style}
     return tag("svg", *marks, class_=class_, role="img", aria_label=label, **size)
 
 
-def framed(beside: str, plot: str, label: str) -> str:
+def framed(beside: Markup, plot: Markup, label: str) -> Markup:
     """A plot that scrolls sideways beside its labels, which do not."""
     scroll = tag("div", plot, class_="scroll", tabindex=0, role="region", aria_label=label)
     return tag("div", beside, scroll, class_="frame")
 
 
-def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> str:
+def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
     """A straight line; x in percent."""
     return tag("line", x1=f"{x1:.3f}%", y1=f"{y1:.1f}", x2=f"{x2:.3f}%", y2=f"{y2:.1f}", class_=class_)
 
 
-def words(x: str, y: float, content: str, anchor: str, class_: str | None = None) -> str:
+def words(x: str, y: float, content: str, anchor: str, class_: str | None = None) -> Markup:
     """Text in a plot."""
-    return tag("text", text(content), x=x, y=y, text_anchor=anchor, class_=class_)
+    return tag("text", content, x=x, y=y, text_anchor=anchor, class_=class_)
 
 
 def stride(count: int, most: int) -> int:
@@ -168,12 +170,13 @@ def stride(count: int, most: int) -> int:
     return next(s * 10**power for power in range(18) for s in (1, 2, 5) if count <= most * s * 10**power)
 
 
-def swatch(kind: str) -> str:
-    """A piece of a curve or an area as a plot draws it."""
+def swatch(kind: str) -> Markup:
+    """A piece of a curve or an area, as a plot draws it."""
     if kind in ("band", "fault"):
-        inside = tag("rect", width=26, height=8, y=2, class_=kind)
+        inside = [tag("rect", width=26, height=8, y=2, class_=kind)]
     else:
-        inside = tag("path", d="M1 6H25", class_=f"line {kind}") + tag(
-            "path", d="M13 6h0", class_=f"dots {kind}"
-        )
-    return tag("svg", inside, class_="swatch", width=26, height=12, aria_hidden="true")
+        inside = [
+            tag("path", d="M1 6H25", class_=f"line {kind}"),
+            tag("path", d="M13 6h0", class_=f"dots {kind}"),
+        ]
+    return tag("svg", *inside, class_="swatch", width=26, height=12, aria_hidden="true")

@@ -1,34 +1,32 @@
-"""A comparison as one HTML file: everything is inside, and it works from disk and on paper."""
+"""A report as HTML: one file with everything inside, for screen, phone and paper; or a piece of a notebook.
+
+The templates escape everything that comes from a report, and make hidden characters visible.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from palm.parity.finding import Finding, Outcome
-from palm.parity.report import plots as svg
-from palm.parity.report.axes import swatch
-from palm.parity.report.markup import breakable, number, tag, text
-from palm.parity.report.predictions import predictions_section
-from palm.parity.report.tables import findings_table, is_repeated, losses_table, side_by_side
-from palm.parity.report.training import training_section
-from palm.parity.report.words import OUTCOMES, block_and_row, in_words, tiny
+from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
+from markupsafe import Markup, escape
 
-_MEASURES = ("error_a", "error_b", "cross", "ratio", "bound_a", "bound_b")
-_READING = {
-    True: "The <b>referee</b> is the specification in float64 NumPy; a side's <b>error</b> is its distance "
-    "from that, relative to the rms of the referee's value.",
-    False: "No <b>referee</b> judged these excerpts: a side's <b>error</b> is its distance from its own "
-    "program in float64. Where that is not known (—), as of gradients, the bound stands for its rounding.",
-}
-_JUDGE = {True: "the float64 referee", False: "its own program in float64"}
+from palm.parity.finding import Finding
+from palm.parity.report import plots, words
+from palm.parity.report.axes import swatch
+from palm.parity.report.distances import distance_plot, distances
+from palm.parity.report.reading import FOREIGN, Reading
+from palm.parity.report.svg import shown, tag
+from palm.parity.report.tables import Pairs, causes, findings_table
+from palm.parity.report.training import training_figures, training_rows
+
+# Findings in the table of a notebook's fragment.
+_NOTABLE = 8
 
 
 def write_html(report: Mapping[str, Any], path: Path) -> None:
@@ -37,152 +35,105 @@ def write_html(report: Mapping[str, Any], path: Path) -> None:
 
 
 def page(report: Mapping[str, Any]) -> str:
-    """`report`, which `to_dict()` gives and report.json holds, as one HTML file. No text in it can become
-    markup."""
-    findings = [Finding(**{**entry, **_floats(entry, _MEASURES)}) for entry in report["findings"]]
-    taps, losses, gradients = (
-        [finding for finding in findings if finding.kind == kind] for kind in ("tap", "loss", "gradient")
-    )
-    a, b = labels = _labels(report)
-    template = files("palm.parity.report").joinpath("templates/report.html").read_text(encoding="utf-8")
-    return Template(template).substitute(
-        script_hash=_script_hash(template),
-        title=text(f"{a} and {b}: {report['outcome']} · palm compare"),
-        badge=_badge(report["outcome"]),
-        verdict=text(report["verdict"]),
-        reasons=_reasons(report),
-        reading=_READING[report["referee"]],
-        losses=losses_table(report, losses[0], [swatch("a"), swatch("b")]),
-        facts=_facts(report, findings),
-        bar=f"{report['ratio_bar']:g}",
-        judge=_JUDGE[report["referee"]],
-        legend=_legend(*labels, "the referee" if report["referee"] else "its own float64"),
-        error_plot=svg.error_plot(taps, *labels, report["first_divergence"]),
-        heat_legend=_heat_legend(report["ratio_bar"]),
-        tap_strip=_strip(report, taps + losses, "taps"),
-        gradient_strip=_strip(report, gradients, "gradients"),
-        predictions=predictions_section(report),
-        training=training_section(report["training"], *labels) if "training" in report else "",
-        tap_table=findings_table(report, taps + losses, "Taps and loss"),
-        gradient_table=findings_table(report, gradients, "Gradients"),
-        run=_run(report),
-        environment=side_by_side(report, "Environment", [side["environment"] for side in report["sides"]]),
-        config=side_by_side(
-            report,
-            "Config",
-            [
-                {"dtype": side["dtype"], **side["config"], "weights sha256": side["weights_sha256"]}
-                for side in report["sides"]
-            ],
-        ),
-    )
+    """A report, as `to_dict()` gives it or report.json holds it, as one HTML file.
+
+    Both schemas are known: "palm-compare", with repeats and training if they are there, and
+    "palm-compare-foreign". No text in a report can become markup.
+    """
+    name, values = _values(report)
+    return _templates().get_template(f"{name}.html").render(values)
 
 
-def _floats(entry: Mapping[str, Any], names: Iterable[str]) -> dict[str, float]:
-    """What JSON cannot hold is text in a report; float reads both."""
-    return {name: float(entry[name]) for name in names}
+def fragment(report: Mapping[str, Any]) -> str:
+    """The verdict, the findings that matter and the plot, for a notebook: no script, styles of its own."""
+    name, values = _values(report)
+    return _templates().get_template(f"{name}_fragment.html").render(values)
 
 
-def _script_hash(template: str) -> str:
-    """Of the one script that the page's content security policy lets run."""
-    script = re.findall(r"<script>(.*?)</script>", template, re.DOTALL)[0]
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _badge(outcome: Outcome) -> str:
-    sign, class_ = OUTCOMES[outcome]
-    return tag("span", text(f"{sign} {outcome}"), class_=f"badge {class_}")
-
-
-def _reasons(report: Mapping[str, Any]) -> str:
-    """Why the sides differ, why it may not be told, and what the repeats add."""
-    told = [("Why", one["sentence"]) for one in report["diagnoses"]]
-    told += [("Doubt", f"{doubt}.") for doubt in report["doubts"]]
-    if is_repeated(report):
-        told.append(("Repeats", _repeats(report["repeats"])))
-    return "".join(tag("p", tag("strong", head) + text(f" {what}"), class_="why") for head, what in told)
-
-
-def _repeats(repeats: Mapping[str, Any]) -> str:
-    seeds: dict[str, list[str]] = {}
-    for seed, outcome in zip(repeats["seeds"], repeats["outcomes"], strict=True):
-        seeds.setdefault(outcome, []).append(str(seed))
-    of = "; ".join(
-        f"{outcome} with seed{'s' * (len(those) > 1)} {', '.join(those)}" for outcome, those in seeds.items()
-    )
-    return (
-        f"{of}. Each had another text, and other weights unless a checkpoint gives them. From the lowest to "
-        "the highest ratio of all "
-        f"{len(repeats['seeds'])} is an interval that holds the median of all there could be with "
-        f"probability {repeats['confidence']:.4g}. Everything else here is of the first with the gravest "
-        "outcome."
-    )
-
-
-def _run(report: Mapping[str, Any]) -> str:
-    """What was asked of `palm compare`, if it was that command."""
-    told = ", ".join(f"{name} {value}" for name, value in report.get("run", {}).items())
-    return tag("p", text(f"Run: {told}"), class_="quiet") if told else ""
-
-
-def _facts(report: Mapping[str, Any], findings: Sequence[Finding]) -> str:
-    worst = max(findings, key=lambda finding: (math.isnan(finding.ratio), finding.ratio))
-    loss = next(finding for finding in findings if finding.kind == "loss")
-    top1, kl = _floats(report, ("top1_agreement", "kl_divergence_nats")).values()
-    a, b = map(text, _labels(report))
-    facts = [
-        ("First divergence", breakable(report["first_divergence"] or "none")),
-        ("Largest ratio", f"{number(worst.ratio)} at {breakable(worst.name)}"),
-        ("Ratio of the losses", number(loss.ratio)),
-        ("Top-1 agreement", "—" if math.isnan(top1) else tag("span", f"{top1:.2%}", title=repr(top1))),
-        (f"KL({a}‖{b})", "—" if math.isnan(kl) else f"{number(kl)} nats"),
-        ("Weights", "identical" if report["weights_identical"] else "✕ different"),
-        ("Tokens", text(" × ".join(str(n) for n in report["tokens_shape"]))),
-    ]
-    return "".join(tag("div", tag("dt", name), tag("dd", value)) for name, value in facts)
-
-
-def _legend(a: str, b: str, judge: str) -> str:
-    entries = {
-        "a": f"{a} against {judge}",
-        "b": f"{b} against {judge}",
-        "cross": f"{a} against {b}",
-        "band": "what rounding explains",
-        "fault": "more than rounding",
+def _values(report: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The template of a report, and what it shows."""
+    if report["schema"] == FOREIGN:
+        return "foreign", {"report": report, "plot": distance_plot(report), "distances": distances(report)}
+    reading = Reading.of(report)
+    taps, loss, gradients = (reading.kind(kind) for kind in ("tap", "loss", "gradient"))
+    return "comparison", {
+        "report": report,
+        "reading": reading,
+        "labels": reading.labels,
+        "configs": [
+            {"dtype": side["dtype"], **side["config"], "weights sha256": side["weights_sha256"]}
+            for side in report["sides"]
+        ],
+        "loss": loss[0],
+        "worst": max(reading.findings, key=lambda finding: (math.isnan(finding.ratio), finding.ratio)),
+        "error_plot": plots.error_plot(taps, *reading.labels, report["first_divergence"]),
+        "heat_names": [*(f"≤ {edge:g}" for edge in plots.heat_edges(report["ratio_bar"])[1:]), "more"],
+        "strips": [("Taps", _strip(reading, taps + loss)), ("Gradients", _strip(reading, gradients))],
+        "tables": [(taps + loss, "Taps and loss"), (gradients, "Gradients")],
+        "notable": _notable(reading.findings),
+        "figures": training_figures(report["training"], *reading.labels) if "training" in report else [],
     }
-    return "".join(tag("li", swatch(kind) + text(what)) for kind, what in entries.items())
 
 
-def _heat_legend(bar: float) -> str:
-    names = ["0", *(f"≤ {edge:g}" for edge in svg.heat_edges(bar)[1:]), "more"]
-    items = [tag("li", text(name), class_=f"chip h{i}") for i, name in enumerate(names)]
-    items.insert(4, tag("li", f"bar {bar:g}", class_="bar"))
-    items.append(tag("li", "nan", class_="chip h-nan"))
-    outlines = (("first", "first divergence"), ("outside", "fault below the bar"))
-    return "".join(items) + "".join(tag("li", text(n), class_=f"chip h0 {c}") for c, n in outlines)
-
-
-def _strip(report: Mapping[str, Any], findings: Sequence[Finding], what: str) -> str:
-    """The heat strip of what is in blocks, and beside it cells for what is not."""
-    labels = _labels(report)
-    bar, first = report["ratio_bar"], report["first_divergence"]
-    chips = [
-        tag(
-            "li",
-            tag("span", text(row)),
-            tag("b", text(tiny(finding.ratio))),
-            class_=f"chip hit {svg.heat_class(finding, bar, first)}",
-            title=in_words(finding, *labels),
-        )
+def _strip(reading: Reading, findings: Sequence[Finding]) -> tuple[Markup, list[tuple[str, Finding, str]]]:
+    """The ratios of what is in blocks as a plot, and name, finding and class of what is not."""
+    bar, first = reading.plain["ratio_bar"], reading.plain["first_divergence"]
+    kind = "gradients" if findings[0].kind == "gradient" else "taps"
+    outside = [
+        (row, finding, plots.heat_class(finding, bar, first))
         for finding in findings
-        for block, row in [block_and_row(finding.name)]
+        for block, row in [words.block_and_row(finding.name)]
         if block is None
     ]
-    strip = svg.heat_strip(findings, *labels, bar, first, what)
-    beside = tag("ul", *chips, class_="chips", aria_label=f"Ratios of {what} outside the blocks")
-    return tag("div", strip, beside, class_="heat")
+    return plots.heat_strip(findings, *reading.labels, bar, first, kind), outside
 
 
-def _labels(report: Mapping[str, Any]) -> tuple[str, str]:
-    a, b = report["sides"]
-    return a["label"], b["label"]
+def _notable(findings: Sequence[Finding]) -> list[Finding]:
+    """The first faults; without a fault, the largest ratios."""
+    faulty = [finding for finding in findings if finding.fault]
+    return faulty[:_NOTABLE] or sorted(findings, key=lambda finding: -finding.ratio)[: _NOTABLE // 2]
+
+
+@lru_cache(maxsize=1)
+def _templates() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("palm.parity.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Undefined) else shown(value),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    assert environment.loader is not None
+    script = environment.loader.get_source(environment, "script.js")[0]
+    environment.globals |= {
+        "script": Markup(script),
+        "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "words": words,
+        "swatch": swatch,
+        "tag": tag,
+        "pairs": Pairs.of,
+        "causes": causes,
+        "findings_table": findings_table,
+        "training_rows": training_rows,
+    }
+    environment.filters |= {"number": _number, "breakable": _breakable, "marked": _marked}
+    environment.tests |= {"nan": math.isnan}
+    return environment
+
+
+def _number(value: float | str, suffix: str = "") -> Markup:
+    """A number in short, with all its digits in the title."""
+    return tag("span", words.short(float(value)) + suffix, title=repr(float(value)), class_="number")
+
+
+def _breakable(name: str) -> Markup:
+    """A long dotted name; it may break after a dot."""
+    return Markup(str(shown(name)).replace(".", ".<wbr>"))
+
+
+def _marked(content: str) -> Markup:
+    """Text whose hidden characters are visible, and set apart from what looks like them."""
+    return Markup("").join(
+        escape(c) if c.isprintable() else tag("i", words.escaped(c), class_="ctl") for c in content
+    )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+from markupsafe import Markup
+
 from palm.parity.finding import Finding
 from palm.parity.report.axes import LogAxis, area, curve, framed, labels, line, stretched, stride, words
-from palm.parity.report.markup import tag, text
+from palm.parity.report.svg import tag
 from palm.parity.report.words import block_and_row, in_words, tiny
 
 # Heights inside the error plot, from the top: the first divergence's name, the lane of faults, the
@@ -19,7 +21,7 @@ _MOST_LABELS, _MOST_NUMBERS, _MOST_DOTS = 20, 16, 200
 _DRAWN = ("error_a", "error_b", "cross", "bound_a", "bound_b")
 
 
-def error_plot(taps: Sequence[Finding], label_a: str, label_b: str, first: str | None) -> str:
+def error_plot(taps: Sequence[Finding], label_a: str, label_b: str, first: str | None) -> Markup:
     """Errors of both sides, their difference and the bound over the taps in dataflow order."""
     axis = LogAxis.of([getattr(tap, measure) for tap in taps for measure in _DRAWN], _TOP, _BOTTOM)
     marks = [
@@ -46,7 +48,7 @@ def error_plot(taps: Sequence[Finding], label_a: str, label_b: str, first: str |
 
 def heat_strip(
     findings: Sequence[Finding], label_a: str, label_b: str, bar: float, first: str | None, what: str
-) -> str:
+) -> Markup:
     """Ratios as coloured cells, a row for each name and a column for each block."""
     cells = {(row, block): f for f in findings for block, row in [block_and_row(f.name)] if block is not None}
     rows = list(dict.fromkeys(row for row, _ in cells))
@@ -60,7 +62,7 @@ def heat_strip(
     for (row, block), finding in sorted(cells.items(), key=lambda cell: _outline(cell[1], bar, first)):
         i, y = blocks.index(block), _HEAT_HEADER + _ROW * rows.index(row)
         place = {"x": f"{100 * i / len(blocks):.3f}%", "y": y, "width": f"{100 / len(blocks):.3f}%"}
-        title = tag("title", text(in_words(finding, label_a, label_b)))
+        title = tag("title", in_words(finding, label_a, label_b))
         layers = [tag("rect", class_=layer, height=_ROW, **place) for layer in ("ring", "cell")]
         if numbered:
             middle = f"{100 * (i + 0.5) / len(blocks):.3f}%"
@@ -73,7 +75,7 @@ def heat_strip(
         f"min-width:{narrowest * len(blocks)}px;max-width:{widest * len(blocks)}px",
         f"Ratios of {len(cells)} {what} by block. A table below holds the same numbers.",
     )
-    names = [tag("span", text(row)) for row in ("block", *rows)]
+    names = [tag("span", row) for row in ("block", *rows)]
     return framed(tag("div", *names, class_="rows", aria_hidden="true"), plot, f"Ratios of the {what}")
 
 
@@ -95,7 +97,7 @@ def heat_edges(bar: float) -> tuple[float, ...]:
     return (0.0, 0.5, 1.0, bar, 10.0, 100.0, 1000.0)
 
 
-def _curves(taps: Sequence[Finding], axis: LogAxis) -> Iterable[str]:
+def _curves(taps: Sequence[Finding], axis: LogAxis) -> Iterable[Markup]:
     if all(tap.bound_a == tap.bound_b for tap in taps):
         yield _band(taps, axis, lambda tap: tap.bound_a, "both")
     else:
@@ -107,13 +109,13 @@ def _curves(taps: Sequence[Finding], axis: LogAxis) -> Iterable[str]:
     yield curve([(i + 0.5, tap.error_b) for i, tap in enumerate(taps)], axis, "b")
 
 
-def _band(taps: Sequence[Finding], axis: LogAxis, of: Callable[[Finding], float], side: str) -> str:
+def _band(taps: Sequence[Finding], axis: LogAxis, of: Callable[[Finding], float], side: str) -> Markup:
     steps = "".join(f"V{axis.y(of(tap)):.2f}H{i + 1}" for i, tap in enumerate(taps))
     area = tag("path", d=f"M0 {_FLOOR}{steps}V{_FLOOR}Z", class_="band")
     return area + tag("path", d=f"M0 {axis.y(of(taps[0])):.2f}{steps}", class_=f"bound {side}")
 
 
-def _block_marks(taps: Sequence[Finding]) -> Iterable[str]:
+def _block_marks(taps: Sequence[Finding]) -> Iterable[Markup]:
     """A rule and a number for as many blocks as have room, and where the last one ends."""
     spans: dict[int, list[int]] = {}
     for i, tap in enumerate(taps):
@@ -134,7 +136,7 @@ def _block_marks(taps: Sequence[Finding]) -> Iterable[str]:
     yield words("100%", _FLOOR + 31, "norm, logits", "end", "label")
 
 
-def _fault_marks(taps: Sequence[Finding], first: str | None) -> Iterable[str]:
+def _fault_marks(taps: Sequence[Finding], first: str | None) -> Iterable[Markup]:
     step = 100 / len(taps)
     for i, tap in enumerate(taps):
         if tap.fault:
@@ -145,7 +147,7 @@ def _fault_marks(taps: Sequence[Finding], first: str | None) -> Iterable[str]:
             yield words(f"{x:.3f}%", 13, f"first: {tap.name}", "start" if x < 50 else "end", "first")
 
 
-def _hit(tap: Finding, i: int, count: int, label_a: str, label_b: str) -> str:
-    title = tag("title", text(in_words(tap, label_a, label_b)))
+def _hit(tap: Finding, i: int, count: int, label_a: str, label_b: str) -> Markup:
+    title = tag("title", in_words(tap, label_a, label_b))
     place = {"x": f"{100 * i / count:.3f}%", "width": f"{100 / count:.3f}%"}
     return tag("rect", title, y=_FAULTS, height=_FLOOR - _FAULTS, class_="hit", **place)

@@ -1,192 +1,158 @@
-"""The report's tables: every number of every finding, sortable; and what the sides ran in and on."""
+"""The tables of the HTML report as values and words; the templates make elements of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from palm.parity.finding import Finding
-from palm.parity.report.markup import breakable, scrolled, table, tag, text
+from palm.parity.report.reading import Reading
 from palm.parity.report.words import block_and_row, fault_proof, measured, tiny
 from palm.spec.taps import tap_of
 
-Interval = Sequence[float]
-# Measures whose heads name a side.
-_OF_SIDES = ("error_a", "error_b", "cross")
+# Labels up to so many characters stand beside each number of a stacked row.
+_BRIEF = 16
 
 
 @dataclass(frozen=True)
-class _Column:
-    """A column to sort by: `first` is the order of its first click, `cell` what it has for a finding."""
+class Cell:
+    """What a cell shows, all its digits, and what it is sorted by if not by these."""
+
+    text: str
+    title: str | None = None
+    sort: str | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that can be sorted. `first`: the order of its first click, `now`: the order it has.
+
+    `class_` says how a cell is set: a number, words. `label`: what a cell is called where its row is stacked
+    because the screen is narrow, if its text does not say it.
+    """
 
     head: str
     first: str
-    cell: Callable[[int, Finding], str]
-    class_: str | None = None
+    cell: Callable[[int, Finding], Cell]
+    class_: str
+    label: str | None = None
     now: str | None = None
 
-    @property
-    def markup(self) -> str:
-        """Its head."""
-        button = tag("button", text(self.head), type="button")
-        return tag("th", button, scope="col", class_=self.class_, aria_sort=self.now, data_first=self.first)
 
-
-def is_repeated(report: Mapping[str, Any]) -> bool:
-    """Whether there are intervals of ratios to show: of one comparison they are points."""
-    return len(report.get("repeats", {}).get("seeds", ())) > 1
-
-
-def findings_table(report: Mapping[str, Any], findings: Sequence[Finding], caption: str) -> str:
+@dataclass(frozen=True)
+class FindingsTable:
     """One row for each finding, in dataflow order."""
-    columns = _columns(report, findings)
-    body = [
-        tag(
-            "tr",
-            *(column.cell(i, finding) for column in columns),
-            class_="faulty" if finding.fault else None,
+
+    caption: str
+    columns: Sequence[Column]
+    findings: Sequence[Finding]
+
+    def rows(self) -> Iterator[tuple[Finding, list[tuple[Column, Cell]]]]:
+        """Each finding with its cells."""
+        for i, finding in enumerate(self.findings, 1):
+            yield finding, [(column, column.cell(i, finding)) for column in self.columns]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two mappings beside each other: names and both values, of what differs and of what is the same."""
+
+    differing: list[tuple[str, list[str]]]
+    same: list[tuple[str, list[str]]]
+
+    @classmethod
+    def of(cls, sides: Sequence[Mapping[str, Any]]) -> Pairs:
+        """What only one side has is a dash on the other."""
+        rows = [
+            (name, [str(side.get(name, "—")) for side in sides])
+            for name in dict.fromkeys(name for side in sides for name in side)
+        ]
+        return cls(
+            [(name, values) for name, values in rows if len(set(values)) > 1],
+            [(name, values) for name, values in rows if len(set(values)) == 1],
         )
-        for i, finding in enumerate(findings, 1)
-    ]
-    heads = [column.markup for column in columns]
-    return tag("h3", text(caption)) + scrolled(table(heads, body, "sortable"), caption)
 
 
-def _columns(report: Mapping[str, Any], findings: Sequence[Finding]) -> list[_Column]:
-    a, b = (side["label"] for side in report["sides"])
-    columns = [
-        _Column("#", "ascending", lambda i, _: _digits(str(i), i), "number", now="ascending"),
-        _Column("name", "ascending", lambda _, f: tag("th", breakable(f.name), scope="row")),
-        _measured("ratio", "ratio"),  # what is asked first stands where a phone shows it
-    ]
-    if is_repeated(report):
-        intervals = report["repeats"]["intervals"]
-        columns.append(
-            _Column(
-                "ratio, lowest – highest",
-                "descending",
-                lambda _, f: _interval([float(ratio) for ratio in intervals[f.name]]),
-                "number",
-            )
-        )
-    columns += [
-        _Column("numbers", "descending", lambda _, f: _digits(f"{f.elements:,}", f.elements), "number"),
-        _measured(f"{a} error", "error_a"),
-        _measured(f"{b} error", "error_b"),
-        _measured(f"{a} − {b}", "cross"),
-    ]
-    if all(finding.bound_a == finding.bound_b for finding in findings):
-        columns.append(_measured("bound", "bound_a"))
-    else:
-        columns += [_measured(f"{a} bound", "bound_a"), _measured(f"{b} bound", "bound_b")]
-    columns.append(_in_words("fault", "descending", fault_proof, "proof"))
-    causes = _causes(report, findings)
-    if any(causes.values()):
-        columns.append(_in_words("cause", "descending", lambda f: "; ".join(causes[f.name]), "cause"))
-    # The name says both already; here they can be sorted by.
-    columns += [
-        _Column("block", "ascending", lambda _, f: _block(f), "number screen"),
-        _in_words("kind", "ascending", lambda f: block_and_row(f.name)[1], "kind screen"),
-    ]
-    if any(finding.fault for finding in findings):
-        columns.append(_in_words("in words", "descending", lambda f: f.fault or "", "words screen"))
-    return columns
+def findings_table(reading: Reading, findings: Sequence[Finding], caption: str) -> FindingsTable:
+    """Every number of every finding."""
+    return FindingsTable(caption, list(_columns(reading, findings)), findings)
 
 
-def _measured(head: str, name: str) -> _Column:
-    def cell(_: int, finding: Finding) -> str:
-        value = getattr(finding, name)
-        return _digits(measured(finding, value), value)
-
-    return _Column(head, "descending", cell, "number side" if name in _OF_SIDES else "number")
-
-
-def _in_words(head: str, first: str, of: Callable[[Finding], str], class_: str) -> _Column:
-    return _Column(head, first, lambda _, f: tag("td", text(of(f)), class_=class_), class_)
-
-
-def _digits(shown: str, value: float) -> str:
-    """A number's cell, with all its digits in the title."""
-    return tag("td", text(shown), title=repr(value), class_="number")
-
-
-def _block(finding: Finding) -> str:
-    block = block_and_row(finding.name)[0]
-    if block is None:
-        return tag("td", "—", class_="number screen", data_sort="nan")
-    return tag("td", str(block), title=block, class_="number screen")
-
-
-def _interval(of: Interval) -> str:
-    low, middle, high = of
-    title = f"lowest {low!r}\nmedian {middle!r}\nhighest {high!r}"
-    return tag("td", text(f"{tiny(low)} – {tiny(high)}"), title=title, data_sort=high, class_="number")
-
-
-def _causes(report: Mapping[str, Any], findings: Sequence[Finding]) -> dict[str, list[str]]:
-    """What a diagnosis says of each finding: and of a gradient by the tap its weight acts on."""
+def causes(reading: Reading, findings: Sequence[Finding]) -> dict[str, str]:
+    """What a diagnosis says of each finding; of a gradient, also by the tap that its weight acts on."""
     told: dict[str, list[str]] = {}
-    for one in report["diagnoses"]:
+    for one in reading.plain["diagnoses"]:
         for tap in one["taps"]:
             told.setdefault(tap, []).append(f"{one['side']}: {one['cause']}")
-    causes = {finding.name: list(told.get(finding.name, [])) for finding in findings}
+    found = {finding.name: list(told.get(finding.name, [])) for finding in findings}
     for finding in findings:
         if finding.kind == "gradient":
             with suppress(KeyError):
-                causes[finding.name] += told.get(tap_of(finding.name.removeprefix("grad:")), [])
-    return causes
+                found[finding.name] += told.get(tap_of(finding.name.removeprefix("grad:")), [])
+    return {name: "; ".join(those) for name, those in found.items()}
 
 
-def side_by_side(report: Mapping[str, Any], what: str, sides: Sequence[Mapping[str, Any]]) -> str:
-    """Two mappings as a table: first what differs, then, folded up, what is the same."""
-    differing: list[str] = []
-    same: list[str] = []
-    for name in dict.fromkeys(name for side in sides for name in side):
-        values = [str(side.get(name, "—")) for side in sides]
-        differs = len(set(values)) > 1
-        head = tag("th", text(f"≠ {name}" if differs else name), scope="row")
-        cells = [tag("td", text(value)) for value in values]
-        row = tag("tr", head, *cells, class_="differs" if differs else None)
-        (differing if differs else same).append(row)
-    labels = [side["label"] for side in report["sides"]]
-    heads = [tag("th", text(head), scope="col") for head in (what, *labels)]
-    shown = [tag("h3", text(what))]
-    if differing:
-        shown.append(scrolled(table(heads, differing, "pairs"), f"{what}: what differs"))
+def digits(shown: str, value: float) -> Cell:
+    """A number in short, with all its digits."""
+    return Cell(shown, title=repr(value))
+
+
+def _columns(reading: Reading, findings: Sequence[Finding]) -> Iterator[Column]:
+    a, b = reading.labels
+    brief_a, brief_b = (a, b) if max(len(a), len(b)) <= _BRIEF else ("a", "b")
+    yield Column("#", "ascending", lambda i, _: digits(str(i), i), "number place", now="ascending")
+    yield Column("name", "ascending", lambda _, f: Cell(f.name), "name")
+    yield _measured("ratio", "ratio", "number ratio")  # what is asked first stands first
+    if reading.seeds:
+        yield Column(
+            "ratio, lowest – highest",
+            "descending",
+            lambda _, f: _interval(reading.interval(f.name)),
+            "number",
+            "ratios",
+        )
+    yield Column(
+        "numbers", "descending", lambda _, f: digits(f"{f.elements:,}", f.elements), "number", "numbers"
+    )
+    yield _measured(f"{a} error", "error_a", "number side", f"{brief_a} error")
+    yield _measured(f"{b} error", "error_b", "number side", f"{brief_b} error")
+    yield _measured(f"{a} − {b}", "cross", "number side", f"{brief_a} − {brief_b}")
+    if all(finding.bound_a == finding.bound_b for finding in findings):
+        yield _measured("bound", "bound_a", "number", "bound")
     else:
-        shown.append(tag("p", text("✓ Nothing differs."), class_="quiet"))
-    if same:
-        summary = tag("summary", text(f"{len(same)} the same"))
-        shown.append(
-            tag("details", summary, scrolled(table(heads, same, "pairs"), f"{what}: what is the same"))
-        )
-    return "".join(shown)
+        yield _measured(f"{a} bound", "bound_a", "number", f"{brief_a} bound")
+        yield _measured(f"{b} bound", "bound_b", "number", f"{brief_b} bound")
+    yield _in_words("fault", "descending", fault_proof, "proof")
+    found = causes(reading, findings)
+    if any(found.values()):
+        yield _in_words("cause", "descending", lambda f: found[f.name], "cause")
+    # The name says both already; here a reader sorts by them.
+    yield Column("block", "ascending", lambda _, f: _block(f), "number screen wide")
+    yield _in_words("kind", "ascending", lambda f: block_and_row(f.name)[1], "kind screen wide")
+    if any(finding.fault for finding in findings):
+        yield _in_words("in words", "descending", lambda f: f.fault or "", "words screen")
 
 
-def losses_table(report: Mapping[str, Any], finding: Finding, swatches: Sequence[str]) -> str:
-    """Both losses above the referee's, digit under digit."""
-    loss = {name: float(value) for name, value in report["loss"].items()}
-    a, b = report["sides"]
-    rows = [
-        (swatches[0] + text(a["label"]), a["dtype"], loss["a"], finding.error_a, finding.bound_a),
-        (swatches[1] + text(b["label"]), b["dtype"], loss["b"], finding.error_b, finding.bound_b),
-    ]
-    body = [
-        tag(
-            "tr",
-            tag("th", label, scope="row"),
-            tag("td", text(dtype)),
-            tag("td", text(repr(value)), class_="digits"),
-            *(_digits(measured(finding, x), x) for x in (error, bound)),
-        )
-        for label, dtype, value, error, bound in rows
-    ]
-    if report["referee"]:
-        value = tag("td", text(repr(loss["referee"])), class_="digits")
-        empty = tag("td", "") * 2
-        body.append(tag("tr", tag("th", "referee", scope="row"), tag("td", "float64"), value, empty))
-    heads = [tag("th", head, scope="col") for head in ("side", "dtype", "loss in nats")]
-    heads += [tag("th", head, scope="col", class_="number") for head in ("relative error", "bound")]
-    return scrolled(table(heads, body, "losses"), "Loss")
+def _measured(head: str, name: str, class_: str, label: str | None = None) -> Column:
+    def cell(_: int, finding: Finding) -> Cell:
+        value = getattr(finding, name)
+        return digits(measured(finding, value), value)
+
+    return Column(head, "descending", cell, class_, label)
+
+
+def _in_words(head: str, first: str, of: Callable[[Finding], str], class_: str) -> Column:
+    return Column(head, first, lambda _, f: Cell(of(f)), class_)
+
+
+def _block(finding: Finding) -> Cell:
+    block = block_and_row(finding.name)[0]
+    return Cell("—", sort="nan") if block is None else Cell(str(block), title=str(block))
+
+
+def _interval(of: tuple[float, float, float]) -> Cell:
+    low, middle, high = of
+    title = f"lowest {low!r}\nmedian {middle!r}\nhighest {high!r}"
+    return Cell(f"{tiny(low)} – {tiny(high)}", title=title, sort=repr(high))

@@ -1,4 +1,4 @@
-"""The report's section on training: three plots over the steps, and a table of a few of them."""
+"""The report on training: three plots over the steps, and a few steps in numbers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from palm.parity.drift.drift import spread_steps
+from palm.parity.drift.drift import RUNS, spread_steps
 from palm.parity.report.axes import (
     Axis,
     LinearAxis,
@@ -21,11 +22,11 @@ from palm.parity.report.axes import (
     line,
     stretched,
     stride,
-    swatch,
     words,
 )
-from palm.parity.report.markup import number, scrolled, table, tag, text
+from palm.parity.report.svg import tag
 
+_SERIES = ("gap", "control_gap", "distance", "control_distance")
 # Heights inside a plot, from the top: what is not finite, the range, zero, the floor over the steps' numbers.
 _TOP, _BOTTOM, _FLOOR, _HEIGHT = 24, 184, 210, 244
 # Steps that a plot can show one by one, whose dots can be told apart, that have room for a number each, and
@@ -42,54 +43,64 @@ class _Curve:
     values: Sequence[float]
 
 
-def training_section(training: Mapping[str, Any], a: str, b: str) -> str:
-    """The section, from what `Butterfly.to_dict()` gave."""
-    series = {
-        name: [float(value) for value in training[name]]
-        for name in ("gap", "control_gap", "distance", "control_distance")
-    }
-    losses = {run: [float(value) for value in values] for run, values in training["losses"].items()}
+@dataclass(frozen=True)
+class Figure:
+    """A plot over the steps: what it shows, kind and name of each curve, and the plot."""
+
+    caption: str
+    legend: list[tuple[str, str]]
+    plot: Markup
+
+
+def training_figures(training: Mapping[str, Any], a: str, b: str) -> list[Figure]:
+    """Losses, their gap, and the distance of the weights, from what `Butterfly.to_dict()` gave."""
+    gap, control_gap, distance, control_distance = (_numbers(training[name]) for name in _SERIES)
     cross, control, bar = f"{a} against {b}", f"{a} against its control", float(training["bar"])
-    explained = [bar * distance for distance in series["control_distance"]]
-    plots = (
-        (
-            "Loss of each batch before it is learnt from, in nats",
+    return [
+        _figure(
+            "Loss of each batch before the update, in nats",
             LinearAxis,
-            [("a", a, losses["torch"]), ("b", b, losses["jax"])],
-        ),
-        (
-            "Gap of the losses, in nats; logarithmic",
-            LogAxis,
-            [("cross", cross, series["gap"]), ("control", control, series["control_gap"])],
-        ),
-        (
-            "Distance of the weights, relative to their size; logarithmic",
-            LogAxis,
             [
-                ("band", f"up to {bar:g} times the control: what rounding explains", explained),
-                ("cross", cross, series["distance"]),
-                ("control", control, series["control_distance"]),
+                _Curve(kind, name, _numbers(training["losses"][run]))
+                for kind, name, run in (("a", a, RUNS[0]), ("b", b, RUNS[1]))
             ],
         ),
-    )
-    steps = training["steps"]
-    quiet = (
-        f"{a} and {b} learn from the same batches, from the same weights. The control is {a} once more, from "
-        "weights of which each is moved by one unit in the last place: how far it departs is what rounding "
-        f"alone can do. {training['followed']:,} of {training['parameters']:,} weights are followed."
-    )
-    return tag(
-        "section",
-        tag("h2", text(f"Training, {steps} step{'s' * (steps > 1)}")),
-        tag("p", text(f"{'✓' if training['agree'] else '✕'} {training['verdict']}")),
-        tag("p", text(quiet), class_="quiet"),
-        *(_figure(caption, kind, [_Curve(*drawn) for drawn in curves]) for caption, kind, curves in plots),
-        _table(series, losses, a, b),
-        class_="training",
-    )
+        _figure(
+            "Gap between the losses, in nats; logarithmic",
+            LogAxis,
+            [_Curve("cross", cross, gap), _Curve("control", control, control_gap)],
+        ),
+        _figure(
+            "Distance between the weights, relative to their norm; logarithmic",
+            LogAxis,
+            [
+                _Curve(
+                    "band",
+                    f"up to {bar:g} times the control: what rounding explains",
+                    [bar * value for value in control_distance],
+                ),
+                _Curve("cross", cross, distance),
+                _Curve("control", control, control_distance),
+            ],
+        ),
+    ]
 
 
-def _figure(caption: str, kind: type[LinearAxis] | type[LogAxis], curves: Sequence[_Curve]) -> str:
+def training_rows(training: Mapping[str, Any]) -> list[tuple[int, list[float], list[float]]]:
+    """A few steps: updates made; both losses; gaps and distances."""
+    losses = [_numbers(training["losses"][run]) for run in RUNS[:2]]
+    series = [_numbers(training[name]) for name in _SERIES]
+    return [
+        (k, [values[k] for values in losses], [values[k] for values in series])
+        for k in spread_steps(training["steps"])
+    ]
+
+
+def _numbers(values: Sequence[Any]) -> list[float]:
+    return [float(value) for value in values]
+
+
+def _figure(caption: str, kind: type[LinearAxis] | type[LogAxis], curves: Sequence[_Curve]) -> Figure:
     last = len(curves[0].values) - 1
     shown = sorted({round(k) for k in np.linspace(0, last, min(last + 1, _MOST_DRAWN))})
     axis = kind.of([value for drawn in curves for value in drawn.values], _TOP, _BOTTOM)
@@ -106,35 +117,30 @@ def _figure(caption: str, kind: type[LinearAxis] | type[LogAxis], curves: Sequen
     names = ", ".join(drawn.name for drawn in curves)
     what = f"{caption}: {names}, over {last} updates. The table below holds some of them."
     plot = area(marks, _HEIGHT, "min-width:240px", what, dense=len(shown) > _MOST_DOTS)
-    legend = [tag("li", swatch(drawn.kind) + text(drawn.name)) for drawn in curves]
-    return tag(
-        "figure",
-        tag("figcaption", text(caption)),
-        tag("ul", *legend, class_="legend"),
-        framed(labels([*axis.beyond(), *axis.marks()], _HEIGHT), plot, caption),
-    )
+    beside = labels([*axis.beyond(), *axis.marks()], _HEIGHT)
+    return Figure(caption, [(drawn.kind, drawn.name) for drawn in curves], framed(beside, plot, caption))
 
 
-def _step_label(k: int, last: int) -> str:
+def _step_label(k: int, last: int) -> Markup:
     x, anchor = 100 * (k + 0.5) / (last + 1), "middle"
     if last > _MOST_CENTRED and k in (0, last):  # in the middle of so narrow a step they would be cut off
         x, anchor = (0, "start") if k == 0 else (100, "end")
     return words(f"{x:.3f}%", _FLOOR + 15, str(k), anchor, "label")
 
 
-def _drawn(drawn: _Curve, shown: Sequence[int], axis: Axis) -> str:
+def _drawn(drawn: _Curve, shown: Sequence[int], axis: Axis) -> Markup:
     points = [(k + 0.5, drawn.values[k]) for k in shown]
     if drawn.kind != "band":
         return curve(points, axis, drawn.kind)
     edge = [f"{x} {axis.y(value):.2f}" for x, value in points if axis.has(value)]
     if not edge:
-        return ""
+        return Markup("")
     ends = [at.split()[0] for at in (edge[0], edge[-1])]
     under = f"M{ends[0]} {_FLOOR}L{'L'.join(edge)}L{ends[1]} {_FLOOR}Z"
     return tag("path", d=under, class_="band") + tag("path", d=f"M{'L'.join(edge)}", class_="bound")
 
 
-def _hits(curves: Sequence[_Curve], shown: Sequence[int], step: float) -> list[str]:
+def _hits(curves: Sequence[_Curve], shown: Sequence[int], step: float) -> list[Markup]:
     """What a pointer finds: all digits of every step that is shown, half-way to its neighbours."""
     edges = [0.0, *((x + y + 1) / 2 for x, y in pairwise(shown)), shown[-1] + 1.0]
     found = []
@@ -142,24 +148,6 @@ def _hits(curves: Sequence[_Curve], shown: Sequence[int], step: float) -> list[s
         lines = [f"after {k} update{'s' * (k != 1)}"]
         lines += [f"{drawn.name} {drawn.values[k]!r}" for drawn in curves]
         place = {"x": f"{left * step:.3f}%", "width": f"{(right - left) * step:.3f}%"}
-        title = tag("title", text("\n".join(lines)))
+        title = tag("title", "\n".join(lines))
         found.append(tag("rect", title, y=0, height=_FLOOR, class_="hit", **place))
     return found
-
-
-def _table(
-    series: Mapping[str, Sequence[float]], losses: Mapping[str, Sequence[float]], a: str, b: str
-) -> str:
-    heads = ("updates", f"{a} loss", f"{b} loss", "loss gap", "control's", "weights apart", "control's")
-    columns: list[Sequence[float]] = [*series.values()]
-    body = [
-        tag(
-            "tr",
-            tag("th", str(k), scope="row", class_="number"),
-            *(tag("td", text(repr(losses[run][k])), class_="number digits") for run in ("torch", "jax")),
-            *(tag("td", number(values[k]), class_="number") for values in columns),
-        )
-        for k in spread_steps(len(columns[0]) - 1)
-    ]
-    cells = [tag("th", text(head), scope="col", class_="number") for head in heads]
-    return scrolled(table(cells, body, "few"), "Training, a few of its steps")
