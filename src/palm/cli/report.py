@@ -36,12 +36,10 @@ def check_writable(out: Path) -> None:
 
 def show(report: Mapping[str, Any], out: Path) -> int:
     """Write the report, print it, and give the command's exit status. Raises `PalmError`."""
-    files = [out / "report.json"]
+    files = [out / "report.html", out / "report.json"]
     try:
-        files[0].write_text(json.dumps(report, indent=1), encoding="utf-8")
-        if report["schema"] == "palm-compare":
-            files.insert(0, out / "report.html")
-            write_html(report, files[0])
+        write_html(report, files[0])
+        files[1].write_text(json.dumps(report, indent=1), encoding="utf-8")
     except OSError as error:
         raise PalmError(f"out must be a writable folder; got out={out}: {error.strerror}.") from None
     console = Terminal()
