@@ -23,8 +23,8 @@ from palm.errors import CheckpointError, ConfigError, WeightsError
 from palm.spec.parameters import check_array, check_names, parameters
 
 
-def read_weights(path: Path, manifest: Mapping[str, Any]) -> tuple[PaLMConfig, dict[str, np.ndarray]]:
-    """The config and the weights of the checkpoint at `path`. Raises `CheckpointError`."""
+def read_config(path: Path, manifest: Mapping[str, Any]) -> PaLMConfig:
+    """The config of the checkpoint at `path`. Raises `CheckpointError`."""
     try:
         config = PaLMConfig.from_json(verified_text(path / CONFIG, manifest["files"].get(CONFIG)))
         listed = sum(len(entry.get("tensors", ())) for entry in manifest["files"].values())
@@ -32,9 +32,16 @@ def read_weights(path: Path, manifest: Mapping[str, Any]) -> tuple[PaLMConfig, d
             raise CheckpointError(
                 f"{path} must hold {config.depth} blocks; got {listed} tensors. Save it again."
             )
-        table = parameters(config)
+        parameters(config)
     except (ConfigError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path / CONFIG} must hold a resolved config; {error}") from error
+    return config
+
+
+def read_weights(path: Path, manifest: Mapping[str, Any]) -> tuple[PaLMConfig, dict[str, np.ndarray]]:
+    """The config and the weights of the checkpoint at `path`. Raises `CheckpointError`."""
+    config = read_config(path, manifest)
+    table = parameters(config)
     for name in TOKENIZERS:
         if name in manifest["files"]:
             verify(path / name, manifest["files"][name])

@@ -37,7 +37,7 @@ COMMANDS = {
     ),
     "info": (
         "palm.cli.models:info",
-        "Print a preset's config, parameters by kind, FLOPs per token and memory.",
+        "Describe a preset, a run or a checkpoint: config, parameters by kind, FLOPs per token and memory.",
     ),
     "import": (
         "palm.cli.models:import_",

@@ -2,52 +2,112 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from rich.table import Table
+from rich.text import Text
 from tyro.conf import Positional, arg
 
 from palm.checkpoint.checkpoint import save_arrays
+from palm.checkpoint.locate import BEST, LAST, best_of, checkpoint_path, checkpoints_of
+from palm.checkpoint.manifest import TRAINING, read_manifest, verified_text
+from palm.checkpoint.read import read_config
 from palm.cli.display import Terminal
-from palm.cli.flags import Request
-from palm.config import Backend
+from palm.cli.flags import Architecture, Request
+from palm.config import Backend, PaLMConfig
+from palm.errors import ConfigError
+from palm.presets import PRESETS
 from palm.presets import preset as find_preset
 from palm.spec.sizes import describe
+from palm.training.run_folder import Run
 from palm.upstream.read import read_upstream
 
 
-def info(preset: Positional[str] = "small", /, *, architecture: Backend = "torch", length: int = 2048) -> int:
-    """Print a preset's config, parameters by kind, FLOPs per token and memory.
+@dataclass(frozen=True, kw_only=True)
+class InfoRequest:
+    """What `palm info` is asked for."""
 
-    Args:
-        preset: tiny, small, palm-8b, palm-62b, palm-540b, palm_pytorch.palm_lite, palm_pytorch.palm_pytorch,
-            palm_jax.palm or palm_jax.palm_lite.
-        architecture: Whose original an open preset resolves to.
-        length: Sequence length for attention's FLOPs.
+    model: Positional[Annotated[str, arg(metavar="[MODEL]")]] = "small"
+    """A run, a checkpoint, or a preset: tiny, small, palm-8b, palm-62b, palm-540b, palm_jax.palm, …"""
+    architecture: Architecture = None
+    """The original that a preset follows where it leaves the architecture open."""
+    length: int = 2048
+    """Sequence length for the FLOPs of attention."""
+
+
+def info(request: Request[InfoRequest]) -> int:
+    """Describe a preset, a run or a checkpoint: config, parameters by kind, FLOPs per token and memory.
+
+    Of a run it also shows how far it is, its losses and its checkpoints.
     """
-    config = find_preset(preset).resolve(architecture)
-    sizes = describe(config, length)
-    console = Terminal()
+    training: dict[str, Any] = {}
+    if request.model in PRESETS or not _is_path(request.model):
+        config = find_preset(request.model).resolve(request.architecture or "torch")
+    else:
+        training, config = _read(Path(request.model), request.architecture)
+    sizes = describe(config, request.length)
+    amounts = {
+        f"forward FLOPs per token at {request.length}": f"{sizes.forward_flops:.4g}",
+        "training FLOPs per token": f"{sizes.training_flops:.4g}",
+        **{f"weights in {dtype}": _bytes(size) for dtype, size in sizes.weight_bytes.items()},
+        "training state, float32, two moments": _bytes(sizes.training_bytes),
+        "KV cache of one position, bfloat16": _bytes(sizes.cache_bytes),
+    }
+    counts = {**sizes.parameters, "parameters": sizes.total}
+    sections = [training, config.to_dict(), {kind: f"{count:,}" for kind, count in counts.items()}, amounts]
     table = Table(box=None, padding=(0, 2), show_header=False)
     table.add_column(overflow="fold")
     table.add_column(justify="right", overflow="fold")
-    for name, value in config.to_dict().items():
-        table.add_row(name, str(value))
-    table.add_section()
-    for kind, count in sizes.parameters.items():
-        table.add_row(kind, f"{count:,}")
-    table.add_row("parameters", f"{sizes.total:,}")
-    table.add_section()
-    table.add_row(f"forward FLOPs per token at {length}", f"{sizes.forward_flops:.4g}")
-    table.add_row("training FLOPs per token", f"{sizes.training_flops:.4g}")
-    for dtype, size in sizes.weight_bytes.items():
-        table.add_row(f"weights in {dtype}", _bytes(size))
-    table.add_row("training state in float32, two moments", _bytes(sizes.training_bytes))
-    table.add_row("keys and values of one position, bfloat16", _bytes(sizes.cache_bytes))
-    console.print(table, highlight=False)
+    for i, section in enumerate(filter(None, sections)):
+        if i:
+            table.add_row()
+        for name, value in section.items():
+            table.add_row(name, Text(str(value)))
+    Terminal().print(table, highlight=False)
     return 0
+
+
+def _is_path(text: str) -> bool:
+    return os.sep in text or os.path.lexists(text) or Path(text).name in (LAST, BEST)
+
+
+def _read(given: Path, architecture: Backend | None) -> tuple[dict[str, Any], PaLMConfig]:
+    """How far the training of a checkpoint is, and its config; its weights are not read."""
+    if architecture is not None:
+        raise ConfigError(
+            f"--architecture must not be given beside a checkpoint, which has its own; got {given}. "
+            "Leave it out."
+        )
+    path = checkpoint_path(given)
+    manifest = read_manifest(path)
+    told: dict[str, Any] = {"checkpoint": path, "dtype": manifest["dtype"]}
+    run = Run(path.resolve().parent)
+    if run.is_run and TRAINING in manifest["files"]:
+        told |= _progress(run, path, json.loads(verified_text(path / TRAINING, manifest["files"][TRAINING])))
+    return told, read_config(path, manifest)
+
+
+def _progress(run: Run, path: Path, training: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the run was at the checkpoint, and which others it has."""
+    settings, steps = run.settings(), checkpoints_of(run.path)
+    best = best_of(steps)
+    entry = next((entry for entry in run.entries() if entry["step"] == training["step"]), {})
+    losses = {"loss": entry.get("loss"), "validation loss": training.get("val_loss")}
+    data = settings["data"]
+    return {
+        "step": f"{training['step']} of {settings['recipe']['steps']}",
+        **{name: f"{loss:.4f} nats" for name, loss in losses.items() if loss is not None},
+        "optimizer": settings["recipe"]["optimizer"],
+        "trained in": training["backend"],
+        "data": data["path"] or "an array",
+        "tokenizer": Path(data["tokenizer"]).name if data["tokenizer"] else "bytes",
+        "checkpoints": ", ".join(f"{step} (best)" if step == best else str(step) for step in steps),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from palm.checkpoint.checkpoint import load_arrays
-from palm.checkpoint.manifest import MANIFEST
+from palm.checkpoint.locate import checkpoint_path
+from palm.checkpoint.manifest import MANIFEST, RUN_SETTINGS
 from palm.cli.flags import given
 from palm.config import BACKENDS, Backend, DType, PaLMConfig
 from palm.errors import ConfigError
@@ -18,7 +19,7 @@ from palm.presets import preset as find_preset
 from palm.upstream.tensors import SOURCES
 
 GRAMMAR = (
-    "backend[:checkpoint][@key=value,…], such as jax, torch:RUN/step-00000100 or "
+    "backend[:checkpoint][@key=value,…], such as jax, torch:RUN, torch:RUN/step-00000100 or "
     "torch@dtype=bfloat16,compile=on; or the folder of a bundle"
 )
 
@@ -28,11 +29,37 @@ _EXECUTION, _MODEL = ("dtype", "device", "attention"), ("preset", "architecture"
 
 
 def parse_side(text: str, **defaults: Any) -> Side | Original | Bundle:
-    """What `text` says, and `defaults` where it says nothing. Raises `ConfigError`."""
+    """What `text` says, and `defaults` where it says nothing. Raises `ConfigError`.
+
+    Of a run as the checkpoint, the side has the newest one, of RUN/best the best.
+    """
     head, _, tail = text.rpartition("@")
     name, options = (head, tail) if head and "=" in tail else (text, "")
-    keys = [key for key in Side.__dataclass_fields__ if key not in ("backend", "checkpoint")]
-    given: dict[str, str] = {}
+    chosen = _options(text, options)
+    backend, colon, checkpoint = name.partition(":")
+    if colon and not checkpoint:
+        raise ConfigError(
+            f"side must be {GRAMMAR}; got side={text}, with nothing after the colon. Name the checkpoint."
+        )
+    if backend in SOURCES:
+        if chosen:
+            raise ConfigError(
+                f"side must be an original as it is, {backend}[:weights]; got side={text}. "
+                f"Leave {options} out."
+            )
+        return Original(backend, checkpoint or None)
+    if backend in BACKENDS:
+        own = {"checkpoint": str(checkpoint_path(checkpoint))} if colon else {}
+        return Side(**{"backend": backend, **defaults, **own, **chosen})
+    if is_bundle(Path(text)):
+        return Bundle(Path(text))
+    raise ConfigError(_no_side(text))
+
+
+def _options(text: str, options: str) -> dict[str, str]:
+    """The options after the @ of a side, by key."""
+    keys = [field.name for field in fields(Side) if field.name not in ("backend", "checkpoint")]
+    chosen: dict[str, str] = {}
     for option in filter(None, options.split(",")):
         key, equals, value = option.partition("=")
         if key not in keys or not equals:
@@ -41,58 +68,43 @@ def parse_side(text: str, **defaults: Any) -> Side | Original | Bundle:
                 f"side must be backend[:checkpoint][@key=value,…]; got side={text}, which {what}. "
                 f"Keys: {', '.join(keys)}; no spaces."
             )
-        if key in given:
+        if key in chosen:
             raise ConfigError(f"side must give a key once; got side={text}, with {key} twice. Remove one.")
-        given[key] = value
-    backend, colon, checkpoint = name.partition(":")
-    if colon and not checkpoint:
-        raise ConfigError(f"side must be {GRAMMAR}; got side={text}, with nothing after the colon. Add it.")
-    if backend in SOURCES:
-        if given:
-            raise ConfigError(
-                f"side must be an original as it is, {backend}[:weights]; got side={text}. "
-                f"Leave {options} out."
-            )
-        return Original(backend, checkpoint or None)
-    if backend in BACKENDS:
-        own = {"checkpoint": checkpoint} if colon else {}
-        return Side(**{"backend": backend, **defaults, **own, **given})
-    if is_bundle(Path(text)):
-        return Bundle(Path(text))
-    if _is_there(Path(text) / MANIFEST):
-        raise ConfigError(f"side must name its backend; got side={text}, a checkpoint. Write torch:{text}.")
-    if _is_there(Path(text)):
-        raise ConfigError(
-            f"side must be {GRAMMAR}; got side={text}, a folder without bundle.json. Pass a checkpoint as "
-            f"torch:{text}/step-…, or what palm record wrote."
-        )
-    raise ConfigError(
-        f"side must be {GRAMMAR}; got side={text}, which is neither. Backends: "
-        f"{', '.join((*BACKENDS, *SOURCES))}."
-    )
+        chosen[key] = value
+    return chosen
 
 
-def _is_there(path: Path) -> bool:
+def _no_side(text: str) -> str:
+    """The message about a text that names no backend, original or bundle."""
+    path = Path(text)
     try:
-        return path.exists()
-    except OSError:  # no name of a file
-        return False
+        kinds = {file: (path / file).exists() for file in (MANIFEST, RUN_SETTINGS, "")}
+    except OSError:  # too long for the name of a file
+        kinds = {}
+    if kinds.get(MANIFEST) or kinds.get(RUN_SETTINGS):
+        what = "a checkpoint" if kinds[MANIFEST] else "a run"
+        return f"side must name its backend; got side={text}, {what}. Write torch:{text}."
+    if text and kinds.get(""):
+        return (
+            f"side must be {GRAMMAR}; got side={text}, a folder without bundle.json. Pass a folder that palm "
+            "record wrote, or a checkpoint as torch:CHECKPOINT."
+        )
+    backends = ", ".join((*BACKENDS, *SOURCES))
+    return f"side must be {GRAMMAR}; got side={text}, which is neither. Backends: {backends}."
 
 
 def parse_sides(
     a: str, b: str, *, checkpoint: Path | None, dtype: DType | None, device: str | None, attention: str
 ) -> tuple[Side | Original | Bundle, Side | Original | Bundle]:
     """Both sides of a command; `dtype` None is float32, or that of a bundle on the other side."""
-    defaults: dict[str, Any] = {"device": device, "attention": attention}
+    defaults: dict[str, Any] = {"device": device, "attention": attention, "dtype": dtype or "float32"}
     if checkpoint is not None:
-        defaults["checkpoint"] = str(checkpoint)
-    defaults["dtype"] = dtype or "float32"
-    one, other = (parse_side(text, **defaults) for text in (a, b))
-    if dtype is None:
-        for bundle in (one, other):
-            if isinstance(bundle, Bundle):  # a live side beside it computes in its precision
-                defaults["dtype"] = bundle.recording.dtype
-        one, other = (parse_side(text, **defaults) for text in (a, b))
+        defaults["checkpoint"] = str(checkpoint_path(checkpoint))
+    one, other = parse_side(a, **defaults), parse_side(b, **defaults)
+    bundles = [side for side in (one, other) if isinstance(side, Bundle)]
+    if dtype is None and bundles:
+        defaults["dtype"] = bundles[-1].recording.dtype
+        return parse_side(a, **defaults), parse_side(b, **defaults)
     return one, other
 
 

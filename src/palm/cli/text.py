@@ -14,6 +14,7 @@ from tyro.conf import Positional, arg
 
 from palm.backends import first_backend, keep_programs
 from palm.checkpoint.checkpoint import load
+from palm.checkpoint.locate import checkpoint_path
 from palm.checkpoint.manifest import MANIFEST
 from palm.cli.flags import Attention, Optional, Request, default
 from palm.config import Backend
@@ -30,7 +31,7 @@ class GenerateRequest:
     """What `palm generate` is asked for."""
 
     run: Positional[Annotated[Path, arg(metavar="RUN")]]
-    """Folder of a run, or a checkpoint."""
+    """Folder of a run, RUN/best, or a checkpoint."""
     prompt: str
     """The text to continue."""
     backend: Annotated[Backend | None, default("the one that trained the run")] = None
@@ -98,7 +99,7 @@ def _find(path: Path, which: str) -> tuple[Path, Backend | None, Tokenizer | Non
     """The checkpoint of a run or the one at `path`, the backend that trained it, and its tokenizer."""
     run = Run(path) if Run(path).is_run else Run(path.resolve().parent)
     if run.is_run:
-        chosen = run.checkpoint(which) if run.path == path else path
+        chosen = run.checkpoint(which) if run.path == path else checkpoint_path(path)
         return chosen, run.settings()["backend"], run.tokenizer()
     if not (path / MANIFEST).exists():
         found = "" if path.exists() else ", and there is no such folder"

@@ -25,6 +25,7 @@ from palm.cli.flags import (
     given,
 )
 from palm.config import Backend, PaLMConfig
+from palm.data.tokenizer import load_tokenizer
 from palm.errors import ConfigError, RunError
 from palm.presets import preset as find_preset
 from palm.recipes import Recipe
@@ -55,9 +56,9 @@ class TrainRequest:
     resume: Annotated[Path | None, Optional] = None
     """Folder of a run to continue, instead of --data and --out."""
     tokenizer: Annotated[Path | None, default("tokens are bytes")] = None
-    """A Hugging Face tokenizer.json or a SentencePiece .model."""
+    """A Hugging Face tokenizer.json or a SentencePiece .model. Its size is the default of --num-tokens."""
     checkpoint: Annotated[Path | None, Optional] = None
-    """Start from the model and the weights of this checkpoint."""
+    """Start from the model and the weights of this checkpoint; of a run: its newest, or RUN/best."""
     device: Annotated[str | None, default("the backend's")] = None
     """Where to compute: cpu, cuda, gpu:1, …"""
     attention: Annotated[Attention | None, default("auto")] = None
@@ -129,6 +130,8 @@ def _model(request: TrainRequest) -> tuple[PaLMConfig, Mapping[str, np.ndarray] 
     """The config of a new run, and the weights it starts from; None: they are drawn from the seed."""
     changes = given(request.model)
     if request.checkpoint is None:
+        if request.tokenizer is not None:
+            changes = {"num_tokens": load_tokenizer(request.tokenizer).num_tokens, **changes}
         return find_preset(request.preset or "small", **changes), None
     if request.preset is not None or changes:
         raise ConfigError(

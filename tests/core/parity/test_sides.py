@@ -1,12 +1,17 @@
 """Sides of a comparison as the command line has them."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
-from cases import assert_explains
+from cases import ROOT, assert_explains
 
 from palm import ConfigError
-from palm.cli.sides import parse_side
+from palm.cli.sides import parse_side, parse_sides
 from palm.parity.run.sides import Bundle, Original, Side, labels
 from palm.upstream.tensors import SOURCES
+
+RUN = ROOT / "tests/fixtures/v0_1_0/run-torch"
 
 
 @pytest.mark.parametrize(
@@ -39,6 +44,24 @@ def test_defaults_give_way_to_what_a_side_says():
 def test_the_folder_of_a_bundle_is_a_side(tmp_path):
     (tmp_path / "bundle.json").write_text("{}")
     assert parse_side(str(tmp_path)) == Bundle(tmp_path)
+
+
+@pytest.mark.parametrize("which", ["", "/best", "/last", "/step-00000004"])
+def test_a_run_is_its_newest_or_its_best_checkpoint(which):
+    checkpoint = str(RUN / "step-00000004")
+    assert parse_side(f"jax:{RUN}{which}") == Side("jax", checkpoint)
+    default: dict[str, Any] = {"dtype": None, "device": None, "attention": "auto"}
+    one, other = parse_sides("torch", "jax:c", checkpoint=Path(f"{RUN}{which}"), **default)
+    assert (one, other) == (Side("torch", checkpoint), Side("jax", "c"))
+
+
+@pytest.mark.parametrize(
+    ("folder", "what"), [(RUN, "a run"), (RUN / "step-00000004", "a checkpoint"), (RUN.parent, "a folder")]
+)
+def test_a_folder_that_is_no_side_by_itself_is_told_how_to_be_one(folder, what):
+    with pytest.raises(ConfigError) as raised:
+        parse_side(str(folder))
+    assert_explains(raised, f"side={folder}, {what}", "torch:")
 
 
 @pytest.mark.parametrize(

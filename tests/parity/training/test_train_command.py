@@ -76,7 +76,8 @@ def test_a_run_starts_in_one_framework_ends_in_the_other_and_both_write_the_same
     assert by_torch.returncode == by_jax.returncode == 0, by_torch.stderr + by_jax.stderr
     assert by_torch.stdout == by_jax.stdout != ""
     assert by_torch.stderr == ""
-    assert palm("generate", run / "step-00000006", *ask[2:]).stdout == by_torch.stdout
+    for checkpoint in ("step-00000006", "last"):
+        assert palm("generate", run / checkpoint, *ask[2:]).stdout == by_torch.stdout
     other = palm(*ask, "--backend", "torch", "--seed", "1", "--logprobs", tmp_path / "log")
     assert other.stdout != by_torch.stdout
     assert len((tmp_path / "log").read_text().splitlines()) == 30

@@ -1,0 +1,56 @@
+"""What `palm train` makes of its flags, before any framework is loaded."""
+
+import pytest
+import tyro
+from cases import ROOT
+
+from palm import ConfigError, preset
+from palm.checkpoint.checkpoint import load_arrays
+from palm.cli.main import STYLE, main
+from palm.cli.train import TrainRequest, _model
+
+RUN = ROOT / "tests/fixtures/v0_1_0/run-jax-tokenizer"
+TOKENIZER = RUN / "tokenizer.json"
+
+
+def asked(*words: object) -> TrainRequest:
+    return tyro.cli(TrainRequest, args=[*map(str, words)], config=STYLE)
+
+
+@pytest.mark.parametrize(
+    ("words", "num_tokens"),
+    [
+        ([], 256),
+        (["--tokenizer", TOKENIZER], 300),
+        (["--tokenizer", TOKENIZER, "--num-tokens", "512"], 512),
+        (["--num-tokens", "512"], 512),
+    ],
+)
+def test_the_tokenizer_sets_the_vocabulary_unless_it_is_given(words, num_tokens):
+    config, weights = _model(asked("--preset", "tiny", *words))
+    assert config == preset("tiny", num_tokens=num_tokens)
+    assert weights is None
+
+
+@pytest.mark.parametrize("path", [RUN, RUN / "best", RUN / "step-00000004"])
+def test_a_run_starts_from_the_checkpoint_of_another(path):
+    config, weights = _model(asked("--checkpoint", path, "--tokenizer", TOKENIZER))
+    expected, arrays = load_arrays(RUN / "step-00000004")
+    assert config == expected
+    assert weights is not None
+    assert all((weights[name] == arrays[name]).all() for name in arrays)
+
+
+@pytest.mark.parametrize("words", [["--preset", "tiny"], ["--dim", "8"]])
+def test_a_checkpoint_has_its_own_model(words):
+    with pytest.raises(ConfigError, match="a checkpoint must come without --preset and flags of the model"):
+        _model(asked("--checkpoint", RUN, *words))
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [([], "--data and --out"), (["--data", "text"], "--out"), (["--out", "run"], "--data")],
+)
+def test_a_new_run_needs_its_data_and_its_folder(words, missing, capsys):
+    assert main(["train", *words]) == 2
+    assert f"; {missing} is missing. " in capsys.readouterr().err
