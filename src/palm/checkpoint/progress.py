@@ -6,13 +6,14 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from palm.checkpoint.locate import checkpoint_path
 from palm.checkpoint.manifest import TRAINING, read_manifest, verified_text
-from palm.checkpoint.read import read_arrays, read_weights
+from palm.checkpoint.read import read_arrays, read_config, read_weights
 from palm.config import PaLMConfig
 from palm.errors import CheckpointError, WeightsError
 from palm.spec.parameters import check_array, parameters
@@ -26,6 +27,25 @@ class Progress:
 
     fields: dict[str, Any]
     moments: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A checkpoint without its arrays: its path, config and dtype, and the `fields` of a run in progress."""
+
+    path: Path
+    config: PaLMConfig
+    dtype: str
+    fields: dict[str, Any] | None
+
+
+def summarise(path: str | os.PathLike[str]) -> Summary:
+    """The checkpoint that `path` means; its arrays are not verified. Raises `CheckpointError`."""
+    path = checkpoint_path(path)
+    manifest = read_manifest(path)
+    config, entry = read_config(path, manifest), manifest["files"].get(TRAINING)
+    fields = None if entry is None else json.loads(verified_text(path / TRAINING, entry))
+    return Summary(path, config, manifest["dtype"], fields)
 
 
 def load_progress(path: str | os.PathLike[str]) -> tuple[PaLMConfig, dict[str, np.ndarray], Progress]:

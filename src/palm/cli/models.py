@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +13,8 @@ from rich.text import Text
 from tyro.conf import Positional, arg
 
 from palm.checkpoint.checkpoint import save_arrays
-from palm.checkpoint.locate import BEST, LAST, best_of, checkpoint_path, checkpoints_of
-from palm.checkpoint.manifest import TRAINING, read_manifest, verified_text
-from palm.checkpoint.read import read_config
+from palm.checkpoint.locate import BEST, LAST, best_of, checkpoints_of
+from palm.checkpoint.progress import summarise
 from palm.cli.display import Terminal
 from palm.cli.flags import Architecture, Request
 from palm.config import Backend, PaLMConfig
@@ -83,16 +81,15 @@ def _read(given: Path, architecture: Backend | None) -> tuple[dict[str, Any], Pa
             f"--architecture must not be given beside a checkpoint, which has its own; got {given}. "
             "Leave it out."
         )
-    path = checkpoint_path(given)
-    manifest = read_manifest(path)
-    told: dict[str, Any] = {"checkpoint": path, "dtype": manifest["dtype"]}
-    run = Run(path.resolve().parent)
-    if run.is_run and TRAINING in manifest["files"]:
-        told |= _progress(run, path, json.loads(verified_text(path / TRAINING, manifest["files"][TRAINING])))
-    return told, read_config(path, manifest)
+    found = summarise(given)
+    told: dict[str, Any] = {"checkpoint": found.path, "dtype": found.dtype}
+    run = Run(found.path.resolve().parent)
+    if found.fields is not None and run.is_run:
+        told |= _progress(run, found.fields)
+    return told, found.config
 
 
-def _progress(run: Run, path: Path, training: Mapping[str, Any]) -> dict[str, Any]:
+def _progress(run: Run, training: Mapping[str, Any]) -> dict[str, Any]:
     """Where the run was at the checkpoint, and which others it has."""
     settings, steps = run.settings(), checkpoints_of(run.path)
     best = best_of(steps)
