@@ -19,7 +19,6 @@ from palm.checkpoint.manifest import MANIFEST
 from palm.cli.flags import Attention, Optional, Request, default
 from palm.config import Backend
 from palm.data.download import fetch
-from palm.data.tokenizer import Tokenizer
 from palm.errors import DataError, RunError
 from palm.generation.generate import generate as generate_text
 from palm.generation.rows import Generation
@@ -68,7 +67,7 @@ class GenerateRequest:
 
 def generate(request: Request[GenerateRequest]) -> int:
     """Print what a trained model writes after a prompt: the text as it is written, and nothing else."""
-    path, used, tokenizer = _find(request.run, request.checkpoint)
+    path, used = _find(request.run, request.checkpoint)
     backend = request.backend or first_backend(used)
     keep_programs(request.compile_cache, backend)
     model = load(path, backend=backend, device=request.device, attention=request.attention)
@@ -85,7 +84,6 @@ def generate(request: Request[GenerateRequest]) -> int:
         stop=request.stop,
         seed=request.seed,
         weights=request.weights,
-        tokenizer=tokenizer,
         on_text=lambda row, piece: _write(piece),
     )
     if sys.stdout.isatty():
@@ -95,18 +93,18 @@ def generate(request: Request[GenerateRequest]) -> int:
     return 0
 
 
-def _find(path: Path, which: str) -> tuple[Path, Backend | None, Tokenizer | None]:
-    """The checkpoint of a run or the one at `path`, the backend that trained it, and its tokenizer."""
+def _find(path: Path, which: str) -> tuple[Path, Backend | None]:
+    """The checkpoint of a run or the one at `path`, and the backend that trained it."""
     run = Run(path) if Run(path).is_run else Run(path.resolve().parent)
     if run.is_run:
         chosen = run.checkpoint(which) if run.path == path else checkpoint_path(path)
-        return chosen, run.settings()["backend"], run.tokenizer()
+        return chosen, run.settings()["backend"]
     if not (path / MANIFEST).exists():
         found = "" if path.exists() else ", and there is no such folder"
         raise RunError(
             f"run must be the folder of a run, or a checkpoint; got run={path}{found}. Check the path."
         )
-    return path, None, None
+    return path, None
 
 
 def _write(piece: str) -> None:
