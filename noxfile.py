@@ -132,6 +132,25 @@ def compare(session: nox.Session) -> None:
 
 
 @nox.session
+def examples(session: nox.Session) -> None:
+    """Every example, as a script and as a notebook. Each asserts what it shows."""
+    install(session, "all", "examples")
+    env = {"OMP_NUM_THREADS": "2", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    for name in ("train_torch", "train_jax", "debug_port", "move_run"):
+        session.run("python", f"examples/{name}.py", env=env)
+    session.run("python", "examples/notebooks.py", "--check", env=env)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site, into build/site. A broken link is an error."""
+    install(session, "", "docs")
+    session.run("python", "docs/commands.py")
+    session.run("zensical", "build", "--clean", "--strict")
+    session.run("python", "tests/links.py", "build/site")
+
+
+@nox.session
 def browser(session: nox.Session) -> None:
     """The HTML report in a real headless Chromium (Debian's `chromium` must be installed)."""
     install(session, "", "tests", "browser")

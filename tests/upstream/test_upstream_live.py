@@ -144,7 +144,7 @@ def test_jaxs_x64_mode_is_neither_needed_nor_in_the_way(originals, tmp_path, x64
 
 def test_the_documented_example(originals, tmp_path, monkeypatch, capsys):
     save(originals.build("palm_pytorch.palm_lite"), tmp_path)
-    page = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "check-a-port.md").read_text(encoding="utf-8")
     [code] = (c for c in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "originals" in c)
     (tmp_path / "example.py").write_text(code, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
