@@ -11,7 +11,9 @@ import numpy as np
 import palm
 from palm.testing import assert_agree
 
-config = palm.PaLMConfig(num_tokens=64, dim=32, depth=2, heads=2, dim_head=16, init="reference").resolve("jax")
+config = palm.PaLMConfig(num_tokens=64, dim=32, depth=2, heads=2, dim_head=16, init="reference").resolve(
+    "jax"
+)
 model = palm.build(config, backend="torch", seed=0)
 weights = {name: array.astype(np.float64) for name, array in palm.to_numpy(model).items()}
 
@@ -32,7 +34,9 @@ def rotary(x):
     half = x.shape[-1] // 2
     angles = np.arange(x.shape[-2])[:, None] * 10_000.0 ** (-np.arange(half) / half)
     a, b = x[..., :half], x[..., half:]  # mistake 1: PaLM rotates the pairs (2p, 2p + 1)
-    return np.concatenate([a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles)], -1)
+    return np.concatenate(
+        [a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles)], -1
+    )
 
 
 def query_scale():

@@ -24,7 +24,9 @@ def batches(seed: int = 0):
     ids, rng = np.frombuffer(TEXT, np.uint8), np.random.default_rng(seed)
     while True:
         starts = rng.integers(0, len(ids) - LENGTH, BATCH)
-        yield torch.as_tensor(np.stack([ids[start : start + LENGTH + 1] for start in starts]).astype(np.int64))
+        yield torch.as_tensor(
+            np.stack([ids[start : start + LENGTH + 1] for start in starts]).astype(np.int64)
+        )
 
 
 def train(model: nn.Module) -> list[float]:

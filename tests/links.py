@@ -58,7 +58,11 @@ def _broken(file: Path, link: str) -> str | None:
         target /= "index.html"
     if not target.exists():
         return "no such file"
-    if parts.fragment and target.suffix in (".md", ".html") and unquote(parts.fragment) not in _anchors(target):
+    if (
+        parts.fragment
+        and target.suffix in (".md", ".html")
+        and unquote(parts.fragment) not in _anchors(target)
+    ):
         return "no such heading"
     return None
 

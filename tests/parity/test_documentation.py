@@ -1,0 +1,115 @@
+"""The examples of the README and of the tutorials run as they are written, but on a short text and for few steps."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import ROOT
+from ports import ROTARY, in_numpy
+
+import palm
+from palm.cli.main import main
+from palm.data.windows import standard_library_text
+
+# What the pages ask for, and what is run here.
+FEWER = {"1000": "2", "2000": "4", "200": "2", "400": "4"}
+COUNTS = re.compile(r"(?<=steps=)\d+|(?<=--steps )\d+|(?<=max_new_tokens=)\d+|(?<=--max-new-tokens )\d+")
+
+
+def fewer(text: str) -> str:
+    return COUNTS.sub(lambda asked: FEWER[asked.group()], text)
+
+
+def examples(page: str) -> list[str]:
+    """The Python examples of a page."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [fewer(code) for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+
+
+def commands(page: str) -> list[str]:
+    """The commands of a page that train or generate, without comments."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [
+        fewer(line)
+        for line in re.findall(r"^    (palm (?:train|generate) .*?)(?: +#.*)?$", text, re.MULTILINE)
+    ]
+
+
+def run(code: str, names: dict[str, Any]) -> dict[str, Any]:
+    exec(compile(code, "example", "exec"), names)
+    return names
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a `book.txt`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.txt").write_bytes(standard_library_text()[:20_000])
+    return tmp_path
+
+
+def test_the_readme_builds_both_moves_weights_and_compares(capsys):
+    [code] = [code for code in examples("README.md") if "palm.convert" in code]
+    names = run(code, {})
+    verdict, ratio = capsys.readouterr().out.splitlines()
+    assert verdict.startswith("torch and jax agree: every difference is rounding (")
+    assert 0 < float(ratio) < 1.5
+    for name, array in palm.to_numpy(names["in_torch"]).items():
+        assert np.array_equal(array, palm.to_numpy(names["in_jax"])[name])
+
+
+def test_the_readme_names_the_mistake_of_a_port(folder, capsys):
+    config = replace(ROTARY, num_tokens=64)
+    model = palm.build(config, backend="jax")
+    palm.save(model, folder / "checkpoint")
+    weights = {name: array.astype(np.float64) for name, array in palm.to_numpy(model).items()}
+
+    def my_port(ids: np.ndarray) -> np.ndarray:
+        return in_numpy(config, weights, ids, "layout")
+
+    [code] = [code for code in examples("README.md") if "my_port" in code]
+    run(code, {"my_port": my_port})
+    told = capsys.readouterr().out
+    documented = re.findall(
+        r"^    (my_port .*)\n    (.*)$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE
+    )
+    [(before, after)] = documented
+    assert told.startswith(before.split(" (…)")[0])
+    assert after in told
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/first-training.md"])
+def test_the_commands_of_a_page_train_resume_and_generate(folder, page, capsysbinary):
+    lines = commands(page)
+    assert len(lines) >= 3
+    texts = []
+    for line in lines:
+        assert main(shlex.split(line)[1:]) == 0, line
+        out = capsysbinary.readouterr().out
+        texts += [out] * (" generate " in line)
+    assert len(set(texts)) == 1
+    assert texts[0]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/first-training.md"])
+def test_the_python_of_a_page_trains_resumes_and_generates(folder, page, capsys):
+    [code] = [code for code in examples(page) if "palm.train" in code]
+    assert run(code, {})["trained"].step == 4
+    assert capsys.readouterr().out
+
+
+def test_the_first_comparison_says_what_the_tutorial_says(capsys):
+    built, compared, looked, planted = examples("docs/first-comparison.md")
+    names = run(built + compared + looked, {})
+    assert names["comparison"].outcome == "agree"
+    assert capsys.readouterr().out.startswith("torch and jax agree: every difference is rounding (")
+    run(planted, names)
+    said = dict(re.findall(r"^print\((.*?)\) +# (\S+)$", planted, re.MULTILINE))
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[: len(said)] == list(said.values())
