@@ -100,7 +100,8 @@ assert comparison.likenesses[0].cause == "rotary layout"
 # %% [markdown]
 # ## Correct the other one
 #
-# With the right pairs the port agrees with palm. `palm.testing.assert_agree` makes this a test that you can keep.
+# With the right pairs the port agrees with palm. `palm.testing.assert_agree` makes this a test that you can
+# keep.
 
 
 # %%

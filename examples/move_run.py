@@ -28,8 +28,8 @@ print(f"step {started.step}: loss {started.log[-1]['loss']:.3f} nats, in JAX")
 # %% [markdown]
 # ## Go on in PyTorch
 #
-# `palm.resume` reads the newest checkpoint. Weights, optimizer state and the position in the data move with it.
-# The text was not in a file, so it is given again.
+# `palm.resume` reads the newest checkpoint. Weights, optimizer state and the position in the data move with
+# it. The text was not in a file, so it is given again.
 
 # %%
 moved = palm.resume(folder / "run", backend="torch", steps=60, data=text)
@@ -50,11 +50,11 @@ assert np.abs(losses[0] - losses[1]).max() < 1e-4
 # %% [markdown]
 # ## Generate in both
 #
-# The same checkpoint and the same seed give the same tokens in both frameworks.
+# `palm.load` takes the newest checkpoint of a run. One checkpoint and one seed give the same tokens in both
+# frameworks.
 
 # %%
-checkpoint = folder / "run" / "step-00000060"
-in_torch, in_jax = (palm.load(checkpoint, backend=backend) for backend in ("torch", "jax"))
+in_torch, in_jax = (palm.load(folder / "run", backend=backend) for backend in ("torch", "jax"))
 sampling = {"max_new_tokens": 60, "temperature": 0.5, "seed": 1}
 texts = [palm.generate(model, "the quick", **sampling).text for model in (in_torch, in_jax)]
 print(texts[0])

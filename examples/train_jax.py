@@ -22,10 +22,10 @@ OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(3e-3))
 
 def batches(seed: int = 0):
     """Random windows of the text: ids (batch, length + 1)."""
-    ids, rng = np.frombuffer(TEXT, np.uint8), np.random.default_rng(seed)
+    ids, rng = np.frombuffer(TEXT, np.uint8).astype(np.int32), np.random.default_rng(seed)
     while True:
         starts = rng.integers(0, len(ids) - LENGTH, BATCH)
-        yield jnp.asarray(np.stack([ids[start : start + LENGTH + 1] for start in starts]).astype(np.int32))
+        yield jnp.asarray(np.stack([ids[start : start + LENGTH + 1] for start in starts]))
 
 
 def loss_of(model, ids):

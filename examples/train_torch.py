@@ -21,12 +21,10 @@ STEPS, BATCH, LENGTH = 60, 8, 64
 
 def batches(seed: int = 0):
     """Random windows of the text: ids (batch, length + 1)."""
-    ids, rng = np.frombuffer(TEXT, np.uint8), np.random.default_rng(seed)
+    ids, rng = np.frombuffer(TEXT, np.uint8).astype(np.int64), np.random.default_rng(seed)
     while True:
         starts = rng.integers(0, len(ids) - LENGTH, BATCH)
-        yield torch.as_tensor(
-            np.stack([ids[start : start + LENGTH + 1] for start in starts]).astype(np.int64)
-        )
+        yield torch.as_tensor(np.stack([ids[start : start + LENGTH + 1] for start in starts]))
 
 
 def train(model: nn.Module) -> list[float]:
