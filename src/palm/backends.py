@@ -66,12 +66,24 @@ def check_installed(backend: Backend) -> None:
 
 def is_model(model: Any) -> bool:
     """Whether palm built it."""
-    return _wing_of(model) is not None
+    return _found(model) is not None
 
 
 def wing_of(model: Any) -> Wing[Any]:
-    """The wing a model belongs to. Raises `BackendError` if it is not one of palm's."""
-    found = _wing_of(model)
+    """The wing a model belongs to. Raises what `model_of` raises."""
+    return _known(model)[0]
+
+
+def model_of(model: Any) -> Any:
+    """The model itself, without torch.compile, DistributedDataParallel or DataParallel around it.
+
+    Raises `BackendError` if it is not one of palm's, or is inside a wrapper that may compute something else.
+    """
+    return _known(model)[1]
+
+
+def _known(model: Any) -> tuple[Wing[Any], Any]:
+    found = _found(model)
     if found is not None:
         return found
     if isinstance(model, (str, os.PathLike)):
@@ -92,13 +104,14 @@ def backend_of(model: Any) -> Backend:
 
 def config_of(model: Any) -> PaLMConfig:
     """The resolved config of a model. Raises `BackendError` if it is not one of palm's."""
-    wing_of(model)
-    return model.config
+    config: PaLMConfig = model_of(model).config
+    return config
 
 
 def dtype_of(model: Any) -> DType:
-    """The name of the dtype of a model's weights. Raises `ConfigError` if it was cast to one palm lacks."""
-    return wing_of(model).dtype_of(model)
+    """The name of the dtype of a model's weights. Raises `ConfigError` for several, or one palm lacks."""
+    module, own = _known(model)
+    return module.dtype_of(own)
 
 
 def keep_programs(folder: str | os.PathLike[str] | None, backend: Backend) -> None:
@@ -122,11 +135,12 @@ def check_attention(attention: str, backend: Backend) -> None:
     check_choice("attention", attention, paths)
 
 
-def _wing_of(model: Any) -> Wing[Any] | None:
+def _found(model: Any) -> tuple[Wing[Any], Any] | None:
     for backend in BACKENDS:
         loaded = sys.modules.get(f"palm.{backend}_impl")
-        if loaded is not None and isinstance(model, loaded.PaLM):
-            return loaded
+        own = None if loaded is None else loaded.find_model(model)
+        if loaded is not None and own is not None:
+            return loaded, own
     return None
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from palm.backends import check_attention, config_of, wing, wing_of
+from palm.backends import check_attention, config_of, model_of, wing, wing_of
 from palm.config import Backend, DType, PaLMConfig
 from palm.data.remembered import remember_tokenizer, remembered_tokenizer
 from palm.data.tokenizer import Tokenizer
@@ -163,8 +163,16 @@ def from_numpy(
 
 
 def to_numpy(model: Any) -> Arrays:
-    """A model's weights by canonical name, in canonical layout, copied; bfloat16 is `ml_dtypes.bfloat16`."""
-    return wing_of(model).to_arrays(model)
+    """A model's weights by canonical name, in canonical layout, copied; bfloat16 is `ml_dtypes.bfloat16`.
+
+    Weights that are computed from others (`torch.nn.utils.parametrize`, `prune`) have their present values.
+    Raises `BackendError` for a model that computes more than its weights say, by an adapter or a hook, and
+    `WeightsError` for weights without values.
+    """
+    module = wing_of(model)
+    own = module.settled(model_of(model))
+    module.check_plain(own)
+    return module.to_arrays(own)
 
 
 @overload
@@ -210,7 +218,7 @@ def tokenizer_of(model: Any) -> Tokenizer | None:
     `palm.train`, `palm.resume`, `palm.load` and `palm.convert` hand it on. A copy of a model, and a JAX model
     that `eqx.tree_at` or an update of your own made, has none until you pass `tokenizer=`.
     """
-    return remembered_tokenizer(model, config_of(model).num_tokens)
+    return remembered_tokenizer(model_of(model), config_of(model).num_tokens)
 
 
 def activations(model: Any, tokens: Any) -> Arrays:
@@ -218,17 +226,20 @@ def activations(model: Any, tokens: Any) -> Arrays:
 
     `embed`; `blocks.{i}.norm`, `.q`, `.k`, `.v` (after the position step, before the scale), `.attention`
     (heads merged), `.attention_out`, `.feedforward` (the gated product), `.feedforward_out`, `.out`; `norm`;
-    `logits`. Shapes (..., n, width). Raises `TokenError`.
+    `logits`. Shapes (..., n, width). Hooks and adapters of inner modules take part. Raises `TokenError`, and
+    `BackendError` where taps would not show what the model computes.
     """
-    return wing_of(model).activations(model, tokens)
+    return wing_of(model).activations(model_of(model), tokens)
 
 
 def value_and_grad(model: Any, tokens: Any) -> tuple[float, Arrays]:
     """Mean next-token cross-entropy in nats, and its gradient by canonical name.
 
-    Raises `TokenError`, also if n < 2.
+    Weights that are computed from others have gradients with respect to their present values, not to what
+    they are computed from. Raises `TokenError`, also if n < 2, and `WeightsError` where an adapter has taken
+    a weight's place.
     """
-    return wing_of(model).value_and_grad(model, tokens)
+    return wing_of(model).value_and_grad(model_of(model), tokens)
 
 
 def common_dtype(arrays: Mapping[str, np.ndarray]) -> DType:

@@ -96,6 +96,15 @@ class Wing(Protocol[M]):
     ) -> M:
         """The model whose weights `fetch` gives, one after the other."""
 
+    def find_model(self, given: object) -> M | None:
+        """The model of this wing that `given` is or wraps."""
+
+    def settled(self, model: M) -> M:
+        """The model with each weight as a parameter of its own."""
+
+    def check_plain(self, model: M) -> None:
+        """Raise unless config and weights alone decide what the model computes."""
+
     def to_arrays(self, model: M, *, copied: bool = ...) -> Arrays:
         """A model's weights by canonical name; views, where there can be, if not `copied`."""
 

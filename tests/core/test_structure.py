@@ -30,6 +30,7 @@ ONE_SIDED = {
     "weights.py": {"is_linear", "to_tensor", "to_array"},
     "model.py": {"full_precision"},
     "linear.py": {"Linear"},
+    "wrapped.py": {"weight_dtypes", "check_taps"},
 }
 # The ways each framework has of being called: no method of ours.
 CALLS = {"__init__", "__call__", "forward"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from palm.backends import config_of, wing_of
+from palm.backends import config_of, model_of, wing_of
 from palm.data.remembered import remembered_tokenizer
 from palm.data.tokenizer import load_tokenizer
 from palm.fields import check_choice, integer
@@ -53,13 +53,13 @@ def generate(
     `weights="int8"` decodes from weights of eight bits, for less memory; the prompt is still read in full
     precision (docs/performance.md says what it costs).
 
-    Raises `ConfigError`, `DataError` for a tokenizer that cannot be used, and `TokenError` for a prompt that
-    is empty or outside the vocabulary, or text though no tokenizer is known.
+    Raises `ConfigError`, what `palm.to_numpy` raises, `DataError` for a tokenizer that cannot be used, and
+    `TokenError` for a prompt that is empty or outside the vocabulary, or text though no tokenizer is known.
     """
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     count = integer("max_new_tokens", max_new_tokens, least=1)
     check_choice("weights", weights, WEIGHTS, optional=True)
-    config = config_of(model)
+    model, config = model_of(model), config_of(model)
     known = remembered_tokenizer(model, config.num_tokens)
     encoder = known if tokenizer is None else load_tokenizer(tokenizer)
     prompts, is_batch = list_prompts(prompt)

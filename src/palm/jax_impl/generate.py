@@ -18,6 +18,7 @@ from palm.jax_impl.decode import Layer, Matrix, layers_of, output_of
 from palm.jax_impl.model import PaLM, full_precision
 from palm.jax_impl.norm import widen
 from palm.jax_impl.position import masked_scores
+from palm.jax_impl.wrapped import check_plain, settled
 from palm.spec.sampling import Room, Sampling
 
 
@@ -53,10 +54,11 @@ class Decoder:
     ) -> None:
         """Run the prompts (b, p), padded at their ends; sequence r has `lengths[r]` tokens.
 
-        Raises `ConfigError` where `size` has no room for them; `next` and `feed` do where it has none for
-        one more.
+        Raises what `settled` and `check_plain` raise, and `ConfigError` where `size` has no room for the
+        prompts; `next` and `feed` do where it has none for one more.
         """
         self._room = Room(size, prompts, lengths)
+        check_plain(settled(model))
         self.model = model
         tokens = jax.device_put(prompts.astype(np.int32), model.embedding.sharding)
         self._state = _prefill(model, tokens, jnp.asarray(lengths, jnp.int32), size)

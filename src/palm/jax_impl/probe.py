@@ -14,6 +14,7 @@ from jax import Array
 from palm.jax_impl.loss import next_token_loss
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.weights import canonical
+from palm.jax_impl.wrapped import settled
 from palm.recipes import Remat
 from palm.spec.tokens import check_tokens
 
@@ -32,6 +33,7 @@ def value_and_grad(
 
     Not `copied`, the gradients are views for a reader who lets them be.
     """
+    settled(model)
     with jax.disable_jit(not compiled):
         loss, grads = _value_and_grad(model, on_device(model, tokens, at_least=2), remat)
     return float(loss), canonical(model, grads, copied=copied)

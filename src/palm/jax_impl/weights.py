@@ -21,6 +21,7 @@ from palm.jax_impl.block import Block
 from palm.jax_impl.feedforward import FeedForward
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.norm import Norm
+from palm.jax_impl.wrapped import settled
 from palm.spec.parameters import Parameter, dtype_name, parameters
 
 
@@ -85,8 +86,11 @@ def _assembled(
 
 
 def to_arrays(model: PaLM, *, copied: bool = True) -> dict[str, np.ndarray]:
-    """The model's weights under their canonical names; not `copied`, for a reader who lets them be."""
-    return canonical(model, model, copied=copied)
+    """The model's weights under their canonical names; not `copied`, for a reader who lets them be.
+
+    Raises what `settled` raises.
+    """
+    return canonical(model, settled(model), copied=copied)
 
 
 def canonical(model: PaLM, tree: PaLM, *, copied: bool = True) -> dict[str, np.ndarray]:
@@ -105,8 +109,8 @@ def canonical(model: PaLM, tree: PaLM, *, copied: bool = True) -> dict[str, np.n
 
 
 def dtype_of(model: PaLM) -> DType:
-    """The name of the dtype of the model's weights."""
-    return dtype_name(model.embedding.dtype)
+    """The name of the dtype of the model's weights. Raises `ConfigError` for several, or one palm lacks."""
+    return dtype_name(*{leaf.dtype for leaf in jax.tree.leaves(model)})
 
 
 def find_device(device: jax.Device | str | None) -> jax.Device | None:

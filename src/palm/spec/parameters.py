@@ -115,9 +115,15 @@ def numpy_dtype(dtype: str) -> np.dtype:
     return DTYPES[dtype]
 
 
-def dtype_name(dtype: object) -> DType:
-    """palm's name of a NumPy or framework dtype. Raises `ConfigError` if palm has no such dtype."""
-    name = str(dtype).removeprefix("torch.")
+def dtype_name(*dtypes: object) -> DType:
+    """palm's name of one NumPy or framework dtype. Raises `ConfigError` for several, or one palm lacks."""
+    names = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    if len(names) > 1:
+        raise ConfigError(
+            f"dtype must be one for all weights; got a model in {' and '.join(names)}. "
+            "Cast all of it to one (torch: model.to(dtype))."
+        )
+    [name] = names
     for known in DTYPES:
         if known == name:
             return known

@@ -17,6 +17,7 @@ from palm.torch_impl.probe import activations, attention_of, device_name, set_ma
 from palm.torch_impl.programs import keep_programs
 from palm.torch_impl.train import Trainer, in_its_thread
 from palm.torch_impl.weights import dtype_of, from_arrays, to_arrays
+from palm.torch_impl.wrapped import check_plain, find_model, settled
 
 __all__ = [
     "ATTENTION",
@@ -34,11 +35,13 @@ __all__ = [
     "alibi_slopes",
     "attention_of",
     "blockwise_attention",
+    "check_plain",
     "choose",
     "choose_path",
     "cross_entropy",
     "device_name",
     "dtype_of",
+    "find_model",
     "from_arrays",
     "in_its_thread",
     "initialise",
@@ -51,6 +54,7 @@ __all__ = [
     "rotate",
     "rotation_table",
     "set_matmul",
+    "settled",
     "swiglu",
     "textbook_attention",
     "to_arrays",

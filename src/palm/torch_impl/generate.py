@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from palm.spec.sampling import Room, Sampling
+from palm.spec.tokens import check_tokens
 from palm.torch_impl.block import Block
 from palm.torch_impl.decode import layers_of, output_of
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import widen
 from palm.torch_impl.position import masked_scores
 from palm.torch_impl.weights import to_array
+from palm.torch_impl.wrapped import check_plain, settled
 
 
 class Decoder:
@@ -34,10 +36,12 @@ class Decoder:
     ) -> None:
         """Run the prompts (b, p), padded at their ends; sequence r has `lengths[r]` tokens.
 
-        Raises `ConfigError` where `size` has no room for them; `next` and `feed` do where it has none for
-        one more.
+        Raises what `settled` and `check_plain` raise, and `ConfigError` where `size` has no room for the
+        prompts; `next` and `feed` do where it has none for one more.
         """
         self._room = Room(size, prompts, lengths)
+        model = settled(model)
+        check_plain(model)
         self.model, self.size = model, size
         device = model.embedding.weight.device
         self._lengths = torch.from_numpy(lengths).to(device)
@@ -71,10 +75,11 @@ class Decoder:
         return to_array(values)
 
     def feed(self, tokens: np.ndarray) -> None:
-        """Take in given tokens (b,) instead of chosen ones."""
+        """Take in given tokens (b,) instead of chosen ones. Raises `TokenError`."""
         self._room.take()
         with torch.no_grad():
-            self._logits = self._decode(torch.from_numpy(tokens).to(self.logits.device))
+            ids = torch.from_numpy(check_tokens(tokens, self.model.config))
+            self._logits = self._decode(ids.to(self.logits.device))
 
     def _prefill(self, tokens: Tensor) -> Tensor:
         model = self.model

@@ -18,6 +18,7 @@ from palm.torch_impl.block import Block, recomputed
 from palm.torch_impl.linear import Linear, linear
 from palm.torch_impl.norm import Norm
 from palm.torch_impl.position import Rotation, alibi_slopes, rotation_table
+from palm.torch_impl.private import transformed
 
 
 class PaLM(nn.Module):
@@ -58,12 +59,12 @@ class PaLM(nn.Module):
         `remat` names what the backward pass computes again instead of storing it: True whole blocks,
         "feedforward" that part of them; `features` gives what the output layer reads, (..., n, d), instead
         of logits.
-        Shapes: (..., n) -> (..., n, v). Raises `ConfigError` for another `remat`, and `TokenError`; inside
-        torch.compile ids are not checked.
+        Shapes: (..., n) -> (..., n, v). Raises `ConfigError` for another `remat`, and `TokenError`. Ids on an
+        accelerator are not read, for the host would wait for it, nor are those inside torch.compile and the
+        transforms of torch.func: there an id outside the vocabulary makes the logits of its sequence NaN.
         """
-        check(tokens, self.config, meta=self.embedding.weight.is_meta)
         check_remat(remat)
-        x = self.embedding(tokens.long())
+        x = self._embedded(tokens)
         rotation, slopes = self.positions(tokens.shape[-1], x)
         for block in self.blocks:
             inputs = (x, rotation, slopes)
@@ -73,8 +74,7 @@ class PaLM(nn.Module):
 
     def activations(self, tokens: Tensor) -> dict[str, Tensor]:
         """Every tap of the forward pass, in dataflow order; the last is `logits`."""
-        check(tokens, self.config, meta=self.embedding.weight.is_meta)
-        taps = {"embed": self.embedding(tokens.long())}
+        taps = {"embed": self._embedded(tokens)}
         x = taps["embed"]
         rotation, slopes = self.positions(tokens.shape[-1], x)
         for i, block in enumerate(self.blocks):
@@ -85,6 +85,15 @@ class PaLM(nn.Module):
         taps["norm"] = self.norm(x)
         taps["logits"] = self.logits(taps["norm"])
         return taps
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        """Shapes: (..., n) -> (..., n, d)."""
+        check(tokens, self.config, meta=self.embedding.weight.is_meta)
+        ids = tokens.long()
+        if _readable(ids):
+            return self.embedding(ids)
+        known = ids.clamp(0, self.config.num_tokens - 1)
+        return self.embedding(known).masked_fill((ids != known)[..., None], torch.nan)
 
     def positions(self, length: int, x: Tensor) -> tuple[Rotation | None, Tensor | None]:
         """What the blocks need of positions, formed once a pass: rotary's (cos, sin), or ALiBi's slopes."""
@@ -100,7 +109,7 @@ class PaLM(nn.Module):
 
 
 def check(tokens: Tensor, config: PaLMConfig, *, meta: bool = False) -> None:
-    """Raise `TokenError` for tokens no model accepts. Ids can be read only outside compilation."""
+    """Raise `TokenError` for tokens no model accepts; by their ids only where these can be read."""
     if not isinstance(tokens, Tensor):
         raise TokenError(f"tokens must be a torch.Tensor; got {type(tokens).__name__}. Use torch.as_tensor.")
     is_integer = not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
@@ -109,6 +118,16 @@ def check(tokens: Tensor, config: PaLMConfig, *, meta: bool = False) -> None:
         if meta:  # nothing has values: shapes are all that is asked for
             return
         raise TokenError(NO_VALUES)
-    if not torch.compiler.is_compiling():
+    if _readable(tokens):
         low, high = tokens.long().aminmax()
         check_range(int(low), int(high), config)
+
+
+def _readable(tokens: Tensor) -> bool:
+    """Whether the ids are values in this machine's memory: to read others, the host waits for a device."""
+    return (
+        tokens.device.type == "cpu"
+        and type(tokens) is Tensor
+        and not torch.compiler.is_compiling()
+        and not transformed()
+    )

@@ -16,6 +16,7 @@ from palm.spec.tokens import check_tokens
 from palm.torch_impl.loss import next_token_loss
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.weights import canonical, to_array
+from palm.torch_impl.wrapped import check_taps, settled
 
 # What torch calls the precision of float32 products.
 _MATMUL = {"float32": "highest", "tensorfloat32": "high", "bfloat16": "medium"}
@@ -23,6 +24,7 @@ _MATMUL = {"float32": "highest", "tensorfloat32": "high", "bfloat16": "medium"}
 
 def activations(model: PaLM, tokens: np.ndarray, *, compiled: bool = False) -> dict[str, np.ndarray]:
     """Every tap of one forward pass, in dataflow order; `compiled` runs it through torch.compile."""
+    check_taps(model)
     forward = torch.compile(model.activations) if compiled else model.activations
     with torch.no_grad():
         taps = forward(on_device(model, tokens))
@@ -40,6 +42,7 @@ def value_and_grad(
     def loss_of(leaves: dict[str, Tensor], ids: Tensor) -> Tensor:
         return next_token_loss(functional_call(model, leaves, (ids,), {"remat": remat}), ids)
 
+    model = settled(model)
     with torch.inference_mode(False):
         ids = on_device(model, tokens, at_least=2)
     with torch.inference_mode(False), torch.enable_grad():

@@ -17,6 +17,7 @@ from palm.errors import BackendError
 from palm.spec.parameters import DTYPES, Parameter, dtype_name, parameters
 from palm.torch_impl.attention import choose_path
 from palm.torch_impl.model import PaLM
+from palm.torch_impl.wrapped import settled, weight_dtypes
 
 
 def from_arrays(
@@ -27,10 +28,15 @@ def from_arrays(
     device: torch.device | str | None,
     attention: str,
 ) -> PaLM:
-    """A model of the weights that `fetch` gives, in `dtype`, for each row of the table, one at a time."""
+    """A model of the weights that `fetch` gives, in `dtype`, for each row of the table, one at a time.
+
+    On the device "meta", also by `with torch.device("meta")`, it is only allocated and no weight is fetched.
+    """
     target = find_device(device)
     path = choose_path(attention, config, target)
     model = PaLM(config, attention=path, device="meta", dtype=getattr(torch, dtype))
+    if target.type == "meta":
+        return model
     state = {}
     for name, parameter in parameters(config).items():
         tensor = to_tensor(fetch(parameter)).to(target)
@@ -40,7 +46,11 @@ def from_arrays(
 
 
 def to_arrays(model: PaLM, *, copied: bool = True) -> dict[str, np.ndarray]:
-    """The model's weights under their canonical names; not `copied`, for a reader who lets them be."""
+    """The model's weights under their canonical names; not `copied`, for a reader who lets them be.
+
+    Raises what `settled` raises.
+    """
+    model = settled(model)
     state = {name: parameter.detach() for name, parameter in model.named_parameters()}
     return canonical(model, state, copied=copied)
 
@@ -59,18 +69,18 @@ def canonical(model: PaLM, state: dict[str, Tensor], *, copied: bool = True) -> 
 
 
 def dtype_of(model: PaLM) -> DType:
-    """The name of the dtype of the model's weights."""
-    return dtype_name(model.embedding.weight.dtype)
+    """The name of the dtype of the model's weights. Raises `ConfigError` for several, or one palm lacks."""
+    return dtype_name(*weight_dtypes(model))
 
 
 def find_device(device: torch.device | str | None) -> torch.device:
-    """The device a user means: "cpu", "cuda", "cuda:1", …, also by JAX's name "gpu".
+    """The device a user means: "cpu", "cuda", "cuda:1", …, also by JAX's name "gpu"; None: torch's default.
 
     Raises `BackendError` if it does not exist here.
     """
     named = device.replace("gpu", "cuda") if isinstance(device, str) else device
     try:
-        found = torch.device("cpu" if named is None else named)
+        found = torch.get_default_device() if named is None else torch.device(named)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError, ImportError) as error:
         reason = str(error).partition("\n")[0]

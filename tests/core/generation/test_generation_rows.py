@@ -265,6 +265,7 @@ def script(monkeypatch):
             return values
 
     monkeypatch.setattr(generation, "config_of", lambda model: CONFIG)
+    monkeypatch.setattr(generation, "model_of", lambda model: model)
     monkeypatch.setattr(generation, "wing_of", lambda model: SimpleNamespace(Decoder=Decoder))
     return given
 

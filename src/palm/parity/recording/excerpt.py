@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from palm.backends import backend_of, config_of, dtype_of, wing_of
+from palm.backends import backend_of, config_of, dtype_of, model_of, wing_of
 from palm.config import DType, PaLMConfig
 from palm.errors import WeightsError
 from palm.parity.recording.checksums import digest_of, each
@@ -156,6 +156,7 @@ def record_excerpt(
     and `BackendError` if the model is not palm's.
     """
     wing, mode = wing_of(model), mode or Mode()
+    model = wing.settled(model_of(model))
     ids = check_tokens(tokens, config_of(model), at_least=2)
     statistics: dict[str, dict[str, Any]] = {}
     sketches: dict[str, np.ndarray] = {}

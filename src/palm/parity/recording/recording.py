@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from palm.backends import backend_of, config_of, dtype_of, wing_of
+from palm.backends import backend_of, config_of, dtype_of, model_of, wing_of
 from palm.config import DType, PaLMConfig
-from palm.models import to_numpy
 from palm.parity.recording.checksums import digest_of, each
 from palm.recipes import Remat
 from palm.spec.arrays import Named
@@ -88,6 +87,7 @@ def record(
     Raises `TokenError`, and `BackendError` if the model is not palm's.
     """
     wing, mode = wing_of(model), mode or Mode()
+    model = wing.settled(model_of(model))
     ids = check_tokens(tokens, config_of(model), at_least=2)
     taps = wing.activations(model, ids, **mode.forward)
     on_step("forward")
@@ -103,7 +103,7 @@ def record(
         config=config_of(model),
         dtype=dtype_of(model),
         tokens=ids,
-        weights=to_numpy(model),
+        weights=wing.to_arrays(model),
         taps=taps,
         grads=grads,
         loss=loss,

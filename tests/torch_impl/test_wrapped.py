@@ -1,0 +1,323 @@
+"""What users make of a model, by what palm answers: what the forward pass computes, or a refusal that says
+what to call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import draw_tokens, draw_weights, small
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+import palm
+from palm import PalmError
+from palm.parity.recording.bundle import read_bundle
+from palm.torch_impl import PaLM, next_token_loss
+
+CONFIG = small(num_tokens=29, dim=16, dim_head=8)
+TOKENS = draw_tokens(CONFIG, 2, 7)
+IDS = torch.from_numpy(TOKENS)
+# Importing torch's compiler uses parts of torch that torch itself deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+
+def plain() -> PaLM:
+    return palm.from_numpy(CONFIG, draw_weights(CONFIG), backend="torch")
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+
+class Random(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight + torch.randn_like(weight)
+
+
+class Other(nn.Linear):
+    """A user's own layer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 3 * super().forward(x)
+
+
+def query(model: PaLM) -> nn.Module:
+    return model.get_submodule("blocks.0.attention.query")
+
+
+def compiled(model: PaLM) -> Any:
+    return torch.compile(model, backend="eager")
+
+
+def compiled_in_place(model: PaLM) -> Any:
+    model.compile(backend="eager")
+    return model
+
+
+def parametrized(model: PaLM) -> Any:
+    parametrize.register_parametrization(query(model), "weight", Doubled())
+    parametrize.register_parametrization(model.norm, "weight", Doubled())
+    parametrize.register_parametrization(model.embedding, "weight", Doubled())
+    return model
+
+
+def weight_normed(model: PaLM) -> Any:
+    parametrizations.weight_norm(query(model))
+    query(model).parametrizations.weight.original0.data.mul_(3)
+    return model
+
+
+def random(model: PaLM) -> Any:
+    parametrize.register_parametrization(query(model), "weight", Random())
+    return model
+
+
+def pruned(model: PaLM) -> Any:
+    prune.random_unstructured(query(model), "weight", 0.5)
+    prune.random_unstructured(query(model), "weight", 0.5)
+    with torch.no_grad():  # as an optimiser does: the masked weight is of before
+        query(model).weight_orig.mul_(3)
+    return model
+
+
+def old_weight_normed(model: PaLM) -> Any:
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(query(model))
+    return model
+
+
+def hooked(model: PaLM) -> Any:
+    query(model).register_forward_hook(lambda module, inputs, output: 2 * output)
+    return model
+
+
+def hooked_before(model: PaLM) -> Any:
+    query(model).register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+    return model
+
+
+def hooked_block(model: PaLM) -> Any:
+    model.blocks[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    return model
+
+
+def hooked_outside(model: PaLM) -> Any:
+    model.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return model
+
+
+def hooked_wrapper(model: PaLM) -> Any:
+    wrapper = nn.DataParallel(model)
+    wrapper.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return wrapper
+
+
+def replaced(model: PaLM) -> Any:
+    other = Other(CONFIG.dim, CONFIG.inner_dim, bias=False, dtype=torch.float64)
+    model.blocks[0].attention.query = other
+    return model
+
+
+def replaced_forward(model: PaLM) -> Any:
+    layer = query(model)
+    own = layer.forward
+    layer.forward = lambda x: 2 * own(x)
+    return model
+
+
+def own_class(model: PaLM) -> Any:
+    class Own(type(query(model))):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    query(model).__class__ = Own
+    return model
+
+
+def own_model(model: PaLM) -> Any:
+    class Own(PaLM):
+        def forward(self, tokens: torch.Tensor, **options: Any) -> torch.Tensor:
+            return 2 * super().forward(tokens, **options)
+
+    model.__class__ = Own
+    return model
+
+
+def block_compiled(model: PaLM) -> Any:
+    model.blocks[0] = torch.compile(model.blocks[0], backend="eager")
+    return model
+
+
+def shared(model: PaLM) -> Any:
+    model.blocks[1] = model.blocks[0]
+    return model
+
+
+def resized(model: PaLM) -> Any:
+    model.embedding = nn.Embedding(CONFIG.num_tokens + 1, CONFIG.dim, dtype=torch.float64)
+    return model
+
+
+def clipped(model: PaLM) -> Any:
+    model.embedding.max_norm = 1.0
+    return model
+
+
+def half_cast(model: PaLM) -> Any:
+    model.blocks[1].bfloat16()
+    return model
+
+
+def frozen(model: PaLM) -> Any:
+    model.blocks[0].requires_grad_(False)
+    return model
+
+
+def extended(model: PaLM) -> Any:
+    model.value_head = nn.Linear(CONFIG.dim, 1)
+    return model
+
+
+def compiled_data_parallel(model: PaLM) -> Any:
+    return compiled(nn.DataParallel(model))
+
+
+def inside(model: PaLM) -> Any:
+    return nn.Sequential(model)
+
+
+def empty(model: PaLM) -> Any:
+    return model.to("meta")
+
+
+def logits_of(model: Any) -> np.ndarray:
+    """By the model's own forward pass."""
+    with torch.no_grad():
+        return model(IDS).numpy()
+
+
+def greedy(model: Any, count: int) -> np.ndarray:
+    ids = IDS[:1]
+    with torch.no_grad():
+        for _ in range(count):
+            ids = torch.cat([ids, model(ids)[:, -1:].argmax(-1)], 1)
+    return ids[0, -count:].numpy()
+
+
+def same(found: np.ndarray, expected: np.ndarray) -> bool:
+    return bool(np.abs(found - expected).max() <= 1e-12 * np.abs(expected).max())
+
+
+def check_weights(found: dict[str, np.ndarray], model: Any) -> None:
+    assert same(logits_of(palm.from_numpy(CONFIG, found, backend="torch")), logits_of(model))
+
+
+def to_numpy(model: Any, path: Path) -> None:
+    check_weights(palm.to_numpy(model), model)
+
+
+def save(model: Any, path: Path) -> None:
+    loaded = palm.load(palm.save(model, path / "saved"), backend="torch")
+    assert same(logits_of(loaded), logits_of(model))
+
+
+def convert(model: Any, path: Path) -> None:
+    assert same(logits_of(palm.convert(model, backend="torch")), logits_of(model))
+
+
+def generate(model: Any, path: Path) -> None:
+    found = palm.generate(model, TOKENS[0], max_new_tokens=9, temperature=0.0)
+    assert np.array_equal(found.tokens, greedy(model, 9))
+
+
+def activations(model: Any, path: Path) -> None:
+    assert same(palm.activations(model, TOKENS)["logits"], logits_of(model))
+
+
+def value_and_grad(model: Any, path: Path) -> None:
+    loss, grads = palm.value_and_grad(model, TOKENS)
+    assert loss == pytest.approx(next_token_loss(torch.from_numpy(logits_of(model)), IDS).item(), rel=1e-13)
+    # By autograd through the model itself: how the loss changes along a direction of the final norm's weight.
+    norm = palm.torch_impl.find_model(model).norm
+    direction = torch.linspace(1, 2, CONFIG.dim, dtype=torch.float64)
+
+    def add(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * (1 + step * direction / norm.weight)
+
+    step = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    handle = norm.register_forward_hook(add)
+    [slope] = torch.autograd.grad(next_token_loss(model(IDS), IDS), step)
+    handle.remove()
+    assert grads["norm"] @ direction.numpy() == pytest.approx(slope.item(), rel=1e-10)
+
+
+def compare(model: Any, path: Path) -> None:
+    found = palm.compare(model, plain(), TOKENS)
+    assert same(found.recordings[0].taps["logits"], logits_of(model))
+    assert found.agree == same(logits_of(model), logits_of(plain()))
+
+
+def record(model: Any, path: Path) -> None:
+    palm.record(model, TOKENS, path / "recorded", complete=True)
+    assert same(read_bundle(path / "recorded").taps["logits"], logits_of(model))
+
+
+DOORS = (to_numpy, save, convert, generate, activations, value_and_grad, compare, record)
+ALL = frozenset(DOORS)
+RUN = frozenset({activations, value_and_grad, compare, record})
+TAKE = frozenset({value_and_grad})
+NONE: frozenset[Callable[..., None]] = frozenset()
+REMOVE = "Remove it"
+# Of each way: by which functions palm answers for what the forward pass computes, and what the others say.
+WAYS: dict[Callable[[PaLM], Any], tuple[frozenset[Callable[..., None]], str]] = {
+    compiled: (ALL, ""),
+    compiled_in_place: (ALL, ""),
+    nn.DataParallel: (ALL, ""),
+    compiled_data_parallel: (ALL, ""),
+    parametrized: (ALL, ""),
+    weight_normed: (ALL, ""),
+    pruned: (ALL, ""),
+    shared: (ALL, ""),
+    frozen: (ALL, ""),
+    extended: (ALL, ""),
+    hooked: (RUN, REMOVE),
+    hooked_before: (RUN, REMOVE),
+    replaced_forward: (RUN, REMOVE),
+    own_class: (RUN, REMOVE),
+    hooked_block: (TAKE, REMOVE),
+    hooked_outside: (TAKE, REMOVE),
+    own_model: (TAKE, REMOVE),
+    clipped: (RUN, "Set it to None"),
+    hooked_wrapper: (NONE, REMOVE),
+    inside: (NONE, "Pass that"),
+    random: (NONE, "parametrize.remove_parametrizations"),
+    old_weight_normed: (frozenset({activations}), "remove_weight_norm"),
+    replaced: (frozenset({activations}), "Put palm's module back"),
+    resized: (frozenset({activations}), "Check that config and weights belong together"),
+    block_compiled: (NONE, "module.compile()"),
+    half_cast: (NONE, "model.to(torch.float32)"),
+    empty: (NONE, "model.load_state_dict"),
+}
+
+
+# A forward pass that is another each time can be run, and compared with nothing.
+CELLS = [(way, door) for way in WAYS for door in DOORS if (way, door) != (random, activations)]
+
+
+@pytest.mark.parametrize(("way", "door"), CELLS, ids=lambda part: part.__name__)
+def test_palm_answers_for_what_the_forward_pass_computes_or_says_what_to_call(way, door, tmp_path):
+    answered, fix = WAYS[way]
+    model = way(plain())
+    if door in answered:
+        door(model, tmp_path)
+        return
+    with pytest.raises(PalmError) as raised:
+        door(model, tmp_path)
+    assert fix in str(raised.value)
+    assert "; got " in str(raised.value)
