@@ -194,6 +194,25 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def gpu(session: nox.Session) -> None:
+    """What benchmarks/gpu.sh does on an accelerator, in small on this machine's CPU: a few minutes."""
+    install(session, "all", "tests", "peers", "bench")
+    session.run("bash", "benchmarks/gpu.sh", "--dry-run", *session.posargs, external=True)
+
+
+@nox.session(python="3.12")
+def versions(session: nox.Session) -> None:
+    """The same on other releases: `-- torch==2.12.0 jax==0.12.0`; by default the oldest torch, and JAX 0.11.
+
+    The registry's torch for Linux is built for CUDA and takes gigabytes; it runs on a CPU, too.
+    """
+    releases = session.posargs or ("torch==2.11.0", "jax==0.11.2")
+    requirements = [requirement for name in ("tests", "peers", "bench") for requirement in group(name)]
+    session.install("-e", ".[all]", *requirements, *releases)
+    session.run("bash", "benchmarks/gpu.sh", "--dry-run", external=True)
+
+
+@nox.session
 def tpu_compile(session: nox.Session) -> None:
     """Attention's kernels and whole training steps through the TPU's own compiler, without a TPU."""
     install(session, "jax", "tpu")
