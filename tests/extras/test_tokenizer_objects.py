@@ -1,0 +1,83 @@
+"""Tokenizer objects of other packages are taken wherever a tokenizer file is, and mean the same."""
+
+import io
+
+import pytest
+import sentencepiece
+from cases import assert_explains
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from palm import DataError
+from palm.data.tokenizer import load_tokenizer
+
+TEXT = "the palm grows by the sea: €5, 🌴.\n"
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    made = ByteLevelBPETokenizer()
+    made.train_from_iterator([TEXT] * 20, vocab_size=300, show_progress=False)
+    return made
+
+
+@pytest.fixture(scope="module")
+def objects(bpe):
+    """By name: an object, and the ids that its own package has for the text."""
+    plain = Tokenizer.from_str(bpe.to_str())
+    fast = PreTrainedTokenizerFast(tokenizer_object=plain)
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([TEXT.strip()] * 50),
+        model_writer=written,
+        vocab_size=300,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    return {
+        "tokenizers.Tokenizer": (plain, plain.encode(TEXT).ids),
+        "a tokenizer of tokenizers.implementations": (bpe, bpe.encode(TEXT).ids),
+        "transformers": (fast, fast(TEXT, add_special_tokens=False)["input_ids"]),
+        "sentencepiece": (pieces, pieces.encode(TEXT)),
+    }
+
+
+NAMES = (
+    "tokenizers.Tokenizer",
+    "a tokenizer of tokenizers.implementations",
+    "transformers",
+    "sentencepiece",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_object_has_the_ids_of_its_own_package(objects, name):
+    given, ids = objects[name]
+    found = load_tokenizer(given)
+    assert found.encode(TEXT).tolist() == list(ids)
+    assert found.decode(ids).strip() == TEXT.strip()
+    assert 256 < found.num_tokens <= 303
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_object_is_the_same_tokenizer_as_its_file(objects, name, tmp_path):
+    found = load_tokenizer(objects[name][0])
+    (tmp_path / found.file).write_bytes(found.content)
+    again = load_tokenizer(tmp_path / found.file)
+    assert (again.digest, again.num_tokens) == (found.digest, found.num_tokens)
+    assert again.encode(TEXT).tolist() == found.encode(TEXT).tolist()
+    assert load_tokenizer(found) is found
+
+
+def test_a_tokenizer_of_transformers_that_is_not_fast_is_refused():
+    class Slow:
+        """As those that are written in Python: it encodes, and has no file of one of the two kinds."""
+
+        def encode(self, text):
+            return [1]
+
+    with pytest.raises(DataError) as raised:
+        load_tokenizer(Slow())
+    assert_explains(raised, "a fast tokenizer of transformers", "Slow", "Save it as tokenizer.json")
