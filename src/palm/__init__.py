@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from palm.parity.finding import Finding
     from palm.parity.recording.bundle import record_bundle as record
     from palm.parity.result import Comparison
-    from palm.training.loop import Trained
     from palm.training.train import resume, train
+    from palm.training.trained import Trained
     from palm.upstream.read import from_upstream
 else:
     __getattr__, __dir__ = on_first_use(
@@ -46,7 +46,7 @@ else:
             "Comparison": "palm.parity.result:Comparison",
             "Finding": "palm.parity.finding:Finding",
             "Generation": "palm.generation.rows:Generation",
-            "Trained": "palm.training.loop:Trained",
+            "Trained": "palm.training.trained:Trained",
             "compare": "palm.parity.compare:compare",
             "from_upstream": "palm.upstream.read:from_upstream",
             "generate": "palm.generation.generate:generate",

@@ -39,7 +39,7 @@ DOORS = {
     "checkpoint": {"checkpoint", "files", "locate", "manifest", "progress", "tokenizer"},
     "data": {"corpus", "download", "remembered", "tokenizer", "tokenizer_file", "windows"},
     "generation": {"generate", "prompts", "rows"},
-    "training": {"cadence", "hardware", "loop", "plot", "run_folder", "train"},
+    "training": {"cadence", "hardware", "plot", "run_folder", "summary", "train", "trained"},
     "upstream": {"originals", "read", "tensors"},
     "parity": {
         *("compare", "result", "finding", "repeats"),

@@ -11,7 +11,7 @@ from cases import ask_to_stop
 
 import palm
 from palm.data.windows import python_documentation_text
-from palm.training.loop import Entry, OnStep
+from palm.training.trained import Entry, OnStep
 
 STEPS = 1000
 BAR = 1e-4  # nats, at every step

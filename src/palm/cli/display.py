@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from palm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from palm.training.loop import Entry, OnStep
+    from palm.training.trained import Entry, OnStep
 
 
 # Wider than anything that a command prints.

@@ -33,10 +33,10 @@ from palm.recipes import recipe as find_recipe
 from palm.spec.sizes import describe
 from palm.training.cadence import Cadence
 from palm.training.hardware import keep_memory
-from palm.training.loop import Trained
 from palm.training.run_folder import PLOT, Run
 from palm.training.train import resume as resume_run
 from palm.training.train import train as train_run
+from palm.training.trained import Trained
 
 
 @dataclass(frozen=True, kw_only=True)

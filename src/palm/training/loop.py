@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from palm.backends import config_of, wing
 from palm.checkpoint.checkpoint import save_arrays
@@ -27,36 +24,14 @@ from palm.spec.sizes import describe
 from palm.training.cadence import Cadence
 from palm.training.hardware import give_back_holes, peak_flops
 from palm.training.run_folder import SAMPLES, Run
+from palm.training.setup import check_length
+from palm.training.trained import Entry, OnStep, Trained
 from palm.training.validation import Validation
 
 # A run that diverges again and again at one place needs another recipe, not other batches.
 MAX_REWINDS = 10
 
 # What is known after a step: its number, loss, learning rate, speed and so on.
-Entry = dict[str, float]
-OnStep = Callable[[Entry], None]
-
-
-M_co = TypeVar("M_co", covariant=True)
-
-
-@dataclass(frozen=True)
-class Trained(Generic[M_co]):
-    """A run's end: the model, the log of its steps, the folder, and whether it was asked to stop early.
-
-    `tokenizer` is the model's, which `palm.generate` takes for it; None for ids that came without one.
-    """
-
-    model: M_co = field(repr=False)
-    log: list[Entry] = field(repr=False)
-    path: Path | None
-    interrupted: bool
-    tokenizer: Tokenizer | None = field(repr=False)
-
-    @property
-    def step(self) -> int:
-        """The last step that was made."""
-        return int(self.log[-1]["step"]) if self.log else 0
 
 
 class Loop:
@@ -76,13 +51,7 @@ class Loop:
         self.folder, self.recipe, self.cadence = folder, recipe, cadence
         self.tokenizer, self.backend, self.on_step = tokenizer, backend, on_step
         # What cannot work must fail now, before anything is written.
-        window = recipe.length + 1
-        needed, also = (2 * window, " and one for validation") if recipe.validation else (window, "")
-        if len(corpus) < needed:
-            raise DataError(
-                f"data must be at least {needed} tokens long, a window of length + 1 = {window} for training"
-                f"{also}; got {len(corpus)} tokens of {corpus.name}. Use a longer text or a smaller length."
-            )
+        check_length(corpus, recipe)
         self.learnt, held_out = split(corpus, recipe.validation)
         self.validation = None if held_out is None else Validation(held_out, recipe, cadence.validate_windows)
         windows(self.learnt, seed=recipe.seed, first=0, rows=1, length=recipe.length)

@@ -12,20 +12,27 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from palm.backends import ATTENTION_PATHS, wing
+from palm.backends import wing
 from palm.checkpoint.tokenizer import kept_file
 from palm.config import Backend, DType, PaLMConfig
-from palm.data.corpus import Corpus, open_corpus
-from palm.data.tokenizer import ByteTokenizer, Tokenizer, default_tokenizer, load_tokenizer, vocabulary_size
-from palm.data.windows import check_vocabulary
 from palm.errors import ConfigError, RunError
 from palm.fields import from_fields
 from palm.models import build, from_numpy
 from palm.recipes import Recipe
 from palm.training.cadence import Cadence
-from palm.training.loop import Loop, OnStep, Trained
+from palm.training.loop import Loop
 from palm.training.run_folder import Run
+from palm.training.setup import (
+    is_path,
+    new_run,
+    open_data,
+    open_data_again,
+    place_again,
+    placement,
+    settings_of,
+)
 from palm.training.stopping import asked_to_stop
+from palm.training.trained import OnStep, Trained
 
 if TYPE_CHECKING:
     from palm.backends import JaxModel, Model, TorchModel
@@ -115,10 +122,10 @@ def train(
     implementation = wing(backend)
     config = config.resolve(backend)
     cadence = cadence or Cadence()
-    corpus, encoder = _open(data, tokenizer, config)
+    corpus, encoder = open_data(data, tokenizer, config)
     master: DType = "float64" if recipe.precision == "float64" else "float32"
     options = {"backend": backend, "dtype": master, "device": device, "attention": attention}
-    run = _new_run(out, data, recipe)
+    run = new_run(out, data, recipe)
 
     def work() -> Trained[Any]:
         with run.locked(new=True) if run else nullcontext():
@@ -127,8 +134,8 @@ def train(
             if run is not None:
                 loop.save(trainer)
                 run.keep_tokenizer(kept_file(encoder))
-                told = _settings(config, recipe, cadence, data, corpus, tokenizer, encoder)
-                run.write_settings({**told, **_placed(backend, device, attention)})
+                told = settings_of(config, recipe, cadence, data, corpus, tokenizer, encoder)
+                run.write_settings({**told, **placement(backend, device, attention)})
             return loop.run(trainer, asked)
 
     with asked_to_stop() as asked:
@@ -163,8 +170,8 @@ def resume(
     backend = backend or settings["backend"]
     encoder = run.tokenizer()
     source = data if data is not None else settings["data"]["path"]
-    corpus = _open_again(source, settings, encoder, run)
-    device, attention = _place_again(settings, backend, device, attention)
+    corpus = open_data_again(source, settings, encoder, run)
+    device, attention = place_again(settings, backend, device, attention)
 
     def work() -> Trained[Any]:
         with run.locked():
@@ -177,8 +184,8 @@ def resume(
                 )
             # After all that can fail: the run stays as it was until it can go on.
             told = {"recipe": recipe.to_dict(), "cadence": dataclasses.asdict(cadence)}
-            where = {"path": str(Path(source).resolve())} if _is_path(source) else {}
-            placed = _placed(backend, device, attention)
+            where = {"path": str(Path(source).resolve())} if is_path(source) else {}
+            placed = placement(backend, device, attention)
             run.write_settings({**settings, **placed, **told, "data": {**settings["data"], **where}})
             run.keep_tokenizer(kept_file(encoder))
             return loop.run(trainer, asked)
@@ -194,101 +201,9 @@ def _check_kind(name: str, value: Any, kind: type, make: str) -> None:
         )
 
 
-def _open(data: Any, tokenizer: Any, config: PaLMConfig) -> tuple[Corpus, Tokenizer | None]:
-    """The data, and the tokenizer of the model; None for ids of which nobody says what text they are."""
-    given = None if tokenizer is None else load_tokenizer(tokenizer)
-    if given is not None:
-        vocabulary_size(given, config.num_tokens)
-    corpus = open_corpus(Path(data) if isinstance(data, str) else data, given)
-    check_vocabulary(corpus, config.num_tokens)
-    is_text = math.isfinite(corpus.bytes_per_token)
-    return corpus, given or (ByteTokenizer() if is_text else default_tokenizer(config.num_tokens))
-
-
-def _open_again(source: Any, settings: Mapping[str, Any], encoder: Tokenizer | None, run: Run) -> Corpus:
-    """The data that a run was trained on."""
-    if source is None:
-        raise RunError(
-            f"data must be given because {run.path} was trained on data without a path. Pass it again."
-        )
-    corpus = open_corpus(Path(source) if isinstance(source, str) else source, encoder)
-    if corpus.digest != settings["data"]["digest"]:
-        raise RunError(
-            f"data must be what the run was trained on; got data={corpus.name}, which differs. "
-            "Restore it, or start a new run."
-        )
-    return corpus
-
-
-def _new_run(out: str | os.PathLike[str] | None, data: Any, recipe: Recipe) -> Run | None:
-    if out is None and recipe.non_finite == "rewind":
-        raise ConfigError(
-            'out must be given because non_finite="rewind" goes back to checkpoints; got out=None. '
-            "Pass a folder."
-        )
-    run = None if out is None else Run(Path(out))
-    if run is not None and _is_path(data) and run.path.resolve().is_relative_to(Path(data).resolve()):
-        raise RunError(
-            f"out must be outside of data, which it would change; got out={out}, data={data}. "
-            "Choose another folder."
-        )
-    return run
-
-
-def _place_again(
-    settings: Mapping[str, Any], backend: Backend, device: Any, attention: str | None
-) -> tuple[Any, str]:
-    """Where a run goes on and by which attention path, as far as its old ones carry over."""
-    if device is None and (backend == settings["backend"] or settings["device"] == "cpu"):
-        device = settings["device"]
-    if attention is None:
-        attention = settings["attention"]
-        shared = all(attention in paths for paths in ATTENTION_PATHS.values())
-        moved = (backend, device) != (settings["backend"], settings["device"])
-        if attention not in ATTENTION_PATHS[backend] or (moved and not shared):
-            attention = "auto"
-    return device, attention
-
-
 def _model(
     config: PaLMConfig, weights: Mapping[str, np.ndarray] | None, recipe: Recipe, options: dict[str, Any]
 ) -> Any:
     if weights is None:
         return build(config, seed=recipe.seed, **options)
     return from_numpy(config, weights, **options)
-
-
-def _settings(
-    config: PaLMConfig,
-    recipe: Recipe,
-    cadence: Cadence,
-    data: Any,
-    corpus: Corpus,
-    tokenizer: Any,
-    encoder: Tokenizer | None,
-) -> dict[str, Any]:
-    file = kept_file(encoder)
-    origin = str(Path(tokenizer).resolve()) if _is_path(tokenizer) and file else file and file.file
-    return {
-        "config": config.to_dict(),
-        "recipe": recipe.to_dict(),
-        "cadence": dataclasses.asdict(cadence),
-        "data": {
-            "path": str(Path(data).resolve()) if _is_path(data) else None,
-            "digest": corpus.digest,
-            "tokenizer": origin,
-            "tokenizer_digest": encoder and encoder.digest,
-        },
-    }
-
-
-def _placed(backend: Backend, device: Any, attention: str) -> dict[str, Any]:
-    return {
-        "backend": backend,
-        "device": None if device is None else str(device),
-        "attention": attention,
-    }
-
-
-def _is_path(data: Any) -> bool:
-    return isinstance(data, (str, os.PathLike))

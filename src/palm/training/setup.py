@@ -1,0 +1,128 @@
+"""What a run starts from, or goes on from: its data, its tokenizer, its folder and its place."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from palm.backends import ATTENTION_PATHS
+from palm.checkpoint.tokenizer import kept_file
+from palm.config import Backend, PaLMConfig
+from palm.data.corpus import Corpus, open_corpus
+from palm.data.tokenizer import ByteTokenizer, Tokenizer, default_tokenizer, load_tokenizer, vocabulary_size
+from palm.data.windows import check_vocabulary
+from palm.errors import ConfigError, DataError, RunError
+from palm.recipes import Recipe
+from palm.training.cadence import Cadence
+from palm.training.run_folder import Run
+
+
+def open_data(data: Any, tokenizer: Any, config: PaLMConfig) -> tuple[Corpus, Tokenizer | None]:
+    """The data, and the tokenizer of the model; None for ids of which nobody says what text they are."""
+    given = None if tokenizer is None else load_tokenizer(tokenizer)
+    if given is not None:
+        vocabulary_size(given, config.num_tokens)
+    corpus = open_corpus(Path(data) if isinstance(data, str) else data, given)
+    check_vocabulary(corpus, config.num_tokens)
+    is_text = math.isfinite(corpus.bytes_per_token)
+    return corpus, given or (ByteTokenizer() if is_text else default_tokenizer(config.num_tokens))
+
+
+def open_data_again(source: Any, settings: Mapping[str, Any], encoder: Tokenizer | None, run: Run) -> Corpus:
+    """The data that a run was trained on."""
+    if source is None:
+        raise RunError(
+            f"data must be given because {run.path} was trained on data without a path. Pass it again."
+        )
+    corpus = open_corpus(Path(source) if isinstance(source, str) else source, encoder)
+    if corpus.digest != settings["data"]["digest"]:
+        raise RunError(
+            f"data must be what the run was trained on; got data={corpus.name}, which differs. "
+            "Restore it, or start a new run."
+        )
+    return corpus
+
+
+def check_length(corpus: Corpus, recipe: Recipe) -> None:
+    """Raise `DataError` if the data is too short for a window of training, and one of validation."""
+    window = recipe.length + 1
+    needed, also = (2 * window, " and one for validation") if recipe.validation else (window, "")
+    if len(corpus) < needed:
+        raise DataError(
+            f"data must be at least {needed} tokens long, a window of length + 1 = {window} for training"
+            f"{also}; got {len(corpus)} tokens of {corpus.name}. Use a longer text or a smaller length."
+        )
+
+
+def new_run(out: str | os.PathLike[str] | None, data: Any, recipe: Recipe) -> Run | None:
+    """The folder of a new run, not made yet; None without `out`."""
+    if out is None and recipe.non_finite == "rewind":
+        raise ConfigError(
+            'out must be given because non_finite="rewind" goes back to checkpoints; got out=None. '
+            "Pass a folder."
+        )
+    run = None if out is None else Run(Path(out))
+    if run is not None and is_path(data) and run.path.resolve().is_relative_to(Path(data).resolve()):
+        raise RunError(
+            f"out must be outside of data, which it would change; got out={out}, data={data}. "
+            "Choose another folder."
+        )
+    return run
+
+
+def place_again(
+    settings: Mapping[str, Any], backend: Backend, device: Any, attention: str | None
+) -> tuple[Any, str]:
+    """Where a run goes on and by which attention path, as far as its old ones carry over."""
+    if device is None and (backend == settings["backend"] or settings["device"] == "cpu"):
+        device = settings["device"]
+    if attention is None:
+        attention = settings["attention"]
+        shared = all(attention in paths for paths in ATTENTION_PATHS.values())
+        moved = (backend, device) != (settings["backend"], settings["device"])
+        if attention not in ATTENTION_PATHS[backend] or (moved and not shared):
+            attention = "auto"
+    return device, attention
+
+
+def settings_of(
+    config: PaLMConfig,
+    recipe: Recipe,
+    cadence: Cadence,
+    data: Any,
+    corpus: Corpus,
+    tokenizer: Any,
+    encoder: Tokenizer | None,
+) -> dict[str, Any]:
+    """What run.json says of the model, the recipe and the data."""
+    file = kept_file(encoder)
+    origin = str(Path(tokenizer).resolve()) if is_path(tokenizer) and file else file and file.file
+    return {
+        "config": config.to_dict(),
+        "recipe": recipe.to_dict(),
+        "cadence": dataclasses.asdict(cadence),
+        "data": {
+            "path": str(Path(data).resolve()) if is_path(data) else None,
+            "digest": corpus.digest,
+            "tokenizer": origin,
+            "tokenizer_digest": encoder and encoder.digest,
+        },
+    }
+
+
+def placement(backend: Backend, device: Any, attention: str) -> dict[str, Any]:
+    """What run.json says of where the run is."""
+    return {
+        "backend": backend,
+        "device": None if device is None else str(device),
+        "attention": attention,
+    }
+
+
+def is_path(data: Any) -> bool:
+    """Whether data, or a tokenizer, is given by its place on disk."""
+    return isinstance(data, (str, os.PathLike))

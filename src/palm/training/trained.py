@@ -1,0 +1,33 @@
+"""What a training run gives back, and one line of its log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from palm.data.tokenizer import Tokenizer
+
+Entry = dict[str, float]
+OnStep = Callable[[Entry], None]
+M_co = TypeVar("M_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Trained(Generic[M_co]):
+    """A run's end: the model, the log of its steps, the folder, and whether it was asked to stop early.
+
+    `tokenizer` is the model's, which `palm.generate` takes for it; None for ids that came without one.
+    """
+
+    model: M_co = field(repr=False)
+    log: list[Entry] = field(repr=False)
+    path: Path | None
+    interrupted: bool
+    tokenizer: Tokenizer | None = field(repr=False)
+
+    @property
+    def step(self) -> int:
+        """The last step that was made."""
+        return int(self.log[-1]["step"]) if self.log else 0
