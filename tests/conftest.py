@@ -7,6 +7,13 @@ from hypothesis import Phase, settings
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 
+# Whose signatures `--shapes` checks: what only palm itself calls. What takes a user's values checks them itself.
+BLOCKS = ("attention", "block", "feedforward", "linear", "norm", "paths", "position")
+SHAPED = (
+    *(f"spec.{module}" for module in ("functions", "forward", "backward")),
+    *(f"{wing}_impl.{module}" for wing in ("torch", "jax") for module in BLOCKS),
+)
+
 # The suite must say the same thing twice; the deep profile looks further: `--hypothesis-profile=deep`.
 # Neither shrinks: an example compiles two models, and what fails is small and printed whole.
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
@@ -22,9 +29,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="cpu",
         help="where the parity tests run; one that is absent is an error; the grid runs on this one only",
     )
+    parser.addoption(
+        "--shapes",
+        action="store_true",
+        help="check the shapes and dtypes in the signatures of both wings and the referee at every call",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--shapes"):
+        from jaxtyping import install_import_hook
+
+        install_import_hook([f"palm.{module}" for module in SHAPED], "beartype.beartype")
     platform = config.getoption("--platform")
     if platform != "cpu":
         missing = _missing(platform)

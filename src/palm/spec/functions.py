@@ -7,13 +7,16 @@ dimensions. Source: PaLM (arXiv:2204.02311) §2.
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Inexact
 
 from palm.config import PaLMConfig
 from palm.spec.arrays import Named
 from palm.spec.positions import alibi_slopes, rotary_table
 
 
-def normalise(x: np.ndarray, scale: np.ndarray, config: PaLMConfig) -> np.ndarray:
+def normalise(
+    x: Inexact[np.ndarray, "... d"], scale: Inexact[np.ndarray, d], config: PaLMConfig
+) -> Inexact[np.ndarray, "... d"]:
     """x / denominator · scale; LayerNorm first subtracts the mean. No bias.
 
     m = mean(x²); the denominator is max(sqrt(m), eps) ("clamp") or sqrt(m + eps) ("add").
@@ -26,48 +29,54 @@ def normalise(x: np.ndarray, scale: np.ndarray, config: PaLMConfig) -> np.ndarra
     return x / np.sqrt(mean_square + config.eps) * scale
 
 
-def position_step(x: np.ndarray, config: PaLMConfig) -> np.ndarray:
+def position_step(x: Inexact[np.ndarray, "... n e"], config: PaLMConfig) -> Inexact[np.ndarray, "... n e"]:
     """What positions do to queries and keys (..., n, e): a rotation with rotary, nothing with ALiBi."""
     return rotate(x, config) if config.positions == "rotary" else x
 
 
-def rotate(x: np.ndarray, config: PaLMConfig) -> np.ndarray:
+def rotate(x: Inexact[np.ndarray, "... n e"], config: PaLMConfig) -> Inexact[np.ndarray, "... n e"]:
     """Rotary: rotate each pair (2p, 2p+1) of x (..., n, e) by the angle i·θ^(-2p/e)."""
     cos, sin = rotary_table(x.shape[-2], config.dim_head, config.rope_theta)
     a, b = x[..., 0::2], x[..., 1::2]
     return np.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
 
 
-def position_bias(n: int, config: PaLMConfig) -> np.ndarray:
+def position_bias(n: int, config: PaLMConfig) -> Inexact[np.ndarray, "{config.heads} {n} {n}"]:
     """The bias on the scores, (h, n, n): −m_h·(i − j) with ALiBi, otherwise 0; −inf where j > i."""
     distance = np.arange(n)[:, None] - np.arange(n)[None, :]
     slopes = alibi_slopes(config.heads) if config.positions == "alibi" else np.zeros(config.heads)
     return np.where(distance >= 0, -slopes[:, None, None] * distance, -np.inf)
 
 
-def softmax(scores: np.ndarray) -> np.ndarray:
+def softmax(scores: Inexact[np.ndarray, "... j"]) -> Inexact[np.ndarray, "... j"]:
     """exp(s) / Σ exp(s) over the last axis."""
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True)
 
 
-def gated(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+def gated(
+    gate: Inexact[np.ndarray, "... f"], up: Inexact[np.ndarray, "... f"]
+) -> Inexact[np.ndarray, "... f"]:
     """SwiGLU's gate: swish(gate) · up, swish(x) = x / (1 + e^-x)."""
     with np.errstate(over="ignore"):  # where e^-x is infinite, the quotient is rightly 0
         return gate / (1 + np.exp(-gate)) * up
 
 
-def split_heads(x: np.ndarray, config: PaLMConfig) -> np.ndarray:
+def split_heads(
+    x: Inexact[np.ndarray, "... n {config.heads}*{config.dim_head}"], config: PaLMConfig
+) -> Inexact[np.ndarray, "... {config.heads} n {config.dim_head}"]:
     """(..., n, h·e) -> (..., h, n, e)."""
     return x.reshape(*x.shape[:-1], config.heads, config.dim_head).swapaxes(-2, -3)
 
 
-def merge_heads(x: np.ndarray) -> np.ndarray:
+def merge_heads(x: Inexact[np.ndarray, "... h n e"]) -> Inexact[np.ndarray, "... n h*e"]:
     """(..., h, n, e) -> (..., n, h·e)."""
     x = x.swapaxes(-2, -3)
     return x.reshape(*x.shape[:-2], -1)
 
 
-def output_matrix(config: PaLMConfig, weights: Named) -> np.ndarray:
+def output_matrix(
+    config: PaLMConfig, weights: Named
+) -> Inexact[np.ndarray, "{config.dim} {config.num_tokens}"]:
     """The (d, v) matrix to logits: the transposed embedding, or the untied one."""
     return weights["embedding"].T if config.tie_embeddings else weights["unembedding"]
