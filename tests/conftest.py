@@ -7,7 +7,7 @@ from hypothesis import Phase, settings
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 
-# Whose signatures `--shapes` checks: what only palm itself calls. What takes a user's values checks them itself.
+# Whose signatures `--shapes` checks: what only palm itself calls. Users' values are checked otherwise.
 BLOCKS = ("attention", "block", "feedforward", "linear", "norm", "paths", "position")
 SHAPED = (
     *(f"spec.{module}" for module in ("functions", "forward", "backward")),
