@@ -47,8 +47,12 @@ class GenerateRequest:
     """Choose among the tokens that have at least this share of the probability of the most likely one."""
     stop: Annotated[tuple[str, ...], default("none")] = ()
     """Texts that end the output. They are not printed."""
+    stop_tokens: Annotated[tuple[int, ...], default("none")] = ()
+    """Token ids that end the output."""
     seed: int = 0
     """Draws the random numbers."""
+    tokenizer: Annotated[str | None, default("the one that the model was trained with")] = None
+    """A Hugging Face tokenizer.json, a SentencePiece .model, or bytes."""
     checkpoint: str = "last"
     """Which checkpoint of a run: last, best (of the lowest validation loss), or a step."""
     device: Annotated[str | None, default("the backend's")] = None
@@ -82,8 +86,10 @@ def generate(request: Request[GenerateRequest]) -> int:
         top_p=request.top_p,
         min_p=request.min_p,
         stop=request.stop,
+        stop_tokens=request.stop_tokens,
         seed=request.seed,
         weights=request.weights,
+        tokenizer=request.tokenizer,
         on_text=lambda row, piece: _write(piece),
     )
     if sys.stdout.isatty():
