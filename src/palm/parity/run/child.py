@@ -82,8 +82,9 @@ class Child:
             kind = getattr(errors, told[-1][1], PalmError)
             raise kind(prefix + told[-1][2])
         if status < 0:
-            name = signal.Signals(-status).name
-            words = f"{name}. Out of memory? Use a smaller --length or --batch.\n{words}".rstrip()
+            killed = signal.Signals(-status)
+            hint = " Out of memory? Use a smaller --length or --batch." if killed == signal.SIGKILL else ""
+            words = f"{killed.name}.{hint}\n{words}".rstrip()
         raise ProbeError(
             f"{prefix}the process of this side must finish; it ended with status {status}: {words}"
         )

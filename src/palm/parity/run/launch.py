@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -50,49 +50,47 @@ def compare_sides(
     """Record the sides that are live, one process each, and compare; once for each of the source's tokens.
 
     The i-th time weights are drawn from seed + i. Live sides of different dtype both get the weights rounded
-    to the coarser one: what differs is then what they compute. A live side beside a bundle runs on its
-    tokens and weights; `checkpoint` is where the weights are of a bundle that holds only their checksums.
+    to the coarser one, so that they differ only in what they compute. A live side beside a bundle runs on its
+    tokens and weights. `checkpoint` has the weights of a bundle that holds only their checksums.
 
-    `on_step(side, step)` is called as each live side ("a", "b") finishes one of `probe.STEPS`, and when the
-    referee is done. Raises `MissingFrameworkError`, `BundleError`, what a side refuses, and `ProbeError` if
-    one dies.
+    `on_step(side, step)` is called when a live side ("a", "b") finishes one of `recording.STEPS`, and when
+    the referee is done. Raises `MissingFrameworkError`, `BundleError`, what a side refuses, and `ProbeError`
+    if one dies.
     """
-    live = [side for side in (a, b) if isinstance(side, Side)]
-    for side in live:
+    sides = {"a": a, "b": b}
+    live = {key: side for key, side in sides.items() if isinstance(side, Side)}
+    for side in live.values():
         check_installed(side.backend)
-    names = labels(a, b) if isinstance(a, Side) and isinstance(b, Side) else (_name(a), _name(b))
-    weights = load_arrays(checkpoint)[1] if checkpoint is not None and len(live) < 2 else None
-    recorded = {
-        key: _labelled(side, weights)
-        for key, side in zip("ab", (a, b), strict=True)
-        if isinstance(side, Bundle)
-    }
+    weights = load_arrays(checkpoint)[1] if checkpoint is not None and len(live) < len(sides) else None
+    recorded = {key: _labelled(side, weights) for key, side in sides.items() if isinstance(side, Bundle)}
+    names = dict(zip(live, labels(*live.values()), strict=True))
     repeats = Repeats()
-    with tempfile.TemporaryDirectory(prefix="palm-compare-") as name, ExitStack() as stack:
-        folder = Path(name)
-        common = _common(source, live, next(iter(recorded.values()), None), folder)
-        children = {
-            key: stack.enter_context(
-                Child(
-                    label,
-                    {**common, **side.to_dict(), "label": label, "out": str(folder / key)},
-                    partial(on_step, key),
-                )
-            )
-            for key, side, label in zip("ab", (a, b), names, strict=True)
-            if isinstance(side, Side)
-        }
-        for i in range(len(common["tokens"])):
-            for child in children.values():
-                child.wait_for(i + 1)
-            pair = [recorded[k] if k in recorded else read_bundle(folder / k / str(i)) for k in "ab"]
+    with tempfile.TemporaryDirectory(prefix="palm-compare-") as temporary, ExitStack() as stack:
+        folder = Path(temporary)
+        common = _common(source, list(live.values()), next(iter(recorded.values()), None), folder)
+        children = {}
+        for key, side in live.items():
+            request = {**common, **side.to_dict(), "label": names[key], "out": str(folder / key)}
+            children[key] = stack.enter_context(Child(names[key], request, partial(on_step, key)))
+        for i, pair in enumerate(_pairs(children, recorded, folder, len(common["tokens"]))):
             repeats.add(common["seed"] + i, judged(*pair, on_step=partial(on_step, "referee")))
-            for key in children:  # recordings are large
-                shutil.rmtree(folder / key / str(i), ignore_errors=True)
-        for child in children.values():
-            child.wait()
     found = repeats.result()
     return replace(found, shown=explained(found.shown))
+
+
+def _pairs(
+    children: Mapping[str, Child], recorded: Mapping[str, Recording | Excerpt], folder: Path, count: int
+) -> Iterator[tuple[Recording | Excerpt, Recording | Excerpt]]:
+    """What both sides recorded, `count` times, each as soon as it is written, until the children end."""
+    for i in range(count):
+        for child in children.values():
+            child.wait_for(i + 1)
+        a, b = (recorded[key] if key in recorded else read_bundle(folder / key / str(i)) for key in "ab")
+        yield a, b
+        for key in children:  # recordings are large
+            shutil.rmtree(folder / key / str(i), ignore_errors=True)
+    for child in children.values():
+        child.wait()
 
 
 def record_side(
@@ -140,10 +138,6 @@ def _labelled(side: Bundle, weights: Mapping[str, np.ndarray] | None) -> Recordi
     recording = side.recording
     own = replace(recording, label=f"{recording.label} ({side.path.name})")
     return own.with_weights(weights) if isinstance(own, Excerpt) and weights is not None else own
-
-
-def _name(side: Side | Bundle) -> str:
-    return side.backend if isinstance(side, Side) else side.path.name
 
 
 def train_backends(

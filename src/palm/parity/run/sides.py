@@ -1,8 +1,8 @@
-"""The two sides of a comparison, as they are asked for: live, a published original, or a bundle."""
+"""The sides of a comparison as they are asked for: live, a published original, or a bundle."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,27 +22,24 @@ SWITCH = ("on", "off")
 
 @dataclass(frozen=True)
 class Side:
-    """One side that runs live, and how. None: the backend's own way.
-
-    - `backend`: torch or jax.
-    - `checkpoint`: the directory its weights come from; None: drawn from the seed.
-    - `dtype`: its working precision.
-    - `device`: where it runs, by the framework's name.
-    - `matmul`: how precisely float32 matrices are multiplied: float32, tensorfloat32 or bfloat16 passes.
-    - `attention`: its attention path.
-    - `compile`: on or off: torch.compile, or jax.jit.
-    - `remat`: on, off or feedforward: whole blocks, nothing, or that part of them, is computed again in the
-      backward pass.
-    """
+    """One side that runs live, and how. None: as the backend does by itself."""
 
     backend: Backend
+    """torch or jax."""
     checkpoint: str | None = None
+    """The directory of its weights. None: they are drawn from the seed."""
     dtype: DType = "float32"
+    """Its working precision."""
     device: str | None = None
+    """Where it runs, by the framework's name."""
     matmul: str | None = None
+    """Precision of float32 matmuls: float32, tensorfloat32 or bfloat16 passes."""
     attention: str = "auto"
+    """Its attention path."""
     compile: str | None = None
+    """on or off: torch.compile or jax.jit."""
     remat: str = "off"
+    """What the backward pass computes again: whole blocks (on), nothing (off), or their feedforward."""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for a value that no side can have."""
@@ -79,13 +76,13 @@ class Bundle:
         return read_bundle(self.path)
 
 
-def labels(a: Side, b: Side) -> tuple[str, str]:
-    """A short name for each of two sides: the backend, and what else they differ in."""
-    ours, theirs = a.to_dict(), b.to_dict()
-    differing = [key for key in ours if ours[key] != theirs[key]]
-    if differing == ["backend"] or not differing:
-        return a.backend, b.backend
-    return _label(ours, differing), _label(theirs, differing)
+def labels(*sides: Side) -> tuple[str, ...]:
+    """A short name for each side: its backend, and what else the sides differ in."""
+    asked = [side.to_dict() for side in sides]
+    differing = [field.name for field in fields(Side) if len({side[field.name] for side in asked}) > 1]
+    if differing == ["backend"]:
+        return tuple(side.backend for side in sides)
+    return tuple(_label(side, differing) for side in asked)
 
 
 def _label(side: dict[str, Any], differing: list[str]) -> str:
