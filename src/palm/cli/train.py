@@ -12,6 +12,7 @@ import numpy as np
 
 from palm.backends import first_backend, keep_programs
 from palm.checkpoint.checkpoint import load_arrays
+from palm.checkpoint.tokenizer import checkpoint_tokenizer
 from palm.cli.display import display
 from palm.cli.flags import (
     Attention,
@@ -25,7 +26,7 @@ from palm.cli.flags import (
     given,
 )
 from palm.config import Backend, PaLMConfig
-from palm.data.tokenizer import load_tokenizer
+from palm.data.tokenizer import load_tokenizer, vocabulary_size
 from palm.errors import ConfigError, RunError
 from palm.presets import preset as find_preset
 from palm.recipes import Recipe
@@ -55,7 +56,7 @@ class TrainRequest:
     """Folder of the new run."""
     resume: Annotated[Path | None, Optional] = None
     """Folder of a run to continue, instead of --data and --out."""
-    tokenizer: Annotated[Path | None, default("tokens are bytes")] = None
+    tokenizer: Annotated[Path | None, default("the checkpoint's, or bytes")] = None
     """A Hugging Face tokenizer.json or a SentencePiece .model. Its size is the default of --num-tokens."""
     checkpoint: Annotated[Path | None, Optional] = None
     """Start from the model and the weights of this checkpoint; of a run: its newest, or RUN/best."""
@@ -101,6 +102,9 @@ def _start(request: TrainRequest) -> Trained[Any]:
             f"a new run must have --data and --out; {' and '.join(missing)} is missing. Or give --resume."
         )
     config, weights = _model(request)
+    tokenizer: Any = request.tokenizer
+    if tokenizer is None and request.checkpoint is not None:
+        tokenizer = checkpoint_tokenizer(request.checkpoint)
     recipe = find_recipe(request.recipe or "bytes", **given(request.training))
     backend = request.backend or first_backend()
     keep_programs(request.compile_cache, backend)
@@ -117,7 +121,7 @@ def _start(request: TrainRequest) -> Trained[Any]:
             data,
             backend=backend,
             out=out,
-            tokenizer=request.tokenizer,
+            tokenizer=tokenizer,
             weights=weights,
             cadence=Cadence(**given(request.cadence)),
             device=request.device,
@@ -131,7 +135,8 @@ def _model(request: TrainRequest) -> tuple[PaLMConfig, Mapping[str, np.ndarray] 
     changes = given(request.model)
     if request.checkpoint is None:
         if request.tokenizer is not None:
-            changes = {"num_tokens": load_tokenizer(request.tokenizer).num_tokens, **changes}
+            known = load_tokenizer(request.tokenizer)
+            changes["num_tokens"] = vocabulary_size(known, changes.get("num_tokens"))
         return find_preset(request.preset or "small", **changes), None
     if request.preset is not None or changes:
         raise ConfigError(

@@ -29,11 +29,15 @@ def asked(*words: object) -> TrainRequest:
     ],
 )
 def test_the_tokenizer_sets_the_vocabulary_unless_it_is_given(words, num_tokens, monkeypatch):
-    sizes = {TOKENIZER: SimpleNamespace(num_tokens=300)}  # the package that reads it may be missing here
+    sizes = {
+        TOKENIZER: SimpleNamespace(name=TOKENIZER.name, num_tokens=300)
+    }  # the package that reads it may be missing here
     monkeypatch.setattr("palm.cli.train.load_tokenizer", sizes.__getitem__)
     config, weights = _model(asked("--preset", "tiny", *words))
     assert config == preset("tiny", num_tokens=num_tokens)
     assert weights is None
+    with pytest.raises(ConfigError, match="num_tokens must be at least 300, the vocabulary of tokenizer="):
+        _model(asked("--tokenizer", TOKENIZER, "--num-tokens", "299"))
 
 
 @pytest.mark.parametrize("path", [RUN, RUN / "best", RUN / "step-00000004"])
