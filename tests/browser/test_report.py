@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from playwright.sync_api import sync_playwright
-from reports import FAULTY, comparison, recording, trained, way
+from reports import CONFIG, FAULTY, comparison, recording, trained, way
 
 from palm import compare
+from palm.parity.blackbox.compare import ForeignComparison, Likeness
 from palm.parity.drift.drift import butterfly
 from palm.parity.repeats import Repeats
-from palm.parity.report.html import write_html
+from palm.parity.report.html import fragment, write_html
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -317,6 +318,71 @@ def shown(kind):
     report["doubts"] = [name]
     report["predictions"][0]["context"] = name
     return report
+
+
+def foreign():
+    """A report on a port of which only logits are seen, with a name that nobody can break."""
+    return ForeignComparison(
+        label="port_" * 30,
+        config=CONFIG,
+        dtype="float32",
+        before=0.1,
+        bound=1e-6,
+        not_finite=0,
+        rounding_of=None,
+        likenesses=(Likeness("rotary pairing", "half-split", 1e-7, "Rotate pairs." * 9),),
+        top1_agreement=0.5,
+        kl_divergence=0.25,
+        tried=1047,
+        left_out=3,
+    ).to_dict()
+
+
+@pytest.mark.parametrize("width", [320, 500, 1280])
+def test_a_foreign_report_fits_and_has_a_dot_for_each_distance(open_any, tmp_path, width):
+    path = tmp_path / "report.html"
+    write_html(foreign(), path)
+    page = open_any(path.as_uri(), width)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    area = page.locator("svg.area").bounding_box()
+    beyond, explained = (page.locator(f"circle.{kind}").bounding_box() for kind in ("beyond", "explained"))
+    band = page.locator("rect.band").last.bounding_box()
+    assert area["x"] <= explained["x"] < band["x"] + band["width"] < beyond["x"]
+    assert beyond["x"] + beyond["width"] <= area["x"] + area["width"] + 1
+    page.locator("circle.beyond").hover()
+    assert "distance 0.1" in page.locator("#tip").text_content()
+
+
+NOTEBOOK = """<!doctype html><html lang="en"><meta charset="utf-8"><title>notebook</title>
+<style>td, th { text-align: right; background: #eee } tbody tr:nth-child(odd) { background: #f5f5f5 }</style>
+<body %s><p class="badge" id="other">other</p>%s"""
+
+
+@pytest.mark.parametrize("width", [400, 1000])
+@pytest.mark.parametrize(
+    ("theme", "scheme", "dark"),
+    [
+        ("", "light", False),
+        ("", "dark", True),
+        ('data-jp-theme-light="true"', "dark", False),
+        ('data-jp-theme-light="false"', "light", True),
+    ],
+)
+def test_a_fragment_keeps_to_itself_and_to_the_notebooks_theme(
+    open_any, tmp_path, theme, scheme, dark, width
+):
+    path = tmp_path / "notebook.html"
+    parts = [fragment(shown("differ")), fragment(foreign())]
+    path.write_text(NOTEBOOK % (theme, "".join(parts)), encoding="utf-8")
+    page = open_any(path.as_uri(), width, color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    colour = page.locator(".palm-report").first.evaluate("one => getComputedStyle(one).backgroundColor")
+    assert colour == ("rgb(20, 24, 28)" if dark else "rgb(255, 255, 255)")
+    other = page.locator("#other").evaluate("one => getComputedStyle(one).borderRadius")
+    assert other == "0px"  # a class of ours outside of the fragment
+    assert page.locator("svg.area").count() == 2
+    for what in (".badge:not(#other)", ".palm-report p", "tbody th", "tbody td"):
+        assert all(contrast >= 4.5 for contrast in page.evaluate(CONTRAST, what)), what
 
 
 OUTCOMES = ("agree", "differ", "differ by rounding more than expected", "cannot tell")

@@ -52,8 +52,13 @@ def distance_plot(report: Mapping[str, Any]) -> Markup:
 
 
 def _along(axis: LogAxis, value: float) -> float:
-    """Where a value stands, in percent: 3 to 97, zero at the left edge, what is not finite at the right."""
-    return min(max(3 + 0.94 * (100 - axis.y(value)), 1.0), 99.0)
+    """Where a value stands, in percent: zero at the left edge, what is not finite at the right."""
+    return min(max(_inset(100 - axis.y(value)), 4.0), 96.0)
+
+
+def _inset(x: float) -> float:
+    """Room for a dot at both ends of the axis."""
+    return 6 + 0.88 * x
 
 
 def _upright(x: float, height: int, class_: str) -> Markup:
@@ -62,7 +67,7 @@ def _upright(x: float, height: int, class_: str) -> Markup:
 
 def _grid(axis: LogAxis, height: int) -> Iterator[Markup]:
     for y, name in axis.marks():
-        x = 3 + 0.94 * (100 - y)
+        x = _inset(100 - y)
         yield _upright(x, height, "grid")
         yield tag("text", name, x=f"{x:.3f}%", y=13, text_anchor="middle", class_="label")
 
