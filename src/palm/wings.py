@@ -114,6 +114,9 @@ class Wing(Protocol[M]):
     def device_name(self, model: M) -> str:
         """The device a model is on."""
 
+    def square_product(self, model: M, size: int) -> Callable[[], None]:
+        """Multiplies a float32 matrix by itself where the model is, with the threads that train it."""
+
     def attention_of(self, model: M) -> str:
         """The attention path of a model."""
 

@@ -13,7 +13,15 @@ from palm.jax_impl.norm import Norm
 from palm.jax_impl.optimizer import OPTIMIZERS, adafactor, adamw
 from palm.jax_impl.paths import ATTENTION, blockwise_attention, textbook_attention
 from palm.jax_impl.position import alibi_slopes, masked_scores, rotate, rotation_table
-from palm.jax_impl.probe import activations, attention_of, device_name, set_matmul, value_and_grad, widened
+from palm.jax_impl.probe import (
+    activations,
+    attention_of,
+    device_name,
+    set_matmul,
+    square_product,
+    value_and_grad,
+    widened,
+)
 from palm.jax_impl.programs import keep_programs
 from palm.jax_impl.train import Trainer, in_its_thread
 from palm.jax_impl.weights import dtype_of, from_arrays, to_arrays
@@ -55,6 +63,7 @@ __all__ = [
     "rotation_table",
     "set_matmul",
     "settled",
+    "square_product",
     "swiglu",
     "textbook_attention",
     "to_arrays",

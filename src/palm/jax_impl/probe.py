@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import equinox as eqx
@@ -54,6 +54,17 @@ def set_matmul(precision: str) -> None:
 def device_name(model: PaLM) -> str:
     """The device the model is on, by its maker's name where it has one."""
     return next(iter(model.embedding.devices())).device_kind
+
+
+def square_product(model: PaLM, size: int) -> Callable[[], None]:
+    """Multiplies a float32 matrix by itself where the model is, with the threads that train it. Blocks."""
+    matrix = jax.device_put(np.ones((size, size), np.float32), model.embedding.sharding)
+    product = jax.jit(jnp.matmul)
+
+    def multiply() -> None:
+        product(matrix, matrix).block_until_ready()
+
+    return multiply
 
 
 def attention_of(model: PaLM) -> str:

@@ -13,7 +13,15 @@ from palm.torch_impl.norm import Norm
 from palm.torch_impl.optimizer import OPTIMIZERS, adafactor, adamw
 from palm.torch_impl.paths import ATTENTION, blockwise_attention, textbook_attention
 from palm.torch_impl.position import alibi_slopes, masked_scores, rotate, rotation_table
-from palm.torch_impl.probe import activations, attention_of, device_name, set_matmul, value_and_grad, widened
+from palm.torch_impl.probe import (
+    activations,
+    attention_of,
+    device_name,
+    set_matmul,
+    square_product,
+    value_and_grad,
+    widened,
+)
 from palm.torch_impl.programs import keep_programs
 from palm.torch_impl.train import Trainer, in_its_thread
 from palm.torch_impl.weights import dtype_of, from_arrays, to_arrays
@@ -55,6 +63,7 @@ __all__ = [
     "rotation_table",
     "set_matmul",
     "settled",
+    "square_product",
     "swiglu",
     "textbook_attention",
     "to_arrays",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -73,6 +73,16 @@ def device_name(model: PaLM) -> str:
     """The device the model is on, by its maker's name where it has one."""
     device = model.embedding.weight.device
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def square_product(model: PaLM, size: int) -> Callable[[], None]:
+    """Multiplies a float32 matrix by itself where the model is, with the threads that train it; blocks."""
+    matrix = torch.ones((size, size), device=model.embedding.weight.device)
+
+    def multiply() -> None:
+        torch.mm(matrix, matrix)
+
+    return multiply
 
 
 def attention_of(model: PaLM) -> str:

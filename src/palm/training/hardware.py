@@ -7,8 +7,7 @@ import dataclasses
 import re
 import sys
 import time
-
-import numpy as np
+from collections.abc import Callable
 
 from palm.config import DType
 
@@ -26,25 +25,31 @@ _PEAKS: dict[str, tuple[float, float | None]] = {
 }
 
 
-def peak_flops(device: str, precision: DType) -> float | None:
-    """FLOP/s that `device`, named as a wing names it, could do at best; of a CPU, what NumPy reaches here.
+# Given a size, a function that multiplies a square float32 matrix of it by itself.
+Products = Callable[[int], Callable[[], None]]
 
-    A CPU's figure is that of float32 whatever the precision. None where nobody knows.
+
+def peak_flops(device: str, precision: DType, products: Products | None = None) -> float | None:
+    """FLOP/s that `device`, named as a wing names it, could do at best; of a CPU, what `products` reach.
+
+    `products` are computed by the framework that trains, with the threads that train: NumPy's may be more or
+    fewer, and then a model would seem to use more, or less, of the machine than there is. A CPU's figure is
+    that of float32 whatever the precision. None where nobody knows.
     """
     for name, (narrow, wide) in _PEAKS.items():
         if re.search(rf"{name}(?![0-9]| lite)", device):
             return narrow if precision == "bfloat16" else wide
-    return _measured() if device.lower() == "cpu" else None
+    return None if products is None or device.lower() != "cpu" else _measured(products)
 
 
-def _measured(size: int = 1024, repeats: int = 5) -> float:
+def _measured(products: Products, size: int = 1024, repeats: int = 5) -> float:
     """FLOP/s of a square float32 matrix product: the best of some."""
-    matrix = np.ones((size, size), np.float32)
-    matrix @ matrix
+    multiply = products(size)
+    multiply()
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
-        matrix @ matrix
+        multiply()
         times.append(time.perf_counter() - started)
     return float(2 * size**3 / min(times))
 

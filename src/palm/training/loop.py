@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from functools import partial
 from typing import Any
 
 from palm.backends import config_of, wing
@@ -68,8 +69,10 @@ class Loop:
 
     def run(self, trainer: Any, asked: threading.Event) -> Trained[Any]:
         """Make the steps that remain, or until `asked` to stop."""
-        peak = peak_flops(wing(self.backend).device_name(trainer.model), self.recipe.precision)
-        flops = describe(config_of(trainer.model), self.recipe.length).training_flops
+        model, used = trainer.model, wing(self.backend)
+        device, products = used.device_name(model), partial(used.square_product, model)
+        peak = peak_flops(device, self.recipe.precision, products)
+        flops = describe(config_of(model), self.recipe.length).training_flops
         self.mfu_per_rate = None if peak is None else flops / peak
         while self.step < self.recipe.steps and not asked.is_set():
             try:

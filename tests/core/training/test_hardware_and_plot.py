@@ -23,6 +23,11 @@ from palm.training.run_folder import PLOT, Run
 EACH, MEAN, VALIDATION = ((158, 197, 232), (23, 100, 171), (217, 72, 15))
 
 
+def nothing(size):
+    """Products that take no time, and are not computed."""
+    return lambda: None
+
+
 @pytest.mark.parametrize(
     ("device", "bfloat16", "float32"),
     [
@@ -39,9 +44,9 @@ EACH, MEAN, VALIDATION = ((158, 197, 232), (23, 100, 171), (217, 72, 15))
     ],
 )
 def test_a_known_device_has_its_makers_peak(device, bfloat16, float32, monkeypatch):
-    monkeypatch.setattr(hardware, "_measured", lambda: pytest.fail("it was measured"))
-    assert peak_flops(device, "bfloat16") == bfloat16
-    assert peak_flops(device, "float32") == float32
+    monkeypatch.setattr(hardware, "_measured", lambda products: pytest.fail("it was measured"))
+    assert peak_flops(device, "bfloat16", nothing) == bfloat16
+    assert peak_flops(device, "float32", nothing) == float32
 
 
 @pytest.mark.parametrize(
@@ -49,24 +54,33 @@ def test_a_known_device_has_its_makers_peak(device, bfloat16, float32, monkeypat
     ["NVIDIA GeForce RTX 4090", "NVIDIA RTX A1000 Laptop GPU", "TPU v4 lite", "", "TPU v9", "CPU 2", "cuda"],
 )
 def test_nobody_knows_the_peak_of_an_unknown_device(device):
-    assert peak_flops(device, "bfloat16") is None
+    assert peak_flops(device, "bfloat16", nothing) is None
 
 
 @pytest.mark.parametrize("device", ["cpu", "CPU"])
-def test_a_cpu_is_measured(device, monkeypatch):
-    monkeypatch.setattr(hardware, "_measured", lambda: 12.5)
-    assert {peak_flops(device, precision) for precision in ("bfloat16", "float32", "float64")} == {12.5}
+def test_a_cpu_is_measured_by_the_products_that_are_given(device, monkeypatch):
+    monkeypatch.setattr(hardware, "_measured", lambda products: 12.5 if products is nothing else 0)
+    found = {peak_flops(device, precision, nothing) for precision in ("bfloat16", "float32", "float64")}
+    assert found == {12.5}
+    assert peak_flops(device, "float32") is None
 
 
 def test_the_measurement_counts_two_operations_a_product_and_takes_the_best_time(monkeypatch):
     clock = iter([0.0, 4.0, 10.0, 12.0, 20.0, 28.0])
     monkeypatch.setattr(hardware.time, "perf_counter", lambda: next(clock))
-    assert hardware._measured(size=10, repeats=3) == 2 * 10**3 / 2.0
+    assert hardware._measured(nothing, size=10, repeats=3) == 2 * 10**3 / 2.0
 
 
 def test_a_machine_reaches_what_it_is_measured_at():
     """No machine multiplies at less than 10⁸ or more than 10¹⁵ FLOP/s."""
-    assert 1e8 < hardware._measured(size=128, repeats=3) < 1e15
+    calls = []
+
+    def products(size):
+        matrix = np.ones((size, size), np.float32)
+        return lambda: calls.append(matrix @ matrix)
+
+    assert 1e8 < hardware._measured(products, size=128, repeats=3) < 1e15
+    assert len(calls) == 4  # the first one is not counted
 
 
 def test_the_running_mean_is_that_of_the_last_fiftieth():

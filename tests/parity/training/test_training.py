@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from palm.recipes import Outcome, Remat
 from palm.spec import optimizer as reference_optimizer
 from palm.spec.backward import value_and_grad
 from palm.spec.rounding import rms
+from palm.spec.sizes import describe
 from palm.training.loop import MAX_REWINDS
 from palm.training.run_folder import Run
 
@@ -246,6 +249,46 @@ def test_resuming_on_other_data_or_longer_is_checked(tmp_path):
         palm.resume(tmp_path / "run", data=TEXT)
     with pytest.raises(palm.RunError, match="new or empty"):
         palm.train(config(), recipe(), TEXT, backend="torch", out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_the_peak_is_measured_by_the_wing_in_the_thread_that_trains(wing, monkeypatch):
+    threads: dict[str, set[int]] = {"product": set(), "step": set()}
+    original = WINGS[wing].Trainer.step
+
+    def step(self: Any, windows: np.ndarray, rates: Any) -> Any:
+        threads["step"].add(threading.get_ident())
+        return original(self, windows, rates)
+
+    def square_product(model: Any, size: int) -> Any:
+        def multiply() -> None:
+            threads["product"].add(threading.get_ident())
+            time.sleep(0.01)
+
+        assert size == 1024
+        return multiply
+
+    monkeypatch.setattr(WINGS[wing].Trainer, "step", step)
+    monkeypatch.setattr(WINGS[wing], "square_product", square_product)
+    log = palm.train(config(), recipe(), TEXT, backend=wing).log
+    assert threads["product"] == threads["step"] != set()
+    flops = describe(config(), recipe().length).training_flops
+    peaks = [entry["tokens_per_s"] * flops / entry["mfu"] for entry in log]
+    assert max(peaks) == pytest.approx(min(peaks))
+    assert 2 * 1024**3 / 1.0 < peaks[0] <= 2 * 1024**3 / 0.01
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_the_product_that_is_measured_is_computed_and_waited_for(wing):
+    """It takes longer the larger the matrix."""
+    times = []
+    for size in (16, 1024):
+        product = WINGS[wing].square_product(palm.build(config(), backend=wing), size)
+        product()
+        started = time.perf_counter()
+        product()
+        times.append(time.perf_counter() - started)
+    assert times[1] > 3 * times[0]
 
 
 def spike(step: int, monkeypatch: pytest.MonkeyPatch, *, times: int = 1) -> list[int]:
