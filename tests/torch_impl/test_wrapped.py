@@ -3,7 +3,7 @@ what to call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +188,14 @@ def compiled_data_parallel(model: PaLM) -> Any:
     return compiled(nn.DataParallel(model))
 
 
+def distributed(model: PaLM) -> Any:
+    return nn.parallel.DistributedDataParallel(model)
+
+
+def compiled_distributed(model: PaLM) -> Any:
+    return compiled(distributed(model))
+
+
 def inside(model: PaLM) -> Any:
     return nn.Sequential(model)
 
@@ -280,6 +288,8 @@ WAYS: dict[Callable[[PaLM], Any], tuple[frozenset[Callable[..., None]], str]] = 
     compiled_in_place: (ALL, ""),
     nn.DataParallel: (ALL, ""),
     compiled_data_parallel: (ALL, ""),
+    distributed: (ALL, ""),
+    compiled_distributed: (ALL, ""),
     parametrized: (ALL, ""),
     weight_normed: (ALL, ""),
     pruned: (ALL, ""),
@@ -306,6 +316,15 @@ WAYS: dict[Callable[[PaLM], Any], tuple[frozenset[Callable[..., None]], str]] = 
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """This process alone, over a file: what DistributedDataParallel needs."""
+    store = torch.distributed.FileStore(str(tmp_path_factory.mktemp("group") / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
 # A forward pass that is another each time can be run, and compared with nothing.
 CELLS = [(way, door) for way in WAYS for door in DOORS if (way, door) != (random, activations)]
 
@@ -321,3 +340,68 @@ def test_palm_answers_for_what_the_forward_pass_computes_or_says_what_to_call(wa
         door(model, tmp_path)
     assert fix in str(raised.value)
     assert "; got " in str(raised.value)
+
+
+@pytest.mark.parametrize("wrap", [compiled, nn.DataParallel, distributed, compiled_distributed])
+def test_what_is_asked_about_a_wrapped_model_is_told_of_the_model_inside(wrap):
+    model = plain()
+    wrapped = wrap(model)
+    assert palm.config_of(wrapped) is palm.config_of(model)
+    assert palm.dtype_of(wrapped) == "float64"
+    assert palm.backend_of(wrapped) == "torch"
+    assert palm.torch_impl.find_model(wrapped) is model
+
+
+def test_what_is_no_model_of_palms_is_none():
+    assert palm.torch_impl.find_model(nn.Linear(2, 2)) is None
+    assert palm.torch_impl.find_model(nn.DataParallel(nn.Linear(2, 2))) is None
+    assert palm.torch_impl.find_model("a path") is None
+    with pytest.raises(PalmError, match="Bring models from elsewhere"):
+        palm.config_of(nn.DataParallel(nn.Linear(2, 2)))
+
+
+def test_gradients_of_computed_weights_are_those_with_respect_to_their_values():
+    model = parametrized(plain())
+    _, grads = palm.value_and_grad(model, TOKENS)
+    next_token_loss(model(IDS), IDS).backward()
+    original = query(model).parametrizations.weight.original
+    assert same(2 * grads["blocks.0.attention.query"], original.grad.T.numpy())
+    assert not same(grads["blocks.0.attention.query"], original.grad.T.numpy())
+
+
+def test_asking_leaves_a_parametrized_or_pruned_model_as_it_is():
+    for way in (parametrized, pruned):
+        model = way(plain())
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        palm.to_numpy(model), palm.value_and_grad(model, TOKENS), generate(model, Path())
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        assert list(model.state_dict()) == list(before)
+
+
+def test_hooks_on_all_modules_are_refused_by_what_goes_by_weights_alone():
+    model = plain()
+    handle = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: None)
+    try:
+        for door in (to_numpy, generate):
+            with pytest.raises(PalmError, match="a hook on all modules"):
+                door(model, Path())
+    finally:
+        handle.remove()
+    to_numpy(model, Path())
+
+
+def test_norms_may_be_wider_than_matrices_but_the_model_has_no_one_dtype_then():
+    model = palm.build(CONFIG, backend="torch", dtype="bfloat16")
+    for module in model.modules():
+        if isinstance(module, palm.torch_impl.Norm):
+            module.float()
+    assert {array.dtype.name for array in palm.to_numpy(model).values()} == {"bfloat16", "float32"}
+    with pytest.raises(PalmError, match="dtype must be one for all weights; got a model in bfloat16"):
+        palm.dtype_of(model)
+
+
+@pytest.mark.parametrize("way", [hooked, replaced_forward, parametrized, pruned])
+def test_a_way_that_nothing_was_done_about_would_be_another_function(way):
+    """What the weights alone compute is not what the forward pass does: the table's cells can fail."""
+    model = way(plain())
+    assert not same(logits_of(model), logits_of(plain()))

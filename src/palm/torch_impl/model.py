@@ -104,8 +104,8 @@ class PaLM(nn.Module):
 
     def logits(self, y: Tensor) -> Tensor:
         """The output layer. Shapes: y (..., n, d) -> (..., n, v)."""
-        weight = self.embedding.weight if self.config.tie_embeddings else self.unembedding.weight
-        return linear(y, weight) * self.config.logit_scale
+        tied = self.config.tie_embeddings
+        return (linear(y, self.embedding.weight) if tied else self.unembedding(y)) * self.config.logit_scale
 
 
 def check(tokens: Tensor, config: PaLMConfig, *, meta: bool = False) -> None:
