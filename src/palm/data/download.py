@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
+import shutil
 import zlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO
-from urllib.error import HTTPError
-from urllib.request import urlopen
+from zipfile import BadZipFile, ZipFile
 
 from palm.errors import DataError
 
@@ -72,13 +70,14 @@ def fetch(name: str, folder: str | os.PathLike[str], *, on_progress: OnProgress 
         # Hidden, so that a corpus opened from this folder has none of it, and gone whatever happens.
         with TemporaryDirectory(dir=final.parent, prefix=f".{name}-") as work:
             where, fix = str(archive), _DELETE
-            if not archive.exists():
+            if archive.exists():
+                _verify(archive, known.archive, where, fix)
+            else:
                 where, fix = known.url, f"Try again, or put the right file there by hand as {archive}."
                 archive = Path(work) / archive.name
                 _download(known, archive, fix, on_progress)
-            _verify(archive, known.archive, where, fix)
             unpacked = Path(work) / name
-            _unpack(archive, unpacked, known.text.size, where, fix)
+            _unpack(archive, unpacked, where, fix)
             _verify(unpacked, known.text, where, fix)
             unpacked.replace(final)
     except OSError as error:
@@ -87,45 +86,62 @@ def fetch(name: str, folder: str | os.PathLike[str], *, on_progress: OnProgress 
 
 
 def _download(known: PublicCorpus, file: Path, fix: str, on_progress: OnProgress | None) -> None:
-    def report(done: int) -> None:
-        if on_progress is not None:
-            on_progress(done, known.archive.size)
+    import pooch  # noqa: PLC0415 - most commands fetch nothing, and need not load it
 
+    pooch.get_logger().setLevel("WARNING")
+    digest = known.archive.sha256
     try:
-        with urlopen(known.url, timeout=_TIMEOUT) as source:
-            _copy(source, file, known.archive.size, report)
-    except (OSError, HTTPException) as error:
-        if isinstance(error, HTTPError):
-            error.close()  # it is the server's answer, too, and holds the connection
+        with ExitStack() as connection:  # pooch itself leaves one open that breaks off
+            downloader = pooch.HTTPDownloader(
+                progressbar=False if on_progress is None else _Progress(on_progress),
+                chunk_size=_CHUNK,
+                timeout=_TIMEOUT,
+                hooks={"response": lambda response, **_: connection.enter_context(response)},
+            )
+            pooch.retrieve(
+                known.url, f"sha256:{digest}", fname=file.name, path=file.parent, downloader=downloader
+            )
+    except OSError as error:
         raise DataError(f"{known.url} must be within reach; got {error}. {fix}") from None
+    except ValueError:  # so pooch says that the checksum differs
+        raise DataError(
+            f"{file.name} must have SHA-256 {digest}; got another file from {known.url}. {fix}"
+        ) from None
 
 
-def _unpack(archive: Path, file: Path, size: int, where: str, fix: str) -> None:
+class _Progress:
+    """A progress bar as pooch wants it, which tells somebody else's."""
+
+    def __init__(self, on_progress: OnProgress) -> None:
+        self._on_progress = on_progress
+        self.total = self._done = 0
+
+    def update(self, size: int) -> None:
+        """So many bytes more, at most: the last piece is counted whole."""
+        done = min(self._done + size, self.total)
+        if done > self._done:
+            self._done = done
+            self._on_progress(done, self.total)
+
+    def reset(self) -> None:
+        """Called before the whole size is told once more."""
+
+    def close(self) -> None:
+        """Called at the end."""
+
+
+def _unpack(archive: Path, file: Path, where: str, fix: str) -> None:
     try:
-        with zipfile.ZipFile(archive) as packed, packed.open(file.name) as source:
-            _copy(source, file, size)
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
+        with ZipFile(archive) as packed, packed.open(file.name) as source, file.open("wb") as target:
+            shutil.copyfileobj(source, target)
+    except (BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{where} must be a zip of {file.name}; got {error}. {fix}") from None
-
-
-def _copy(
-    source: IO[bytes], file: Path, size: int, report: Callable[[int], None] = lambda done: None
-) -> None:
-    """Copy `source` up to its end, or to the first bytes beyond `size`: enough to see that it is too long."""
-    done = 0
-    with file.open("wb") as target:
-        while done <= size and (chunk := source.read(_CHUNK)):
-            target.write(chunk)
-            done += len(chunk)
-            report(done)
 
 
 def _verify(file: Path, content: Content, where: str, fix: str) -> None:
     """Raise `DataError` unless `file`, which came from `where`, is what it must be."""
     if (size := file.stat().st_size) != content.size:
-        # Of what is too long, only the beginning was copied.
-        found = f"at least {size}" if size > content.size else str(size)
-        raise DataError(f"{file.name} must be {content.size} bytes long; got {found} from {where}. {fix}")
+        raise DataError(f"{file.name} must be {content.size} bytes long; got {size} from {where}. {fix}")
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != content.sha256:
