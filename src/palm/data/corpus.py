@@ -8,14 +8,25 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from textwrap import shorten
-from typing import NamedTuple
 
 import numpy as np
 
+from palm.data.files import (
+    File,
+    Part,
+    array_of,
+    files_below,
+    hash_file,
+    hash_folder,
+    open_file,
+    refusal,
+    sha256,
+    size_of,
+)
 from palm.data.text import to_bytes
 from palm.data.tokenizer import ByteTokenizer, Tokenizer
 from palm.errors import DataError
@@ -23,17 +34,6 @@ from palm.errors import DataError
 # Ids are scanned, and text is encoded, in pieces of about this many: neither may need a corpus twice over.
 PIECE = 1 << 20
 _NEWLINE = np.frombuffer(b"\n", np.uint8)
-
-
-class _File(NamedTuple):
-    """A file as it was when the corpus was opened; its bytes are mapped when they are read."""
-
-    path: Path
-    size: int
-    changed: int
-
-
-_Part = np.ndarray | _File
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class Corpus:
 
     name: str
     bytes_per_token: float
-    parts: tuple[_Part, ...]
+    parts: tuple[Part, ...]
     ends: tuple[int, ...]
     content: Callable[[], str]
     start: int
@@ -63,7 +63,7 @@ class Corpus:
     @property
     def largest_possible(self) -> int:
         """The largest id that the data types allow: 255 for bytes."""
-        return max(255 if isinstance(part, _File) else np.iinfo(part.dtype).max for part in self.parts)
+        return max(255 if isinstance(part, File) else np.iinfo(part.dtype).max for part in self.parts)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Ids start … stop - 1, int64. Raises `DataError` beyond the ends, or if a file has changed."""
@@ -72,7 +72,7 @@ class Corpus:
         at, filled = self.start + start, 0
         part = bisect_right(self.ends, at)
         while filled < len(ids):
-            array = _array(self.parts[part])
+            array = array_of(self.parts[part])
             offset = at - (self.ends[part] - len(array))
             piece = array[offset : offset + len(ids) - filled]
             ids[filled : filled + len(piece)] = piece
@@ -112,87 +112,78 @@ def open_corpus(data: Data, tokenizer: Tokenizer | None = None, *, name: str | N
         return data
     if isinstance(data, str | bytes):
         if isinstance(data, str) and os.path.exists(data):
-            raise _refusal("a Path if it names a file", data, "A str is the text itself: pass Path(…).")
+            raise refusal("a Path if it names a file", data, "A str is the text itself: pass Path(…).")
         text = to_bytes(data)
-        return _of_texts(name or "text", [np.frombuffer(text, np.uint8)], lambda: _sha256(text), tokenizer)
+        return _of_texts(name or "text", [np.frombuffer(text, np.uint8)], lambda: sha256(text), tokenizer)
     if isinstance(data, np.ndarray):
         return _of_ids(data, name or "ids", lambda: _hash_ids(data))
     if not isinstance(data, os.PathLike):
-        raise _refusal("a Path, text, bytes, or an array of ids", type(data), "Pass one of these.")
+        raise refusal("a Path, text, bytes, or an array of ids", type(data), "Pass one of these.")
     path = Path(data).absolute()
     name = name or str(data)
     try:
         is_folder = path.is_dir()
     except OSError as error:  # most likely a whole text
         shown = shorten(name, 60)
-        raise _refusal("a path", shown, f"{error.strerror}: if it is the text itself, pass bytes.") from None
+        raise refusal("a path", shown, f"{error.strerror}: if it is the text itself, pass bytes.") from None
     if is_folder:
-        files = [_open(file) for file in _files_below(path)]
-        return _of_texts(name, files, lambda: _hash_folder(path, files), tokenizer)
+        files = [open_file(file) for file in files_below(path)]
+        return _of_texts(name, files, lambda: hash_folder(path, files), tokenizer)
     if path.exists() and not path.is_file():
-        raise _refusal("a file or a folder", data, "It is neither: save it as a file first.")
-    file = _open(path)
+        raise refusal("a file or a folder", data, "It is neither: save it as a file first.")
+    file = open_file(path)
     if path.suffix != ".npy":
-        return _of_texts(name, [file], lambda: _hash_file(file.path), tokenizer)
+        return _of_texts(name, [file], lambda: hash_file(file.path), tokenizer)
     try:
         ids = np.lib.format.open_memmap(path, mode="r")  # never unpickles: it maps plain numbers or fails
     except (OSError, ValueError) as error:
-        raise _refusal("a NumPy file of ids", data, f"{error}. Save it again.") from None
-    return _of_ids(ids, name, lambda: _hash_file(path))
-
-
-def unreadable(path: str | os.PathLike[str], error: OSError) -> DataError:
-    """The error for a file that the system does not let us read."""
-    return DataError(f"data must be a readable file or folder; got data={path}: {error.strerror}.")
-
-
-def _refusal(what: str, data: object, fix: str) -> DataError:
-    return DataError(f"data must be {what}; got data={data}. {fix}")
+        raise refusal("a NumPy file of ids", data, f"{error}. Save it again.") from None
+    return _of_ids(ids, name, lambda: hash_file(path))
 
 
 def _of_ids(ids: np.ndarray, name: str, content: Callable[[], str]) -> Corpus:
     if ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids):
         found = f"{name} of {ids.dtype}{list(ids.shape)}"
-        raise _refusal("a 1-D array of integers, at least one", found, "Save the ids alone.")
+        raise refusal("a 1-D array of integers, at least one", found, "Save the ids alone.")
     corpus = _corpus(name, math.nan, [ids], content)
     if ids.dtype.kind == "i" or ids.itemsize == 8:
         for start, piece in corpus.pieces():
             if piece.min() < 0:
                 at = int(np.argmax(piece < 0))
                 found = f"{piece[at]} at {start + at} of {name}"
-                raise _refusal("ids of at least 0", found, "Look where the ids were made.")
+                raise refusal("ids of at least 0", found, "Look where the ids were made.")
     return corpus
 
 
 def _of_texts(
-    name: str, texts: Sequence[_Part], content: Callable[[], str], tokenizer: Tokenizer | None
+    name: str, texts: Sequence[Part], content: Callable[[], str], tokenizer: Tokenizer | None
 ) -> Corpus:
     """Texts joined with newlines: as bytes or, with a tokenizer, encoded one by one."""
-    if not any(map(_size, texts)):
-        raise _refusal("at least one byte long", name, "It is empty: use another file or folder.")
+    if not any(map(size_of, texts)):
+        raise refusal("at least one byte long", name, "It is empty: use another file or folder.")
     parts = [part for text in texts for part in (text, _NEWLINE)][:-1]
     if tokenizer is None or isinstance(tokenizer, ByteTokenizer):
         return _corpus(name, 1.0, parts, content)
     dtype = np.min_scalar_type(tokenizer.num_tokens - 1)
     encoded = []
     for index, text in enumerate(texts):
-        joined = (_array(text).tobytes() if _size(text) else b"") + b"\n" * (index < len(texts) - 1)
+        joined = (array_of(text).tobytes() if size_of(text) else b"") + b"\n" * (index < len(texts) - 1)
         try:
             encoded += [tokenizer.encode(piece).astype(dtype) for piece in _text_pieces(joined)]
         except DataError as error:
-            raise DataError(f"{text.path if isinstance(text, _File) else name}: {error}") from None
+            raise DataError(f"{text.path if isinstance(text, File) else name}: {error}") from None
     ids = np.concatenate(encoded)
     if not len(ids):
-        raise _refusal("at least one token long", name, "Use another text or tokenizer.")
+        raise refusal("at least one token long", name, "Use another text or tokenizer.")
     digest = tokenizer.digest
     return _corpus(
-        name, sum(map(_size, parts)) / len(ids), [ids], lambda: _sha256(f"{content()}/{digest}".encode())
+        name, sum(map(size_of, parts)) / len(ids), [ids], lambda: sha256(f"{content()}/{digest}".encode())
     )
 
 
-def _corpus(name: str, bytes_per_token: float, parts: Sequence[_Part], content: Callable[[], str]) -> Corpus:
-    parts = tuple(filter(_size, parts))
-    ends = tuple(accumulate(map(_size, parts)))
+def _corpus(name: str, bytes_per_token: float, parts: Sequence[Part], content: Callable[[], str]) -> Corpus:
+    parts = tuple(filter(size_of, parts))
+    ends = tuple(accumulate(map(size_of, parts)))
     return Corpus(name, bytes_per_token, parts, ends, cache(content), 0, ends[-1])
 
 
@@ -206,70 +197,8 @@ def _text_pieces(text: bytes) -> Iterator[bytes]:
         start = stop
 
 
-def _files_below(folder: Path) -> list[Path]:
-    """Every file below a folder, by relative path, but for what is hidden: names with a leading dot."""
-
-    def refuse(error: OSError) -> None:
-        raise unreadable(error.filename, error)
-
-    found = []
-    for inside, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(inside, name) for name in files if not name.startswith(".")]
-    return sorted(filter(Path.is_file, found), key=lambda file: file.relative_to(folder).as_posix())
-
-
-def _open(path: Path) -> _File:
-    try:
-        with path.open("rb") as stream:
-            status = os.fstat(stream.fileno())
-    except OSError as error:
-        raise unreadable(path, error) from None
-    return _File(path, status.st_size, status.st_mtime_ns)
-
-
-def _size(part: _Part) -> int:
-    return part.size
-
-
-def _array(part: _Part) -> np.ndarray:
-    if not isinstance(part, _File):
-        return part
-    try:
-        status = os.stat(part.path)
-    except OSError as error:
-        raise unreadable(part.path, error) from None
-    # Each time: what is cut off under a mapping kills the process that reads it.
-    if (status.st_size, status.st_mtime_ns) != (part.size, part.changed):
-        raise _refusal("left alone while it is read", part.path, "It has changed: open it again.")
-    return _mapped(part)
-
-
-@lru_cache(maxsize=64)  # each mapping holds a file descriptor, and a folder may have thousands of files
-def _mapped(file: _File) -> np.ndarray:
-    return np.memmap(file.path, np.uint8, "r")
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
 def _hash_ids(ids: np.ndarray) -> str:
     found = hashlib.sha256()
     for start in range(0, len(ids), PIECE):
         found.update(ids[start : start + PIECE].astype("<i8").tobytes())
     return found.hexdigest()
-
-
-def _hash_file(path: Path) -> str:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise unreadable(path, error) from None
-
-
-def _hash_folder(folder: Path, files: Sequence[_File]) -> str:
-    names = (os.fsencode(file.path.relative_to(folder).as_posix()) for file in files)
-    lines = (_hash_file(file.path).encode() + b" " + name for file, name in zip(files, names, strict=True))
-    return _sha256(b"\n".join(lines))

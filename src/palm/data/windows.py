@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from palm.config import PaLMConfig
-from palm.data.corpus import Corpus, Data, open_corpus, unreadable
+from palm.data.corpus import Corpus, Data, open_corpus
+from palm.data.files import unreadable
 from palm.errors import DataError
 from palm.spec.random import generator
 
