@@ -5,12 +5,12 @@ from typing import assert_type
 
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 import torch
 
 import palm
 from palm.backends import JaxModel, Model, TorchModel
 from palm.parity.blackbox.compare import ForeignComparison
+from palm.spec.arrays import Array, Ids
 from palm.testing import assert_agree
 
 config = palm.PaLMConfig(num_tokens=256, dim=64, depth=2, heads=4, dim_head=16)
@@ -49,7 +49,7 @@ print(found.verdict, found.ratios["logits"], [finding.name for finding in found.
 print([diagnosis.sentence for diagnosis in found.diagnoses])
 
 
-def port(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def port(ids: Ids) -> Array:
     """Somebody's own model."""
     return np.zeros((*ids.shape, 256))
 

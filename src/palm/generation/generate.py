@@ -3,23 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from palm.backends import config_of, model_of, wing_of
 from palm.data.remembered import remembered_tokenizer
 from palm.data.tokenizer import load_tokenizer
 from palm.fields import check_choice, integer
 from palm.generation.prompts import encode_prompt, list_prompts, need_tokenizer, text_stops, token_stops
-from palm.generation.rows import Row
+from palm.generation.rows import Generation, Row
 from palm.spec.sampling import Noise, Sampling
 
+# Text, or ids.
+Prompt: TypeAlias = str | Sequence[int] | npt.NDArray[np.integer[Any]]
 OnText = Callable[[int, str], None]
 # Lengths are rounded up to whole blocks, so that compiled programs serve many prompts.
 BLOCK = 64
 # What decoding can round the weights to.
 WEIGHTS = ("int8",)
+
+
+@overload
+def generate(
+    model: Any,
+    prompt: Prompt,
+    *,
+    max_new_tokens: int = ...,
+    temperature: float = ...,
+    top_k: int | None = ...,
+    top_p: float | None = ...,
+    min_p: float | None = ...,
+    stop: Sequence[str | int] = ...,
+    stop_tokens: int | Sequence[int] = ...,
+    eos_token_id: int | None = ...,
+    seed: int = ...,
+    weights: str | None = ...,
+    tokenizer: Any = ...,
+    on_text: OnText | None = ...,
+) -> Generation: ...
+
+
+@overload
+def generate(
+    model: Any,
+    prompt: list[Prompt] | list[str] | tuple[str, ...],
+    *,
+    max_new_tokens: int = ...,
+    temperature: float = ...,
+    top_k: int | None = ...,
+    top_p: float | None = ...,
+    min_p: float | None = ...,
+    stop: Sequence[str | int] = ...,
+    stop_tokens: int | Sequence[int] = ...,
+    eos_token_id: int | None = ...,
+    seed: int = ...,
+    weights: str | None = ...,
+    tokenizer: Any = ...,
+    on_text: OnText | None = ...,
+) -> list[Generation]: ...
 
 
 def generate(
@@ -38,7 +81,7 @@ def generate(
     weights: str | None = None,
     tokenizer: Any = None,
     on_text: OnText | None = None,
-) -> Any:
+) -> Generation | list[Generation]:
     """Continue a prompt, or a list of prompts of any lengths in one batch; a `Generation` each.
 
     A prompt is text or ids. Text is encoded by the tokenizer that the model was trained with, which palm

@@ -19,8 +19,8 @@ class Generation:
     """
 
     decoded: str | None = field(repr=False)
-    tokens: np.ndarray
-    logprobs: np.ndarray
+    tokens: np.ndarray[tuple[int], np.dtype[np.int64]]
+    logprobs: np.ndarray[tuple[int], np.dtype[np.float64]]
     finish: str
 
     @property

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from palm.backends import is_model
 from palm.checkpoint.checkpoint import load_arrays
@@ -26,6 +25,7 @@ from palm.parity.recording.excerpt import Excerpt, excerpt_of, first_row
 from palm.parity.recording.recording import STEPS, OnStep, Recording, quietly, record
 from palm.parity.result import Comparison
 from palm.spec import backward, forward
+from palm.spec.arrays import Ids
 from palm.spec.parameters import numpy_dtype
 from palm.spec.rounding import coarsest
 
@@ -36,7 +36,7 @@ Recorded = Recording | Excerpt
 # A side that is palm's: a live model, a recording, or the path of a bundle.
 Side: TypeAlias = "Model | Recorded | str | PathLike[str]"
 # A side that is not: a function from ids to logits.
-Foreign: TypeAlias = Callable[[npt.NDArray[np.int64]], Any]
+Foreign: TypeAlias = Callable[[Ids], Any]
 _ROUNDED = (
     "the weights differ, as if one side's were the other's rounded to {0}; give both the weights rounded to "
     "{0}, as palm compare does for two live sides"

@@ -142,6 +142,48 @@ def train(
         return implementation.in_its_thread(work)
 
 
+@overload
+def resume(
+    path: str | os.PathLike[str],
+    *,
+    backend: Literal["torch"],
+    steps: int | None = ...,
+    cadence: Cadence | None = ...,
+    data: Any = ...,
+    device: Any = ...,
+    attention: str | None = ...,
+    on_step: OnStep = ...,
+) -> Trained[TorchModel]: ...
+
+
+@overload
+def resume(
+    path: str | os.PathLike[str],
+    *,
+    backend: Literal["jax"],
+    steps: int | None = ...,
+    cadence: Cadence | None = ...,
+    data: Any = ...,
+    device: Any = ...,
+    attention: str | None = ...,
+    on_step: OnStep = ...,
+) -> Trained[JaxModel]: ...
+
+
+@overload
+def resume(
+    path: str | os.PathLike[str],
+    *,
+    backend: Backend | None = ...,
+    steps: int | None = ...,
+    cadence: Cadence | None = ...,
+    data: Any = ...,
+    device: Any = ...,
+    attention: str | None = ...,
+    on_step: OnStep = ...,
+) -> Trained[Model]: ...
+
+
 def resume(
     path: str | os.PathLike[str],
     *,
