@@ -18,11 +18,12 @@ from rich.progress import (
 
 @contextmanager
 def progress(totals: Mapping[str, int], names: Mapping[str, str]) -> Iterator[Callable[[str, str], None]]:
-    """Bars on standard error for the watcher, if that is a terminal: no part of the result.
+    """Show bars on standard error if that is a terminal.
 
-    `totals`: the steps of each job; `names`: what a job is called if not by its key. Yields a function that
-    tells of a finished step of a job.
+    `totals`: the steps of each job; `names`: what a job is called if not by its key. Yields a function to
+    call with a job and the step that it has finished.
     """
+    console = Console(stderr=True)
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description:8}", markup=False),
@@ -31,7 +32,7 @@ def progress(totals: Mapping[str, int], names: Mapping[str, str]) -> Iterator[Ca
         TextColumn("{task.fields[step]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as display:
         tasks = {
             key: display.add_task(names.get(key, key), total=total, step="waiting")
             for key, total in totals.items()
