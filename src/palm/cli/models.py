@@ -13,7 +13,7 @@ from rich.text import Text
 from tyro.conf import Positional, arg
 
 from palm.checkpoint.checkpoint import save_arrays
-from palm.checkpoint.locate import BEST, LAST, best_of, checkpoints_of
+from palm.checkpoint.locate import BEST, LAST
 from palm.checkpoint.progress import summarise
 from palm.cli.display import Terminal
 from palm.cli.flags import Architecture, Request
@@ -23,6 +23,8 @@ from palm.presets import PRESETS
 from palm.presets import preset as find_preset
 from palm.spec.sizes import describe
 from palm.training.run_folder import Run
+from palm.training.summary import RunSummary
+from palm.training.summary import summarise as summarise_run
 from palm.upstream.read import read_upstream
 
 
@@ -83,27 +85,29 @@ def _read(given: Path, architecture: Backend | None) -> tuple[dict[str, Any], Pa
         )
     found = summarise(given)
     told: dict[str, Any] = {"checkpoint": found.path, "dtype": found.dtype}
-    run = Run(found.path.resolve().parent)
-    if found.fields is not None and run.is_run:
-        told |= _progress(run, found.fields)
+    folder = found.path.resolve().parent
+    if found.fields is not None and Run(folder).is_run:
+        told |= _progress(summarise_run(folder), found.fields)
     return told, found.config
 
 
-def _progress(run: Run, training: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the run was at the checkpoint, and which others it has."""
-    settings, steps = run.settings(), checkpoints_of(run.path)
-    best = best_of(steps)
-    entry = next((entry for entry in run.entries() if entry["step"] == training["step"]), {})
-    losses = {"loss": entry.get("loss"), "validation loss": training.get("val_loss")}
-    data = settings["data"]
-    return {
-        "step": f"{training['step']} of {settings['recipe']['steps']}",
-        **{name: f"{loss:.4f} nats" for name, loss in losses.items() if loss is not None},
-        "optimizer": settings["recipe"]["optimizer"],
+def _progress(run: RunSummary, training: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the run was at the checkpoint, and where it is now."""
+    told = {"step": f"{training['step']} of {run.recipe.steps}"}
+    if training["step"] in run.val_losses:
+        told["validation loss"] = f"{run.val_losses[training['step']]:.4f} nats"
+    if run.first is not None and run.last is not None:
+        losses = f"{run.first['loss']:.4f} → {run.last['loss']:.4f} nats"
+        told["training loss, first → last step"] = f"{losses}, {run.first['step']} → {run.last['step']}"
+    return told | {
+        "tokens": f"{run.tokens:,}",
+        "checkpoints": ", ".join(
+            f"{step} (best)" if step == run.best else str(step) for step in run.checkpoints
+        ),
+        "optimizer": run.recipe.optimizer,
         "trained in": training["backend"],
-        "data": data["path"] or "an array",
-        "tokenizer": Path(data["tokenizer"]).name if data["tokenizer"] else "bytes",
-        "checkpoints": ", ".join(f"{step} (best)" if step == best else str(step) for step in steps),
+        "data": run.data or "an array",
+        "tokenizer": run.tokenizer or "token ids without one",
     }
 
 

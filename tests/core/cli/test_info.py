@@ -25,11 +25,12 @@ def test_a_run_is_described_by_its_newest_its_best_or_any_checkpoint(name, capsy
     run = WRITTEN / "run-torch"
     told = shown(capsys, WRITTEN / name)
     settings = json.loads((run / "run.json").read_text())
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    first, *_, last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert told["checkpoint"] == str(run / "step-00000004")
     assert told["step"] == f"4 of {settings['recipe']['steps']}"
     assert told["trained in"] == settings["backend"]
-    assert told["loss"] == f"{last['loss']:.4f} nats"
+    losses = f"{first['loss']:.4f} → {last['loss']:.4f} nats, 1 → 4"
+    assert told["training loss, first → last step"] == losses
     assert told["validation loss"] == f"{last['val_loss']:.4f} nats"
     assert told["checkpoints"] == "4 (best)"
     assert told["tokenizer"] == "bytes"
