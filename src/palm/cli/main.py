@@ -13,10 +13,13 @@ import tyro
 import palm
 from palm.errors import PalmError, ProbeError
 
+DESCRIPTION = """The PaLM language model in PyTorch and in JAX/Equinox, and the proof that the two agree.
+
+palm COMMAND --help describes a command, palm --version tells the version."""
 BAD_USAGE, SIDE_DIED, INTERRUPTED, PIPE_CLOSED = 2, 4, 130, 141
-# A field of a group in a request is a flag of its own name; a flag that is left out is not called None.
+# Flags have the names of their fields alone, without their group's, and none takes the value None.
 STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone)
-# Where each command is, and the first line of its help: all that is needed of those that are not run.
+# Where each command is, and the first line of its help, so that a command that is not run need not load.
 COMMANDS = {
     "compare": (
         "palm.cli.compare:compare",
@@ -50,30 +53,30 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a pipe that cannot carry − or ✓ shall not end the run
+            stream.reconfigure(errors="replace")  # an encoding without − or ✓ must not end the run
     given = sys.argv[1:] if arguments is None else arguments
     if given == ["--version"]:
         print(f"palm {palm.__version__}")
         return 0
     try:
         return tyro.extras.subcommand_cli_from_dict(
-            _functions(given), prog="palm", description=palm.__doc__, args=given, config=STYLE
+            _functions(given), prog="palm", description=DESCRIPTION, args=given, config=STYLE
         )
     except PalmError as error:
         print(f"palm: {error}", file=sys.stderr)
         return SIDE_DIED if isinstance(error, ProbeError) else BAD_USAGE
-    except KeyboardInterrupt:  # training takes the first one as a wish; elsewhere there is nothing to save
+    except KeyboardInterrupt:  # palm train handles the first one itself; other commands save nothing
         print("palm: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read standard output has seen enough: `palm generate … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains on its way out
+    except BrokenPipeError:  # the reader of standard output has closed it: `palm generate … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python reports the error at exit
         return PIPE_CLOSED
 
 
 def _functions(given: list[str]) -> dict[str, Callable[..., int]]:
-    """The function of the command that is given, and of the others no more than their help, which is quick.
+    """The function of the command that is given; of the others only their help, which loads nothing.
 
-    Completions for a shell (tyro's --tyro-print-completion) tell the options of all.
+    Completions for a shell (tyro's --tyro-print-completion) need the options of all commands.
     """
     named = next((argument for argument in given if argument in COMMANDS), None)
     wanted = COMMANDS if given and given[0].startswith("--tyro-") else {named}
