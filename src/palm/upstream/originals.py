@@ -66,7 +66,7 @@ def original(
     def function(ids: np.ndarray) -> np.ndarray:
         # The torch originals take batches with one axis only.
         logits = forward(ids.reshape(-1, ids.shape[-1])).reshape(*ids.shape, config.num_tokens)
-        # In bfloat16 a constant of theirs widens what has been rounded already.
+        # In bfloat16 one of their constants upcasts logits that are rounded already.
         return logits.astype(arrays["embedding"].dtype)
 
     function.__name__ = function.__qualname__ = source
@@ -94,13 +94,13 @@ def _sizes(config: PaLMConfig) -> dict[str, int]:
 def _build_torch(
     module: ModuleType, sizes: Mapping[str, int], tensors: Tensors, dtype: DType, seed: int
 ) -> tuple[Any, Forward]:
-    """The torch original with these weights, or if there are none with its own; and its forward pass."""
+    """The torch original with these weights, or with its initial ones, and its forward pass."""
     torch = importlib.import_module("torch")
     before = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            # Slopes are no weights: made in float32 and cast later, they would stay rounded to float32.
+            # ALiBi slopes are no weights: made in float32 and cast later, they would stay rounded to it.
             torch.set_default_dtype(getattr(torch, dtype))
             model = module.PaLM(**sizes).to(getattr(torch, dtype)).eval()
         finally:
@@ -110,7 +110,7 @@ def _build_torch(
         state = {name: wing("torch").weights.to_tensor(array.copy()) for name, array in tensors.items()}
         output = state.get(names["unembedding"])
         if output is not None and not torch.equal(output, state[names["embedding"]]):
-            # Tied tensors are one: the second that is loaded would replace the first.
+            # Tied weights are one tensor: loading the second would overwrite the first.
             model[-1].weight = torch.nn.Parameter(torch.empty_like(model[-1].weight))
         # read_upstream has checked the names; a tied matrix may be saved once, a constant not at all.
         model.load_state_dict(state, strict=False)
@@ -125,7 +125,7 @@ def _build_torch(
 def _build_jax(
     module: ModuleType, sizes: Mapping[str, int], tensors: Tensors, dtype: DType, seed: int
 ) -> tuple[Any, Forward]:
-    """The jax original with these weights, or if there are none with its own; and its forward pass."""
+    """The jax original with these weights, or with its initial ones, and its forward pass."""
     jax = importlib.import_module("jax")
 
     # A float64 model needs JAX's x64 mode, and a float32 one must not have it: the originals' constants
@@ -167,7 +167,7 @@ def _build_jax(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences what the originals do at import and construction, and nothing else."""
+    """Silence the warnings that the originals raise at import and construction, and no others."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*static_field` is deprecated", UserWarning)
         warnings.filterwarnings("ignore", "A JAX array is being set as static", UserWarning)

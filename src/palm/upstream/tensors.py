@@ -1,7 +1,7 @@
-"""The tensors of the original models: what they are called, and every way they come.
+"""The tensors of the original models: their names, and reading them from a model or a file.
 
 A live model, a state_dict, a list of leaves, a mapping or a file becomes one mapping from the original's
-own names to NumPy arrays as stored. What those mean is `palm.upstream.read`'s business. No file is unpickled.
+own names to NumPy arrays as stored. `palm.upstream.read` interprets them. No file is unpickled.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _to_array(name: object, tensor: Any) -> np.ndarray:
         raise UpstreamError(
             f"{name} must be an array; got {type(error).__name__}. Load its values."
         ) from None
-    # NumPy's own file format knows bfloat16 only as two bytes.
+    # NumPy's file format stores bfloat16 as two bytes without a type.
     return array.view(DTYPES["bfloat16"]) if array.dtype == "V2" else array
 
 
