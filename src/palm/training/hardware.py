@@ -8,8 +8,13 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from palm.config import DType
+from palm.recipes import Recipe
+from palm.spec.sizes import describe
+from palm.wings import Wing
 
 # Makers' dense peaks in FLOP/s, bfloat16 and float32 without TF32. A name is matched by the words in it.
 _PEAKS: dict[str, tuple[float, float | None]] = {
@@ -40,6 +45,13 @@ def peak_flops(device: str, precision: DType, products: Products | None = None) 
         if re.search(rf"{name}(?![0-9]| lite)", device):
             return narrow if precision == "bfloat16" else wide
     return None if products is None or device.lower() != "cpu" else _measured(products)
+
+
+def mfu_per_rate(wing: Wing[Any], model: Any, recipe: Recipe) -> float | None:
+    """Model FLOPs utilisation of a training that makes one token a second; None where no peak is known."""
+    products = partial(wing.square_product, model)
+    peak = peak_flops(wing.device_name(model), recipe.precision, products)
+    return None if peak is None else describe(model.config, recipe.length).training_flops / peak
 
 
 def _measured(products: Products, size: int = 1024, repeats: int = 5) -> float:

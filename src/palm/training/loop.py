@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 import time
-from functools import partial
 from typing import Any
 
 from palm.backends import config_of, wing
@@ -21,9 +20,8 @@ from palm.generation.generate import generate
 from palm.generation.prompts import encode_prompt
 from palm.models import from_numpy, to_numpy
 from palm.recipes import Outcome, Recipe
-from palm.spec.sizes import describe
 from palm.training.cadence import Cadence
-from palm.training.hardware import give_back_holes, peak_flops
+from palm.training.hardware import give_back_holes, mfu_per_rate
 from palm.training.run_folder import SAMPLES, Run
 from palm.training.setup import check_length
 from palm.training.trained import Entry, OnStep, Trained
@@ -69,11 +67,7 @@ class Loop:
 
     def run(self, trainer: Any, asked: threading.Event) -> Trained[Any]:
         """Make the steps that remain, or until `asked` to stop."""
-        model, used = trainer.model, wing(self.backend)
-        device, products = used.device_name(model), partial(used.square_product, model)
-        peak = peak_flops(device, self.recipe.precision, products)
-        flops = describe(config_of(model), self.recipe.length).training_flops
-        self.mfu_per_rate = None if peak is None else flops / peak
+        self.mfu_per_rate = mfu_per_rate(wing(self.backend), trainer.model, self.recipe)
         while self.step < self.recipe.steps and not asked.is_set():
             try:
                 trainer = self._advance(trainer)

@@ -21,6 +21,14 @@ from palm.training.cadence import Cadence
 from palm.training.run_folder import Run
 
 
+def check_kind(name: str, value: Any, kind: type, make: str) -> None:
+    """Raise `ConfigError` unless the value is of that class, which `palm.MAKE` makes."""
+    if not isinstance(value, kind):
+        raise ConfigError(
+            f"{name} must be a {kind.__name__}; got {name}={value!r}. Make one with palm.{make}."
+        )
+
+
 def open_data(data: Any, tokenizer: Any, config: PaLMConfig) -> tuple[Corpus, Tokenizer | None]:
     """The data, and the tokenizer of the model; None for ids of which nobody says what text they are."""
     given = None if tokenizer is None else load_tokenizer(tokenizer)

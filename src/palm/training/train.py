@@ -15,7 +15,7 @@ import numpy as np
 from palm.backends import wing
 from palm.checkpoint.tokenizer import kept_file
 from palm.config import Backend, DType, PaLMConfig
-from palm.errors import ConfigError, RunError
+from palm.errors import RunError
 from palm.fields import from_fields
 from palm.models import build, from_numpy
 from palm.recipes import Recipe
@@ -23,6 +23,7 @@ from palm.training.cadence import Cadence
 from palm.training.loop import Loop
 from palm.training.run_folder import Run
 from palm.training.setup import (
+    check_kind,
     is_path,
     new_run,
     open_data,
@@ -46,7 +47,7 @@ def train(
     *,
     backend: Literal["torch"],
     out: str | os.PathLike[str] | None = ...,
-    tokenizer: str | os.PathLike[str] | None = ...,
+    tokenizer: Any = ...,
     weights: Mapping[str, np.ndarray] | None = ...,
     cadence: Cadence | None = ...,
     device: Any = ...,
@@ -63,7 +64,7 @@ def train(
     *,
     backend: Literal["jax"],
     out: str | os.PathLike[str] | None = ...,
-    tokenizer: str | os.PathLike[str] | None = ...,
+    tokenizer: Any = ...,
     weights: Mapping[str, np.ndarray] | None = ...,
     cadence: Cadence | None = ...,
     device: Any = ...,
@@ -80,7 +81,7 @@ def train(
     *,
     backend: Backend,
     out: str | os.PathLike[str] | None = ...,
-    tokenizer: str | os.PathLike[str] | None = ...,
+    tokenizer: Any = ...,
     weights: Mapping[str, np.ndarray] | None = ...,
     cadence: Cadence | None = ...,
     device: Any = ...,
@@ -117,8 +118,8 @@ def train(
 
     Raises `ConfigError`, `DataError`, `RunError`, `DivergedError`, and what `palm.build` raises.
     """
-    _check_kind("config", config, PaLMConfig, 'preset("tiny")')
-    _check_kind("recipe", recipe, Recipe, 'recipe("bytes")')
+    check_kind("config", config, PaLMConfig, 'preset("tiny")')
+    check_kind("recipe", recipe, Recipe, 'recipe("bytes")')
     implementation = wing(backend)
     config = config.resolve(backend)
     cadence = cadence or Cadence()
@@ -234,13 +235,6 @@ def resume(
 
     with asked_to_stop() as asked:
         return wing(backend).in_its_thread(work)
-
-
-def _check_kind(name: str, value: Any, kind: type, make: str) -> None:
-    if not isinstance(value, kind):
-        raise ConfigError(
-            f"{name} must be a {kind.__name__}; got {name}={value!r}. Make one with palm.{make}."
-        )
 
 
 def _model(

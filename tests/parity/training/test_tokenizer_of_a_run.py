@@ -120,6 +120,14 @@ def test_a_model_made_of_another_refuses_text_instead_of_reading_it_as_bytes(tra
     assert palm.generate(made, "the palm ", tokenizer=trained.tokenizer, **OPTIONS).text
 
 
+def test_a_wrapper_has_the_tokenizer_of_what_is_in_it(trained):
+    if palm.backend_of(trained.model) == "torch":
+        wrapped = torch.nn.DataParallel(trained.model)
+        assert palm.tokenizer_of(wrapped) is trained.tokenizer
+        text = palm.generate(trained.model, "the palm ", **OPTIONS).text
+        assert palm.generate(wrapped, "the palm ", **OPTIONS).text == text
+
+
 @pytest.mark.parametrize("wing", WINGS)
 def test_a_vocabulary_that_lacks_ids_of_the_tokenizer_is_refused_before_anything_is_written(
     wing, tokenizer, tmp_path
