@@ -3,11 +3,13 @@
 import hashlib
 import http.server
 import io
+import logging
 import socket
 import threading
 import zipfile
 from functools import partial
 
+import pooch
 import pytest
 from cases import assert_explains
 
@@ -84,8 +86,14 @@ def test_progress_is_told_piece_by_piece_up_to_the_whole(web, folder, monkeypatc
 
 
 def test_nothing_is_printed(web, folder, capfd):
+    said = []
+    handler = logging.StreamHandler()
+    handler.emit = said.append
+    pooch.get_logger().addHandler(handler)
     fetch("little", folder)
+    pooch.get_logger().removeHandler(handler)
     assert capfd.readouterr() == ("", "")
+    assert said == []
 
 
 def test_what_the_web_does_not_have_is_told_with_the_servers_answer(web, folder, monkeypatch):
