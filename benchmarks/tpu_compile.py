@@ -26,10 +26,8 @@ from jax.stages import Lowered
 import palm
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.train import _State, _step
-from palm.jax_impl.weights import _assembled
 from palm.parity.recording.recording import environment
 from palm.recipes import Rates
-from palm.spec.parameters import parameters
 from palm.spec.sizes import describe
 
 RESULTS = Path(__file__).parent / "results" / "tpu_compile.json"
@@ -68,13 +66,11 @@ class Described:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self._where)
 
     def model(self, path: str, dtype: Any) -> PaLM:
-        # palm.build refuses a path whose device is not here, and would draw weights.
-        table = parameters(CONFIG)
+        # palm.build refuses a path whose device is not here.
+        def make() -> PaLM:
+            return PaLM(CONFIGS[path], attention=path, dtype=jnp.dtype(dtype), key=jax.random.key(0))
 
-        def stack(name: str) -> Any:
-            return self.array((CONFIG.depth, *table[f"blocks.0.{name}"].shape), dtype)
-
-        return _assembled(CONFIGS[path], path, lambda name: self.array(table[name].shape, dtype), stack)
+        return jax.tree.map(lambda leaf: self.array(leaf.shape, leaf.dtype), jax.eval_shape(make))
 
     def forward(self, path: str) -> Lowered:
         """A model in the recipe's precision, called."""

@@ -1,8 +1,7 @@
 """Faults put into one block, or everywhere, of a wing, written in that wing's own framework.
 
 A fault replaces one piece of the program by a function of our own; `explain.causes` has no part in it.
-Blocks of the JAX wing run in a scan, which traces one block for all: here the scan is written out, so that
-each block can be another program.
+Each block can be another program, because models of moderate depth have their blocks written out.
 
 Letters: n sequence, d dim, h heads, e dim_head.
 """
@@ -13,7 +12,6 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -22,6 +20,8 @@ import numpy as np
 import pytest
 import torch
 from support import attend_with_bias, bias_of
+
+from palm.spec.taps import BLOCK_TAPS, untapped
 
 LIBRARIES = {"torch": torch, "jax": jnp}
 ATTENTION = ("query", "key_value", "key", "value", "out")
@@ -55,12 +55,27 @@ class _Program:
     def __init__(self, wing: str, faults: tuple[Fault, ...]) -> None:
         self.lib, self.faults, self.layer = LIBRARIES[wing], faults, -1
         self.block: Any = None
+        self.config: Any = None
 
     def run(self, piece: str, right: Callable[..., Any], *given: Any) -> Any:
         for fault in self.faults:
             if fault.piece == piece and fault.layer in (None, self.layer):
                 return fault.wrong(self.lib, right, *given)
         return right(*given)
+
+    def start(self, config: Any) -> None:
+        """A pass begins: the next block is the first."""
+        self.config, self.layer = config, -1
+
+    def role(self, linear: Any) -> tuple[str, dict[str, Any]]:
+        """The name of a matrix of the block that runs, and all matrices (in, out) of its part of the block."""
+        for part, names in ((self.block.attention, ATTENTION), (self.block.feedforward, FEEDFORWARD)):
+            layers = {name: getattr(part, name, None) for name in names}
+            matrices = {name: matrix_of(layer) for name, layer in layers.items() if layer is not None}
+            for name, layer in layers.items():
+                if layer is linear:
+                    return name, matrices
+        raise AssertionError("a matrix of no block")
 
 
 @contextmanager
@@ -71,8 +86,10 @@ def injected(wing: str, *faults: Fault) -> Iterator[None]:
     try:
         with pytest.MonkeyPatch.context() as patch:
             program = _Program(wing, faults)
-            _patch_shared(wing, program, patch)
-            (_patch_torch if wing == "torch" else _patch_jax)(program, patch)
+            _patch_block(wing, program, patch)
+            _patch_attention(wing, program, patch)
+            _patch_layers(wing, program, patch)
+            _patch_ends(wing, program, patch)
             yield
     finally:
         if wing == "jax":
@@ -83,20 +100,52 @@ def module(wing: str, name: str) -> Any:
     return import_module(f"palm.{wing}_impl.{name}")
 
 
-def _patch_shared(wing: str, at: _Program, patch: pytest.MonkeyPatch) -> None:
-    attention, feedforward, block = (module(wing, name) for name in ("attention", "feedforward", "block"))
+def matrix_of(linear: Any) -> Any:
+    """The weight (in, out) of a Linear of either wing."""
+    return linear.weight.T if isinstance(linear, torch.nn.Module) else linear.weight
+
+
+def _call(wing: str) -> str:
+    return "forward" if wing == "torch" else "__call__"
+
+
+def _patch_block(wing: str, at: _Program, patch: pytest.MonkeyPatch) -> None:
+    block = module(wing, "block").Block
+    right = getattr(block, _call(wing))
+
+    def of_block(
+        self: Any, x: Any, rotation: Any, slopes: Any, remat: Any = False, tap: Any = untapped
+    ) -> Any:
+        at.layer, at.block = at.layer + 1, self
+        assert at.layer < at.config.depth
+        taps = {}
+
+        def keep(name: str, value: Any) -> Any:
+            taps[name] = value
+            return tap(name, at.run("residual", lambda x, taps: value, x, taps) if name == "out" else value)
+
+        y, index = right(self, x, rotation, slopes, remat, keep), at.layer
+        assert list(taps) == list(BLOCK_TAPS)
+        # Behind the last block stands the last norm.
+        at.layer = at.config.depth if index + 1 == at.config.depth else index
+        return y
+
+    patch.setattr(block, _call(wing), of_block)
+
+
+def _patch_attention(wing: str, at: _Program, patch: pytest.MonkeyPatch) -> None:
+    attention, feedforward = (module(wing, name) for name in ("attention", "feedforward"))
     rotate, blockwise, swiglu = attention.rotate, attention.ATTENTION["blockwise"], feedforward.swiglu
-    activations = block.Block.activations
+    impl = import_module(f"palm.{wing}_impl")
 
     def rotated(x: Any, rotation: Any) -> Any:
         # Faults are written for (..., n, e), where the model has a head axis between the two in queries.
         def turned(x: Any) -> Any:
             return x.swapaxes(-2, -3) if rotation[0].ndim == 3 else x
 
-        config = at.block.attention.config
-        return turned(at.run("rotate", lambda x, _: turned(rotate(turned(x), rotation)), turned(x), config))
-
-    impl = import_module(f"palm.{wing}_impl")
+        return turned(
+            at.run("rotate", lambda x, _: turned(rotate(turned(x), rotation)), turned(x), at.config)
+        )
 
     def attended(q: Any, k: Any, v: Any, slopes: Any) -> Any:
         if all(fault.piece != "attend" for fault in at.faults):
@@ -105,123 +154,52 @@ def _patch_shared(wing: str, at: _Program, patch: pytest.MonkeyPatch) -> None:
         out = at.run(
             "attend",
             lambda q, k, v, bias, _: attend_with_bias(impl, q, k, v, bias),
-            *(q.swapaxes(-2, -3), k, v, bias, at.block.attention.config),
+            *(q.swapaxes(-2, -3), k, v, bias, at.config),
         )
         return out.swapaxes(-2, -3)
-
-    def of_block(self: Any, x: Any, *positions: Any) -> dict[str, Any]:
-        if wing == "torch":
-            at.layer = self.index
-        at.block = self
-        taps = activations(self, x, *positions)
-        taps["out"] = at.run("residual", lambda x, taps: taps["out"], x, taps)
-        at.layer = self.attention.config.depth
-        return taps
 
     patch.setattr(attention, "rotate", rotated)
     patch.setitem(attention.ATTENTION, "blockwise", attended)
     patch.setattr(feedforward, "swiglu", lambda a, b: at.run("gated", swiglu, a, b))
-    patch.setattr(block.Block, "activations", of_block)
 
 
-def _patch_torch(at: _Program, patch: pytest.MonkeyPatch) -> None:
-    model, norm = module("torch", "model").PaLM, module("torch", "norm").Norm
-    forward, linear, lookup, built = (
-        norm.forward,
-        module("torch", "linear").Linear.forward,
-        torch.nn.Embedding.forward,
-        model.__init__,
-    )
-
-    def init(self: Any, config: Any, **options: Any) -> None:
-        built(self, config, **options)
-        for i, block in enumerate(self.blocks):
-            block.index = i
-            for part, names in ((block.attention, ATTENTION), (block.feedforward, FEEDFORWARD)):
-                for name in names:
-                    if hasattr(part, name):
-                        getattr(part, name).role = name
+def _patch_layers(wing: str, at: _Program, patch: pytest.MonkeyPatch) -> None:
+    norm, linear = module(wing, "norm").Norm, module(wing, "linear").Linear
+    norm_right, linear_right = (getattr(layer, _call(wing)) for layer in (norm, linear))
 
     def normed(self: Any, x: Any) -> Any:
-        return at.run("norm", lambda x, *_: forward(self, x), x, self.weight, self.config)
+        # The one norm of a block comes first in it, that behind all blocks after `of_block` has ended.
+        return at.run("norm", lambda x, *_: norm_right(self, x), x, self.weight, at.config)
 
     def product(self: Any, x: Any) -> Any:
-        part, names = (
-            (at.block.attention, ATTENTION) if self.role in ATTENTION else (at.block.feedforward, FEEDFORWARD)
-        )
-        matrices = {name: getattr(part, name).weight.T for name in names if hasattr(part, name)}
-        return at.run("product", lambda *_: linear(self, x), self.role, x, self.weight.T, matrices)
+        name, matrices = at.role(self)
+        return at.run("product", lambda *_: linear_right(self, x), name, x, matrices[name], matrices)
 
-    def logits(self: Any, y: Any) -> Any:
-        tied = self.config.tie_embeddings
-        matrix = (self.embedding if tied else self.unembedding).weight.T
-        return at.run("logits", lambda y, w, config: y @ w * config.logit_scale, y, matrix, self.config)
+    patch.setattr(norm, _call(wing), normed)
+    patch.setattr(linear, _call(wing), product)
+
+
+def _patch_ends(wing: str, at: _Program, patch: pytest.MonkeyPatch) -> None:
+    models = module(wing, "model")
+    embedding = torch.nn.Embedding if wing == "torch" else models.Embedding
+    right, positions = getattr(embedding, _call(wing)), models.PaLM.positions
 
     def embedded(self: Any, ids: Any) -> Any:
-        return at.run("embed", lambda ids, _: lookup(self, ids), ids, self.weight)
+        return at.run("embed", lambda ids, _: right(self, ids), ids, self.weight)
 
-    patch.setattr(model, "__init__", init)
-    patch.setattr(norm, "forward", normed)
-    patch.setattr(module("torch", "linear").Linear, "forward", product)
-    patch.setattr(torch.nn.Embedding, "forward", embedded)
-    patch.setattr(model, "logits", logits)
-
-
-def _patch_jax(at: _Program, patch: pytest.MonkeyPatch) -> None:
-    models, norm = module("jax", "model"), module("jax", "norm").Norm
-    call, embed = norm.__call__, models._embed
-    parts = {
-        module("jax", "attention").Attention: ATTENTION,
-        module("jax", "feedforward").FeedForward: FEEDFORWARD,
-    }
-
-    def scan(step: Callable[..., Any], x: Any, blocks: Any) -> tuple[Any, Any]:
-        given = []
-        for i in range(len(jax.tree.leaves(blocks)[0])):
-            at.layer = i
-            x, taps = step(x, jax.tree.map(lambda leaf, i=i: leaf[i], blocks))
-            given.append(taps)
-        return x, jax.tree.map(lambda *rows: jnp.stack(rows), *given)
-
-    def normed(self: Any, x: Any) -> Any:
-        return at.run("norm", lambda x, *_: call(self, x), x, self.weight, self.config)
+    def started(self: Any, length: int, x: Any) -> Any:
+        at.start(self.config)
+        return positions(self, length, x)
 
     def logits(self: Any, y: Any) -> Any:
-        matrix = self.embedding.T if self.config.tie_embeddings else self.unembedding
+        assert at.layer == self.config.depth  # a scan would have traced one block for all
+        tied = self.config.tie_embeddings
+        matrix = self.embedding.weight.T if tied else matrix_of(self.unembedding)
         return at.run("logits", lambda y, w, config: y @ w * config.logit_scale, y, matrix, self.config)
 
-    def embedded(model: Any, ids: Any) -> Any:
-        return at.run("embed", lambda ids, _: embed(model, ids), ids, model.embedding)
-
-    for part, names in parts.items():
-        _patch_products(part, names, at, patch)
-        patch.setattr(import_module(part.__module__), "linear", lambda x, matrix: matrix.product(x))
-    patch.setattr(models, "lax", SimpleNamespace(scan=scan))
-    patch.setattr(norm, "__call__", normed)
+    patch.setattr(embedding, _call(wing), embedded)
+    patch.setattr(models.PaLM, "positions", started)
     patch.setattr(models.PaLM, "logits", logits)
-    patch.setattr(models, "_embed", embedded)
-
-
-class _Matrix:
-    """Stands for an array where `linear` takes one, and says what the product is."""
-
-    def __init__(self, product: Callable[[Any], Any]) -> None:
-        self.product = product
-
-
-def _patch_products(part: Any, names: tuple[str, ...], at: _Program, patch: pytest.MonkeyPatch) -> None:
-    right, linear = part.activations, module("jax", "linear").linear
-
-    def activations(self: Any, *given: Any) -> Any:
-        matrices = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
-        def matrix(name: str) -> _Matrix:
-            w = matrices[name]
-            return _Matrix(lambda x: at.run("product", lambda *_: linear(x, w), name, x, w, matrices))
-
-        return right(dataclasses.replace(self, **{name: matrix(name) for name in matrices}), *given)
-
-    patch.setattr(part, "activations", activations)
 
 
 def wide(x: Any) -> Any:

@@ -59,7 +59,7 @@ def test_weights_go_in_and_come_out_bit_for_bit(dtype):
     assert_same_bits(palm.to_numpy(model), weights)
     assert list(palm.to_numpy(model)) == list(parameters(config))
     for i in range(3):
-        query = model.blocks.attention.query[i]
+        query = model.blocks.attention.query.weight[i]
         assert np.array_equal(query, weights[f"blocks.{i}.attention.query"])
 
 

@@ -172,7 +172,7 @@ def test_text_is_streamed_and_ends_before_its_stop():
 def packed(wing: Any, weight: np.ndarray) -> Any:
     if wing is torch_impl:
         return torch_impl.decode.pack(torch.from_numpy(weight), "int8")
-    return jax_impl.decode.pack(jnp.asarray(weight), "int8", 1)
+    return jax_impl.decode.pack(jnp.asarray(weight), "int8", 1, "cpu")
 
 
 @pytest.mark.parametrize("wing", WINGS.values(), ids=WINGS)
@@ -203,7 +203,7 @@ def test_int8_of_bfloat16_is_rounded_once(wing):
         matrix = torch_impl.decode.pack(to_tensor(weight), "int8")
         product = matrix.multiply(to_tensor(x)).double().numpy()
     else:
-        matrix = jax_impl.decode.pack(jnp.asarray(weight), "int8", 1)
+        matrix = jax_impl.decode.pack(jnp.asarray(weight), "int8", 1, "cpu")
         product = np.asarray(matrix.multiply(jnp.asarray(x)), np.float64)
     assert np.asarray(matrix.scale).dtype == np.float32
     exact = (
@@ -223,7 +223,7 @@ def test_int8_of_columns_too_small_to_scale_is_nothing_rather_than_noise(wing):
     if wing is torch_impl:
         matrix = torch_impl.decode.pack(torch.from_numpy(weight), "int8")
     else:
-        matrix = jax.jit(lambda weight: jax_impl.decode.pack(weight, "int8", 1))(jnp.asarray(weight))
+        matrix = jax.jit(lambda weight: jax_impl.decode.pack(weight, "int8", 1, "cpu"))(jnp.asarray(weight))
     values, scale = np.asarray(matrix.values, np.float64), np.asarray(matrix.scale, np.float64)
     assert (scale >= np.finfo(np.float32).tiny).all()
     assert np.abs(values * scale[:, None] - weight)[:3].max() <= np.finfo(np.float32).tiny

@@ -1,5 +1,6 @@
 import dataclasses
 
+import equinox as eqx
 import numpy as np
 import pytest
 from support import DTYPES, read, widened
@@ -23,7 +24,8 @@ def inputs(scale: float = 1.0, mean: float = 0.3) -> list[np.ndarray]:
 def normalise(cfg: palm.PaLMConfig):
     def evaluate(wing, x, weight):
         if wing.__name__.endswith("jax_impl"):
-            return wing.Norm(weight, cfg)(x)
+            norm = wing.Norm(cfg)
+            return eqx.tree_at(lambda norm: norm.weight, norm, weight)(x)
         norm = wing.Norm(cfg, device=x.device, dtype=x.dtype)
         norm.load_state_dict({"weight": weight})
         return norm(x)

@@ -40,8 +40,7 @@ def test_alibi_distance_is_exact_in_bfloat16_models(platform):
     cfg = palm.PaLMConfig(num_tokens=8, dim=16, depth=1, heads=1, dim_head=8).resolve("torch")
     for backend in ("torch", "jax"):
         model = palm.build(cfg, backend=backend, dtype="bfloat16")
-        embedded = model.embedding.weight if backend == "torch" else model.embedding
-        _, slopes = model.positions(1000, embedded)
+        _, slopes = model.positions(1000, model.embedding.weight)
         last = np.asarray(bias_of(wing_of(model), slopes, 1000))[0, -1]
         assert last.dtype == np.float32
         np.testing.assert_array_equal(-last / alibi_slopes(1)[0], np.arange(999, -1, -1))

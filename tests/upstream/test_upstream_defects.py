@@ -141,4 +141,4 @@ def palm_norm(config, x, backend):
 
     from palm.jax_impl import Norm
 
-    return np.asarray(Norm(jnp.ones(x.shape[-1], x.dtype), config)(jnp.asarray(x)), np.float64)
+    return np.asarray(Norm(config, dtype=x.dtype)(jnp.asarray(x)), np.float64)

@@ -5,8 +5,7 @@ from palm.jax_impl.attention import Attention, choose_path
 from palm.jax_impl.block import Block
 from palm.jax_impl.feedforward import FeedForward, swiglu
 from palm.jax_impl.generate import Decoder, choose
-from palm.jax_impl.init import initialise
-from palm.jax_impl.linear import linear, product
+from palm.jax_impl.linear import Linear, linear, product
 from palm.jax_impl.loss import cross_entropy, next_token_loss, output_loss
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.norm import Norm
@@ -23,7 +22,7 @@ from palm.jax_impl.probe import (
     widened,
 )
 from palm.jax_impl.programs import keep_programs
-from palm.jax_impl.train import Trainer, in_its_thread
+from palm.jax_impl.train import Trainer
 from palm.jax_impl.weights import dtype_of, from_arrays, to_arrays
 from palm.jax_impl.wrapped import check_plain, find_model, settled
 
@@ -34,6 +33,7 @@ __all__ = [
     "Block",
     "Decoder",
     "FeedForward",
+    "Linear",
     "Norm",
     "PaLM",
     "Trainer",
@@ -51,8 +51,6 @@ __all__ = [
     "dtype_of",
     "find_model",
     "from_arrays",
-    "in_its_thread",
-    "initialise",
     "keep_programs",
     "linear",
     "masked_scores",

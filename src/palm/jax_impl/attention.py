@@ -7,14 +7,17 @@ Mirror: palm.torch_impl.attention; differs in the paths there are.
 from __future__ import annotations
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
 
 from palm.config import PaLMConfig
 from palm.errors import ConfigError
-from palm.jax_impl.linear import linear
+from palm.jax_impl.linear import Linear
 from palm.jax_impl.paths import ATTENTION
 from palm.jax_impl.position import Rotation, rotate
+from palm.spec.taps import Tap, untapped
 
 
 def choose_path(attention: str, config: PaLMConfig, platform: str) -> str:
@@ -47,33 +50,49 @@ class Attention(eqx.Module):
     Shapes: y (..., n, d) -> (..., n, d).
     """
 
-    query: Array
-    key_value: Array | None
-    key: Array | None
-    value: Array | None
-    out: Array
-    config: PaLMConfig = eqx.field(static=True)
+    query: Linear
+    key_value: Linear | None
+    key: Linear | None
+    value: Linear | None
+    out: Linear
+    heads: int = eqx.field(static=True)
     path: str = eqx.field(static=True)
 
-    def activations(self, y: Array, rotation: Rotation | None, slopes: Array | None) -> dict[str, Array]:
-        """The taps q, k, v (after the position step, before the scale), attention, attention_out."""
+    def __init__(self, config: PaLMConfig, path: str, *, dtype: jnp.dtype = jnp.float32, key: Array) -> None:
+        self.heads, self.path = config.heads, path
+        keys = iter(jax.random.split(key, 4))
+
+        def linear(fan_in: int, fan_out: int) -> Linear:
+            return Linear(fan_in, fan_out, dtype=dtype, key=next(keys))
+
+        self.query = linear(config.dim, config.inner_dim)
+        self.key_value = linear(config.dim, config.dim_head) if config.share_kv else None
+        self.key = None if config.share_kv else linear(config.dim, config.dim_head)
+        self.value = None if config.share_kv else linear(config.dim, config.dim_head)
+        self.out = linear(config.inner_dim, config.dim)
+
+    def __call__(
+        self, y: Array, rotation: Rotation | None, slopes: Array | None, tap: Tap = untapped
+    ) -> Array:
+        """With the taps q, k, v (after the position step, before the scale) and attention.
+
+        Shapes: y (..., n, d) -> (..., n, d).
+        """
         q, k, v = self._projected(y, rotation)
+        q = tap("q", rearrange(q, "... n h e -> ... n (h e)"))
+        q, k, v = rearrange(q, "... n (h e) -> ... n h e", h=self.heads), tap("k", k), tap("v", v)
         attended = rearrange(ATTENTION[self.path](q, k, v, slopes), "... n h e -> ... n (h e)")
-        return {
-            "q": rearrange(q, "... n h e -> ... n (h e)"),
-            "k": k,
-            "v": v,
-            "attention": attended,
-            "attention_out": linear(attended, self.out),
-        }
+        return self.out(tap("attention", attended))
 
     def _projected(self, y: Array, rotation: Rotation | None) -> tuple[Array, Array, Array]:
         """Shapes: y (..., n, d) -> q (..., n, h, e), k and v (..., n, e)."""
-        q = rearrange(linear(y, self.query), "... n (h e) -> ... n h e", h=self.config.heads)
-        if self.config.share_kv:
-            k = v = linear(y, self.key_value)
+        q = rearrange(self.query(y), "... n (h e) -> ... n h e", h=self.heads)
+        if self.key_value is not None:
+            k = v = self.key_value(y)
         else:
-            k, v = linear(y, self.key), linear(y, self.value)
+            assert self.key is not None
+            assert self.value is not None
+            k, v = self.key(y), self.value(y)
         if rotation is not None:
             cos, sin = rotation
             q, k = rotate(q, (cos[:, None], sin[:, None])), rotate(k, rotation)

@@ -9,13 +9,16 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax import Array
 
+from palm.config import PaLMConfig
 from palm.jax_impl.attention import Attention
 from palm.jax_impl.feedforward import FeedForward
 from palm.jax_impl.norm import Norm
 from palm.jax_impl.position import Rotation
 from palm.recipes import Remat
+from palm.spec.taps import Tap, untapped
 
 
 class Block(eqx.Module):
@@ -28,23 +31,29 @@ class Block(eqx.Module):
     attention: Attention
     feedforward: FeedForward
 
-    def activations(
-        self, x: Array, rotation: Rotation | None, slopes: Array | None, remat: Remat = False
-    ) -> dict[str, Array]:
-        """Every tap of the block, in dataflow order; the last is `out`."""
-        y = self.norm(x)
-        taps = {
-            "norm": y,
-            **self.attention.activations(y, rotation, slopes),
-            **(recomputed(self.feedforward, y) if remat == "feedforward" else self.feedforward(y)),
-        }
-        return {**taps, "out": x + taps["attention_out"] + taps["feedforward_out"]}
+    def __init__(self, config: PaLMConfig, path: str, *, dtype: jnp.dtype = jnp.float32, key: Array) -> None:
+        for_attention, for_feedforward = jax.random.split(key)
+        self.norm = Norm(config, dtype=dtype)
+        self.attention = Attention(config, path, dtype=dtype, key=for_attention)
+        self.feedforward = FeedForward(config, dtype=dtype, key=for_feedforward)
 
     def __call__(
-        self, x: Array, rotation: Rotation | None, slopes: Array | None, remat: Remat = False
+        self,
+        x: Array,
+        rotation: Rotation | None,
+        slopes: Array | None,
+        remat: Remat = False,
+        tap: Tap = untapped,
     ) -> Array:
-        """Shapes: x (..., n, d) -> (..., n, d)."""
-        return self.activations(x, rotation, slopes, remat)["out"]
+        """With every tap of the block, in dataflow order; the last is `out`.
+
+        What is computed again is not tapped: its values belong to a trace of their own.
+        Shapes: x (..., n, d) -> (..., n, d).
+        """
+        y = tap("norm", self.norm(x))
+        attended = tap("attention_out", self.attention(y, rotation, slopes, tap))
+        fed = recomputed(self.feedforward, y) if remat == "feedforward" else self.feedforward(y, tap)
+        return tap("out", x + attended + tap("feedforward_out", fed))
 
 
 def recomputed(module: eqx.Module, *inputs: Any) -> Any:

@@ -38,11 +38,11 @@ class Matrix(eqx.Module):
         return (result if self.scale is None else result * self.scale).astype(x.dtype)
 
 
-def pack(weight: Array, weights: str | None, batch: int) -> Matrix:
-    """A weight (c, k) as it is, or with `weights="int8"` as int8, to multiply `batch` rows."""
+def pack(weight: Array, weights: str | None, batch: int, platform: str) -> Matrix:
+    """A weight (c, k) as it is, or with `weights="int8"` as int8, to multiply `batch` rows on `platform`."""
     # XLA's products on a CPU: more rows than one are multiplied in two thirds of the time with the weight
     # turned, and in bfloat16 a few rows take eight times as long as in float32.
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = platform == "cpu"
     turned = on_cpu and batch > 1
     if weights is None:
         values, scale = widen(weight) if on_cpu else weight, None
@@ -94,21 +94,23 @@ class Layer(eqx.Module):
         return x + self.outward.multiply(joined), keys, values
 
 
-def layers_of(model: PaLM, weights: str | None, batch: int) -> list[Layer]:
-    """The model's blocks, laid out for decoding `batch` sequences."""
+def layers_of(model: PaLM, weights: str | None, batch: int, platform: str) -> list[Layer]:
+    """The model's blocks, laid out for decoding `batch` sequences on `platform`."""
     layers = []
     for i in range(model.config.depth):
         block = jax.tree.map(lambda leaf, i=i: leaf[i], model.blocks)
         attention, feedforward = block.attention, block.feedforward
         own = (attention.query, attention.key_value, attention.key, attention.value)
         matrices = [*own, feedforward.gate, feedforward.up]
-        inward = jnp.concatenate([matrix.T for matrix in matrices if matrix is not None])
-        outward = jnp.concatenate([attention.out, feedforward.down]).T
-        packed = (pack(matrix, weights, batch) for matrix in (inward, outward))
+        inward = jnp.concatenate([matrix.weight.T for matrix in matrices if matrix is not None])
+        outward = jnp.concatenate([attention.out.weight, feedforward.down.weight]).T
+        packed = (pack(matrix, weights, batch, platform) for matrix in (inward, outward))
         layers.append(Layer(model.config, block.norm, *packed))
     return layers
 
 
-def output_of(model: PaLM, weights: str | None, batch: int) -> Matrix:
-    """The output layer, laid out for decoding `batch` sequences."""
-    return pack(model.embedding if model.unembedding is None else model.unembedding.T, weights, batch)
+def output_of(model: PaLM, weights: str | None, batch: int, platform: str) -> Matrix:
+    """The output layer, laid out for decoding `batch` sequences on `platform`."""
+    tied = model.unembedding is None
+    weight = model.embedding.weight if tied else model.unembedding.weight.T
+    return pack(weight, weights, batch, platform)

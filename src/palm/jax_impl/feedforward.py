@@ -9,9 +9,12 @@ from functools import partial
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax import Array
 
-from palm.jax_impl.linear import linear
+from palm.config import PaLMConfig
+from palm.jax_impl.linear import Linear
+from palm.spec.taps import Tap, untapped
 
 
 @partial(jax.checkpoint, prevent_cse=False)
@@ -30,15 +33,16 @@ class FeedForward(eqx.Module):
     Source: PaLM (arXiv:2204.02311) §2. Shapes: y (..., n, d) -> (..., n, d).
     """
 
-    up: Array
-    gate: Array
-    down: Array
+    up: Linear
+    gate: Linear
+    down: Linear
 
-    def activations(self, y: Array) -> dict[str, Array]:
-        """The taps feedforward (the gated product) and feedforward_out."""
-        gated = swiglu(linear(y, self.gate), linear(y, self.up))
-        return {"feedforward": gated, "feedforward_out": linear(gated, self.down)}
+    def __init__(self, config: PaLMConfig, *, dtype: jnp.dtype = jnp.float32, key: Array) -> None:
+        for_up, for_gate, for_down = jax.random.split(key, 3)
+        self.up = Linear(config.dim, config.ff_dim, dtype=dtype, key=for_up)
+        self.gate = Linear(config.dim, config.ff_dim, dtype=dtype, key=for_gate)
+        self.down = Linear(config.ff_dim, config.dim, dtype=dtype, key=for_down)
 
-    def __call__(self, y: Array) -> dict[str, Array]:
-        """The same, as a call, which can be computed again."""
-        return self.activations(y)
+    def __call__(self, y: Array, tap: Tap = untapped) -> Array:
+        """With the tap feedforward, the gated product. Shapes: y (..., n, d) -> (..., n, d)."""
+        return self.down(tap("feedforward", swiglu(self.gate(y), self.up(y))))

@@ -11,11 +11,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
-from palm.jax_impl.block import Block
 from palm.jax_impl.decode import Layer, Matrix, layers_of, output_of
-from palm.jax_impl.model import PaLM, full_precision
+from palm.jax_impl.model import PaLM, full_precision, run
 from palm.jax_impl.norm import widen
 from palm.jax_impl.position import masked_scores
 from palm.jax_impl.wrapped import check_plain, settled
@@ -60,9 +59,11 @@ class Decoder:
         self._room = Room(size, prompts, lengths)
         check_plain(settled(model))
         self.model = model
-        tokens = jax.device_put(prompts.astype(np.int32), model.embedding.sharding)
+        tokens = jax.device_put(prompts.astype(np.int32), model.embedding.weight.sharding)
         self._state = _prefill(model, tokens, jnp.asarray(lengths, jnp.int32), size)
-        self._packed = _pack(model, weights, len(prompts))
+        # Not the process's default: the model may be elsewhere.
+        platform = next(iter(model.embedding.weight.devices())).platform
+        self._packed = _pack(model, weights, len(prompts), platform)
 
     @property
     def logits(self) -> Array:
@@ -92,34 +93,28 @@ class Decoder:
 
 @eqx.filter_jit
 def _prefill(model: PaLM, tokens: Array, lengths: Array, size: int) -> _State:
-    def step(x: Array, block: Block) -> tuple[Array, tuple[Array, Array | None]]:
-        taps = block.activations(x, rotation, slopes)
-        return taps["out"], (taps["k"], None if one else taps["v"])
-
     def roomy(cache: Array) -> list[Array]:
         padded = jnp.pad(cache, ((0, 0), (0, 0), (0, size - tokens.shape[1]), (0, 0)))
         return list(padded.reshape(len(cache), -1, cache.shape[-1]))
 
     with full_precision(model):
-        x = model.embedding[tokens]
-        rotation, slopes = model.positions(tokens.shape[1], x)
-        one = model.config.share_kv and rotation is None
-        x, (keys, values) = lax.scan(step, x, model.blocks)
-        last = x[jnp.arange(len(tokens)), lengths - 1]
-        empty = [None] * model.config.depth
-        logits = model.logits(model.norm(last))
-        return _State(roomy(keys), empty if values is None else roomy(values), lengths, logits)
+        one = model.config.share_kv and model.config.positions == "alibi"
+        _, y, caches = run(model, tokens, wanted=("k",) if one else ("k", "v"))
+        logits = model.logits(y[jnp.arange(len(tokens)), lengths - 1])
+        values = [None] * model.config.depth if one else roomy(caches["v"])
+        return _State(roomy(caches["k"]), values, lengths, logits)
 
 
 @eqx.filter_jit
-def _pack(model: PaLM, weights: str | None, batch: int) -> _Packed:
-    return _Packed(model, layers_of(model, weights, batch), output_of(model, weights, batch))
+def _pack(model: PaLM, weights: str | None, batch: int, platform: str) -> _Packed:
+    options = (weights, batch, platform)
+    return _Packed(model, layers_of(model, *options), output_of(model, *options))
 
 
 def _decode(packed: _Packed, state: _State, tokens: Array | np.ndarray) -> _State:
     model, positions, size = packed.model, state.lengths, len(state.keys[0]) // len(state.lengths)
     with full_precision(model):
-        x = model.embedding[tokens]
+        x = model.embedding(tokens)
         rotation, slopes = model.positions(size, x)
         if rotation is not None:
             rotation = rotation[0][positions, None], rotation[1][positions, None]

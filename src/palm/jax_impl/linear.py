@@ -8,6 +8,7 @@ Letters: r rows, c columns, k contracted. Mirror: palm.torch_impl.linear.
 
 from __future__ import annotations
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -32,6 +33,32 @@ def product(a: Array, b: Array, contracted: tuple[int, int] = (1, 0)) -> Array:
     first, second = contracted
     wide = jnp.promote_types(a.dtype, jnp.float32)
     return lax.dot_general(a, b, (((first,), (second,)), ((), ())), preferred_element_type=wide)
+
+
+class Linear(eqx.Module):
+    """`linear` by a weight (fan_in, fan_out), which starts as N(0, std²), by default 1/fan_in; no bias."""
+
+    weight: Array
+
+    def __init__(
+        self,
+        fan_in: int,
+        fan_out: int,
+        *,
+        std: float | None = None,
+        dtype: jnp.dtype = jnp.float32,
+        key: Array,
+    ) -> None:
+        self.weight = normal((fan_in, fan_out), std or fan_in**-0.5, dtype=dtype, key=key)
+
+    def __call__(self, x: Array) -> Array:
+        """Shapes: x (..., fan_in) -> (..., fan_out)."""
+        return linear(x, self.weight)
+
+
+def normal(shape: tuple[int, ...], std: float, *, dtype: jnp.dtype, key: Array) -> Array:
+    """N(0, std²), drawn in float32 or wider and then rounded to `dtype`."""
+    return (jax.random.normal(key, shape, jnp.promote_types(dtype, jnp.float32)) * std).astype(dtype)
 
 
 @jax.custom_vjp

@@ -1,7 +1,7 @@
 """The PaLM model of the JAX wing.
 
 Letters: n sequence, d dim, v num_tokens. Mirror: palm.torch_impl.model; differs in that blocks are a stack
-here and a list there, and that weights come with the constructor here.
+here and a list there, and that the constructor draws weights here.
 """
 
 from __future__ import annotations
@@ -17,18 +17,35 @@ from jax import Array, lax
 
 from palm.config import PaLMConfig
 from palm.errors import TokenError
+from palm.fields import check_choice
 from palm.jax_impl.block import Block, recomputed
-from palm.jax_impl.linear import linear
+from palm.jax_impl.linear import Linear, linear, normal
 from palm.jax_impl.norm import Norm
+from palm.jax_impl.paths import ATTENTION
 from palm.jax_impl.position import Rotation, alibi_slopes, rotation_table
 from palm.recipes import Remat, check_remat
+from palm.spec.parameters import parameters
 from palm.spec.taps import BLOCK_TAPS
 from palm.spec.tokens import check_range, check_shape
 
 # So many blocks are compiled one after the other, which runs a fifth faster than a loop over the stack: that
 # copies every layer's weights and results out of it and into it. More of them would take long to compile.
 UNROLLED = 12
-Step = Callable[[Array, Block], tuple[Array, None]]
+Step = Callable[[Array, Block], tuple[Array, dict[str, Array]]]
+
+
+class Embedding(eqx.Module):
+    """A row of `weight` for each id; of NaN for ids that there are none of."""
+
+    weight: Array
+
+    def __init__(self, num_tokens: int, dim: int, *, std: float, dtype: jnp.dtype, key: Array) -> None:
+        self.weight = normal((num_tokens, dim), std, dtype=dtype, key=key)
+
+    def __call__(self, tokens: Array) -> Array:
+        """Shapes: (...) -> (..., d)."""
+        # JAX's plain indexing clamps ids that are too large and wraps negative ones, without a word.
+        return self.weight.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 class PaLM(eqx.Module):
@@ -37,16 +54,46 @@ class PaLM(eqx.Module):
     embed; `depth` parallel blocks; norm; times the transposed embedding (or the untied matrix), times
     `config.logit_scale`. Source: PaLM (arXiv:2204.02311) §2.
 
-    Build it with `palm.build`. The arrays of all blocks are stacked along a first axis, `layers`, and deep
-    models run as one scan over them, so that compile time does not grow with depth. Every leaf is a parameter
-    of `spec.parameters`; what is derived is formed while tracing. A call outside jit is compiled and cached.
+    `palm.build` gives one whose weights are those of the torch wing for the same seed; `PaLM(config, key=key)`
+    draws from the same distributions by `jax.random`. The arrays of all blocks are stacked along a first axis,
+    `layers`, and deep models run as one scan over them, so that compile time does not grow with depth. Every
+    leaf is a parameter of `spec.parameters`; what is derived is formed while tracing. A call outside jit is
+    compiled and cached.
     """
 
-    embedding: Array
+    embedding: Embedding
     blocks: Block
     norm: Norm
-    unembedding: Array | None
+    unembedding: Linear | None
     config: PaLMConfig = eqx.field(static=True)
+
+    def __init__(
+        self,
+        config: PaLMConfig,
+        *,
+        attention: str = "blockwise",
+        dtype: jnp.dtype = jnp.float32,
+        key: Array,
+    ) -> None:
+        """`attention` is a path of `palm.jax_impl.ATTENTION`.
+
+        Raises `ConfigError` for another path, and unless the config is resolved.
+        """
+        std = parameters(config)["embedding"].std
+        assert std is not None
+        check_choice("attention", attention, tuple(ATTENTION))
+        for_embedding, for_blocks, for_output = jax.random.split(key, 3)
+
+        def block(key: Array) -> Block:
+            return Block(config, attention, dtype=dtype, key=key)
+
+        self.config = config
+        self.embedding = Embedding(config.num_tokens, config.dim, std=std, dtype=dtype, key=for_embedding)
+        self.blocks = eqx.filter_vmap(block)(jax.random.split(for_blocks, config.depth))
+        self.norm = Norm(config, dtype=dtype)
+        self.unembedding = None
+        if not config.tie_embeddings:
+            self.unembedding = Linear(config.dim, config.num_tokens, std=std, dtype=dtype, key=for_output)
 
     def __call__(self, tokens: Array, *, remat: Remat = False, features: bool = False) -> Array:
         """Logits of tokens; any integer dtype, any batch dimensions, also none.
@@ -64,11 +111,11 @@ class PaLM(eqx.Module):
     def activations(self, tokens: Array) -> dict[str, Array]:
         """Every tap of the forward pass, in dataflow order; the last is `logits`."""
         check(tokens, self.config)
-        embedded, stacked, y, logits = _activations(self, jnp.asarray(tokens))
-        taps = {"embed": embedded}
+        ends, stacked = _activations(self, jnp.asarray(tokens))
+        taps = {"embed": ends["embed"]}
         for i in range(self.config.depth):
             taps.update({f"blocks.{i}.{name}": stacked[name][i] for name in BLOCK_TAPS})
-        return taps | {"norm": y, "logits": logits}
+        return taps | {"norm": ends["norm"], "logits": ends["logits"]}
 
     def positions(self, length: int, x: Array) -> tuple[Rotation | None, Array | None]:
         """What the blocks need of positions, formed once a pass: rotary's (cos, sin), or ALiBi's slopes."""
@@ -79,8 +126,8 @@ class PaLM(eqx.Module):
 
     def logits(self, y: Array) -> Array:
         """The output layer. Shapes: y (..., n, d) -> (..., n, v)."""
-        weight = self.embedding.T if self.config.tie_embeddings else self.unembedding
-        return linear(y, weight) * self.config.logit_scale
+        tied = self.unembedding is None
+        return (linear(y, self.embedding.weight.T) if tied else self.unembedding(y)) * self.config.logit_scale
 
 
 def check(tokens: Array, config: PaLMConfig) -> None:
@@ -92,58 +139,65 @@ def check(tokens: Array, config: PaLMConfig) -> None:
         check_range(int(tokens.min()), int(tokens.max()), config)
 
 
+def run(
+    model: PaLM, tokens: Array, remat: Remat = False, wanted: tuple[str, ...] = ()
+) -> tuple[Array, Array, dict[str, Array]]:
+    """The forward pass up to the output layer, whose tokens are not checked.
+
+    Gives the embedded tokens, what the output layer reads, and the taps of blocks that are `wanted`, stacked
+    over layers. Shapes: (..., n) -> (..., n, d), (..., n, d), each (l, ..., n, width).
+    """
+
+    def step(x: Array, block: Block) -> tuple[Array, dict[str, Array]]:
+        taps = {}
+
+        def keep(name: str, value: Array) -> Array:
+            if name in wanted:
+                taps[name] = value
+            return value
+
+        inputs = (x, rotation, slopes)
+        return recomputed(block, *inputs) if remat is True else block(*inputs, remat, keep), taps
+
+    embedded = model.embedding(tokens)
+    rotation, slopes = model.positions(tokens.shape[-1], embedded)
+    # Written out, what is computed again would be so all at once, and memory be no less.
+    written_out = not remat and model.config.depth <= UNROLLED
+    x, taps = (_written_out if written_out else lax.scan)(step, embedded, model.blocks)
+    return embedded, model.norm(x), taps
+
+
 @eqx.filter_jit
 def _forward(model: PaLM, tokens: Array, remat: Remat, features: bool) -> Array:
-    def step(x: Array, block: Block) -> tuple[Array, None]:
-        inputs = (x, rotation, slopes)
-        return recomputed(block, *inputs) if remat is True else block(*inputs, remat), None
-
     with full_precision(model):
-        x = _embed(model, tokens)
-        rotation, slopes = model.positions(tokens.shape[-1], x)
-        if remat or model.config.depth > UNROLLED:
-            # Written out, what is computed again would be so all at once, and memory be no less.
-            x, _ = lax.scan(step, x, model.blocks)
-        else:
-            x = _written_out(step, x, model.blocks, model.config.depth)
-        y = model.norm(x)
+        _, y, _ = run(model, tokens, remat)
         return y if features else model.logits(y)
 
 
 @eqx.filter_jit
-def _activations(model: PaLM, tokens: Array) -> tuple[Array, dict[str, Array], Array, Array]:
-    """The embedding, each block's taps stacked over layers, the last norm, and the logits."""
-
-    def step(x: Array, block: Block) -> tuple[Array, dict[str, Array]]:
-        taps = block.activations(x, rotation, slopes)
-        return taps["out"], taps
-
+def _activations(model: PaLM, tokens: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The taps outside of blocks, and those of blocks stacked over layers."""
     with full_precision(model):
-        embedded = _embed(model, tokens)
-        rotation, slopes = model.positions(tokens.shape[-1], embedded)
-        x, stacked = lax.scan(step, embedded, model.blocks)
-        y = model.norm(x)
-        return embedded, stacked, y, model.logits(y)
+        embedded, y, stacked = run(model, tokens, wanted=BLOCK_TAPS)
+        return {"embed": embedded, "norm": y, "logits": model.logits(y)}, stacked
 
 
-def _written_out(step: Step, x: Array, blocks: Block, depth: int) -> Array:
-    """x after all blocks, without a loop."""
+def _written_out(step: Step, x: Array, blocks: Block) -> tuple[Array, dict[str, Array]]:
+    """`lax.scan` without a loop."""
+    depth = len(blocks.norm.weight)
     # Not leaf[i], of which the gradient is a whole stack of zeros but for one layer.
     layers = jax.tree.map(lambda leaf: lax.split(leaf, (1,) * depth), blocks)
+    taps = []
     for i in range(depth):
         block = jax.tree.map(lambda parts, i=i: parts[i][0], layers, is_leaf=lambda x: isinstance(x, list))
-        x, _ = step(x, block)
-    return x
-
-
-def _embed(model: PaLM, tokens: Array) -> Array:
-    # JAX's plain indexing clamps ids that are too large and wraps negative ones, without a word.
-    return model.embedding.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        x, of_block = step(x, block)
+        taps.append(of_block)
+    return x, jax.tree.map(lambda *values: jnp.stack(values), *taps)
 
 
 def full_precision(model: PaLM) -> AbstractContextManager[None]:
     """Float32 products in float32, as in torch; JAX's default on a GPU is TF32. The user's word wins."""
     chosen = jax.config.jax_default_matmul_precision
-    if chosen is None and model.embedding.dtype != jnp.bfloat16:
+    if chosen is None and model.embedding.weight.dtype != jnp.bfloat16:
         chosen = "highest"
     return jax.default_matmul_precision(chosen)

@@ -53,7 +53,7 @@ def set_matmul(precision: str) -> None:
 
 def device_name(model: PaLM) -> str:
     """The device the model is on, by its maker's name where it has one."""
-    return next(iter(model.embedding.devices())).device_kind
+    return next(iter(model.embedding.weight.devices())).device_kind
 
 
 def square_product(model: PaLM, size: int) -> Callable[[], None]:
@@ -75,7 +75,7 @@ def attention_of(model: PaLM) -> str:
 def on_device(model: PaLM, tokens: np.ndarray, *, at_least: int = 1) -> Array:
     """Checked tokens where the model is."""
     ids = check_tokens(tokens, model.config, at_least=at_least).astype(np.int32)
-    return jax.device_put(ids, model.embedding.sharding)
+    return jax.device_put(ids, model.embedding.weight.sharding)
 
 
 @eqx.filter_jit

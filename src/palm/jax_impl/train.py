@@ -5,8 +5,8 @@ Letters: b batch, n sequence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -23,12 +23,6 @@ from palm.recipes import Outcome, Rates, Recipe
 from palm.spec.parameters import Parameter, numpy_dtype
 
 Arrays = dict[str, np.ndarray]
-T = TypeVar("T")
-
-
-def in_its_thread(work: Callable[[], T]) -> T:
-    """What `work` returns: XLA takes numbers below 1e-38 for 0 on a CPU, in whatever thread."""
-    return work()
 
 
 class _State(eqx.Module):
@@ -60,7 +54,7 @@ class Trainer:
     @property
     def placement(self) -> tuple[jax.Device | None, str]:
         """The device the model was put on, None if it is JAX's own choice, and its attention path."""
-        weight = self.model.embedding
+        weight = self.model.embedding.weight
         device = next(iter(weight.devices())) if weight.committed else None
         return device, self.model.blocks.attention.path
 
@@ -107,7 +101,8 @@ def _losses(model: PaLM, windows: Any, recipe: Recipe) -> tuple[Array, Array]:
     """What is minimised, and the cross-entropy in it."""
     config, computing = model.config, _computing(model, recipe)
     features = computing(windows[:, :-1], remat=recipe.remat, features=True)
-    weight = computing.embedding.T if config.tie_embeddings else computing.unembedding
+    tied = computing.unembedding is None
+    weight = computing.embedding.weight.T if tied else computing.unembedding.weight
     with full_precision(computing):
         return output_loss(
             *(features, weight, windows[:, 1:]), scale=config.logit_scale, z_loss=recipe.z_loss
@@ -152,7 +147,7 @@ def _mean_gradient(model: PaLM, windows: np.ndarray, recipe: Recipe) -> tuple[Ar
     if recipe.accumulate == 1:
         (_, loss), grads = _gradient(model, windows, recipe)
         return loss, grads
-    start = (jnp.zeros((), model.embedding.dtype), jax.tree.map(jnp.zeros_like, model))
+    start = (jnp.zeros((), model.embedding.weight.dtype), jax.tree.map(jnp.zeros_like, model))
     micros = windows.reshape(recipe.accumulate, -1, windows.shape[-1])
     return lax.scan(add, start, micros)[0]
 

@@ -1,6 +1,6 @@
 """Between the JAX wing's modules and the canonical parameter table.
 
-A parameter `name` of the table is the attribute of that path; those of blocks are stacked over layers.
+A parameter `name` of the table is the attribute `name.weight`; those of blocks are stacked over layers.
 Mirror: palm.torch_impl.weights.
 """
 
@@ -16,11 +16,8 @@ from jax import Array
 
 from palm.config import DType, PaLMConfig
 from palm.errors import BackendError, ConfigError
-from palm.jax_impl.attention import Attention, choose_path
-from palm.jax_impl.block import Block
-from palm.jax_impl.feedforward import FeedForward
+from palm.jax_impl.attention import choose_path
 from palm.jax_impl.model import PaLM
-from palm.jax_impl.norm import Norm
 from palm.jax_impl.wrapped import settled
 from palm.spec.parameters import Parameter, dtype_name, parameters
 
@@ -43,46 +40,27 @@ def from_arrays(
             'dtype must be float32 or bfloat16 while jax_enable_x64 is off; got dtype="float64". '
             'Call jax.config.update("jax_enable_x64", True) first, or set JAX_ENABLE_X64=1.'
         )
-    table = parameters(config)
-    platform = target.platform if target else next(iter(jnp.zeros(()).devices())).platform
+    table, is_traced = parameters(config), isinstance(jnp.zeros(()), jax.core.Tracer)
+    with jax.ensure_compile_time_eval():
+        platform = target.platform if target else next(iter(jnp.zeros(()).devices())).platform
     path = choose_path(attention, config, platform)
 
-    def one(name: str) -> Array:
-        return jax.device_put(fetch(table[name]), target)
+    def fill(where: tuple[jax.tree_util.GetAttrKey, ...], leaf: jax.ShapeDtypeStruct) -> Array:
+        kind = ".".join(key.name for key in where).removesuffix(".weight")
+        layers = kind.startswith("blocks.") and range(config.depth)
 
-    def stack(name: str) -> Array:
-        rows = [fetch(table[f"blocks.{i}.{name}"]) for i in range(config.depth)]
-        return jax.device_put(np.stack(rows), target)
+        def read() -> np.ndarray:
+            if not layers:
+                return fetch(table[kind])
+            return np.stack([fetch(table[kind.replace("blocks", f"blocks.{i}", 1)]) for i in layers])
 
-    return _assembled(config, path, one, stack)
+        # Traced, weights are fetched when the program runs; `jax.eval_shape` never does.
+        return jax.device_put(jax.pure_callback(read, leaf) if is_traced else read(), target)
 
-
-def _assembled(
-    config: PaLMConfig, path: str, one: Callable[[str], Array], stack: Callable[[str], Array]
-) -> PaLM:
-    """The model of the arrays `one(name)`, and `stack(name)` of all blocks; or of anything in their place."""
-    shared = config.share_kv
-    return PaLM(
-        embedding=one("embedding"),
-        blocks=Block(
-            norm=Norm(stack("norm"), config),
-            attention=Attention(
-                query=stack("attention.query"),
-                key_value=stack("attention.key_value") if shared else None,
-                key=None if shared else stack("attention.key"),
-                value=None if shared else stack("attention.value"),
-                out=stack("attention.out"),
-                config=config,
-                path=path,
-            ),
-            feedforward=FeedForward(
-                up=stack("feedforward.up"), gate=stack("feedforward.gate"), down=stack("feedforward.down")
-            ),
-        ),
-        norm=Norm(one("norm"), config),
-        unembedding=None if config.tie_embeddings else one("unembedding"),
-        config=config,
+    hollow = jax.eval_shape(
+        lambda: PaLM(config, attention=path, dtype=jnp.dtype(dtype), key=jax.random.key(0))
     )
+    return jax.tree_util.tree_map_with_path(fill, hollow)
 
 
 def to_arrays(model: PaLM, *, copied: bool = True) -> dict[str, np.ndarray]:
@@ -99,8 +77,7 @@ def canonical(model: PaLM, tree: PaLM, *, copied: bool = True) -> dict[str, np.n
     arrays = {}
     for name, parameter in parameters(model.config).items():
         if parameter.kind not in stacks:
-            node = attrgetter(parameter.kind)(tree)
-            stacks[parameter.kind] = np.asarray(node.weight if isinstance(node, Norm) else node)
+            stacks[parameter.kind] = np.asarray(attrgetter(parameter.kind)(tree).weight)
         stack = stacks[parameter.kind]
         layer = name.split(".")[1] if name.startswith("blocks.") else None
         array = stack if layer is None else stack[int(layer)]

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+# Called with the name and the value of each tap; what it returns stands for the value from there on.
+Tap = Callable[[str, Any], Any]
+
 # In dataflow order: a fault shows first at the tap it sits in. Dicts that pass through JAX come back sorted.
 BLOCK_TAPS = (
     "norm",
@@ -14,6 +20,11 @@ BLOCK_TAPS = (
     "feedforward_out",
     "out",
 )
+
+
+def untapped(name: str, value: Any) -> Any:
+    """The tap that leaves every value as it is."""
+    return value
 
 
 def tap_names(depth: int) -> tuple[str, ...]:

@@ -5,8 +5,7 @@ from palm.torch_impl.attention import Attention, choose_path
 from palm.torch_impl.block import Block
 from palm.torch_impl.feedforward import FeedForward, swiglu
 from palm.torch_impl.generate import Decoder, choose
-from palm.torch_impl.init import initialise
-from palm.torch_impl.linear import linear, product
+from palm.torch_impl.linear import Linear, linear, product
 from palm.torch_impl.loss import cross_entropy, next_token_loss, output_loss
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import Norm
@@ -34,6 +33,7 @@ __all__ = [
     "Block",
     "Decoder",
     "FeedForward",
+    "Linear",
     "Norm",
     "PaLM",
     "Trainer",
@@ -52,7 +52,6 @@ __all__ = [
     "find_model",
     "from_arrays",
     "in_its_thread",
-    "initialise",
     "keep_programs",
     "linear",
     "masked_scores",

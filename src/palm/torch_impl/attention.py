@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from palm.config import PaLMConfig
 from palm.errors import ConfigError
+from palm.spec.taps import Tap, untapped
 from palm.torch_impl.linear import Linear
 from palm.torch_impl.paths import ATTENTION
 from palm.torch_impl.position import Rotation, rotate
@@ -65,17 +66,18 @@ class Attention(nn.Module):
             self.value = linear(config.dim, config.dim_head)
         self.out = linear(config.inner_dim, config.dim)
 
-    def activations(self, y: Tensor, rotation: Rotation | None, slopes: Tensor | None) -> dict[str, Tensor]:
-        """The taps q, k, v (after the position step, before the scale), attention, attention_out."""
+    def forward(
+        self, y: Tensor, rotation: Rotation | None, slopes: Tensor | None, tap: Tap = untapped
+    ) -> Tensor:
+        """With the taps q, k, v (after the position step, before the scale) and attention.
+
+        Shapes: y (..., n, d) -> (..., n, d).
+        """
         q, k, v = self._projected(y, rotation)
+        q = tap("q", rearrange(q, "... n h e -> ... n (h e)"))
+        q, k, v = rearrange(q, "... n (h e) -> ... n h e", h=self.config.heads), tap("k", k), tap("v", v)
         attended = rearrange(ATTENTION[self.path](q, k, v, slopes), "... n h e -> ... n (h e)")
-        return {
-            "q": rearrange(q, "... n h e -> ... n (h e)"),
-            "k": k,
-            "v": v,
-            "attention": attended,
-            "attention_out": self.out(attended),
-        }
+        return self.out(tap("attention", attended))
 
     def _projected(self, y: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """Shapes: y (..., n, d) -> q (..., n, h, e), k and v (..., n, e)."""

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from palm.config import PaLMConfig
 from palm.recipes import Remat
+from palm.spec.taps import Tap, untapped
 from palm.torch_impl.attention import Attention
 from palm.torch_impl.feedforward import FeedForward
 from palm.torch_impl.norm import Norm
@@ -34,23 +35,22 @@ class Block(nn.Module):
         self.attention = Attention(config, path, device=device, dtype=dtype)
         self.feedforward = FeedForward(config, device=device, dtype=dtype)
 
-    def activations(
-        self, x: Tensor, rotation: Rotation | None, slopes: Tensor | None, remat: Remat = False
-    ) -> dict[str, Tensor]:
-        """Every tap of the block, in dataflow order; the last is `out`."""
-        y = self.norm(x)
-        taps = {
-            "norm": y,
-            **self.attention.activations(y, rotation, slopes),
-            **(recomputed(self.feedforward, y) if remat == "feedforward" else self.feedforward(y)),
-        }
-        return {**taps, "out": x + taps["attention_out"] + taps["feedforward_out"]}
-
     def forward(
-        self, x: Tensor, rotation: Rotation | None, slopes: Tensor | None, remat: Remat = False
+        self,
+        x: Tensor,
+        rotation: Rotation | None,
+        slopes: Tensor | None,
+        remat: Remat = False,
+        tap: Tap = untapped,
     ) -> Tensor:
-        """Shapes: x (..., n, d) -> (..., n, d)."""
-        return self.activations(x, rotation, slopes, remat)["out"]
+        """With every tap of the block, in dataflow order; the last is `out`.
+
+        Shapes: x (..., n, d) -> (..., n, d).
+        """
+        y = tap("norm", self.norm(x))
+        attended = tap("attention_out", self.attention(y, rotation, slopes, tap))
+        fed = recomputed(self.feedforward, y, tap) if remat == "feedforward" else self.feedforward(y, tap)
+        return tap("out", x + attended + tap("feedforward_out", fed))
 
 
 def recomputed(module: nn.Module, *inputs: Any) -> Any:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from palm.config import PaLMConfig
+from palm.spec.taps import Tap, untapped
 from palm.torch_impl.linear import Linear
 
 
@@ -33,11 +34,6 @@ class FeedForward(nn.Module):
         self.gate = Linear(config.dim, config.ff_dim, device=device, dtype=dtype)
         self.down = Linear(config.ff_dim, config.dim, device=device, dtype=dtype)
 
-    def activations(self, y: Tensor) -> dict[str, Tensor]:
-        """The taps feedforward (the gated product) and feedforward_out."""
-        gated = swiglu(self.gate(y), self.up(y))
-        return {"feedforward": gated, "feedforward_out": self.down(gated)}
-
-    def forward(self, y: Tensor) -> dict[str, Tensor]:
-        """The same, as a call, which can be computed again."""
-        return self.activations(y)
+    def forward(self, y: Tensor, tap: Tap = untapped) -> Tensor:
+        """With the tap feedforward, the gated product. Shapes: y (..., n, d) -> (..., n, d)."""
+        return self.down(tap("feedforward", swiglu(self.gate(y), self.up(y))))

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from palm.spec.sampling import Room, Sampling
 from palm.spec.tokens import check_tokens
-from palm.torch_impl.block import Block
 from palm.torch_impl.decode import layers_of, output_of
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import widen
@@ -82,21 +81,24 @@ class Decoder:
             self._logits = self._decode(ids.to(self.logits.device))
 
     def _prefill(self, tokens: Tensor) -> Tensor:
-        model = self.model
-        x = model.embedding(tokens)
-        rotation, slopes = model.positions(tokens.shape[1], x)
-        b, e = len(tokens), model.config.dim_head
-        self._keys = x.new_zeros(model.config.depth, b * self.size, e)
-        one = model.config.share_kv and rotation is None
+        model, (b, n) = self.model, tokens.shape
+        config, e = model.config, model.config.dim_head
+        self._keys = model.embedding.weight.new_zeros(config.depth, b * self.size, e)
+        one = config.share_kv and config.positions == "alibi"
         self._values = self._keys if one else torch.zeros_like(self._keys)
-        for layer, block in enumerate(model.blocks):
-            assert isinstance(block, Block)
-            taps = block.activations(x, rotation, slopes)
-            for cache, tap in ((self._keys, "k"), (self._values, "v")):
-                cache[layer].view(b, -1, e)[:, : tokens.shape[1]] = taps[tap]
-            x = taps["out"]
-        last = x[self._rows, self._lengths - 1]
-        return model.logits(model.norm(last))
+        caches = {
+            f"blocks.{layer}.{name}": cache[layer].view(b, -1, e)
+            for name, cache in (("k", self._keys), ("v", self._values))
+            for layer in range(config.depth)
+        }
+
+        def keep(name: str, value: Tensor) -> Tensor:
+            if name in caches:
+                caches[name][:, :n] = value
+            return value
+
+        features = model(tokens, features=True, tap=keep)
+        return model.logits(features[self._rows, self._lengths - 1])
 
     def _decode(self, tokens: Tensor) -> Tensor:
         model, positions = self.model, self._lengths

@@ -13,6 +13,7 @@ from palm.config import PaLMConfig
 from palm.errors import TokenError
 from palm.recipes import Remat, check_remat
 from palm.spec.parameters import parameters
+from palm.spec.taps import Tap, untapped
 from palm.spec.tokens import NO_VALUES, check_range, check_shape
 from palm.torch_impl.block import Block, recomputed
 from palm.torch_impl.linear import Linear, linear
@@ -27,8 +28,8 @@ class PaLM(nn.Module):
     embed; `depth` parallel blocks; norm; times the transposed embedding (or the untied matrix), times
     `config.logit_scale`. Source: PaLM (arXiv:2204.02311) §2.
 
-    Build it with `palm.build`. The constructor only allocates, on any device, "meta" too; `initialise` or
-    `load_state_dict` fills it. Its state_dict holds the parameters of `spec.parameters` and nothing derived.
+    Build it with `palm.build`. The constructor only allocates, on any device, "meta" too; `palm.build`,
+    `from_arrays` or `load_state_dict` fills it. Its state_dict holds the parameters of `spec.parameters` and nothing derived.
     """
 
     def __init__(
@@ -53,37 +54,37 @@ class PaLM(nn.Module):
         if not config.tie_embeddings:
             self.unembedding = Linear(config.dim, config.num_tokens, device=device, dtype=dtype)
 
-    def forward(self, tokens: Tensor, *, remat: Remat = False, features: bool = False) -> Tensor:
+    def forward(
+        self, tokens: Tensor, *, remat: Remat = False, features: bool = False, tap: Tap = untapped
+    ) -> Tensor:
         """Logits of tokens; any integer dtype, any batch dimensions, also none.
 
         `remat` names what the backward pass computes again instead of storing it: True whole blocks,
         "feedforward" that part of them; `features` gives what the output layer reads, (..., n, d), instead
-        of logits.
+        of logits. `tap(name, value)` is called with every tap of `palm.activations`, in dataflow order, and
+        returns what stands for it from there on; what is computed again is tapped again.
         Shapes: (..., n) -> (..., n, v). Raises `ConfigError` for another `remat`, and `TokenError`. Ids on an
         accelerator are not read, for the host would wait for it, nor are those inside torch.compile and the
         transforms of torch.func: there an id outside the vocabulary makes the logits of its sequence NaN.
         """
         check_remat(remat)
-        x = self._embedded(tokens)
+        x = tap("embed", self._embedded(tokens))
         rotation, slopes = self.positions(tokens.shape[-1], x)
-        for block in self.blocks:
-            inputs = (x, rotation, slopes)
-            x = recomputed(block, *inputs) if remat is True else block(*inputs, remat)
-        y = self.norm(x)
-        return y if features else self.logits(y)
+        for i, block in enumerate(self.blocks):
+            inputs = (x, rotation, slopes, remat, _of_block(i, tap))
+            x = recomputed(block, *inputs) if remat is True else block(*inputs)
+        y = tap("norm", self.norm(x))
+        return y if features else tap("logits", self.logits(y))
 
     def activations(self, tokens: Tensor) -> dict[str, Tensor]:
         """Every tap of the forward pass, in dataflow order; the last is `logits`."""
-        taps = {"embed": self._embedded(tokens)}
-        x = taps["embed"]
-        rotation, slopes = self.positions(tokens.shape[-1], x)
-        for i, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            for name, value in block.activations(x, rotation, slopes).items():
-                taps[f"blocks.{i}.{name}"] = value
-            x = taps[f"blocks.{i}.out"]
-        taps["norm"] = self.norm(x)
-        taps["logits"] = self.logits(taps["norm"])
+        taps = {}
+
+        def keep(name: str, value: Tensor) -> Tensor:
+            taps[name] = value
+            return value
+
+        self(tokens, tap=keep)
         return taps
 
     def _embedded(self, tokens: Tensor) -> Tensor:
@@ -106,6 +107,10 @@ class PaLM(nn.Module):
         """The output layer. Shapes: y (..., n, d) -> (..., n, v)."""
         tied = self.config.tie_embeddings
         return (linear(y, self.embedding.weight) if tied else self.unembedding(y)) * self.config.logit_scale
+
+
+def _of_block(i: int, tap: Tap) -> Tap:
+    return tap if tap is untapped else lambda name, value: tap(f"blocks.{i}.{name}", value)
 
 
 def check(tokens: Tensor, config: PaLMConfig, *, meta: bool = False) -> None:

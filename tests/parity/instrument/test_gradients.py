@@ -9,6 +9,7 @@ from cases import draw_tokens, small
 
 import palm
 from palm import jax_impl, torch_impl
+from palm.spec.taps import untapped
 
 CONFIG = small(depth=3, heads=2, dim_head=6, dim=12)
 TOKENS = draw_tokens(CONFIG, 2, 12)
@@ -85,14 +86,14 @@ def test_a_summed_loss_scales_all_gradients(monkeypatch):
 
 @pytest.mark.parametrize("use", ["looking tokens up", "the output layer"])
 def test_a_tied_embedding_whose_gradient_lacks_one_use_is_named(monkeypatch, use):
-    def forward(self, tokens, remat=False):
+    def forward(self, tokens, remat=False, tap=untapped):
         weight = self.embedding.weight
         looked_up, out = (weight.detach(), weight) if use == "the output layer" else (weight, weight.detach())
-        x = looked_up[tokens]
+        x = tap("embed", looked_up[tokens])
         rotation, slopes = self.positions(tokens.shape[-1], x)
-        for block in self.blocks:
-            x = block(x, rotation, slopes)
-        return self.norm(x) @ out.T * self.config.logit_scale
+        for i, block in enumerate(self.blocks):
+            x = block(x, rotation, slopes, tap=lambda name, value, i=i: tap(f"blocks.{i}.{name}", value))
+        return tap("logits", tap("norm", self.norm(x)) @ out.T * self.config.logit_scale)
 
     monkeypatch.setattr(torch_impl.PaLM, "forward", forward)
     found = palm.compare(*models(), TOKENS)

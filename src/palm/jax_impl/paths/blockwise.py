@@ -129,9 +129,10 @@ def _scores(queries: Array, keys: Array, slopes: Array | None, start: Array, h: 
 
 def _each_sequence(function: Callable[..., Any], *arrays: Array) -> Any:
     # On a CPU one after the other: there, batched products are the slower ones.
-    if jax.default_backend() == "cpu":
+    def in_turn(*arrays: Array) -> Any:
         return lax.map(lambda sequence: function(*sequence), arrays)
-    return jax.vmap(function)(*arrays)
+
+    return lax.platform_dependent(*arrays, cpu=in_turn, default=jax.vmap(function))
 
 
 def _by_keys(function: Callable[..., Any], n: int, start: Array, *block: Array) -> Any:
