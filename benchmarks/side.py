@@ -54,9 +54,10 @@ def main() -> None:
         keep_memory()  # as `palm train` does; the others are as they come
     if spec["framework"] == "torch" and spec["model"] == "palm":
         # The others' own setting stays: they flush nothing.
-        from palm.torch_impl import in_its_thread  # noqa: PLC0415 - one framework a process
+        from palm.torch_impl.train import flushing_thread  # noqa: PLC0415 - one framework a process
 
-        in_its_thread(lambda: serve(spec, sys.stdin, answers))
+        with flushing_thread() as thread:
+            thread.submit(serve, spec, sys.stdin, answers).result()
     else:
         serve(spec, sys.stdin, answers)
 

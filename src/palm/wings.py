@@ -19,7 +19,6 @@ from palm.spec.parameters import Parameter
 from palm.spec.sampling import Sampling
 
 M = TypeVar("M")
-T = TypeVar("T")
 M_co = TypeVar("M_co", covariant=True)
 
 
@@ -81,9 +80,6 @@ class Wing(Protocol[M]):
     @property
     def weights(self) -> Any:
         """The module that turns the framework's arrays into NumPy's and back."""
-
-    def in_its_thread(self, work: Callable[[], T]) -> T:
-        """The result of `work` in the thread where the framework computes."""
 
     def from_arrays(
         self,

@@ -31,7 +31,7 @@ ONE_SIDED = {
     "weights.py": {"is_linear", "to_tensor", "to_array"},
     "model.py": {"Embedding", "full_precision", "run"},
     "linear.py": {"normal"},
-    "train.py": {"in_its_thread"},
+    "train.py": {"flushing_thread"},
     "wrapped.py": {"weight_dtypes", "check_taps"},
 }
 # The ways each framework has of being called: no method of ours.

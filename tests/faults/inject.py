@@ -68,7 +68,7 @@ class _Program:
         self.config, self.layer = config, -1
 
     def role(self, linear: Any) -> tuple[str, dict[str, Any]]:
-        """The name of a matrix of the block that runs, and all matrices (in, out) of its part of the block."""
+        """The name of a matrix of the block that runs, and all matrices (in, out) of its part."""
         for part, names in ((self.block.attention, ATTENTION), (self.block.feedforward, FEEDFORWARD)):
             layers = {name: getattr(part, name, None) for name in names}
             matrices = {name: matrix_of(layer) for name, layer in layers.items() if layer is not None}

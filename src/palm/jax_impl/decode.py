@@ -111,6 +111,6 @@ def layers_of(model: PaLM, weights: str | None, batch: int, platform: str) -> li
 
 def output_of(model: PaLM, weights: str | None, batch: int, platform: str) -> Matrix:
     """The output layer, laid out for decoding `batch` sequences on `platform`."""
-    tied = model.unembedding is None
-    weight = model.embedding.weight if tied else model.unembedding.weight.T
+    output = model.unembedding
+    weight = model.embedding.weight if output is None else output.weight.T
     return pack(weight, weights, batch, platform)

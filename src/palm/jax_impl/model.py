@@ -54,10 +54,10 @@ class PaLM(eqx.Module):
     embed; `depth` parallel blocks; norm; times the transposed embedding (or the untied matrix), times
     `config.logit_scale`. Source: PaLM (arXiv:2204.02311) §2.
 
-    `palm.build` gives one whose weights are those of the torch wing for the same seed; `PaLM(config, key=key)`
-    draws from the same distributions by `jax.random`. The arrays of all blocks are stacked along a first axis,
-    `layers`, and deep models run as one scan over them, so that compile time does not grow with depth. Every
-    leaf is a parameter of `spec.parameters`; what is derived is formed while tracing. A call outside jit is
+    `palm.build` draws the weights that the torch wing has for the same seed; `PaLM(config, key=key)` draws
+    from the same distributions by `jax.random`. The arrays of all blocks are stacked along a first axis,
+    `layers`. Deep models run as one scan over them, so that compile time does not grow with depth. Every leaf
+    is a parameter of `spec.parameters`; what is derived is formed while tracing. A call outside jit is
     compiled and cached.
     """
 
@@ -126,8 +126,9 @@ class PaLM(eqx.Module):
 
     def logits(self, y: Array) -> Array:
         """The output layer. Shapes: y (..., n, d) -> (..., n, v)."""
-        tied = self.unembedding is None
-        return (linear(y, self.embedding.weight.T) if tied else self.unembedding(y)) * self.config.logit_scale
+        output = self.unembedding
+        logits = linear(y, self.embedding.weight.T) if output is None else output(y)
+        return logits * self.config.logit_scale
 
 
 def check(tokens: Array, config: PaLMConfig) -> None:

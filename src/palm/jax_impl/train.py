@@ -101,8 +101,8 @@ def _losses(model: PaLM, windows: Any, recipe: Recipe) -> tuple[Array, Array]:
     """What is minimised, and the cross-entropy in it."""
     config, computing = model.config, _computing(model, recipe)
     features = computing(windows[:, :-1], remat=recipe.remat, features=True)
-    tied = computing.unembedding is None
-    weight = computing.embedding.weight.T if tied else computing.unembedding.weight
+    output = computing.unembedding
+    weight = computing.embedding.weight.T if output is None else output.weight
     with full_precision(computing):
         return output_loss(
             *(features, weight, windows[:, 1:]), scale=config.logit_scale, z_loss=recipe.z_loss

@@ -22,7 +22,7 @@ from palm.torch_impl.probe import (
     widened,
 )
 from palm.torch_impl.programs import keep_programs
-from palm.torch_impl.train import Trainer, in_its_thread
+from palm.torch_impl.train import Trainer
 from palm.torch_impl.weights import dtype_of, from_arrays, to_arrays
 from palm.torch_impl.wrapped import check_plain, find_model, settled
 
@@ -51,7 +51,6 @@ __all__ = [
     "dtype_of",
     "find_model",
     "from_arrays",
-    "in_its_thread",
     "keep_programs",
     "linear",
     "masked_scores",

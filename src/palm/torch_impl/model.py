@@ -28,8 +28,8 @@ class PaLM(nn.Module):
     embed; `depth` parallel blocks; norm; times the transposed embedding (or the untied matrix), times
     `config.logit_scale`. Source: PaLM (arXiv:2204.02311) §2.
 
-    Build it with `palm.build`. The constructor only allocates, on any device, "meta" too; `palm.build`,
-    `from_arrays` or `load_state_dict` fills it. Its state_dict holds the parameters of `spec.parameters` and nothing derived.
+    Build it with `palm.build`. The constructor only allocates, on any device, "meta" too; `from_arrays` or
+    `load_state_dict` fills it. Its state_dict holds the parameters of `spec.parameters` and nothing derived.
     """
 
     def __init__(
@@ -106,7 +106,8 @@ class PaLM(nn.Module):
     def logits(self, y: Tensor) -> Tensor:
         """The output layer. Shapes: y (..., n, d) -> (..., n, v)."""
         tied = self.config.tie_embeddings
-        return (linear(y, self.embedding.weight) if tied else self.unembedding(y)) * self.config.logit_scale
+        logits = linear(y, self.embedding.weight) if tied else self.unembedding(y)
+        return logits * self.config.logit_scale
 
 
 def _of_block(i: int, tap: Tap) -> Tap:

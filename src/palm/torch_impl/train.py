@@ -5,9 +5,8 @@ Letters: b batch, n sequence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,18 +22,16 @@ from palm.torch_impl.optimizer import OPTIMIZERS
 from palm.torch_impl.weights import canonical, is_linear, to_tensor
 
 Arrays = dict[str, np.ndarray]
-T = TypeVar("T")
 
 
-def in_its_thread(work: Callable[[], T]) -> T:
-    """What `work` returns, done in a thread that takes numbers below 1e-38 for 0, as XLA does on a CPU.
+def flushing_thread() -> ThreadPoolExecutor:
+    """A thread that takes numbers below 1e-38 for 0, as XLA does on a CPU.
 
     ALiBi's steep slopes make softmax full of them, and each costs a hundred times an ordinary number. Worker
-    threads keep to what the thread that started them did, so in a new one neither what the process
-    computed before changes the bits of a run, nor a run the bits of what comes after. Gradients are on in it.
+    threads of PyTorch keep to the setting of the thread that started them. So nothing that the process
+    computed before changes the bits of a run, and a run does not change the bits of what comes after.
     """
-    with ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(True,)) as thread:
-        return thread.submit(work).result()
+    return ThreadPoolExecutor(1, initializer=torch.set_flush_denormal, initargs=(True,))
 
 
 class Trainer:
@@ -42,10 +39,11 @@ class Trainer:
 
     The model's own weights are the master copy, float32 or wider; the computation runs in
     `recipe.precision` on copies of the matrices (norm scales stay as they are). On a GPU it is compiled.
+    It computes in a `flushing_thread` of its own, with gradients on.
     """
 
     def __init__(self, model: PaLM, recipe: Recipe) -> None:
-        self._model, self.recipe = model, recipe
+        self._model, self.recipe, self._thread = model, recipe, flushing_thread()
         self._params = {
             f"{name}.weight": model.get_parameter(f"{name}.weight") for name in parameters(model.config)
         }
@@ -70,6 +68,28 @@ class Trainer:
 
     def step(self, windows: np.ndarray, rates: Rates) -> Outcome:
         """Learn from windows (b, n + 1). Where loss or gradient is not finite, nothing changes."""
+        return self._thread.submit(self._step, windows, rates).result()
+
+    def evaluate(self, windows: np.ndarray) -> float:
+        """Mean cross-entropy of windows (b, n + 1), in nats."""
+        return self._thread.submit(self._evaluate, windows).result()
+
+    def moments(self) -> Arrays:
+        """The optimiser's state under canonical names: `first.NAME` and `second.NAME`."""
+        return {
+            f"{moment}.{name}": array
+            for moment, tensors in self._moments.items()
+            for name, array in canonical(self.model, tensors).items()
+        }
+
+    def set_moments(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Inverse of `moments`, of an optimiser that has run."""
+        for moment, tensors in self._moments.items():
+            for name in parameters(self.model.config):
+                tensor = to_tensor(arrays[f"{moment}.{name}"])
+                tensors[f"{name}.weight"].copy_(tensor.T if is_linear(self.model, name) else tensor)
+
+    def _step(self, windows: np.ndarray, rates: Rates) -> Outcome:
         micros = self._tokens(windows).chunk(self.recipe.accumulate)
         params = list(self._params.values())
         grads = [torch.zeros_like(p) for p in params] if len(micros) > 1 else []
@@ -95,25 +115,9 @@ class Trainer:
             self._update(grads, factor, rates)
         return outcome
 
-    def evaluate(self, windows: np.ndarray) -> float:
-        """Mean cross-entropy of windows (b, n + 1), in nats."""
+    def _evaluate(self, windows: np.ndarray) -> float:
         with torch.no_grad():
             return float(self._losses(self._tokens(windows))[1])
-
-    def moments(self) -> Arrays:
-        """The optimiser's state under canonical names: `first.NAME` and `second.NAME`."""
-        return {
-            f"{moment}.{name}": array
-            for moment, tensors in self._moments.items()
-            for name, array in canonical(self.model, tensors).items()
-        }
-
-    def set_moments(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Inverse of `moments`, of an optimiser that has run."""
-        for moment, tensors in self._moments.items():
-            for name in parameters(self.model.config):
-                tensor = to_tensor(arrays[f"{moment}.{name}"])
-                tensors[f"{name}.weight"].copy_(tensor.T if is_linear(self.model, name) else tensor)
 
     def _losses(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """What is minimised, and the cross-entropy in it."""

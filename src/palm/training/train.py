@@ -128,19 +128,15 @@ def train(
     options = {"backend": backend, "dtype": master, "device": device, "attention": attention}
     run = new_run(out, data, recipe)
 
-    def work() -> Trained[Any]:
-        with run.locked(new=True) if run else nullcontext():
-            loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step)
-            trainer = implementation.Trainer(_model(config, weights, recipe, options), recipe)
-            if run is not None:
-                loop.save(trainer)
-                run.keep_tokenizer(kept_file(encoder))
-                told = settings_of(config, recipe, cadence, data, corpus, tokenizer, encoder)
-                run.write_settings({**told, **placement(backend, device, attention)})
-            return loop.run(trainer, asked)
-
-    with asked_to_stop() as asked:
-        return implementation.in_its_thread(work)
+    with asked_to_stop() as asked, run.locked(new=True) if run else nullcontext():
+        loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step)
+        trainer = implementation.Trainer(_model(config, weights, recipe, options), recipe)
+        if run is not None:
+            loop.save(trainer)
+            run.keep_tokenizer(kept_file(encoder))
+            told = settings_of(config, recipe, cadence, data, corpus, tokenizer, encoder)
+            run.write_settings({**told, **placement(backend, device, attention)})
+        return loop.run(trainer, asked)
 
 
 @overload
@@ -216,25 +212,21 @@ def resume(
     corpus = open_data_again(source, settings, encoder, run)
     device, attention = place_again(settings, backend, device, attention)
 
-    def work() -> Trained[Any]:
-        with run.locked():
-            loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step)
-            trainer = loop.restore(math.inf, device=device, attention=attention)
-            if recipe.steps < loop.step:
-                raise RunError(
-                    f"steps must be at least the {loop.step} that are made; got steps={recipe.steps}. "
-                    "Use more, or start anew from an earlier checkpoint."
-                )
-            # After all that can fail: the run stays as it was until it can go on.
-            told = {"recipe": recipe.to_dict(), "cadence": dataclasses.asdict(cadence)}
-            where = {"path": str(Path(source).resolve())} if is_path(source) else {}
-            placed = placement(backend, device, attention)
-            run.write_settings({**settings, **placed, **told, "data": {**settings["data"], **where}})
-            run.keep_tokenizer(kept_file(encoder))
-            return loop.run(trainer, asked)
-
-    with asked_to_stop() as asked:
-        return wing(backend).in_its_thread(work)
+    with asked_to_stop() as asked, run.locked():
+        loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step)
+        trainer = loop.restore(math.inf, device=device, attention=attention)
+        if recipe.steps < loop.step:
+            raise RunError(
+                f"steps must be at least the {loop.step} that are made; got steps={recipe.steps}. "
+                "Use more, or start anew from an earlier checkpoint."
+            )
+        # After all that can fail: the run stays as it was until it can go on.
+        told = {"recipe": recipe.to_dict(), "cadence": dataclasses.asdict(cadence)}
+        where = {"path": str(Path(source).resolve())} if is_path(source) else {}
+        placed = placement(backend, device, attention)
+        run.write_settings({**settings, **placed, **told, "data": {**settings["data"], **where}})
+        run.keep_tokenizer(kept_file(encoder))
+        return loop.run(trainer, asked)
 
 
 def _model(

@@ -69,20 +69,17 @@ def record_training(
     kept = np.lib.format.open_memmap(folder / _WEIGHTS, "w+", numpy_dtype(dtype_of(model)), shape)
     losses, norms = [], []
 
-    def learn() -> None:
-        trainer = wing.Trainer(model, recipe)
-        for k in range(recipe.steps + 1):
-            arrays = to_numpy(trainer.model)
-            kept[k] = np.concatenate([arrays[name].ravel()[at] for name, at in places.items()])
-            rows = recipe.batch_at(k + 1)
-            first = recipe.rows_before(k + 1)
-            batch = windows(corpus, seed=recipe.seed, first=first, rows=rows, length=recipe.length)
-            outcome = trainer.step(batch, recipe.rates(k + 1))
-            losses.append(outcome.loss)
-            norms.append(outcome.grad_norm)
-            on_step(f"step {k}")
-
-    wing.in_its_thread(learn)
+    trainer = wing.Trainer(model, recipe)
+    for k in range(recipe.steps + 1):
+        arrays = to_numpy(trainer.model)
+        kept[k] = np.concatenate([arrays[name].ravel()[at] for name, at in places.items()])
+        rows = recipe.batch_at(k + 1)
+        first = recipe.rows_before(k + 1)
+        batch = windows(corpus, seed=recipe.seed, first=first, rows=rows, length=recipe.length)
+        outcome = trainer.step(batch, recipe.rates(k + 1))
+        losses.append(outcome.loss)
+        norms.append(outcome.grad_norm)
+        on_step(f"step {k}")
     kept.flush()
     count = sum(parameter.size for parameter in parameters(config).values())
     fields = {"losses": losses, "grad_norms": norms, "parameters": count}
