@@ -1,12 +1,13 @@
 """Each module is a function of tensors by itself, and hooks on every one of them fire and see tensors."""
 
+import numpy as np
 import pytest
 import torch
 from cases import small
 
 import palm
 from palm.spec.taps import BLOCK_TAPS, tap_names
-from palm.torch_impl import Attention, FeedForward, Norm, next_token_loss
+from palm.torch_impl import Attention, Decoder, FeedForward, Norm, next_token_loss
 
 CONFIGS = [
     small(),
@@ -126,5 +127,5 @@ def test_reading_a_prompt_runs_the_same_modules(model):
     seen = []
     for block in model.blocks:
         block.attention.register_forward_hook(lambda m, inputs, output: seen.append(output.shape))
-    palm.generate(model, [1, 2, 3], max_new_tokens=1, temperature=0)
+    Decoder(model, TOKENS.numpy(), np.array([4, 3]), size=4)
     assert len(seen) == model.config.depth

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from operator import attrgetter
 
+import equinox as eqx
 import jax
 import numpy as np
 
@@ -16,16 +17,12 @@ from palm.errors import BackendError, WeightsError
 from palm.jax_impl.attention import Attention
 from palm.jax_impl.block import Block
 from palm.jax_impl.feedforward import FeedForward
-from palm.jax_impl.model import PaLM
+from palm.jax_impl.linear import Linear
+from palm.jax_impl.model import Embedding, PaLM
 from palm.jax_impl.norm import Norm
+from palm.spec.parameters import parameters
 
-_KINDS = {
-    "blocks": Block,
-    "blocks.norm": Norm,
-    "blocks.attention": Attention,
-    "blocks.feedforward": FeedForward,
-    "norm": Norm,
-}
+_PARTS = {"blocks": Block, "blocks.attention": Attention, "blocks.feedforward": FeedForward}
 
 
 def find_model(given: object) -> PaLM | None:
@@ -49,7 +46,8 @@ def settled(model: PaLM) -> PaLM:
 
 def check_plain(model: PaLM) -> None:
     """Raise `BackendError` unless config and weights alone decide what the model computes."""
-    for name, kind in _KINDS.items():
+    weights = {row.kind: _kind_of_weight(row.kind) for row in parameters(model.config).values()}
+    for name, kind in (_PARTS | weights).items():
         part = attrgetter(name)(model)
         if type(part) is not kind:
             raise BackendError(
@@ -57,3 +55,9 @@ def check_plain(model: PaLM) -> None:
                 f"{type(part).__module__}.{type(part).__qualname__}, not of {kind.__name__}. "
                 "Put palm's module back, or call the model itself."
             )
+
+
+def _kind_of_weight(name: str) -> type[eqx.Module]:
+    if name == "embedding":
+        return Embedding
+    return Norm if name.rpartition(".")[2] == "norm" else Linear
