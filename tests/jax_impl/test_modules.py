@@ -92,7 +92,7 @@ def test_a_model_of_a_key_is_shaped_like_one_that_is_built_and_computes(model):
 def test_a_keys_weights_have_the_tables_deviations_and_no_two_are_alike(init):
     config = PaLMConfig(
         num_tokens=500, dim=64, depth=2, heads=4, dim_head=16, tie_embeddings=False, init=init
-    )
+    ).resolve("jax")
     arrays = palm.to_numpy(PaLM(config, key=KEY))
     for name, row in parameters(config).items():
         if row.std is None:

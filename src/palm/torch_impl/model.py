@@ -6,6 +6,8 @@ here and a stack there, and that weights are filled in afterwards here.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -75,6 +77,13 @@ class PaLM(nn.Module):
             x = recomputed(block, *inputs) if remat is True else block(*inputs)
         y = tap("norm", self.norm(x))
         return y if features else tap("logits", self.logits(y))
+
+    if TYPE_CHECKING:  # nn.Module's own says nothing of what it gives
+
+        def __call__(
+            self, tokens: Tensor, *, remat: Remat = ..., features: bool = ..., tap: Tap = ...
+        ) -> Tensor:
+            """`forward`, with its hooks."""
 
     def activations(self, tokens: Tensor) -> dict[str, Tensor]:
         """Every tap of the forward pass, in dataflow order; the last is `logits`."""
