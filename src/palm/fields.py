@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import math
 import operator
@@ -12,6 +13,36 @@ from typing import Any, TypeVar
 from palm.errors import ConfigError
 
 T = TypeVar("T")
+# What other libraries call these fields.
+_SYNONYMS = {
+    "lr": "learning_rate",
+    "n_layers": "depth",
+    "num_layers": "depth",
+    "n_layer": "depth",
+    "num_hidden_layers": "depth",
+    "d_model": "dim",
+    "hidden_size": "dim",
+    "n_embd": "dim",
+    "vocab_size": "num_tokens",
+    "n_heads": "heads",
+    "num_heads": "heads",
+    "n_head": "heads",
+    "num_attention_heads": "heads",
+    "head_dim": "dim_head",
+    "rope_base": "rope_theta",
+    "rms_norm_eps": "norm_eps",
+    "batch_size": "batch",
+    "seq_len": "length",
+    "seq_length": "length",
+    "context": "length",
+    "block_size": "length",
+    "max_steps": "steps",
+    "num_steps": "steps",
+    "warmup_steps": "warmup",
+    "grad_clip": "clip",
+    "gradient_accumulation_steps": "accumulate",
+    "dtype": "precision",
+}
 
 
 def integer(name: str, value: Any, *, least: int) -> int:
@@ -60,7 +91,7 @@ def from_fields(cls: type[T], fields: Mapping[str, Any], what: str) -> T:
         if name not in known:
             raise ConfigError(
                 f"{what} must have only known fields; got {name}={fields[name]!r}. "
-                f"Known fields: {', '.join(known)}."
+                f"{did_you_mean(name, known)}Known fields: {', '.join(known)}."
             )
     missing = [n for n, f in known.items() if f.default is dataclasses.MISSING and n not in fields]
     if missing:
@@ -68,6 +99,14 @@ def from_fields(cls: type[T], fields: Mapping[str, Any], what: str) -> T:
             f"{what} must name {', '.join(missing)}; got {', '.join(fields) or 'nothing'}. Add it."
         )
     return cls(**fields)
+
+
+def did_you_mean(name: Any, known: Collection[str]) -> str:
+    """A question that names the known field that `name` most likely stands for; empty if there is none."""
+    meant = _SYNONYMS.get(name) if isinstance(name, str) else None
+    if meant not in known:
+        meant = next(iter(difflib.get_close_matches(str(name), known, n=1)), None)
+    return f"Did you mean {meant}? " if meant else ""
 
 
 def parse_json(text: str, what: str) -> Any:

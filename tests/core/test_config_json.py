@@ -57,7 +57,7 @@ def test_fields_with_a_default_may_be_missing():
 def test_an_unknown_field_is_named_with_those_that_are_known():
     with pytest.raises(ConfigError) as raised:
         PaLMConfig.from_dict({**SIZES, "n_heads": 8})
-    assert_explains(raised, "n_heads=8", "Known fields: num_tokens, dim,", "init")
+    assert_explains(raised, "n_heads=8", "Did you mean heads?", "Known fields: num_tokens, dim,", "init")
 
 
 def test_missing_fields_are_named_together():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cases import assert_explains
 
-from palm import RECIPES, ConfigError, Recipe, recipe
+from palm import RECIPES, ConfigError, Recipe, preset, recipe
 from palm.recipes import Outcome
 
 PAPER = RECIPES["paper"]
@@ -194,6 +194,34 @@ def test_an_unknown_field_is_refused():
     with pytest.raises(ConfigError) as raised:
         Recipe.from_dict({"lr": 1e-3})
     assert_explains(raised, "a recipe must have only known fields", "lr=0.001", "Known fields", "batch")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("lr", "learning_rate"),
+        ("batch_size", "batch"),
+        ("seq_len", "length"),
+        ("wieght_decay", "weight_decay"),
+    ],
+)
+def test_an_unknown_field_is_answered_with_the_one_that_is_meant(wrong, meant):
+    with pytest.raises(ConfigError, match=rf"got {wrong}=1\. Did you mean {meant}\? Known fields"):
+        recipe("bytes", **{wrong: 1})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [("n_layers", "depth"), ("d_model", "dim"), ("vocab_size", "num_tokens"), ("n_heads", "heads")],
+)
+def test_an_unknown_field_of_a_config_is_answered_likewise(wrong, meant):
+    with pytest.raises(ConfigError, match=rf"Did you mean {meant}\?"):
+        preset("tiny", **{wrong: 1})
+
+
+def test_an_unknown_field_that_is_like_none_gets_no_guess():
+    with pytest.raises(ConfigError, match=r"got zzz=1\. Known fields"):
+        recipe("bytes", zzz=1)
 
 
 @pytest.mark.parametrize("fields", [[], None, "steps=3", 3])
