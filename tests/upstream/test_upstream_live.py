@@ -152,8 +152,8 @@ def test_the_documented_example(originals, tmp_path, monkeypatch, capsys):
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     right, wrong = capsys.readouterr().out.splitlines()
     assert right.startswith("palm_pytorch.palm_lite and palm agree: their logits differ by rounding")
-    assert wrong.startswith("palm_pytorch.palm_lite behaves like this model with another config: positions=")
-    assert wrong.endswith("Build the model with positions='alibi', or mend the port.")
+    assert wrong.startswith("palm_pytorch.palm_lite behaves like this model, but positions=")
+    assert wrong.endswith("Build the model with positions='alibi', or fix the port.")
 
 
 def test_a_live_original_is_a_side_of_the_command(tmp_path):

@@ -59,7 +59,7 @@ class Case(NamedTuple):
 
 CASES = {
     "lite: rotary": Case(
-        LITE, setting(positions="rotary"), "config", ("positions='alibi' rather than 'rotary'",)
+        LITE, setting(positions="rotary"), "config", ("positions='alibi' instead of 'rotary'",)
     ),
     "lite: the other torch original's architecture": Case(
         LITE,
@@ -68,46 +68,57 @@ CASES = {
         ("positions='alibi'", "norm='rmsnorm'", "norm_eps_mode='clamp'", f"the architecture of {LITE}"),
     ),
     "lite: eps of the jax original": Case(
-        LITE, setting(norm_eps=1e-5, norm_eps_mode="add"), "eps convention", ('"clamp" for "add", eps 1e-08',)
+        LITE,
+        setting(norm_eps=1e-5, norm_eps_mode="add"),
+        "eps convention",
+        ('"clamp" instead of "add", with eps 1e-08',),
     ),
-    "lite: the paper's initialisation": Case(LITE, setting(init="paper"), "logit scale", ("none for 0.204",)),
+    "lite: the paper's initialisation": Case(
+        LITE,
+        setting(init="paper"),
+        "logit scale",
+        ("the logits are multiplied by 1, no factor, instead of 0.204",),
+    ),
     "lite: that and rotary": Case(
         LITE,
         setting(init="paper", positions="rotary"),
         "config and logit scale",
-        ("positions='alibi' rather than 'rotary'", "(init='reference')"),
+        ("positions='alibi' instead of 'rotary'", "(init='reference')"),
     ),
     "rotary: columns not permuted": Case(
-        ROTARY, unpermuted(), "rotary layout", ("half-split for interleaved",)
+        ROTARY, unpermuted(), "rotary layout", ("half-split instead of interleaved",)
     ),
     "rotary: that and ALiBi": Case(
         ROTARY,
         unpermuted(positions="alibi"),
         "config and rotary layout",
-        ("positions='rotary' rather than 'alibi'", "half-split"),
+        ("positions='rotary' instead of 'alibi'", "half-split"),
     ),
     "rotary: ALiBi": Case(
-        ROTARY, setting(positions="alibi"), "config", ("positions='rotary' rather than 'alibi'",)
+        ROTARY, setting(positions="alibi"), "config", ("positions='rotary' instead of 'alibi'",)
     ),
     "rotary: θ of a longer context": Case(
-        ROTARY, setting(rope_theta=500_000.0), "rotary θ", ("θ 10000 for 500000",)
+        ROTARY, setting(rope_theta=500_000.0), "rotary θ", ("θ is 10000 instead of 500000",)
     ),
     "rotary: RMSNorm": Case(ROTARY, setting(norm="rmsnorm"), "mean subtraction", ("the mean is subtracted",)),
     "jax: imported as its lite": Case(
         JAX,
         imported_as(JAX_LITE),
         "config",
-        ("positions='rotary'", "heads=4 rather than 2", "dim_head=6 rather than 12", f"and {JAX}, or mend"),
+        ("positions='rotary'", "heads=4 instead of 2", "dim_head=6 instead of 12", f"and {JAX}, or fix"),
         {"heads": 4, "dim_head": 6},
     ),
     "jax: the torch default's norm": Case(
         JAX,
         setting(norm="rmsnorm", norm_eps=1e-8, norm_eps_mode="clamp"),
         "config",
-        ("norm='layernorm' rather than 'rmsnorm'", "norm_eps=1e-05 rather than 1e-08"),
+        ("norm='layernorm' instead of 'rmsnorm'", "norm_eps=1e-05 instead of 1e-08"),
     ),
     "jax: θ and the paper's initialisation": Case(
-        JAX, setting(rope_theta=1e6, init="paper"), "rotary θ and logit scale", ("θ 10000 for 1e+06",)
+        JAX,
+        setting(rope_theta=1e6, init="paper"),
+        "rotary θ and logit scale",
+        ("θ is 10000 instead of 1e+06",),
     ),
     "jax lite: imported as the other": Case(
         JAX_LITE,
@@ -115,14 +126,14 @@ CASES = {
         "config",
         (
             "positions='alibi'",
-            "heads=3 rather than 6",
-            "dim_head=12 rather than 6",
-            f"of {JAX_LITE}, or mend",
+            "heads=3 instead of 6",
+            "dim_head=12 instead of 6",
+            f"of {JAX_LITE}, or fix",
         ),
         {"heads": 3, "dim_head": 12},
     ),
     "jax lite: eps added to the mean": Case(
-        JAX_LITE, setting(norm_eps=1e-5), "eps convention", ("eps 1e-05 added to the sum of squares",)
+        JAX_LITE, setting(norm_eps=1e-5), "eps convention", ("eps 1e-05 is added to the sum of squares",)
     ),
     "jax lite: eps and positions": Case(
         JAX_LITE,
@@ -197,7 +208,7 @@ def test_a_theta_on_no_list_is_found(saved):
     wrong = dataclasses.replace(config, rope_theta=10_000.0)
     found = palm.compare(function, palm.from_numpy(wrong, arrays, backend="torch"), tokens(1))
     assert [one.cause for one in found.likenesses] == ["rotary θ"], found.verdict
-    assert "θ 12345 for 1e+04" in found.verdict
+    assert "θ is 12345 instead of 1e+04" in found.verdict
 
 
 def test_an_untied_state_loaded_into_the_tied_original_is_found(originals, saved):
@@ -212,7 +223,7 @@ def test_an_untied_state_loaded_into_the_tied_original_is_found(originals, saved
         return live(torch.from_numpy(ids))
 
     found = palm.compare(naive, palm.from_numpy(config, arrays, backend="torch"), tokens(1))
-    assert "tie_embeddings=True rather than False, the output matrix for both" in found.verdict
+    assert "tie_embeddings=True instead of False, the output matrix for both" in found.verdict
 
 
 def test_weights_that_the_model_does_not_have_are_said_to_be_unknown(saved):

@@ -38,8 +38,8 @@ Side: TypeAlias = "Model | Recorded | str | PathLike[str]"
 # A side that is not: a function from ids to logits.
 Foreign: TypeAlias = Callable[[Ids], Any]
 _ROUNDED = (
-    "the weights differ, as if one side's were the other's rounded to {0}; give both the weights rounded to "
-    "{0}, as palm compare does for two live sides"
+    "the weights differ as if one side had the other's weights rounded to {0}; give both sides the weights "
+    "rounded to {0}, as palm compare does for two live sides"
 )
 _SAME_SHAPE = ("num_tokens", "dim", "depth", "heads", "dim_head", "ff_mult")
 
@@ -193,10 +193,10 @@ def _what_differs(a: Recorded, b: Recorded, other_weights: Sequence[str], *, rou
 def _differences(a: Recorded, b: Recorded, other_weights: Sequence[str]) -> Iterable[str]:
     for name, value in a.config.to_dict().items():
         if getattr(b.config, name) != value:
-            yield f"config {name} is {value!r} on one side and {getattr(b.config, name)!r} on the other"
+            yield f"{name} is {value!r} in {a.label} and {getattr(b.config, name)!r} in {b.label}"
     if other_weights:
-        more = f" and {len(other_weights) - 1} more" if len(other_weights) > 1 else ""
-        yield f"the sides do not have the same weights: {other_weights[0]}{more}"
+        more = f" and {len(other_weights) - 1} more tensors" if len(other_weights) > 1 else ""
+        yield f"the weights differ in {other_weights[0]}{more}"
 
 
 def _other_weights(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> list[str]:

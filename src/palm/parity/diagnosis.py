@@ -38,18 +38,23 @@ class Diagnosis:
         place = f" ({self.confined})" if self.confined else ""
         if self.cause == UNKNOWN:
             return (
-                f"{self.side} departs at {where}{place} by {self.before:.1e}, where rounding allows "
-                f"{self.bound:.1e}, for no cause that palm knows{self.detail and f': {self.detail}'}."
+                f"{self.side} at {where}{place}: the cause is unknown (distance {self.before:.1e}, rounding "
+                f"explains at most {self.bound:.1e}{self.detail and f'; {self.detail}'})."
             )
-        evidence = ""
-        if math.isfinite(self.after):
-            evidence = (
-                f" (distance {self.before:.1e} without it, {self.after:.1e} with it, rounding allows "
-                f"{self.bound:.1e})"
-            )
-        return f"{self.side} at {where}{place}: {self.cause}, {self.detail}{evidence}. {self.fix}"
+        told = evidence(self.cause, self.before, self.after, self.bound)
+        return f"{self.side} at {where}{place}: {self.detail} ({told}). {self.fix}"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values for JSON; what is not finite is given as text."""
         told = {key: plain(value) for key, value in asdict(self).items()}
         return {**told, "taps": list(self.taps), "sentence": self.sentence}
+
+
+def evidence(cause: str, before: float, after: float, bound: float) -> str:
+    """How well a cause explains a distance, in words."""
+    if not math.isfinite(after):
+        return f"cause: {cause}"
+    return (
+        f"cause: {cause}; distance {before:.1e} without it, {after:.1e} with it; rounding explains at most "
+        f"{bound:.1e}"
+    )

@@ -69,9 +69,9 @@ class Repeated(Answer):
         name = max(names, key=lambda name: self.intervals[name][2])
         low, middle, high = self.intervals[name]
         told = (
-            f"Of {len(self.seeds)} repeats: {of}. The largest ratio of all is {high:.3g}, at {name} (bar "
-            f"{RATIO_BAR:g}); there the median is {middle:.3g}, and, with probability "
-            f"{self.confidence:.1%}, that of all there could be lies within {low:.3g} to {high:.3g}."
+            f"Of {len(self.seeds)} repeats: {of}. The largest ratio is {high:.3g}, at {name} (bar "
+            f"{RATIO_BAR:g}). The median there is {middle:.3g}; with probability {self.confidence:.1%}, the "
+            f"median of all possible repeats lies between {low:.3g} and {high:.3g}."
         )
         if self.outcome != self.shown.outcome:
             sides = f"{self.shown.label_a} and {self.shown.label_b}"

@@ -85,7 +85,7 @@ class Comparison(Answer):
         if outcome == "differ by rounding more than expected":
             assert first is not None
             return (
-                f"{both} differ by rounding more than expected from {first.name} on: {first.fault}. In "
+                f"{both} differ by more rounding than expected, first at {first.name}: {first.fault}. In "
                 "float64 both compute the same function."
             )
         if outcome == "cannot tell":
@@ -93,11 +93,13 @@ class Comparison(Answer):
             return f"cannot tell whether {both} agree: {'; '.join(told)}."
         if not self.differences:
             assert first is not None
-            return f"{both} differ from {first.name} on: {first.fault}."
+            return f"{both} differ, first at {first.name}: {first.fault}."
         on = (
-            f"{first.name} is the first to show it: {first.fault}" if first else f"on these tokens {rounding}"
+            f"the first difference is at {first.name}: {first.fault}"
+            if first
+            else f"on these tokens {rounding}"
         )
-        judged = f" (the referee has {self.label_a}'s)" if self.referee else ""
+        judged = f" (the referee uses {self.label_a}'s)" if self.referee else ""
         return f"{both} differ: {'; '.join(self.differences)}{judged}; {on}."
 
     def to_dict(self) -> dict[str, Any]:

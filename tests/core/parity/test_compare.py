@@ -39,7 +39,7 @@ def test_another_function_is_found_at_the_value_where_it_begins(name, which):
     assert comparison.first_divergence == name
     assert [finding.name for finding in comparison.findings if finding.fault] == [name]
     assert comparison.ratios[name] > 1.5
-    assert f"{'ab'[which]} further from the referee" in comparison.verdict
+    assert f"{'ab'[which]} is further from the referee" in comparison.verdict
 
 
 def test_another_loss_is_found():
@@ -55,8 +55,8 @@ def test_a_side_that_rounds_too_coarsely_is_outside_its_bound_though_the_ratio_f
     assert all(ratio < 1.5 for ratio in comparison.ratios.values())
     assert comparison.first_divergence == "embed"
     fault = comparison.findings[0].fault
-    assert f"{'ab'[which]} is" in fault
-    assert "where rounding allows" in fault
+    assert f"{'ab'[which]} differs from the referee by" in fault
+    assert "but rounding explains at most" in fault
 
 
 # An infinite value minus itself is no number, and NumPy says so.
@@ -102,7 +102,7 @@ def test_other_weights_are_no_agreement_even_where_nothing_shows():
     comparison = compare(side("a"), other)
     assert not comparison.agree
     assert not comparison.weights_identical
-    assert "the sides do not have the same weights" in comparison.verdict
+    assert "the weights differ in " in comparison.verdict
 
 
 def test_the_same_weights_in_another_dtype_are_the_same():
@@ -114,9 +114,9 @@ def test_the_same_weights_in_another_dtype_are_the_same():
 def test_configs_that_differ_are_told_and_are_no_agreement():
     other = dataclasses.replace(side("b"), config=dataclasses.replace(CONFIG, norm_eps=1e-7))
     comparison = compare(side("a"), other)
-    assert comparison.differences == ("config norm_eps is 1e-08 on one side and 1e-07 on the other",)
+    assert comparison.differences == ("norm_eps is 1e-08 in a and 1e-07 in b",)
     assert not comparison.agree
-    assert comparison.verdict.startswith("a and b differ: config norm_eps")
+    assert comparison.verdict.startswith("a and b differ: norm_eps is")
 
 
 @pytest.mark.parametrize("field", SIZES)

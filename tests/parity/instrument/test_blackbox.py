@@ -67,7 +67,7 @@ def test_the_mistake_of_a_port_is_named_from_its_logits_alone(case, cause, table
     assert found.first_divergence == "logits"
     assert found.likenesses[0].cause == cause, found.verdict
     assert found.likenesses[0].after <= found.bound < found.before
-    assert f"behaves like this model with another {cause}" in found.verdict
+    assert f"behaves like this model, but {found.likenesses[0].detail} (cause: {cause}; " in found.verdict
 
 
 def test_two_mistakes_are_named_together():

@@ -60,11 +60,11 @@ def test_another_config_than_the_models_is_named(port, changes, seed):
     own = PORTS[port]
     if "positions" in changes:
         assert likeness.cause == "config"
-        assert f"positions={own.positions!r} rather than {changes['positions']!r}" in likeness.detail
+        assert f"positions={own.positions!r} instead of {changes['positions']!r}" in likeness.detail
         assert likeness.fix.startswith(f"Build the model with positions={own.positions!r}")
-        assert "or mend the port." in likeness.fix
+        assert "or fix the port." in likeness.fix
     if "norm" in changes and likeness.cause == "config":
-        assert f"norm={own.norm!r} rather than {changes['norm']!r}" in likeness.detail
+        assert f"norm={own.norm!r} instead of {changes['norm']!r}" in likeness.detail
     elif "norm" not in changes:
         assert "norm" not in likeness.detail
 
@@ -75,7 +75,7 @@ def test_keys_and_values_from_one_matrix_of_two_are_named(part):
     moved = {f"blocks.{i}.attention.{other}": f"blocks.{i}.attention.{part}" for i in range(2)}
     found = compared(in_jax, {}, moved=moved)
     assert [one.cause for one in found.likenesses] == ["config"]
-    assert f"share_kv=True rather than False, the matrix of the {part}s for both" in found.verdict
+    assert f"share_kv=True instead of False, the matrix of the {part}s for both" in found.verdict
 
 
 def test_an_output_matrix_loaded_over_the_tied_embedding_is_named():
@@ -83,34 +83,37 @@ def test_an_output_matrix_loaded_over_the_tied_embedding_is_named():
     model = palm.from_numpy(dataclasses.replace(ROTARY, tie_embeddings=False), weights, backend="jax")
     theirs = {**weights, "embedding": np.ascontiguousarray(weights["unembedding"].T)}
     found = palm.compare(lambda ids: in_numpy(ROTARY, theirs, ids), model, draw_tokens(ROTARY, 40))
-    assert "tie_embeddings=True rather than False, the output matrix for both" in found.verdict
+    assert "tie_embeddings=True instead of False, the output matrix for both" in found.verdict
 
 
 def test_another_config_and_a_mistake_are_named_together():
     found = compared(in_numpy, {"positions": "alibi"}, "layout")
     assert found.likenesses[0].cause == "config and rotary layout", found.verdict
-    assert "positions='rotary' rather than 'alibi'; half-split" in found.verdict
+    assert "positions='rotary' instead of 'alibi'; the rotary pairs are half-split" in found.verdict
     found = compared(in_torch, {"positions": "rotary"}, "logits", 0.7)
     assert found.likenesses[0].cause == "config and logit scale", found.verdict
-    assert "0.7 for 0.204" in found.verdict
+    assert "the logits are multiplied by 0.7 instead of 0.204" in found.verdict
 
 
 def test_the_other_initialisation_is_told_by_its_logit_scale():
     found = compared(in_numpy, {"init": "paper", "positions": "alibi"})
-    assert "positions='rotary' rather than 'alibi'; 1 for 0.204 (init='reference')" in found.verdict
+    assert (
+        "positions='rotary' instead of 'alibi'; the logits are multiplied by 1 instead of 0.204 "
+        "(init='reference')" in found.verdict
+    )
 
 
 @pytest.mark.parametrize(
     ("port", "mistake", "value", "cause", "told"),
     [
-        (in_jax, "theta", 12_345.0, "rotary θ", "θ 12345 for 1e+04"),
-        (in_jax, "theta", 77.7, "rotary θ", "θ 77.7 for 1e+04"),
-        (in_numpy, "eps", 4e-6, "eps", "eps 4e-06 for 1e-05"),
-        (in_numpy, "eps", 0.0123, "eps", "eps 0.0123 for 1e-05"),
-        (in_torch, "logits", 0.7, "logit scale", "0.7 for 0.204"),
-        (in_numpy, "other scale", 0.15, "query scale", "0.15 for 0.354"),
-        (in_numpy, "embedding", 1.7, "embedding scale", "times 1.7 for 1"),
-        (in_torch, "steeper", 2.5, "ALiBi slopes", "all of them times 2.5 for 1"),
+        (in_jax, "theta", 12_345.0, "rotary θ", "rotary θ is 12345 instead of 1e+04"),
+        (in_jax, "theta", 77.7, "rotary θ", "rotary θ is 77.7 instead of 1e+04"),
+        (in_numpy, "eps", 4e-6, "eps", "eps is 4e-06 instead of 1e-05"),
+        (in_numpy, "eps", 0.0123, "eps", "eps is 0.0123 instead of 1e-05"),
+        (in_torch, "logits", 0.7, "logit scale", "multiplied by 0.7 instead of 0.204"),
+        (in_numpy, "other scale", 0.15, "query scale", "the query scale is 0.15 instead of 0.354"),
+        (in_numpy, "embedding", 1.7, "embedding scale", "multiplied by 1.7 instead of 1"),
+        (in_torch, "steeper", 2.5, "ALiBi slopes", "the ALiBi slopes are multiplied by 2.5 instead of 1"),
     ],
 )
 def test_a_number_that_is_on_no_list_is_found(port, mistake, value, cause, told):
@@ -135,7 +138,7 @@ def test_a_search_that_is_cut_short_says_so(monkeypatch):
     assert short.left_out > 500
     assert short.tried < whole.tried
     assert short.to_dict()["left_out"] == short.left_out
-    assert f"{short.left_out:,} more were left out to save time" in short.verdict
+    assert f"{short.left_out:,} more variants were left out to save time" in short.verdict
 
 
 @pytest.mark.parametrize("config", [ROTARY, ALIBI, small(tie_embeddings=False), small(heads=1, dim_head=3)])

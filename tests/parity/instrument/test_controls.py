@@ -176,4 +176,4 @@ def test_precision_lost_on_one_side_is_caught_by_the_bound():
     found = palm.compare(right, dataclasses.replace(right, label="coarse", taps=rounded))
     assert max(found.ratios.values()) <= RATIO_BAR
     assert found.first_divergence == "embed"
-    assert "where rounding allows" in found.verdict
+    assert "but rounding explains at most" in found.verdict

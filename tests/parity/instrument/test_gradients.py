@@ -65,7 +65,7 @@ def test_a_gradient_scaled_on_its_way_back_is_found_in_its_block():
     found = palm.compare(t, j, TOKENS)
     name = "grad:blocks.2.feedforward.down"
     assert sentence(found) == [("torch", (name,), "gradient scale")]
-    assert "it is 3 times what it is" in found.diagnoses[0].sentence
+    assert "the gradient is 3× its correct value" in found.diagnoses[0].sentence
 
 
 def test_a_summed_loss_scales_all_gradients(monkeypatch):
@@ -81,10 +81,10 @@ def test_a_summed_loss_scales_all_gradients(monkeypatch):
     ((side, taps, cause),) = sentence(found)
     assert (side, cause) == ("jax", "gradient scale")
     assert len(taps) == len(palm.spec.parameters.parameters(found.recordings[0].config))
-    assert "all are 22 times what they are" in found.diagnoses[0].sentence
+    assert "all gradients are 22× their correct value" in found.diagnoses[0].sentence
 
 
-@pytest.mark.parametrize("use", ["looking tokens up", "the output layer"])
+@pytest.mark.parametrize("use", ["the token lookup", "the output layer"])
 def test_a_tied_embedding_whose_gradient_lacks_one_use_is_named(monkeypatch, use):
     def forward(self, tokens, remat=False, tap=untapped):
         weight = self.embedding.weight

@@ -68,7 +68,7 @@ def test_two_checkpoints_differ_in_their_weights(tmp_path):
         palm.save(palm.build(palm.preset("tiny"), backend="torch", seed=seed), tmp_path / f"step-{seed}")
     a, b = (f"{backend}:{tmp_path}/step-{i}" for i, backend in ((1, "torch"), (2, "jax")))
     report = report_of(tmp_path, run("compare", a, b, *SMALL[2:], "--out", tmp_path), status=1)
-    assert "the sides do not have the same weights: embedding and" in report["verdict"]
+    assert "the weights differ in embedding and" in report["verdict"]
     assert [side["label"] for side in report["sides"]] == ["torch step-1", "jax step-2"]
     (only,) = report["diagnoses"]  # each side computes its own weights' function
     assert only["cause"] == "different weights"

@@ -7,13 +7,13 @@ from faults.trials import WINGS, trial
 
 # kind -> what its free choice is told to be; `nox -s faults` draws many of every kind.
 SOLVED = {
-    "rotary θ, any": "θ ",
-    "norm eps": "eps ",
-    "ALiBi stretched": "times ",
-    "query scale, any": "times ",
-    "mask fill": "for −∞",
-    "untied embedding": "a matrix that the model does not have",
-    "embedding scale": "times ",
+    "rotary θ, any": "rotary θ is ",
+    "norm eps": "eps is ",
+    "ALiBi stretched": "the ALiBi slopes are multiplied by ",
+    "query scale, any": "the query scale is multiplied by ",
+    "mask fill": "instead of −∞",
+    "untied embedding": "the output matrix is one that the model does not have",
+    "embedding scale": "the embedding is multiplied by ",
     "norm variance, unbiased": "d − 1",
 }
 

@@ -18,6 +18,7 @@ from palm.models import activations, to_numpy
 from palm.parity.answer import Answer
 from palm.parity.blackbox.label import label_of
 from palm.parity.blackbox.search import Outcome, Search, confirmed, explain
+from palm.parity.diagnosis import evidence
 from palm.parity.explain.replay import deviation
 from palm.parity.judge.predictions import predictions
 from palm.spec import forward
@@ -88,24 +89,30 @@ class ForeignComparison(Answer):
         """The answer in a sentence or two."""
         if self.agree:
             return f"{self.label} and palm agree: their logits differ by rounding ({self.before:.1e})."
-        measured = f"distance {self.before:.1e}, rounding allows {self.bound:.1e}"
+        measured = f"distance {self.before:.1e}, rounding explains at most {self.bound:.1e}"
         if self.not_finite:
             return f"{self.label} and palm differ: {self.not_finite:,} of its logits are not finite."
         if not self.likenesses:
             hint = "Compare tap by tap if you can (palm.activations)."
             if self.rounding_of is not None:
-                hint = f"But {self.rounding_of} rounds as much: if it computes in that, return logits so."
+                hint = (
+                    f"Rounding in {self.rounding_of} would explain it: if your function computes in "
+                    f"{self.rounding_of}, return {self.rounding_of} logits."
+                )
             if self.left_out:
-                hint = f"{self.left_out:,} more were left out to save time; a small model gets all. {hint}"
+                hint = (
+                    f"{self.left_out:,} more variants were left out to save time; with a small model, all "
+                    f"are tried. {hint}"
+                )
             return (
-                f"{self.label} and palm differ ({measured}), for none of the {self.tried} variants that palm "
-                f"knows. {hint}"
+                f"{self.label} and palm differ ({measured}), and none of the {self.tried} variants that palm "
+                f"tried explains it. {hint}"
             )
         first = self.likenesses[0]
-        others = "; or ".join(f"{one.cause}: {one.detail}" for one in self.likenesses[1:3])
-        return (
-            f"{self.label} behaves like this model with another {first.cause}: {first.detail} ({measured}; "
-            f"with it {first.after:.1e}). {first.fix}" + (f" Equally like: {others}." if others else "")
+        others = "; or ".join(one.detail for one in self.likenesses[1:3])
+        told = evidence(first.cause, self.before, first.after, self.bound)
+        return f"{self.label} behaves like this model, but {first.detail} ({told}). {first.fix}" + (
+            f" This explains it equally well: {others}." if others else ""
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -51,12 +51,13 @@ _OWN = _Choice({})
 
 @dataclasses.dataclass(frozen=True)
 class Alternative:
-    """The model under another config. `choices`: how many independent ones differ."""
+    """The model under another config. `choices`: how many differ, of how many `fields`."""
 
     config: PaLMConfig
     detail: str
     fix: str
     choices: int
+    fields: int
     weights: tuple[Weights, ...]
 
     def under(self, changed: Changed) -> Changed:
@@ -104,7 +105,7 @@ def _alternative(
 ) -> Alternative:
     other = dataclasses.replace(config, **differing)
     settings = {name: f"{name}={_plain(value)}" for name, value in differing.items()}
-    told = [f"{setting} rather than {_plain(getattr(config, name))}" for name, setting in settings.items()]
+    told = [f"{setting} instead of {_plain(getattr(config, name))}" for name, setting in settings.items()]
     sources = [
         source
         for source in SOURCES
@@ -116,8 +117,9 @@ def _alternative(
     return Alternative(
         config=other,
         detail=", ".join((*told, *notes)),
-        fix=f"Build the model with {', '.join(settings.values())}{like} or mend the port.{imported}",
+        fix=f"Build the model with {', '.join(settings.values())}{like} or fix the port.{imported}",
         choices=sum(bool(one.fields) for one in chosen),
+        fields=len(differing),
         weights=tuple(one.weights for one in chosen if one.weights is not None),
     )
 

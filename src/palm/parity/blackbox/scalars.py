@@ -34,17 +34,17 @@ class Scalar:
 
     def told(self, value: float) -> str:
         """In words."""
-        return f"{self.symbol} {value:.10g} for {self.own:.3g}"
+        return f"{self.symbol} {value:.10g} instead of {self.own:.3g}"
 
 
 def scalars(config: PaLMConfig) -> Iterator[Scalar]:
     """What is looked for."""
     mode = config.norm_eps_mode
     other = "add" if mode == "clamp" else "clamp"
-    yield Scalar("eps", "eps", config.eps, 1e-14, 1.0, lambda x: with_config(("norm",), norm_eps=x))
+    yield Scalar("eps", "eps is", config.eps, 1e-14, 1.0, lambda x: with_config(("norm",), norm_eps=x))
     yield Scalar(
         "eps convention",
-        f'"{other}" for "{mode}", eps',
+        f'eps is applied as "{other}" instead of "{mode}", with eps',
         config.eps,
         1e-14,
         1.0,
@@ -52,12 +52,17 @@ def scalars(config: PaLMConfig) -> Iterator[Scalar]:
     )
     if config.positions == "rotary":
         yield Scalar(
-            "rotary θ", "θ", config.rope_theta, 1.5, 1e9, lambda x: with_config(("q", "k"), rope_theta=x)
+            "rotary θ",
+            "rotary θ is",
+            config.rope_theta,
+            1.5,
+            1e9,
+            lambda x: with_config(("q", "k"), rope_theta=x),
         )
     else:
         yield Scalar(
             "ALiBi slopes",
-            "all of them times",
+            "the ALiBi slopes are multiplied by",
             1.0,
             1e-2,
             1e2,
@@ -66,13 +71,20 @@ def scalars(config: PaLMConfig) -> Iterator[Scalar]:
     own = config.dim_head**-0.5
     yield Scalar(
         "query scale",
-        "",
+        "the query scale is",
         own,
         1e-3 * own,
         1e3 * own,
         lambda x: {"attention": lambda at: forward.attend(at, masked(at, linear(at)), x)},
     )
-    yield Scalar("embedding scale", "times", 1.0, 1e-3, 1e3, lambda x: {"embed": times(x, forward.embed)})
+    yield Scalar(
+        "embedding scale",
+        "the embedding is multiplied by",
+        1.0,
+        1e-3,
+        1e3,
+        lambda x: {"embed": times(x, forward.embed)},
+    )
 
 
 def fit(

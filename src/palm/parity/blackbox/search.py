@@ -29,7 +29,10 @@ _FIXES = {cause.name: cause.fix for cause in CAUSES}
 
 
 class Guess(NamedTuple):
-    """One change of our side, or several, and how far its logits then are from the port's."""
+    """One change of our side, or several, and how far its logits then are from the port's.
+
+    `fields`: how many fields of the config it changes.
+    """
 
     names: tuple[str, ...]
     details: tuple[str, ...]
@@ -37,6 +40,7 @@ class Guess(NamedTuple):
     changed: Changed
     after: float = math.nan
     cause: Cause | None = None
+    fields: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,10 +157,11 @@ class _Attempt:
         self.scaled.append(
             Guess(
                 (*guess.names, "logit scale"),
-                (*guess.details, f"{value:.10g} for {scale:.3g}{told}"),
+                (*guess.details, f"the logits are multiplied by {value:.10g} instead of {scale:.3g}{told}"),
                 (*guess.fixes, _FIXES["logit scale"]),
                 {**guess.changed, "logits": times(value / scale, own)},
                 after,
+                fields=guess.fields,
             )
         )
 
@@ -217,13 +222,13 @@ def _causes(config: PaLMConfig) -> Iterator[Guess]:
 
 
 def _other_config(one: Alternative) -> Guess:
-    return Guess(("config",), (one.detail,), (one.fix,), one.under({}))
+    return Guess(("config",), (one.detail,), (one.fix,), one.under({}), fields=one.fields)
 
 
 def _simplest(guesses: list[Guess]) -> list[Guess]:
     """Those that change fewest fields: an eps that is too small to matter is no explanation."""
-    fewest = min((one.details[0].count(" rather than ") for one in guesses), default=0)
-    return [one for one in guesses if one.details[0].count(" rather than ") == fewest]
+    fewest = min((one.fields for one in guesses), default=0)
+    return [one for one in guesses if one.fields == fewest]
 
 
 def _pairs(closest: list[Guess], guesses: list[Guess], others: list[Alternative]) -> Iterator[Guess]:

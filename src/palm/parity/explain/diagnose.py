@@ -80,8 +80,10 @@ def _told_together(found: list[Diagnosis], a: Recording) -> list[Diagnosis]:
     if len(found) <= _FEW_TENSORS:
         return found
     most = max(found, key=lambda one: one.before)
-    which = most.detail.replace(" differs", ", which differs")
-    detail = f"{len(found)} of {len(a.weights)} tensors, most of all {which} by {most.before:.2g} of its rms"
+    detail = (
+        f"{len(found)} of {len(a.weights)} tensors differ; most of all, {most.detail}, by {most.before:.2g} "
+        "times its rms"
+    )
     return [replace(most, taps=tuple(dict.fromkeys(one.taps[0] for one in found)), detail=detail)]
 
 
@@ -109,8 +111,8 @@ def _name(
     if not math.isfinite(departure.deviation):
         if _inputs_are_finite(departure):
             fix = "Look for an overflow, a division by zero, or a row of which every key is masked."
-            return told("NaN origin", "its inputs are finite, what it gives is not", math.nan, fix)
-        return told(UNKNOWN, "what came in was not finite already", math.nan, "")
+            return told("NaN origin", "its inputs are finite, but its output is not", math.nan, fix)
+        return told(UNKNOWN, "its inputs are already not finite", math.nan, "")
     if config:
         after = deviation(
             departure.value,
@@ -118,7 +120,8 @@ def _name(
         )
         if after <= departure.bound:
             detail = ", ".join(
-                f"{name} {value!r} for {getattr(side.config, name)!r}" for name, value in config.items()
+                f"{name} is {value!r} instead of {getattr(side.config, name)!r}"
+                for name, value in config.items()
             )
             return told("config", detail, after, "Give both sides one config, cfg.resolve(backend).")
     best = (UNKNOWN, "", departure.deviation, "")
@@ -166,7 +169,7 @@ def _dropout(departure: Departure) -> tuple[str, float] | None:
     kept = departure.value != 0
     after = deviation(departure.value[kept], expected[kept] / (1 - share))
     # The share is an estimate of the rate; a wrong factor would leave far more.
-    detail = f"{share:.1%} of the elements are 0, the others {1 / (1 - share):.3g} times as large"
+    detail = f"{share:.1%} of the elements are 0 and the others are multiplied by {1 / (1 - share):.3g}"
     return (detail, after) if after < 0.1 * departure.deviation else None
 
 

@@ -47,7 +47,9 @@ def diagnose_backward(side: Recording, off: Mapping[str, float]) -> Iterator[Dia
     factor = _common_factor(side.grads, exact)
     if factor is not None and off.keys() == exact.keys():
         after = max(deviation(side.grads[name], factor * exact[name]) for name in exact)
-        yield told(list(off), "gradient scale", f"all are {factor:.4g} times what they are", after, _SCALE)
+        yield told(
+            list(off), "gradient scale", f"all gradients are {factor:.4g}× their correct value", after, _SCALE
+        )
         return
     nearest = _nearest(off)
     named = []
@@ -58,7 +60,7 @@ def diagnose_backward(side: Recording, off: Mapping[str, float]) -> Iterator[Dia
                 named.append(told([name], cause, detail, after, fix))
                 break
     # What is not named in the same block may be the echo of what is.
-    yield from named or [told(nearest, UNKNOWN, "the forward pass is right", np.nan, "")]
+    yield from named or [told(nearest, UNKNOWN, "the forward pass is correct", np.nan, "")]
 
 
 def _nearest(off: Mapping[str, float]) -> list[str]:
@@ -78,15 +80,25 @@ def _common_factor(grads: Named, exact: Named) -> float | None:
 def _known(side: Recording, name: str, exact: Named) -> Iterator[tuple[str, str, np.ndarray, str]]:
     """What a gradient may be instead of itself: cause, detail, value, fix."""
     right = exact[name]
-    yield "gradient missing", "it is 0", np.zeros_like(right), _MISSING
+    yield "gradient missing", "the gradient is 0", np.zeros_like(right), _MISSING
     value = np.asarray(side.grads[name], np.float64)
     factor = float((value * right).sum() / np.square(right).sum())
-    yield "gradient scale", f"it is {factor:.4g} times what it is", factor * right, _SCALE
+    yield "gradient scale", f"the gradient is {factor:.4g}× its correct value", factor * right, _SCALE
     if right.ndim == 2 and right.shape[0] == right.shape[1]:
-        yield "gradient transposed", "rows for columns", right.T, _TRANSPOSED
+        yield "gradient transposed", "the gradient is transposed", right.T, _TRANSPOSED
     if name == "embedding" and side.config.tie_embeddings:
         untied = dataclasses.replace(side.config, tie_embeddings=False)
         weights = {**side.weights, "unembedding": np.ascontiguousarray(side.weights[name].T)}
         _, apart = backward.value_and_grad(untied, weights, side.tokens)
-        yield "gradient of one use", "only that of looking tokens up", apart["embedding"], _ONE_USE
-        yield "gradient of one use", "only that of the output layer", apart["unembedding"].T, _ONE_USE
+        yield (
+            "gradient of one use",
+            "the gradient is only that of the token lookup",
+            apart["embedding"],
+            _ONE_USE,
+        )
+        yield (
+            "gradient of one use",
+            "the gradient is only that of the output layer",
+            apart["unembedding"].T,
+            _ONE_USE,
+        )

@@ -25,6 +25,10 @@ _FEW, _LUCK = 32, 3.0
 _SENSELESS = 0.5
 
 
+# A float32 or bfloat16 result that is exact, as a lookup is, or a float64 one that the referee rounds alike.
+_NO_ROUNDING = 4 * UNIT_ROUNDOFF["float64"]
+
+
 @dataclass(frozen=True)
 class Reading:
     """One side's value, and what its own program gives in float64, if that is known."""
@@ -165,10 +169,10 @@ def _measure(readings: Sequence[Reading], exact: np.ndarray | None) -> _Measured
     errors = [apart(value, judge) for value, judge in zip(values, judges, strict=True)]
     own = [None if p is None else apart(value, p) for value, p in zip(values, programs, strict=True)]
     wrong = [
-        (f"in float64 {reading.label} is {{:.1e}} from the referee", apart(program, exact), 1)
+        (f"in float64, {reading.label} differs from the referee by {{:.1e}}", apart(program, exact), 1)
         for reading, program in zip(readings, programs, strict=True)
     ]
-    wrong.append(("in float64 they are {:.1e} apart", apart(*programs), 2))
+    wrong.append(("in float64, the two differ by {:.1e}", apart(*programs), 2))
     told = tuple(entry for entry in wrong if not math.isnan(entry[1]))
     return _Measured(scale, values[0].size, (errors[0], errors[1]), (own[0], own[1]), apart(*values), told)
 
@@ -193,27 +197,27 @@ def _judge(
     if not all(mask.all() for mask in finite):
         lost = [r.label for r, mask in zip(readings, finite, strict=True) if not mask.all()]
         alike = bool((finite[0] == finite[1]).all())
-        told = f"{' and '.join(lost)} {'are' if len(lost) > 1 else 'is'} not finite"
-        return told, "both not finite" if alike else "function"
+        return _not_finite(lost), "both not finite" if alike else "function"
     reasons = []
     is_proven = False
     if not ratio <= RATIO_BAR:
-        further = f", {readings[int(measured.errors[1] > measured.errors[0])].label} further from the referee"
-        known = has_referee and all(map(math.isfinite, measured.errors))
-        reasons.append(f"{ratio:.3g} times their rounding apart{further if known else ''}")
+        reasons.append(_apart(measured.cross, own, ratio))
+        if has_referee and all(map(math.isfinite, measured.errors)):
+            further = readings[int(measured.errors[1] > measured.errors[0])].label
+            reasons[0] += f", and {further} is further from the referee"
         # Without a float64 program the ratio is one to what rounding allows, and proves nothing by itself.
         is_proven = None not in measured.own or measured.cross > limits.widest
     for reading, error, bound in zip(readings, measured.errors, bounds, strict=True):
         if error > bound:
             judge = "the referee" if has_referee else "its own float64 program"
-            reasons.append(f"{reading.label} is {error:.1e} from {judge} where rounding allows {bound:.1e}")
+            reasons.append(_beyond(f"{reading.label} differs from {judge} by {error:.1e}", bound))
             is_proven |= (reading.is_double or error > limits.widest) and not is_excused
     for words, distance, programs in measured.wrong:
         bound = programs * limits.double
         if distance > bound and distance > (most := allow(distance, bound, "float64")):
             is_proven = True
             if ratio <= RATIO_BAR:  # else it is said already
-                reasons.append(f"{words.format(distance)} where rounding allows {most:.1e}")
+                reasons.append(_beyond(words.format(distance), most))
     if reasons:
         is_unknown = is_excused or None in measured.own
         nature: Nature = "function" if is_proven else "unproven" if is_unknown else "rounding"
@@ -223,9 +227,24 @@ def _judge(
         return "; ".join(reasons), nature
     for reading, rounding, bound in zip(readings, own, bounds, strict=True):
         if not rounding <= bound:
-            words = f"{reading.label} is {rounding:.1e} from its own float64 program where rounding allows"
-            return f"{words} {bound:.1e}", "unproven"
+            words = f"{reading.label} differs from its own float64 program by {rounding:.1e}"
+            return _beyond(words, bound), "unproven"
     return None, None
+
+
+def _apart(cross: float, own: Sequence[float], ratio: float) -> str:
+    """How far two sides are apart, in words; a ratio to no rounding would be a number without a meaning."""
+    if max(own) <= _NO_ROUNDING:
+        return f"the two differ by {cross:.1e}, and neither has any rounding error here"
+    return f"the two differ by {ratio:.3g} times their rounding"
+
+
+def _beyond(words: str, bound: float) -> str:
+    return f"{words}, but rounding explains at most {bound:.1e}"
+
+
+def _not_finite(labels: Sequence[str]) -> str:
+    return f"{' and '.join(labels)} {'are' if len(labels) > 1 else 'is'} not finite"
 
 
 def _is_excused(errors: Sequence[float], allowed: Sequence[float], bounds: Sequence[float]) -> bool:
@@ -243,7 +262,7 @@ def _with_statistics(found: Finding, sides: tuple[Excerpt, Excerpt], limits: Lim
     lost = [side.label for side, own in zip(sides, (ours, theirs), strict=True) if own["not_finite"]]
     if lost:
         nature: Nature = "both not finite" if len(lost) == 2 else "function"
-        return replace(found, elements=size, fault=f"{' and '.join(lost)} not finite", nature=nature)
+        return replace(found, elements=size, fault=_not_finite(lost), nature=nature)
     # |rms(a) − rms(b)| ≤ rms(a − b) ≤ what rounding leaves of both.
     apart = abs(ours["rms"] - theirs["rms"]) / (max(ours["rms"], theirs["rms"]) or 1.0)
     distances = {"over all sequences the rms": apart}
@@ -254,7 +273,7 @@ def _with_statistics(found: Finding, sides: tuple[Excerpt, Excerpt], limits: Lim
         distances[f"at the first {length} positions it"] = rms(a[:length] - b[:length]) / scale
     for what, distance in distances.items():
         if distance > sum(limits.sides):
-            told = f"{what} differs by {distance:.1e} where rounding allows {sum(limits.sides):.1e}"
+            told = _beyond(f"{what} differs by {distance:.1e}", sum(limits.sides))
             nature = "function" if distance > 2 * limits.widest else "unproven"
             return replace(found, elements=size, fault=told, nature=nature)
     return replace(found, elements=size)

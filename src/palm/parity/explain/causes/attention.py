@@ -51,31 +51,34 @@ def alibi_sign(config: PaLMConfig) -> Iterator[Variant]:
     """Far keys weigh more."""
     if config.positions != "alibi":
         return
-    yield "+m·(i − j): far keys weigh more", _slopes(lambda h: -alibi_slopes(h))
+    yield "ALiBi adds +m·(i − j), so that far keys weigh more", _slopes(lambda h: -alibi_slopes(h))
 
 
 def alibi_offset(config: PaLMConfig) -> Iterator[Variant]:
     """The series of slopes starts one place off."""
     if config.positions != "alibi":
         return
-    yield "slopes begin at 1, one place early", _slopes(lambda h: 2.0 ** (-8 / h * np.arange(h)))
-    yield "the first slope is left out", _slopes(lambda h: 2.0 ** (-8 / h * np.arange(2, h + 2)))
+    yield "the ALiBi slopes begin at 1, one place early", _slopes(lambda h: 2.0 ** (-8 / h * np.arange(h)))
+    yield "the first ALiBi slope is left out", _slopes(lambda h: 2.0 ** (-8 / h * np.arange(2, h + 2)))
 
 
 def alibi_rule(config: PaLMConfig) -> Iterator[Variant]:
     """Slopes of head counts that are no power of two, or in another order."""
     if config.positions != "alibi":
         return
-    power = "in one geometric series, whatever the number of heads"
+    power = "the ALiBi slopes are one geometric series, whatever the number of heads"
     yield power, _slopes(lambda h: 2.0 ** (-8 / h * np.arange(1, h + 1)))
-    yield "sorted", _slopes(lambda h: np.sort(alibi_slopes(h))[::-1])
-    yield "the first of the next power of two", _slopes(lambda h: alibi_slopes(_next_power(h))[:h])
-    yield "in reverse", _slopes(lambda h: alibi_slopes(h)[::-1])
+    yield "the ALiBi slopes are sorted", _slopes(lambda h: np.sort(alibi_slopes(h))[::-1])
     yield (
-        "the series of the power of two below goes on",
+        "the ALiBi slopes are the first of the next power of two",
+        _slopes(lambda h: alibi_slopes(_next_power(h))[:h]),
+    )
+    yield "the ALiBi slopes are in reverse order", _slopes(lambda h: alibi_slopes(h)[::-1])
+    yield (
+        "the ALiBi slopes continue the series of the power of two below",
         _slopes(lambda h: _further(_next_power(h + 1) // 2, h)),
     )
-    yield "of the next power of two those left over", _slopes(_left_over)
+    yield "the extra ALiBi slopes are the 2nd, 4th, … instead of the 1st, 3rd, …", _slopes(_left_over)
 
 
 def _further(of: int, h: int) -> np.ndarray:
@@ -89,7 +92,9 @@ def _left_over(h: int) -> np.ndarray:
 
 def _stretched(at: Place, factor: float) -> Variant:
     is_alibi = at.config.positions == "alibi"
-    return f"times {factor:.10g}", _slopes(lambda h: factor * alibi_slopes(h)) if is_alibi else {}
+    return f"the ALiBi slopes are multiplied by {factor:.10g}", _slopes(
+        lambda h: factor * alibi_slopes(h)
+    ) if is_alibi else {}
 
 
 SLOPES = (number(_stretched, 1 / 64, 64),)
@@ -103,7 +108,7 @@ def alibi_missing(config: PaLMConfig) -> Iterator[Variant]:
     """No bias."""
     if config.positions != "alibi":
         return
-    yield "none", _slopes(np.zeros)
+    yield "ALiBi is missing", _slopes(np.zeros)
 
 
 def alibi_in_bfloat16(config: PaLMConfig) -> Iterator[Variant]:
@@ -119,16 +124,22 @@ def alibi_in_bfloat16(config: PaLMConfig) -> Iterator[Variant]:
         i = bfloat16(np.arange(at.tokens.shape[-1], dtype=np.float64))
         return masked(at, -alibi_slopes(at.config.heads)[:, None, None] * (i[:, None] - i))
 
-    yield "positions rounded", attended(of_positions)
-    yield "distances rounded", {"attention": lambda at: forward.attend(at, rounded(at, product=False))}
-    yield "bias rounded", {"attention": lambda at: forward.attend(at, rounded(at, product=True))}
+    yield "the ALiBi positions are rounded to bfloat16", attended(of_positions)
+    yield (
+        "the ALiBi distances are rounded to bfloat16",
+        {"attention": lambda at: forward.attend(at, rounded(at, product=False))},
+    )
+    yield (
+        "the ALiBi bias is rounded to bfloat16",
+        {"attention": lambda at: forward.attend(at, rounded(at, product=True))},
+    )
 
 
 def mask(config: PaLMConfig) -> Iterator[Variant]:
     """One token too many, one too few, or no mask."""
-    yield "the next token is seen", attended(lambda at: masked(at, linear(at), until=1))
-    yield "a token does not see itself", attended(lambda at: masked(at, linear(at), until=-1))
-    yield "no mask", attended(linear)
+    yield "each position sees the next one", attended(lambda at: masked(at, linear(at), until=1))
+    yield "no position sees itself", attended(lambda at: masked(at, linear(at), until=-1))
+    yield "the causal mask is missing", attended(linear)
 
 
 def mask_fill(config: PaLMConfig) -> Iterator[Variant]:
@@ -140,12 +151,14 @@ def mask_fill(config: PaLMConfig) -> Iterator[Variant]:
 
 
 def _filled(fill: float) -> Variant:
-    return f"{fill:.10g} for −∞", attended(lambda at: masked(at, linear(at), fill=fill))
+    return f"masked scores are {fill:.10g} instead of −∞", attended(
+        lambda at: masked(at, linear(at), fill=fill)
+    )
 
 
 def _added(fill: float) -> Variant:
     return (
-        f"{fill:.10g} added for −∞",
+        f"{fill:.10g} is added to masked scores instead of −∞",
         attended(lambda at: linear(at) + masked(at, np.zeros(()), fill=fill)),
     )
 
@@ -161,10 +174,10 @@ def query_scale(config: PaLMConfig) -> Iterator[Variant]:
 
     e = config.dim_head
     for told, scale in (
-        ("none", 1.0),
-        ("applied twice", 1 / e),
-        ("dim^-1/2 for dim_head^-1/2", config.dim**-0.5),
-        ("of all heads together", config.inner_dim**-0.5),
+        ("the queries are not scaled", 1.0),
+        ("the query scale is applied twice", 1 / e),
+        ("the query scale is dim^-1/2 instead of dim_head^-1/2", config.dim**-0.5),
+        ("the query scale is (heads·dim_head)^-1/2 instead of dim_head^-1/2", config.inner_dim**-0.5),
     ):
         if scale != e**-0.5:
             yield told, {"attention": _scaled(scale)}
@@ -175,7 +188,9 @@ def _scaled(scale: float) -> Operation:
 
 
 def _any_scale(at: Place, factor: float) -> Variant:
-    return f"times {factor:.10g}", {"attention": _scaled(factor * at.config.dim_head**-0.5)}
+    return f"the query scale is multiplied by {factor:.10g}", {
+        "attention": _scaled(factor * at.config.dim_head**-0.5)
+    }
 
 
 SCALE = (number(_any_scale, 1 / 64, 64),)

@@ -20,10 +20,10 @@ def tokens(config: PaLMConfig) -> Iterator[Variant]:
     def moved(by: int) -> Operation:
         return lambda at: forward.embed(dataclasses.replace(at, tokens=np.roll(at.tokens, by, -1)))
 
-    yield "shifted by one, to the right", {"embed": moved(1)}
-    yield "shifted by one, to the left", {"embed": moved(-1)}
+    yield "the tokens are shifted by one to the right", {"embed": moved(1)}
+    yield "the tokens are shifted by one to the left", {"embed": moved(-1)}
     yield (
-        "in reverse",
+        "the tokens are in reverse order",
         {"embed": lambda at: forward.embed(dataclasses.replace(at, tokens=at.tokens[..., ::-1]))},
     )
 
@@ -31,16 +31,19 @@ def tokens(config: PaLMConfig) -> Iterator[Variant]:
 def embedding_scale(config: PaLMConfig) -> Iterator[Variant]:
     """A factor on the embedding."""
     for told, scale in (("√dim", config.dim**0.5), ("dim^-1/2", config.dim**-0.5)):
-        yield f"times {told}", {"embed": times(scale, forward.embed)}
+        yield f"the embedding is multiplied by {told}", {"embed": times(scale, forward.embed)}
 
 
 def logit_scale(config: PaLMConfig) -> Iterator[Variant]:
     """Another factor on the logits."""
     root = config.dim**-0.5
-    for told, scale in (("none", 1.0), ("dim^-1/2", root), ("1 / dim", root**2)):
+    for told, scale in (("1, no factor,", 1.0), ("dim^-1/2", root), ("1 / dim", root**2)):
         if scale != config.logit_scale:
             factor = scale / config.logit_scale
-            yield f"{told} for {config.logit_scale:.3g}", {"logits": times(factor, forward.logits)}
+            yield (
+                f"the logits are multiplied by {told} instead of {config.logit_scale:.3g}",
+                {"logits": times(factor, forward.logits)},
+            )
 
 
 def output_matrix(config: PaLMConfig) -> Iterator[Variant]:
@@ -50,17 +53,17 @@ def output_matrix(config: PaLMConfig) -> Iterator[Variant]:
         matrix = functions.output_matrix(at.config, at.weights)
         return at.tap("norm") @ np.ascontiguousarray(matrix.T).reshape(matrix.shape) * at.config.logit_scale
 
-    yield "transposed", {"logits": reshaped}
+    yield "the output matrix is transposed", {"logits": reshaped}
     if not config.tie_embeddings:
-        yield "tied to the embedding", with_config(("logits",), tie_embeddings=True)
+        yield "the output matrix is tied to the embedding", with_config(("logits",), tie_embeddings=True)
 
 
 def residual(config: PaLMConfig) -> Iterator[Variant]:
     """Something is not added."""
     for told, taps in (
-        ("left out", ("attention_out", "feedforward_out")),
-        ("without attention", ("residual", "feedforward_out")),
-        ("without the feed-forward", ("residual", "attention_out")),
+        ("the residual stream is not added", ("attention_out", "feedforward_out")),
+        ("the attention output is not added", ("residual", "feedforward_out")),
+        ("the feed-forward output is not added", ("residual", "attention_out")),
     ):
 
         def added(at: Place, taps: tuple[str, ...] = taps) -> np.ndarray:
@@ -70,10 +73,14 @@ def residual(config: PaLMConfig) -> Iterator[Variant]:
 
 
 TOKENS = (solvers.ids,)
-EMBEDDING_SCALE = (solvers.factor("embed", lambda at, scale: f"times {scale:.10g}"),)
+EMBEDDING_SCALE = (solvers.factor("embed", lambda at, scale: f"the embedding is multiplied by {scale:.10g}"),)
 LOGIT_SCALE = (
     solvers.factor(
-        "logits", lambda at, scale: f"{scale * at.config.logit_scale:.10g} for {at.config.logit_scale:.10g}"
+        "logits",
+        lambda at, scale: (
+            f"the logits are multiplied by {scale * at.config.logit_scale:.10g} instead of "
+            f"{at.config.logit_scale:.10g}"
+        ),
     ),
 )
 MATRIX = (solvers.matrix,)

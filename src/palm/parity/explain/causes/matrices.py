@@ -13,7 +13,7 @@ from palm.parity.explain.causes.building_blocks import Variant, with_weight
 from palm.spec.forward import REFEREE, Operation, Place
 from palm.spec.functions import gated
 
-_PRODUCTS = ("q", "k", "v", "attention_out", "feedforward", "feedforward_out", "logits")
+_MATMULS = ("q", "k", "v", "attention_out", "feedforward", "feedforward_out", "logits")
 
 
 def _matrices(config: PaLMConfig) -> dict[str, tuple[str, ...]]:
@@ -32,19 +32,19 @@ def transposed(config: PaLMConfig) -> Iterator[Variant]:
     for kind, names in _matrices(config).items():
         for name in names:
             yield (
-                name,
+                f"{name} is transposed",
                 {kind: with_weight(kind, name, lambda at, w: np.ascontiguousarray(w.T).reshape(w.shape))},
             )
 
 
 def gate(config: PaLMConfig) -> Iterator[Variant]:
-    """swish on the other half."""
+    """swish on the up projection."""
 
     def swapped(at: Place) -> np.ndarray:
         y = at.tap("norm")
         return gated(y @ at.weight("feedforward.up"), y @ at.weight("feedforward.gate"))
 
-    yield "swish on the other half", {"feedforward": swapped}
+    yield "swish is applied to the up projection instead of the gate", {"feedforward": swapped}
 
 
 def block_order(config: PaLMConfig) -> Iterator[Variant]:
@@ -69,16 +69,19 @@ def block_order(config: PaLMConfig) -> Iterator[Variant]:
 
     for order in permutations(names):
         if order != names:
-            yield " | ".join(order), regrouped(order)
+            yield f"the fused columns are split as {' | '.join(order)}", regrouped(order)
 
 
 def head_order(config: PaLMConfig) -> Iterator[Variant]:
     """Columns grouped by place in the head, not by head."""
     h, e = config.heads, config.dim_head
     order = np.arange(h * e).reshape(h, e).T.ravel()
-    yield "of queries", {"q": with_weight("q", "attention.query", lambda at, w: w[:, order])}
     yield (
-        "of the output",
+        "the query columns are not grouped by head",
+        {"q": with_weight("q", "attention.query", lambda at, w: w[:, order])},
+    )
+    yield (
+        "the rows of the output matrix are not grouped by head",
         {"attention_out": with_weight("attention_out", "attention.out", lambda at, w: w[order])},
     )
 
@@ -99,7 +102,7 @@ def product_precision(config: PaLMConfig) -> Iterator[Variant]:
 
             return operation
 
-        yield told, {kind: rounded(kind) for kind in _PRODUCTS}
+        yield f"the inputs of matmuls are rounded to {told}", {kind: rounded(kind) for kind in _MATMULS}
 
 
 def round_mantissa(x: np.ndarray, bits: int) -> np.ndarray:

@@ -21,12 +21,15 @@ def eps(config: PaLMConfig) -> Iterator[Variant]:
     """Another value."""
     for eps in sorted(EPS, key=lambda eps: abs(np.log(eps / config.eps))):
         if eps != config.eps:
-            yield f"eps {eps:g} for {config.eps:g}", with_config(("norm",), norm_eps=eps)
+            yield f"eps is {eps:g} instead of {config.eps:g}", with_config(("norm",), norm_eps=eps)
 
 
 EPS_SOLVED = (
     number(
-        lambda at, eps: (f"eps {eps:.10g} for {at.config.eps:g}", with_config(("norm",), norm_eps=eps)),
+        lambda at, eps: (
+            f"eps is {eps:.10g} instead of {at.config.eps:g}",
+            with_config(("norm",), norm_eps=eps),
+        ),
         1e-15,
         10,
     ),
@@ -38,12 +41,12 @@ def eps_convention(config: PaLMConfig) -> Iterator[Variant]:
     other = "add" if config.norm_eps_mode == "clamp" else "clamp"
     for eps in (config.eps, *(eps for eps in DECADES if eps != config.eps)):
         yield (
-            f'"{other}" for "{config.norm_eps_mode}", eps {eps:g}',
+            f'eps is applied as "{other}" instead of "{config.norm_eps_mode}", with eps {eps:g}',
             with_config(("norm",), norm_eps_mode=other, norm_eps=eps),
         )
     for eps in (config.eps, *(eps for eps in DECADES if eps != config.eps)):
         yield (
-            f"eps {eps:g} added to the sum of squares, not to their mean",
+            f"eps {eps:g} is added to the sum of squares instead of their mean",
             with_config(("norm",), norm_eps_mode="add", norm_eps=max(eps / config.dim, 1.1e-18)),
         )
 
@@ -56,13 +59,13 @@ def _outside(eps: float) -> Variant:
         x = centred(at)
         return x / (np.sqrt(np.square(x).mean(-1, keepdims=True)) + eps) * at.weight("norm")
 
-    return f"eps {eps:.10g} added to the root, not under it", {"norm": operation}
+    return f"eps {eps:.10g} is added to the root instead of under it", {"norm": operation}
 
 
 def _other_mode(at: Place, eps: float) -> Variant:
     own = at.config.norm_eps_mode
     other: EpsMode = "add" if own == "clamp" else "clamp"
-    detail = f'"{other}" for "{own}", eps {eps:.10g}'
+    detail = f'eps is applied as "{other}" instead of "{own}", with eps {eps:.10g}'
     return detail, with_config(("norm",), norm_eps_mode=other, norm_eps=eps)
 
 
@@ -85,7 +88,7 @@ def variance(config: PaLMConfig) -> Iterator[Variant]:
         return forward.norm(at) * np.sqrt(1 - 1 / at.config.dim)
 
     if config.dim > 1:
-        yield "divided by d − 1, not by d", {"norm": unbiased}
+        yield "the variance is divided by d − 1 instead of d", {"norm": unbiased}
 
 
 def one_pass(kind: str, at: Place, value: np.ndarray) -> Iterator[Variant]:
@@ -97,7 +100,10 @@ def one_pass(kind: str, at: Place, value: np.ndarray) -> Iterator[Variant]:
     factors = (value * expected).sum(-1, keepdims=True) / np.where(size > 0, size, 1)
     cancelled = at.residual.mean(-1, keepdims=True) ** 2 / np.square(centred(at)).mean(-1, keepdims=True)
     if (np.abs(factors - 1) <= at.config.dim**0.5 * UNIT_ROUNDOFF["float32"] * (1 + cancelled)).all():
-        yield "in one pass: E[x²] − E[x]² cancels", {"norm": lambda at: factors * forward.norm(at)}
+        yield (
+            "the variance is computed in one pass: E[x²] − E[x]² cancels",
+            {"norm": lambda at: factors * forward.norm(at)},
+        )
 
 
 def mean(config: PaLMConfig) -> Iterator[Variant]:
@@ -109,8 +115,8 @@ def mean(config: PaLMConfig) -> Iterator[Variant]:
 
 def norm_scale(config: PaLMConfig) -> Iterator[Variant]:
     """Without the weight, or with 1 + weight."""
-    yield "left out", {"norm": with_weight("norm", "norm", lambda at, g: np.ones_like(g))}
-    yield "1 + scale", {"norm": with_weight("norm", "norm", lambda at, g: 1 + g)}
+    yield "the norm scale is left out", {"norm": with_weight("norm", "norm", lambda at, g: np.ones_like(g))}
+    yield "the norm is multiplied by 1 + scale", {"norm": with_weight("norm", "norm", lambda at, g: 1 + g)}
 
 
 def norm_bfloat16(config: PaLMConfig) -> Iterator[Variant]:
@@ -130,7 +136,10 @@ def norm_bfloat16(config: PaLMConfig) -> Iterator[Variant]:
     def of_rounded(at: Place) -> np.ndarray:
         return functions.normalise(bfloat16(at.residual), at.weight("norm"), at.config)
 
-    yield "its input rounded", {"norm": of_rounded}
-    yield "its output rounded", {"norm": lambda at: bfloat16(forward.norm(at))}
-    yield "its input and output rounded", {"norm": lambda at: bfloat16(of_rounded(at))}
-    yield "every step of it", {"norm": rounded}
+    yield "the input of the norm is rounded to bfloat16", {"norm": of_rounded}
+    yield "the output of the norm is rounded to bfloat16", {"norm": lambda at: bfloat16(forward.norm(at))}
+    yield (
+        "input and output of the norm are rounded to bfloat16",
+        {"norm": lambda at: bfloat16(of_rounded(at))},
+    )
+    yield "every step of the norm is rounded to bfloat16", {"norm": rounded}

@@ -17,13 +17,13 @@ THETAS = (1e2, 5e2, 1e3, 2e3, 5e3, 9e3, 1e4, 2e4, 2.5e4, 4e4, 5e4, 1e5, 2e5, 2.5
 
 
 def _rotated(
-    kinds: tuple[str, ...], turn: Callable[[Place, np.ndarray], np.ndarray]
+    kinds: tuple[str, ...], rotate: Callable[[Place, np.ndarray], np.ndarray]
 ) -> Mapping[str, Operation]:
     """Queries and keys with another position step."""
 
     def operation(kind: str) -> Operation:
         def run(at: Place) -> np.ndarray:
-            x = turn(at, forward.project(at, {"q": "query", "k": "key"}[kind]))
+            x = rotate(at, forward.project(at, {"q": "query", "k": "key"}[kind]))
             return merge_heads(x) if kind == "q" else x
 
         return run
@@ -31,14 +31,14 @@ def _rotated(
     return {kind: operation(kind) for kind in kinds}
 
 
-def _turned(
+def _rotated_by(
     x: np.ndarray,
     angles: np.ndarray,
     *,
     halves: bool = False,
     table: Callable[[np.ndarray], np.ndarray] = lambda x: x,
 ) -> np.ndarray:
-    """x (..., n, e) with its pairs turned by angles (n, e/2), of which `table` makes what is multiplied."""
+    """x (..., n, e) with its pairs rotated by angles (n, e/2), of which `table` makes what is multiplied."""
     cos, sin = table(np.cos(angles)), table(np.sin(angles))
     e = x.shape[-1]
     a, b = (x[..., : e // 2], x[..., e // 2 :]) if halves else (x[..., 0::2], x[..., 1::2])
@@ -54,6 +54,10 @@ def _angles(at: Place, first: int = 0) -> np.ndarray:
     return positions[:, None] * frequencies
 
 
+def _told(kinds: tuple[str, ...]) -> str:
+    return " and ".join({"q": "queries", "k": "keys"}[kind] for kind in kinds)
+
+
 def _only_rotary(config: PaLMConfig) -> bool:
     return config.positions == "rotary"
 
@@ -62,8 +66,8 @@ def rotary_layout(config: PaLMConfig) -> Iterator[Variant]:
     """Pairs (p, p + e/2)."""
     if _only_rotary(config):
         yield (
-            "half-split for interleaved",
-            _rotated(("q", "k"), lambda at, x: _turned(x, _angles(at), halves=True)),
+            "the rotary pairs are half-split instead of interleaved",
+            _rotated(("q", "k"), lambda at, x: _rotated_by(x, _angles(at), halves=True)),
         )
 
 
@@ -71,11 +75,14 @@ def rotary_theta(config: PaLMConfig) -> Iterator[Variant]:
     """Another base of the frequencies."""
     for theta in THETAS if _only_rotary(config) else ():
         if theta != config.rope_theta:
-            yield f"θ {theta:g} for {config.rope_theta:g}", with_config(("q", "k"), rope_theta=theta)
+            yield (
+                f"rotary θ is {theta:g} instead of {config.rope_theta:g}",
+                with_config(("q", "k"), rope_theta=theta),
+            )
 
 
 def _of_theta(at: Place, theta: float) -> Variant:
-    detail = f"θ {theta:.10g} for {at.config.rope_theta:g}"
+    detail = f"rotary θ is {theta:.10g} instead of {at.config.rope_theta:g}"
     return detail, with_config(("q", "k"), rope_theta=theta) if _only_rotary(at.config) else {}
 
 
@@ -83,19 +90,19 @@ THETA = (number(_of_theta, 1.1, 1e9),)
 
 
 def rotary_missing(config: PaLMConfig) -> Iterator[Variant]:
-    """Queries, keys or both not turned."""
+    """Queries, keys or both are not rotated."""
     if _only_rotary(config):
         for kinds in (("q", "k"), ("q",), ("k",)):
-            yield f"none on {' and '.join(kinds)}", _rotated(kinds, lambda at, x: x)
+            yield f"rotary is missing on {_told(kinds)}", _rotated(kinds, lambda at, x: x)
 
 
 def rotary_direction(config: PaLMConfig) -> Iterator[Variant]:
-    """Turned by −i."""
+    """Rotated by −i."""
     if _only_rotary(config):
         for kinds in (("q",), ("k",), ("q", "k")):
             yield (
-                f"backwards on {' and '.join(kinds)}",
-                _rotated(kinds, lambda at, x: _turned(x, -_angles(at))),
+                f"rotary rotates {_told(kinds)} in the opposite direction",
+                _rotated(kinds, lambda at, x: _rotated_by(x, -_angles(at))),
             )
 
 
@@ -104,27 +111,30 @@ def rotary_offset(config: PaLMConfig) -> Iterator[Variant]:
     if _only_rotary(config):
         for kinds in (("q",), ("k",), ("q", "k")):
             yield (
-                f"positions from 1 on {' and '.join(kinds)}",
-                _rotated(kinds, lambda at, x: _turned(x, _angles(at, first=1))),
+                f"rotary positions count from 1 for {_told(kinds)}",
+                _rotated(kinds, lambda at, x: _rotated_by(x, _angles(at, first=1))),
             )
 
 
 def in_bfloat16(config: PaLMConfig) -> Iterator[Variant]:
     """Angles, or positions above 256, rounded."""
     if _only_rotary(config):
-        yield "angles rounded", _rotated(("q", "k"), lambda at, x: _turned(x, bfloat16(_angles(at))))
+        yield (
+            "the rotary angles are rounded to bfloat16",
+            _rotated(("q", "k"), lambda at, x: _rotated_by(x, bfloat16(_angles(at)))),
+        )
 
         def positions_rounded(at: Place, x: np.ndarray) -> np.ndarray:
             positions = bfloat16(np.arange(at.tokens.shape[-1], dtype=np.float64))
-            return _turned(x, positions[:, None] * _angles(at, first=1)[0])
+            return _rotated_by(x, positions[:, None] * _angles(at, first=1)[0])
 
         def frequencies_rounded(at: Place, x: np.ndarray) -> np.ndarray:
             positions = np.arange(at.tokens.shape[-1], dtype=np.float64)
-            return _turned(x, positions[:, None] * bfloat16(_angles(at, first=1)[0]))
+            return _rotated_by(x, positions[:, None] * bfloat16(_angles(at, first=1)[0]))
 
-        yield "positions rounded", _rotated(("q", "k"), positions_rounded)
-        yield "frequencies rounded", _rotated(("q", "k"), frequencies_rounded)
+        yield "the rotary positions are rounded to bfloat16", _rotated(("q", "k"), positions_rounded)
+        yield "the rotary frequencies are rounded to bfloat16", _rotated(("q", "k"), frequencies_rounded)
         yield (
-            "cosines and sines rounded",
-            _rotated(("q", "k"), lambda at, x: _turned(x, _angles(at), table=bfloat16)),
+            "the cosines and sines of rotary are rounded to bfloat16",
+            _rotated(("q", "k"), lambda at, x: _rotated_by(x, _angles(at), table=bfloat16)),
         )

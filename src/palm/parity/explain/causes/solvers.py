@@ -113,7 +113,7 @@ def ids(kind: str, at: Place, value: np.ndarray) -> Iterator[Variant]:
         if (np.square(rows[places] - table[used[places]]).sum(-1) > _NEAR * sizes[used[places]]).any():
             return
     changed = used.reshape(at.tokens.shape)
-    told = f"other ids at {int((changed != at.tokens).sum()):,} of {used.size:,} places"
+    told = f"other ids are looked up at {int((changed != at.tokens).sum()):,} of {used.size:,} places"
     yield told, {"embed": lambda at: at.weight("embedding")[changed]}
 
 
@@ -130,4 +130,7 @@ def matrix(kind: str, at: Place, value: np.ndarray) -> Iterator[Variant]:
     if rms(foretold - rows[~kept]) <= _BORNE_OUT * rms(rows):
         other = np.linalg.lstsq(y, rows, rcond=None)[0]
         other += np.linalg.lstsq(y, rows - y @ other, rcond=None)[0]  # what the first solution rounded
-        yield "a matrix that the model does not have", {"logits": lambda at: at.tap("norm") @ other}
+        yield (
+            "the output matrix is one that the model does not have",
+            {"logits": lambda at: at.tap("norm") @ other},
+        )
