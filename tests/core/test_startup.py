@@ -58,12 +58,18 @@ def test_importing_palm_loads_nothing_dear():
     ("use", "loads"),
     [
         ("palm.save", {"safetensors", "palm.checkpoint.checkpoint"}),
-        ("palm.compare", {"safetensors", "palm.checkpoint.checkpoint", "palm.parity.compare"}),
+        ("palm.compare", {"rich", "safetensors", "palm.checkpoint.checkpoint", "palm.parity.compare"}),
         ("import palm.parity.finding", set()),
         ("palm.train", {"safetensors", "palm.checkpoint.checkpoint", "palm.training.train"}),
         (
             "from palm import *",
-            {"safetensors", "palm.checkpoint.checkpoint", "palm.parity.compare", "palm.training.train"},
+            {
+                "rich",
+                "safetensors",
+                "palm.checkpoint.checkpoint",
+                "palm.parity.compare",
+                "palm.training.train",
+            },
         ),
         ("import palm.training.plot", {"matplotlib", "safetensors"}),
     ],

@@ -28,13 +28,14 @@ from palm.cli.sides import config_of_sides, model_name, parse_sides, refuse_igno
 from palm.config import DType
 from palm.data.windows import read_text, sample_windows, standard_library_text
 from palm.errors import ConfigError
-from palm.fields import integer
+from palm.fields import check_choice, integer
 from palm.models import from_numpy
 from palm.parity.blackbox.compare import check_own, compare_foreign
 from palm.parity.drift.drift import RUNS, Butterfly
 from palm.parity.recording.recording import STEPS
 from palm.parity.run.launch import OnStep, Source, compare_sides, train_backends, training_steps
 from palm.parity.run.sides import Bundle, Original, Side
+from palm.recipes import RECIPES
 from palm.recipes import recipe as find_recipe
 from palm.upstream.originals import original
 
@@ -113,6 +114,7 @@ def compare(request: Request[CompareRequest]) -> int:
     """
     integer("repeat", request.repeat, least=1)
     integer("train", request.train, least=0)
+    check_choice("recipe", request.recipe, RECIPES)
     check_writable(request.out)
     sides = parse_sides(
         request.a,
