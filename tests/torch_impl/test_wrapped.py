@@ -102,6 +102,12 @@ def hooked_before(model: PaLM) -> Any:
     return model
 
 
+def hooked_branch(model: PaLM) -> Any:
+    model.blocks[0].attention.register_forward_hook(lambda module, inputs, output: 2 * output)
+    model.blocks[1].feedforward.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return model
+
+
 def hooked_block(model: PaLM) -> Any:
     model.blocks[0].register_forward_hook(lambda module, inputs, output: 2 * output)
     return model
@@ -298,6 +304,7 @@ WAYS: dict[Callable[[PaLM], Any], tuple[frozenset[Callable[..., None]], str]] = 
     extended: (ALL, ""),
     hooked: (RUN, REMOVE),
     hooked_before: (RUN, REMOVE),
+    hooked_branch: (RUN, REMOVE),
     replaced_forward: (RUN, REMOVE),
     own_class: (RUN, REMOVE),
     hooked_block: (TAKE, REMOVE),
@@ -382,7 +389,7 @@ def test_hooks_on_all_modules_are_refused_by_what_goes_by_weights_alone():
     model = plain()
     handle = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: None)
     try:
-        for door in (to_numpy, generate):
+        for door in (to_numpy, generate, activations):
             with pytest.raises(PalmError, match="a hook on all modules"):
                 door(model, Path())
     finally:

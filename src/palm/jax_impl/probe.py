@@ -58,7 +58,7 @@ def device_name(model: PaLM) -> str:
 
 def square_product(model: PaLM, size: int) -> Callable[[], None]:
     """Multiplies a float32 matrix by itself where the model is, with the threads that train it. Blocks."""
-    matrix = jax.device_put(np.ones((size, size), np.float32), model.embedding.sharding)
+    matrix = jax.device_put(np.ones((size, size), np.float32), model.embedding.weight.sharding)
     product = jax.jit(jnp.matmul)
 
     def multiply() -> None:

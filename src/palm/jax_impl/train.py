@@ -103,10 +103,9 @@ def _losses(model: PaLM, windows: Any, recipe: Recipe) -> tuple[Array, Array]:
     features = computing(windows[:, :-1], remat=recipe.remat, features=True)
     output = computing.unembedding
     weight = computing.embedding.weight.T if output is None else output.weight
+    targets, scale = windows[:, 1:], config.logit_scale
     with full_precision(computing):
-        return output_loss(
-            *(features, weight, windows[:, 1:]), scale=config.logit_scale, z_loss=recipe.z_loss
-        )
+        return output_loss(features, weight, targets, scale=scale, z_loss=recipe.z_loss)
 
 
 def _computing(model: PaLM, recipe: Recipe) -> PaLM:

@@ -94,9 +94,9 @@ def layers_of(model: PaLM, weights: str | None) -> list[Layer]:
     for block in model.blocks:
         assert isinstance(block, Block)
         attention, feedforward = block.attention, block.feedforward
-        names = ("query", "key_value", "key", "value")
-        own = [getattr(attention, name) for name in names if hasattr(attention, name)]
-        matrices = [*own, feedforward.gate, feedforward.up]
+        shared = model.config.share_kv
+        one_head = [attention.key_value] if shared else [attention.key, attention.value]
+        matrices = [attention.query, *one_head, feedforward.gate, feedforward.up]
         inward = torch.cat([matrix.weight for matrix in matrices])
         outward = torch.cat([attention.out.weight, feedforward.down.weight], 1)
         layers.append(Layer(model.config, block.norm, pack(inward, weights), pack(outward, weights)))

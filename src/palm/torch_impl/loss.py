@@ -52,9 +52,8 @@ def output_loss(
     rows, targets = features.reshape(-1, features.shape[-1]), targets.reshape(-1)
     if len(rows) * len(weight) > MOST_LOGITS:
         # Not compiled: it differentiates inside, and what it runs is too large to gain by it.
-        return torch.compiler.disable(_InParts.apply)(
-            *(rows, weight, targets, scale, z_loss, torch.is_grad_enabled())
-        )
+        in_parts = torch.compiler.disable(_InParts.apply)
+        return in_parts(rows, weight, targets, scale, z_loss, torch.is_grad_enabled())
     loss, z = cross_entropy(linear(rows, weight) * scale, targets)
     return loss + z_loss * z, loss.detach()
 

@@ -27,7 +27,12 @@ def adamw(p: Tensor, g: Tensor, m: Tensor, s: Tensor, rates: Rates, eps: float) 
     # the step are 1 for one so large; those of `rates`, taken out of the root, are in lr and eps.
     root = rates.correction2**0.5
     fused_adamw(
-        *([update], [g], [m], [s], [], [torch.full((), 1e9, device=p.device)]),
+        [update],
+        [g],
+        [m],
+        [s],
+        max_exp_avg_sqs=[],
+        state_steps=[torch.full((), 1e9, device=p.device)],
         fused=True,
         amsgrad=False,
         maximize=False,

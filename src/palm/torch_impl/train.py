@@ -125,9 +125,8 @@ class Trainer:
         options = {"remat": self.recipe.remat, "features": True}
         features = functional_call(self.model, weights, (windows[:, :-1],), options)
         weight = weights["embedding.weight" if config.tie_embeddings else "unembedding.weight"]
-        return output_loss(
-            *(features, weight, windows[:, 1:]), scale=config.logit_scale, z_loss=self.recipe.z_loss
-        )
+        targets, scale = windows[:, 1:], config.logit_scale
+        return output_loss(features, weight, targets, scale=scale, z_loss=self.recipe.z_loss)
 
     def _computing(self) -> dict[str, Tensor]:
         return {

@@ -96,24 +96,33 @@ def weight_dtypes(model: PaLM) -> set[torch.dtype]:
 def check_taps(model: PaLM) -> None:
     """Raise `BackendError` unless the modules whose taps are taken, all but the innermost, are palm's own.
 
+    The last taps of the model and of a block are taken before their hooks run, so these two may have none.
     Raises `WeightsError` for weights that no forward pass can use.
     """
+    _check_hooks_of_all_modules()
     for name, kind in _kinds(model):
         if issubclass(kind, (PaLM, Block, Attention, FeedForward)):
-            _check_module(model, name, kind)
-    modules = {name: model.get_submodule(name) for name in parameters(model.config)}
-    _check_values({name: _value(m) for name, m in modules.items() if isinstance(m, _kind_of_weight(name))})
+            _check_methods(model, name, kind)
+        if issubclass(kind, (PaLM, Block)):
+            _check_hooks(model, name, kind)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    kinds = {name: _kind_of_weight(name) for name in parameters(model.config)}
+    _check_values(
+        {name: _value(modules[name]) for name, kind in kinds.items() if isinstance(modules.get(name), kind)}
+    )
 
 
 def check_plain(model: PaLM) -> None:
     """Raise `BackendError` unless config and weights alone decide what the model computes."""
-    if any(True for _ in hooks_of_all_modules()):
-        raise BackendError(
-            "model must be a function of its weights alone; got a hook on all modules "
-            f"(torch.nn.modules.module.register_module_…_hook). {_CALL_IT}"
-        )
+    _check_hooks_of_all_modules()
     for name, kind in _kinds(model):
-        _check_module(model, name, kind)
+        _check_methods(model, name, kind)
+        _check_hooks(model, name, kind)
+    if model.embedding.max_norm is not None:
+        raise BackendError(
+            "model must be a function of its weights alone; got model.embedding with "
+            f"max_norm={model.embedding.max_norm}, which changes them. Set it to None."
+        )
 
 
 def _unwrapped(outer: nn.Module) -> nn.Module | None:
@@ -139,7 +148,15 @@ def _kind_of_weight(name: str) -> type[nn.Module]:
     return Norm if name.rpartition(".")[2] == "norm" else Linear
 
 
-def _check_module(model: PaLM, name: str, kind: type[nn.Module]) -> None:
+def _check_hooks_of_all_modules() -> None:
+    if any(True for _ in hooks_of_all_modules()):
+        raise BackendError(
+            "model must be a function of its weights alone; got a hook on all modules "
+            f"(torch.nn.modules.module.register_module_…_hook). {_CALL_IT}"
+        )
+
+
+def _check_methods(model: PaLM, name: str, kind: type[nn.Module]) -> None:
     module = _module(model, name, kind)
     methods = ["__call__", *(n for n, value in vars(kind).items() if isinstance(value, FunctionType))]
     changed = [
@@ -148,22 +165,23 @@ def _check_module(model: PaLM, name: str, kind: type[nn.Module]) -> None:
         if method not in _HARMLESS
         and (method in vars(module) or getattr(type(module), method) is not getattr(kind, method))
     ]
-    place = f"model.{name}" if name else "model"
     if changed:
         raise BackendError(
-            f"model must be a function of its weights alone; got {place} of {_name(module)}, which has "
-            f"{changed[0]} of its own. {_CALL_IT}"
+            f"model must be a function of its weights alone; got {_place(name)} of {_name(module)}, with "
+            f"{changed[0]}() of its own. {_CALL_IT}"
         )
-    if _changes_by_hooks(module):
+
+
+def _check_hooks(model: PaLM, name: str, kind: type[nn.Module]) -> None:
+    if _changes_by_hooks(_module(model, name, kind)):
         raise BackendError(
-            f"model must be a function of its weights alone; got a hook on {place}. "
+            f"model must be a function of its weights alone; got a hook on {_place(name)}. "
             "Remove it (handle.remove(), torch.nn.utils.remove_weight_norm, …), or call the model itself."
         )
-    if isinstance(module, nn.Embedding) and module.max_norm is not None:
-        raise BackendError(
-            f"model must be a function of its weights alone; got {place} with max_norm={module.max_norm}, "
-            "which changes them. Set it to None."
-        )
+
+
+def _place(name: str) -> str:
+    return f"model.{name}" if name else "model"
 
 
 def _module(model: PaLM, name: str, kind: type[nn.Module]) -> nn.Module:

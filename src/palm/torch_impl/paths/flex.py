@@ -56,8 +56,10 @@ def _causal(length: int, device: str) -> Any:
         blocks = torch.arange(count, dtype=torch.int32, device=device)
         on_diagonal, before = torch.ones_like(blocks), blocks
         return flex.BlockMask.from_kv_blocks(
-            *(on_diagonal[None, None], blocks[:, None].expand(count, count)[None, None].contiguous()),
-            *(before[None, None], blocks.expand(count, count)[None, None].contiguous()),
+            on_diagonal[None, None],
+            blocks[:, None].expand(count, count)[None, None].contiguous(),
+            before[None, None],
+            blocks.expand(count, count)[None, None].contiguous(),
             BLOCK_SIZE=BLOCK,
             mask_mod=seen,
             seq_lengths=(length, length),
