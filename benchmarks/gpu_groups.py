@@ -30,7 +30,7 @@ class Scale:
 
 
 TINY = Scale(
-    sizes={"tiny": (128, 1)},
+    sizes={"tiny": (256, 1)},
     length=64,
     batch=2,
     context=32,
