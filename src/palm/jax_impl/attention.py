@@ -17,6 +17,7 @@ from palm.errors import ConfigError
 from palm.jax_impl.linear import Linear
 from palm.jax_impl.paths import ATTENTION
 from palm.jax_impl.position import Rotation, rotate
+from palm.jax_impl.shapes import Hidden, Keys, Queries, Slopes
 from palm.spec.taps import Tap, untapped
 
 
@@ -72,8 +73,8 @@ class Attention(eqx.Module):
         self.out = linear(config.inner_dim, config.dim)
 
     def __call__(
-        self, y: Array, rotation: Rotation | None, slopes: Array | None, tap: Tap = untapped
-    ) -> Array:
+        self, y: Hidden, rotation: Rotation | None, slopes: Slopes | None, tap: Tap = untapped
+    ) -> Hidden:
         """With the taps q, k, v (after the position step, before the scale) and attention.
 
         Shapes: y (..., n, d) -> (..., n, d).
@@ -84,7 +85,7 @@ class Attention(eqx.Module):
         attended = rearrange(ATTENTION[self.path](q, k, v, slopes), "... n h e -> ... n (h e)")
         return self.out(tap("attention", attended))
 
-    def _projected(self, y: Array, rotation: Rotation | None) -> tuple[Array, Array, Array]:
+    def _projected(self, y: Hidden, rotation: Rotation | None) -> tuple[Queries, Keys, Keys]:
         """Shapes: y (..., n, d) -> q (..., n, h, e), k and v (..., n, e)."""
         q = rearrange(self.query(y), "... n (h e) -> ... n h e", h=self.heads)
         if self.key_value is not None:

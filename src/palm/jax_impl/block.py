@@ -17,6 +17,7 @@ from palm.jax_impl.attention import Attention
 from palm.jax_impl.feedforward import FeedForward
 from palm.jax_impl.norm import Norm
 from palm.jax_impl.position import Rotation
+from palm.jax_impl.shapes import Hidden, Slopes
 from palm.recipes import Remat
 from palm.spec.taps import Tap, untapped
 
@@ -39,12 +40,12 @@ class Block(eqx.Module):
 
     def __call__(
         self,
-        x: Array,
+        x: Hidden,
         rotation: Rotation | None,
-        slopes: Array | None,
+        slopes: Slopes | None,
         remat: Remat = False,
         tap: Tap = untapped,
-    ) -> Array:
+    ) -> Hidden:
         """With every tap of the block, in dataflow order; the last is `out`.
 
         What is computed again is not tapped: its values belong to a trace of their own.

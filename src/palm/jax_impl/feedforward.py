@@ -14,11 +14,12 @@ from jax import Array
 
 from palm.config import PaLMConfig
 from palm.jax_impl.linear import Linear
+from palm.jax_impl.shapes import Gated, Hidden
 from palm.spec.taps import Tap, untapped
 
 
 @partial(jax.checkpoint, prevent_cse=False)
-def swiglu(gate: Array, up: Array) -> Array:
+def swiglu(gate: Gated, up: Gated) -> Gated:
     """swish(gate) · up, with swish(x) = x / (1 + e^-x).
 
     The backward pass has only gate and up, and computes the rest again: that is quicker than keeping it.
@@ -43,6 +44,6 @@ class FeedForward(eqx.Module):
         self.gate = Linear(config.dim, config.ff_dim, dtype=dtype, key=for_gate)
         self.down = Linear(config.ff_dim, config.dim, dtype=dtype, key=for_down)
 
-    def __call__(self, y: Array, tap: Tap = untapped) -> Array:
+    def __call__(self, y: Hidden, tap: Tap = untapped) -> Hidden:
         """With the tap feedforward, the gated product. Shapes: y (..., n, d) -> (..., n, d)."""
         return self.down(tap("feedforward", swiglu(self.gate(y), self.up(y))))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from palm.config import PaLMConfig
+from palm.jax_impl.shapes import Hidden
 
 
 class Norm(eqx.Module):
@@ -32,7 +33,7 @@ class Norm(eqx.Module):
         assert config.norm_eps_mode is not None
         self.kind, self.eps, self.eps_mode = config.norm, config.eps, config.norm_eps_mode
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Hidden) -> Hidden:
         """Shapes: x (..., n, d) -> (..., n, d)."""
         # By rows: XLA takes twenty times as long for the gradient where there are batch dimensions.
         wide = widen(x.reshape(-1, x.shape[-1]))

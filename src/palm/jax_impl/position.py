@@ -12,17 +12,18 @@ from jax import Array
 
 from palm.config import PaLMConfig
 from palm.jax_impl.norm import widen
+from palm.jax_impl.shapes import Distance, Slopes
 from palm.spec.positions import rotary_table, slope_list
 
 Rotation = tuple[Array, Array]
 
 
-def alibi_slopes(config: PaLMConfig, *, dtype: np.dtype) -> Array:
+def alibi_slopes(config: PaLMConfig, *, dtype: np.dtype) -> Slopes:
     """ALiBi's slope m_h of each head. Source: ALiBi (arXiv:2108.12409) §3. Shape: (h,)."""
     return jnp.asarray(slope_list(config.heads), dtype)
 
 
-def masked_scores(scores: Array, slopes: Array | None, distance: Array) -> Array:
+def masked_scores(scores: Array, slopes: Slopes | None, distance: Distance) -> Array:
     """scores − m_h·(i − j) where j ≤ i, −inf elsewhere; with slopes None the mask alone.
 
     `distance` holds the whole numbers i − j, which bfloat16 cannot above 256: scores are float32 or wider.

@@ -15,7 +15,7 @@ from palm.spec.positions import alibi_slopes, rotary_table
 
 
 def normalise(
-    x: Inexact[np.ndarray, "... d"], scale: Inexact[np.ndarray, d], config: PaLMConfig
+    x: Inexact[np.ndarray, "... d"], scale: Inexact[np.ndarray, "d"], config: PaLMConfig
 ) -> Inexact[np.ndarray, "... d"]:
     """x / denominator · scale; LayerNorm first subtracts the mean. No bias.
 

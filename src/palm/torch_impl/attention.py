@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import nn
 
 from palm.config import PaLMConfig
 from palm.errors import ConfigError
@@ -16,6 +16,7 @@ from palm.spec.taps import Tap, untapped
 from palm.torch_impl.linear import Linear
 from palm.torch_impl.paths import ATTENTION
 from palm.torch_impl.position import Rotation, rotate
+from palm.torch_impl.shapes import Hidden, Keys, Queries, Slopes
 
 
 def choose_path(attention: str, config: PaLMConfig, device: torch.device) -> str:
@@ -67,8 +68,8 @@ class Attention(nn.Module):
         self.out = linear(config.inner_dim, config.dim)
 
     def forward(
-        self, y: Tensor, rotation: Rotation | None, slopes: Tensor | None, tap: Tap = untapped
-    ) -> Tensor:
+        self, y: Hidden, rotation: Rotation | None, slopes: Slopes | None, tap: Tap = untapped
+    ) -> Hidden:
         """With the taps q, k, v (after the position step, before the scale) and attention.
 
         Shapes: y (..., n, d) -> (..., n, d).
@@ -79,7 +80,7 @@ class Attention(nn.Module):
         attended = rearrange(ATTENTION[self.path](q, k, v, slopes), "... n h e -> ... n (h e)")
         return self.out(tap("attention", attended))
 
-    def _projected(self, y: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _projected(self, y: Hidden, rotation: Rotation | None) -> tuple[Queries, Keys, Keys]:
         """Shapes: y (..., n, d) -> q (..., n, h, e), k and v (..., n, e)."""
         q = rearrange(self.query(y), "... n (h e) -> ... n h e", h=self.config.heads)
         if self.config.share_kv:

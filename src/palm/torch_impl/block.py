@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
@@ -19,6 +19,7 @@ from palm.torch_impl.attention import Attention
 from palm.torch_impl.feedforward import FeedForward
 from palm.torch_impl.norm import Norm
 from palm.torch_impl.position import Rotation
+from palm.torch_impl.shapes import Hidden, Slopes
 
 
 class Block(nn.Module):
@@ -37,12 +38,12 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: Hidden,
         rotation: Rotation | None,
-        slopes: Tensor | None,
+        slopes: Slopes | None,
         remat: Remat = False,
         tap: Tap = untapped,
-    ) -> Tensor:
+    ) -> Hidden:
         """With every tap of the block, in dataflow order; the last is `out`.
 
         Shapes: x (..., n, d) -> (..., n, d).

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from palm.config import PaLMConfig
 from palm.spec.taps import Tap, untapped
 from palm.torch_impl.linear import Linear
+from palm.torch_impl.shapes import Gated, Hidden
 
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+def swiglu(gate: Gated, up: Gated) -> Gated:
     """swish(gate) · up, with swish(x) = x / (1 + e^-x).
 
     Source: Shazeer (arXiv:2002.05202) §2. Shapes: two of (..., f) -> (..., f).
@@ -34,6 +35,6 @@ class FeedForward(nn.Module):
         self.gate = Linear(config.dim, config.ff_dim, device=device, dtype=dtype)
         self.down = Linear(config.ff_dim, config.dim, device=device, dtype=dtype)
 
-    def forward(self, y: Tensor, tap: Tap = untapped) -> Tensor:
+    def forward(self, y: Hidden, tap: Tap = untapped) -> Hidden:
         """With the tap feedforward, the gated product. Shapes: y (..., n, d) -> (..., n, d)."""
         return self.down(tap("feedforward", swiglu(self.gate(y), self.up(y))))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from palm.config import PaLMConfig
+from palm.torch_impl.shapes import Hidden
 
 
 class Norm(nn.Module):
@@ -25,7 +26,7 @@ class Norm(nn.Module):
         self.config = config
         self.weight = nn.Parameter(torch.ones(config.dim, device=device, dtype=dtype))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Hidden) -> Hidden:
         """Shapes: x (..., n, d) -> (..., n, d)."""
         eps = self.config.eps
         wide = widen(x)

@@ -11,17 +11,18 @@ from torch import Tensor
 from palm.config import PaLMConfig
 from palm.spec.positions import slope_list
 from palm.torch_impl.norm import widen
+from palm.torch_impl.shapes import Distance, Slopes
 
 Rotation = tuple[Tensor, Tensor]
 
 
-def alibi_slopes(config: PaLMConfig, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+def alibi_slopes(config: PaLMConfig, *, device: torch.device, dtype: torch.dtype) -> Slopes:
     """ALiBi's slope m_h of each head. Source: ALiBi (arXiv:2108.12409) §3. Shape: (h,)."""
     # Through a Python list: torch.compile reads it as a constant, a NumPy array breaks the graph.
     return torch.tensor(slope_list(config.heads), device=device, dtype=dtype)
 
 
-def masked_scores(scores: Tensor, slopes: Tensor | None, distance: Tensor) -> Tensor:
+def masked_scores(scores: Tensor, slopes: Slopes | None, distance: Distance) -> Tensor:
     """scores − m_h·(i − j) where j ≤ i, −inf elsewhere; with slopes None the mask alone.
 
     `distance` holds the whole numbers i − j, which bfloat16 cannot above 256: scores are float32 or wider.

@@ -16,6 +16,7 @@ from jax import Array, lax
 
 from palm.jax_impl.linear import product
 from palm.jax_impl.norm import widen
+from palm.jax_impl.shapes import Keys, Queries, Slopes
 
 BLOCK = 128
 # The program of a block is compiled for so many numbers of keys at most: with more of them fewer masked keys
@@ -23,7 +24,7 @@ BLOCK = 128
 GROUPS = 16
 
 
-def blockwise_attention(q: Array, k: Array, v: Array, slopes: Array | None) -> Array:
+def blockwise_attention(q: Queries, k: Keys, v: Keys, slopes: Slopes | None) -> Queries:
     """`textbook_attention` a block of queries at a time, each against only the keys it may see.
 
     There is one key head, so the heads of a block are rows of one matrix: scores are (m·h, e) (e, j), a plain

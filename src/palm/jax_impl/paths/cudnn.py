@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from palm.jax_impl.paths.blockwise import blockwise_attention
+from palm.jax_impl.shapes import Keys, Queries, Slopes
 
 
-def cudnn_attention(q: Array, k: Array, v: Array, slopes: Array | None) -> Array:
+def cudnn_attention(q: Queries, k: Keys, v: Keys, slopes: Slopes | None) -> Queries:
     """`textbook_attention` by cuDNN in bfloat16; of rotary models, for its bias would be n×n.
 
     What cuDNN does not take, wider dtypes and head widths that are not multiples of 8 up to 128 (on Hopper

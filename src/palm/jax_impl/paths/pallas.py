@@ -15,11 +15,14 @@ from jax import Array
 from palm.jax_impl.norm import widen
 from palm.jax_impl.paths.blockwise import blockwise_attention
 from palm.jax_impl.paths.splash import block_of, kernel_precision
+from palm.jax_impl.shapes import Keys, Queries, Slopes
 
 Saved = tuple[Array, ...]
 
 
-def pallas_attention(q: Array, k: Array, v: Array, slopes: Array | None, *, interpret: bool = False) -> Array:
+def pallas_attention(
+    q: Queries, k: Keys, v: Keys, slopes: Slopes | None, *, interpret: bool = False
+) -> Queries:
     """`textbook_attention` by kernels that form ALiBi's term where they need it, in float32.
 
     The key and value head is read where it is, for all query heads; a block of keys after the queries is not

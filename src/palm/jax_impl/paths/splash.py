@@ -15,6 +15,7 @@ from jax import Array
 
 from palm.jax_impl.norm import widen
 from palm.jax_impl.paths.blockwise import blockwise_attention
+from palm.jax_impl.shapes import Keys, Queries, Slopes
 
 LANES = 128
 # Queries, and keys, of a block: the kernel's own 128 makes many small steps, and with 1,024 the backward pass
@@ -25,7 +26,9 @@ BLOCK_BYTES = 2**19
 COARSE = (None, "default", "bfloat16", "BF16_BF16_F32")
 
 
-def splash_attention(q: Array, k: Array, v: Array, slopes: Array | None, *, interpret: bool = False) -> Array:
+def splash_attention(
+    q: Queries, k: Keys, v: Keys, slopes: Slopes | None, *, interpret: bool = False
+) -> Queries:
     """softmax((q·e^-1/2) kᵀ) v over the keys up to each query, by JAX's splash attention kernel.
 
     Its multi-query form: the key and value head is read where it is. Of rotary models only; first derivatives

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from palm.jax_impl.norm import widen
 from palm.jax_impl.position import masked_scores
+from palm.jax_impl.shapes import Keys, Queries, Slopes
 
 
-def textbook_attention(q: Array, k: Array, v: Array, slopes: Array | None) -> Array:
+def textbook_attention(q: Queries, k: Keys, v: Keys, slopes: Slopes | None) -> Queries:
     """softmax((q·e^-1/2) kᵀ + position term) v in float32 or wider, rounded once at the end.
 
     Any device and dtype, derivatives of any order; memory grows with n².

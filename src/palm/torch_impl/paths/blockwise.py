@@ -18,11 +18,12 @@ from palm.torch_impl.norm import widen
 from palm.torch_impl.paths.textbook import textbook_attention
 from palm.torch_impl.position import masked_scores
 from palm.torch_impl.private import softmax_backward, transformed
+from palm.torch_impl.shapes import Keys, Queries, Slopes
 
 BLOCK = 128
 
 
-def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
+def blockwise_attention(q: Queries, k: Keys, v: Keys, slopes: Slopes | None) -> Queries:
     """`textbook_attention` a block of queries at a time, each against only the keys it may see.
 
     There is one key head, so the heads of a block are rows of one matrix: scores are (m·h, e) (e, j), a plain

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 
 from palm.torch_impl.paths.blockwise import blockwise_attention
+from palm.torch_impl.shapes import Keys, Queries, Slopes
 
 BLOCK = 128
 
 
-def flex_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
+def flex_attention(q: Queries, k: Keys, v: Keys, slopes: Slopes | None) -> Queries:
     """`textbook_attention` by FlexAttention: ALiBi is formed on the fly, and masked blocks are skipped.
 
     What it does not take, float64 and heads narrower than 16, goes blockwise.

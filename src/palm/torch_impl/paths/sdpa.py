@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from palm.torch_impl.paths.textbook import textbook_attention
+from palm.torch_impl.shapes import Keys, Queries, Slopes
 
 
-def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
+def sdpa_attention(q: Queries, k: Keys, v: Keys, slopes: Slopes | None) -> Queries:
     """`textbook_attention` by scaled_dot_product_attention; of rotary models, for its bias would be n×n.
 
     Float64 goes by the textbook. Shapes: q (..., n, h, e), k and v (..., n, e) -> (..., n, h, e).

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from palm.torch_impl.norm import widen
 from palm.torch_impl.position import masked_scores
+from palm.torch_impl.shapes import Keys, Queries, Slopes
 
 
-def textbook_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
+def textbook_attention(q: Queries, k: Keys, v: Keys, slopes: Slopes | None) -> Queries:
     """softmax((q·e^-1/2) kᵀ + position term) v in float32 or wider, rounded once at the end.
 
     Any device and dtype, derivatives of any order; memory grows with n².
