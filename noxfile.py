@@ -21,6 +21,14 @@ UPSTREAM = ("PaLM-pytorch==0.2.2", "PaLM-jax==0.1.2")
 APART = ("--ignore=tests/browser", "--ignore=tests/endurance", "--ignore=tests/faults")
 
 
+# What runs once more with the shapes in signatures checked at each call.
+SHAPED = (
+    "tests/core/spec/test_forward.py",
+    *(f"tests/{wing}_impl/test_modules.py" for wing in ("torch", "jax")),
+    *(f"tests/parity/test_{name}.py" for name in ("attention", "norm", "position", "swiglu")),
+)
+
+
 def group(name: str) -> list[str]:
     return nox.project.dependency_groups(PYPROJECT, name)
 
@@ -42,12 +50,12 @@ def tests(session: nox.Session) -> None:
     install_upstream(session)
     # What takes half an hour does not run here, but must not rot either.
     session.run("pytest", "tests/endurance", "tests/faults", "--collect-only", "-q", silent=True)
-    session.run(
-        *("pytest", "-n", "2", "--dist", "worksteal", *APART, *session.posargs),
-        # Hundreds of small programs are compiled once and run once. `parity` runs the grid at full effort.
-        # Two workers on two cores: more threads would only wait for one another.
-        env={"XLA_FLAGS": "--xla_backend_optimization_level=0", "OMP_NUM_THREADS": "1"},
-    )
+    # Hundreds of small programs are compiled once and run once. `parity` runs the grid at full effort.
+    # Two workers on two cores: more threads would only wait for one another.
+    env = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "OMP_NUM_THREADS": "1"}
+    session.run(*("pytest", "-n", "2", "--dist", "worksteal", *APART, *session.posargs), env=env)
+    if not session.posargs:
+        session.run("pytest", "-q", "--shapes", *SHAPED, env=env)
 
 
 @nox.session
