@@ -31,6 +31,7 @@ NEEDED_BY_THEM = [
     "absl-py",
     "accelerate",
     "annotated-doc",
+    "annotated-types",
     "anyio",
     "certifi",
     "charset-normalizer",
@@ -58,6 +59,8 @@ NEEDED_BY_THEM = [
     "platformdirs",
     "pluggy",
     "psutil",
+    "pydantic",
+    "pydantic_core",
     "Pygments",
     "pyparsing",
     "python-dateutil",
@@ -72,6 +75,7 @@ NEEDED_BY_THEM = [
     "truststore",
     "typeguard",
     "typer",
+    "typing-inspection",
     "typing_extensions",
     "urllib3",
     "wadler_lindig",
@@ -143,7 +147,8 @@ def chosen(wanted: Iterable[str], carried: dict[str, Path]) -> Iterator[Path]:
             continue
         seen.add(name)
         if name not in carried:
-            print(f"{requirement} is needed; got {here}, and no wheel of it in {WHEELS}.")
+            lacking = f"{requirement.name}{requirement.specifier}"
+            print(f"{lacking} is needed; got {here}, and no wheel of it in {WHEELS}.")
             continue
         yield carried[name]
         [found] = distributions(path=[str(carried[name])])
