@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from palm.jax_impl.decode import Layer, Matrix, layers_of, output_of
 from palm.jax_impl.model import PaLM, full_precision, run
@@ -101,7 +102,8 @@ def _prefill(model: PaLM, tokens: Array, lengths: Array, size: int) -> _State:
         one = model.config.share_kv and model.config.positions == "alibi"
         _, y, caches = run(model, tokens, wanted=("k",) if one else ("k", "v"))
         logits = model.logits(y[jnp.arange(len(tokens)), lengths - 1])
-        values = [None] * model.config.depth if one else roomy(caches["v"])
+        values: list[Array | None] = []
+        values += [None] * model.config.depth if one else roomy(caches["v"])
         return _State(roomy(caches["k"]), values, lengths, logits)
 
 
@@ -111,10 +113,10 @@ def _pack(model: PaLM, weights: str | None, batch: int, platform: str) -> _Packe
     return _Packed(model, layers_of(model, *options), output_of(model, *options))
 
 
-def _decode(packed: _Packed, state: _State, tokens: Array | np.ndarray) -> _State:
+def _decode(packed: _Packed, state: _State, tokens: ArrayLike) -> _State:
     model, positions, size = packed.model, state.lengths, len(state.keys[0]) // len(state.lengths)
     with full_precision(model):
-        x = model.embedding(tokens)
+        x = model.embedding(jnp.asarray(tokens))
         rotation, slopes = model.positions(size, x)
         if rotation is not None:
             rotation = rotation[0][positions, None], rotation[1][positions, None]

@@ -198,7 +198,7 @@ def _written_out(step: Step, x: Array, blocks: Block) -> tuple[Array, dict[str, 
 
 def full_precision(model: PaLM) -> AbstractContextManager[None]:
     """Float32 products in float32, as in torch; JAX's default on a GPU is TF32. The user's word wins."""
-    chosen = jax.config.jax_default_matmul_precision
+    chosen = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     if chosen is None and model.embedding.weight.dtype != jnp.bfloat16:
         chosen = "highest"
     return jax.default_matmul_precision(chosen)

@@ -35,7 +35,7 @@ def from_arrays(
     Raises `ConfigError` for float64 without JAX's x64 mode, which would silently give float32.
     """
     target = find_device(device)
-    if dtype == "float64" and not jax.config.jax_enable_x64:
+    if dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise ConfigError(
             'dtype must be float32 or bfloat16 while jax_enable_x64 is off; got dtype="float64". '
             'Call jax.config.update("jax_enable_x64", True) first, or set JAX_ENABLE_X64=1.'

@@ -32,7 +32,7 @@ def blockwise_attention(q: Queries, k: Keys, v: Keys, slopes: Slopes | None) -> 
     only; memory is linear in n. Shapes: q (..., n, h, e), k and v (..., n, e), slopes (h,) -> (..., n, h, e).
     """
     folded = (q.reshape(-1, *q.shape[-3:]), k.reshape(-1, *k.shape[-2:]), v.reshape(-1, *v.shape[-2:]))
-    return _blockwise(*folded, slopes, jax.config.jax_default_matmul_precision).reshape(q.shape)
+    return _blockwise(*folded, slopes, jax.config.jax_default_matmul_precision).reshape(q.shape)  # type: ignore[attr-defined]
 
 
 # The rules are traced when the caller's `jax.default_matmul_precision` is over, so it is handed on to them.

@@ -8,7 +8,6 @@ Letters: b batch, n sequence, h heads, e dim_head, m positions of a block, i and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -228,12 +227,12 @@ def _of_keys(block: int, width: int) -> pl.BlockSpec:
     return pl.BlockSpec((1, block, width), lambda b, h, i, j: (b, jnp.minimum(i, j), 0))
 
 
-def _scratch(*shapes: Shape) -> dict[str, Sequence[Any]]:
+def _scratch(*shapes: Shape) -> dict[str, Any]:
     return {"scratch_shapes": [pltpu.VMEM(shape, jnp.float32) for shape in shapes]}
 
 
 def _program(name: str, in_turn: int, interpret: bool) -> dict[str, Any]:
     """`in_turn`: how many of the grid's last dimensions follow one another."""
-    order = ("parallel",) * (4 - in_turn) + ("arbitrary",) * in_turn
+    order: Any = ("parallel",) * (4 - in_turn) + ("arbitrary",) * in_turn
     params = pltpu.CompilerParams(dimension_semantics=order)
     return {"name": name, "interpret": interpret, "compiler_params": params}

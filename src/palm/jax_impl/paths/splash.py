@@ -41,7 +41,7 @@ def splash_attention(
     n, h, e = q.shape[-3:]
     block = block_of(n, e, q.dtype)
     # With jax_enable_x64 JAX's kernel mixes integers of 32 and 64 bits, which its compiler refuses.
-    if block is None or jax.config.jax_enable_x64:
+    if block is None or jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         return blockwise_attention(q, k, v, slopes)
 
     def padded(x: Array) -> Array:
@@ -62,7 +62,7 @@ def block_of(n: int, e: int, dtype: jnp.dtype) -> int | None:
 
 def kernel_precision(q: Array) -> str:
     """The TPU's kernel compiler multiplies float32 in full or as bfloat16, and bfloat16 only as such."""
-    coarse = q.dtype == jnp.bfloat16 or jax.config.jax_default_matmul_precision in COARSE
+    coarse = q.dtype == jnp.bfloat16 or jax.config.jax_default_matmul_precision in COARSE  # type: ignore[attr-defined]
     return "default" if coarse else "highest"
 
 
