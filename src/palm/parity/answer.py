@@ -50,6 +50,10 @@ class Answer(ABC):
             ) from None
         return file
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return html.fragment(self.to_dict())
+
     def __str__(self) -> str:
         return terminal.text(self.to_dict())
 

@@ -48,3 +48,10 @@ def test_the_report_is_a_page_or_json_by_the_name_of_its_file(tmp_path):
 def test_a_file_that_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(PalmError, match=r"path must be a file that can be written; got path=.*Choose"):
         comparison(1).save_report(tmp_path / "no" / "x.html")
+
+
+def test_a_notebook_shows_a_part_of_a_page_without_a_script():
+    shown = comparison(2)._repr_html_()
+    assert "torch" in shown
+    assert "<html" not in shown
+    assert "<script" not in shown
