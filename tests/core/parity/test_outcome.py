@@ -222,3 +222,13 @@ def test_an_interval_holds_the_median_as_often_as_it_says():
     assert 0 < low <= middle <= high
     assert "Of 5 repeats: 5 agree. The largest ratio is " in found.verdict
     assert "with probability 93.8%" in found.verdict
+
+
+def test_a_difference_where_nothing_is_rounded_is_said_without_a_ratio():
+    found = compare(side("a", noise=0.0), side("b", noise=0.0, change=scaled("embed", 2.0)))
+    assert found.first_divergence == "embed"
+    assert found.ratios["embed"] > 1e15
+    assert "the two differ by 1.0e+00, and neither has any rounding error here" in found.verdict
+    assert "times their rounding" not in found.verdict
+    rounded = compare(side("a", noise=0.0), side("b", change=scaled("embed", 2.0)))
+    assert "times their rounding" in rounded.verdict

@@ -11,14 +11,13 @@ import numpy as np
 from palm.config import PaLMConfig
 from palm.parity.explain.causes.attention import attended, linear, masked
 from palm.parity.explain.causes.building_blocks import times, with_config
+from palm.parity.explain.fit import polish, search
+from palm.parity.explain.replay import deviation
 from palm.spec import forward
 from palm.spec.forward import Operation
-from palm.spec.rounding import rms
 
-_COARSE = 16
-_NARROWING = 10
-_POLISHING = 12
-_GOLDEN = (math.sqrt(5) - 1) / 2
+# On a logarithmic scale, where the search begins.
+_POINTS = 16
 
 
 @dataclass(frozen=True)
@@ -92,43 +91,20 @@ def fit(
 ) -> tuple[float, float]:
     """The x in [low, high] whose at(x) is nearest to `given`, and the relative rms distance left.
 
-    On a logarithmic scale: a coarse look, then golden sections around the best of it, then, if half of the
-    distance `before` is gone, secants of the whole residual (Gauss-Newton in one unknown) until nothing is
-    gained, which ends at the rounding of `given`.
+    It is polished only if the search took away half of the distance `before`.
     """
-    residuals: dict[float, np.ndarray] = {}
-    measured: dict[float, float] = {}
+    ends = math.log(low), math.log(high)
 
-    def distance(log: float) -> float:
-        if log not in measured:
-            with np.errstate(all="ignore"):
-                made = at(math.exp(log))
-                residuals[log] = made - given
-                found = rms(residuals[log]) / (rms(made) or 1.0)
-            measured[log] = found if math.isfinite(found) else math.inf
-        return measured[log]
+    def residual(log: float) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return at(math.exp(log)) - given
 
-    coarse = [float(x) for x in np.linspace(math.log(low), math.log(high), _COARSE)]
-    middle = min(range(_COARSE), key=lambda i: distance(coarse[i]))
-    a, b = coarse[max(middle - 1, 0)], coarse[min(middle + 1, _COARSE - 1)]
-    left, right = b - _GOLDEN * (b - a), a + _GOLDEN * (b - a)
-    for _ in range(_NARROWING):
-        if distance(left) <= distance(right):
-            b, right = right, left
-            left = b - _GOLDEN * (b - a)
-        else:
-            a, left = left, right
-            right = a + _GOLDEN * (b - a)
-    new, old = sorted(measured, key=distance)[:2]
-    for _ in range(_POLISHING if distance(new) <= 0.5 * before else 0):
-        slope = (residuals[new] - residuals[old]) / (new - old)
-        square = float((slope * slope).sum())
-        step = -float((slope * residuals[new]).sum()) / square if square else 0.0
-        old, new = new, min(max(new + step, coarse[0]), coarse[-1])
-        if new in measured or distance(new) >= distance(old):
-            break
-    best = min(measured, key=distance)
-    return math.exp(best), measured[best]
+    log = search(residual, *ends, _POINTS)
+    left = deviation(given, at(math.exp(log)))
+    if left <= 0.5 * before:
+        log = polish(residual, log, *ends, (ends[1] - ends[0]) / _POINTS)
+        left = deviation(given, at(math.exp(log)))
+    return math.exp(log), left
 
 
 def roundest(value: float, is_as_good: Callable[[float], bool]) -> float:

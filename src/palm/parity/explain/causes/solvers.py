@@ -6,11 +6,13 @@ Letters: n sequence, d dim, v num_tokens.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from palm.parity.explain.causes.building_blocks import Variant
+from palm.parity.explain.fit import polish, search
 from palm.spec.forward import REFEREE, Place
 from palm.spec.rounding import rms
 
@@ -28,57 +30,36 @@ _LONGEST = 512
 _NEAR = 1e-4
 _AT_ONCE = 64
 _BORNE_OUT = 0.03
-_STEPS = 12
 
 
 def number(family: Family, low: float, high: float, *, points: int = 100, causal: bool = True) -> Solve:
-    """The number of a one-parameter family: the best on a grid from `low` to `high`, then Gauss-Newton on its
-    logarithm, on more and more of the first positions.
+    """The number of a one-parameter family, fitted on the first positions, then on more and more of them.
 
     If it is not `causal`, the first positions depend on those after: all are taken, or none if they are many.
     """
+    ends = math.log(low), math.log(high)
 
     def solve(kind: str, at: Place, value: np.ndarray) -> Iterator[Variant]:
-        if kind not in family(at, low)[1]:
-            return
-
-        def run(log: float) -> np.ndarray:
-            return family(beginning, float(np.exp(log)))[1][kind](beginning)
-
         length = min(_ENOUGH, value.shape[-2]) if causal else value.shape[-2]
-        if length > _LONGEST:
+        if length > _LONGEST or kind not in family(at, low)[1]:
             return
+
+        def residual(log: float) -> np.ndarray:
+            made = family(beginning, math.exp(log))[1][kind](beginning)
+            return made - value[..., : made.shape[-2], :]
+
         n = min(_BEGINNING, length) if causal else length
         beginning = _beginning(at, n)
-        grid = np.linspace(np.log(low), np.log(high), points)
-        log = float(grid[np.argmin([np.square(value[..., :n, :] - run(x)).sum() for x in grid])])
+        log = search(residual, *ends, points)
         while True:
-            log = _gauss_newton(run, value[..., :n, :], log, grid)
+            log = polish(residual, log, *ends, (ends[1] - ends[0]) / points)
             if n == length:
                 break
             n = min(2 * n, length)
             beginning = _beginning(at, n)
-        yield family(at, float(np.exp(log)))
+        yield family(at, math.exp(log))
 
     return solve
-
-
-def _gauss_newton(
-    run: Callable[[float], np.ndarray], value: np.ndarray, log: float, grid: np.ndarray
-) -> float:
-    """A better number: within the grid, and a step of it at a time."""
-    largest = grid[1] - grid[0]
-    for _ in range(_STEPS):
-        slope = (run(log + 1e-5) - run(log - 1e-5)) / 2e-5
-        curvature = np.square(slope).sum()
-        if not curvature > 0:
-            break
-        step = np.clip((slope * (value - run(log))).sum() / curvature, -largest, largest)
-        before, log = log, float(np.clip(log + step, grid[0], grid[-1]))
-        # The error of the next step is this one's squared.
-        if abs(log - before) < 1e-9:
-            break
-    return log
 
 
 def _beginning(at: Place, n: int) -> Place:
