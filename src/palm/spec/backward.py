@@ -122,7 +122,7 @@ def attention(
 
 
 def unrotate(x: np.ndarray, config: PaLMConfig) -> np.ndarray:
-    """Turn each pair back: the transpose of a rotation is its inverse."""
+    """Rotate each pair back: the transpose of a rotation is its inverse."""
     cos, sin = rotary_table(x.shape[-2], config.dim_head, config.rope_theta)
     a, b = x[..., 0::2], x[..., 1::2]
     return np.stack([a * cos + b * sin, b * cos - a * sin], axis=-1).reshape(x.shape)

@@ -1,4 +1,4 @@
-"""The referee's reading of the two optimisers: NumPy float64, one parameter at a time.
+"""The referee's two optimisers: NumPy float64, one parameter at a time.
 
 Letters: p parameter, g gradient (already clipped), m and s first and second moment.
 """

@@ -1,4 +1,4 @@
-"""The constants of the two position schemes, in float64, shared by all three readings."""
+"""The constants of the two position schemes, in float64, shared by the referee and both wings."""
 
 from __future__ import annotations
 

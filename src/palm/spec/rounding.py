@@ -12,7 +12,7 @@ rounding errors are; independent errors give about 1. A ratio above 1.5 therefor
 different functions, and no number of runs can give a false alarm. (Measured against one common r instead of
 each side's own float64, the ratio could not exceed √2 even for a wrong side: it could not fail.)
 
-**Bound.** A side whose program loses precision (positions in bfloat16, TF32 products) has a large own
+**Bound.** A side whose program loses precision (positions in bfloat16, TF32 matmuls) has a large own
 rounding error, which the ratio forgives. So each side's error against the float64 referee must also stay
 inside `rounding_bound`.
 """
@@ -32,7 +32,7 @@ UNIT_ROUNDOFF: dict[DType, float] = {"float64": 2.0**-53, "float32": 2.0**-24, "
 # Values stored in working precision on the longest path through a block: norm, gate, its swish, the product,
 # down, and the two residual sums; and the position step or the softmax beside them.
 _ROUNDINGS = 8
-# Norms, softmax and products of rounded values amplify what they receive; measured factors stay below 2.
+# Norms, softmax and matmuls of rounded values amplify what they receive; measured factors stay below 2.
 _AMPLIFICATION = 2.0
 
 

@@ -1,4 +1,4 @@
-"""The names of the taps: the values inside a forward pass that all three readings expose."""
+"""The names of the taps: the values inside a forward pass that the referee and both wings expose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model accepts as tokens, checked alike in all three readings."""
+"""What a model accepts as tokens, checked alike by the referee and both wings."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from palm.parity.answer import Answer
 from palm.parity.blackbox.label import label_of
 from palm.parity.blackbox.search import Outcome, Search, confirmed, explain
 from palm.parity.diagnosis import evidence
-from palm.parity.explain.replay import deviation
+from palm.parity.explain.replay import distance
 from palm.parity.judge.predictions import predictions
 from palm.spec import forward
 from palm.spec.parameters import DTYPES
@@ -205,7 +205,7 @@ def check_own(model: Any, tokens: Any) -> None:
     config, weights = config_of(model), to_numpy(model)
     ids = check_tokens(tokens, config, at_least=2)
     logits = activations(model, ids)["logits"].astype(np.float64)
-    found = deviation(logits, forward.activations(config, weights, ids)["logits"])
+    found = distance(logits, forward.activations(config, weights, ids)["logits"])
     bound = rounding_bound(config, dtype_of(model), ids.shape[-1], config.depth)
     if not found <= bound:
         raise ProbeError(

@@ -12,7 +12,7 @@ from palm.config import PaLMConfig
 from palm.parity.explain.causes.attention import attended, linear, masked
 from palm.parity.explain.causes.building_blocks import times, with_config
 from palm.parity.explain.fit import polish, search
-from palm.parity.explain.replay import deviation
+from palm.parity.explain.replay import distance
 from palm.spec import forward
 from palm.spec.forward import Operation
 
@@ -100,10 +100,10 @@ def fit(
             return at(math.exp(log)) - given
 
     log = search(residual, *ends, _POINTS)
-    left = deviation(given, at(math.exp(log)))
+    left = distance(given, at(math.exp(log)))
     if left <= 0.5 * before:
         log = polish(residual, log, *ends, (ends[1] - ends[0]) / _POINTS)
-        left = deviation(given, at(math.exp(log)))
+        left = distance(given, at(math.exp(log)))
     return math.exp(log), left
 
 

@@ -16,7 +16,7 @@ from palm.parity.blackbox.configs import Alternative, Changed, alternatives
 from palm.parity.blackbox.scalars import fit, roundest, scalars
 from palm.parity.explain.causes import CAUSES, Cause
 from palm.parity.explain.causes.building_blocks import times
-from palm.parity.explain.replay import deviation
+from palm.parity.explain.replay import distance
 from palm.spec.forward import REFEREE, run
 
 # Two causes at once are looked for among this many that come closest alone.
@@ -59,7 +59,7 @@ class Search:
 
     def distance(self, changed: Changed) -> float:
         """Relative rms."""
-        return deviation(self.logits, self.run(changed))
+        return distance(self.logits, self.run(changed))
 
     @cached_property
     def before(self) -> float:
@@ -137,13 +137,13 @@ class _Attempt:
         logits = self.search.run(guess.changed)
         if "logit scale" not in guess.names:
             self._scale(guess, logits)
-        return guess._replace(after=deviation(self.search.logits, logits))
+        return guess._replace(after=distance(self.search.logits, logits))
 
     def _scale(self, guess: Guess, logits: np.ndarray) -> None:
         given = self.search.logits
         with np.errstate(all="ignore"):
             factor = float((logits * given).sum() / (logits * logits).sum())
-            after = deviation(given, factor * logits)
+            after = distance(given, factor * logits)
         if not (factor > 0 and self._convinces(after)):
             return
         own = guess.changed.get("logits", REFEREE["logits"])
@@ -200,7 +200,7 @@ class _Attempt:
         return after <= min(self.search.bound, 0.5 * self.search.before)
 
     def _is_as_good(self, at: Callable[[float], np.ndarray], after: float, value: float) -> bool:
-        return deviation(self.search.logits, at(value)) <= max(1.1 * after, 1e-15)
+        return distance(self.search.logits, at(value)) <= max(1.1 * after, 1e-15)
 
 
 def confirmed(search: Search, guesses: Iterable[Guess]) -> list[Guess]:

@@ -15,7 +15,7 @@ from palm.parity.diagnosis import UNKNOWN, Diagnosis
 from palm.parity.explain.causes import CAUSES, Cause, Variant
 from palm.parity.explain.causes.building_blocks import with_config
 from palm.parity.explain.localise import confined
-from palm.parity.explain.replay import Departure, departures, deviation
+from palm.parity.explain.replay import Departure, departures, distance
 from palm.parity.recording.recording import Recording
 from palm.spec.forward import REFEREE
 from palm.spec.parameters import parameters
@@ -44,7 +44,7 @@ def diagnose(a: Recording, b: Recording) -> tuple[Diagnosis, ...]:
         known: list[tuple[Cause, Variant]] = []
         for departure in departures(side):
             # What is not finite is passed on to everything; one origin is enough.
-            if not math.isfinite(departure.deviation):
+            if not math.isfinite(departure.distance):
                 if has_origin:
                     continue
                 has_origin = True
@@ -101,20 +101,20 @@ def _name(
             (departure.tap,),
             cause,
             detail,
-            departure.deviation,
+            departure.distance,
             after,
             departure.bound,
             confined(departure, side.config),
             fix,
         )
 
-    if not math.isfinite(departure.deviation):
+    if not math.isfinite(departure.distance):
         if _inputs_are_finite(departure):
             fix = "Look for an overflow, a division by zero, or a row of which every key is masked."
             return told("NaN origin", "its inputs are finite, but its output is not", math.nan, fix)
         return told(UNKNOWN, "its inputs are already not finite", math.nan, "")
     if config:
-        after = deviation(
+        after = distance(
             departure.value,
             with_config((departure.operation,), **config)[departure.operation](departure.place),
         )
@@ -124,11 +124,11 @@ def _name(
                 for name, value in config.items()
             )
             return told("config", detail, after, "Give both sides one config, cfg.resolve(backend).")
-    best = (UNKNOWN, "", departure.deviation, "")
+    best = (UNKNOWN, "", departure.distance, "")
     for cause, (detail, changed) in chain(tuple(known), _candidates(departure, side.config)):
         if departure.operation not in changed:
             continue
-        after = deviation(departure.value, changed[departure.operation](departure.place))
+        after = distance(departure.value, changed[departure.operation](departure.place))
         if after <= departure.bound:
             known.append((cause, (detail, changed)))
             return told(cause.name, detail, after, cause.fix)
@@ -167,10 +167,10 @@ def _dropout(departure: Departure) -> tuple[str, float] | None:
     if not 0.005 < share < 0.95 or zero.all(0).any() or zero.all(1).any():
         return None
     kept = departure.value != 0
-    after = deviation(departure.value[kept], expected[kept] / (1 - share))
+    after = distance(departure.value[kept], expected[kept] / (1 - share))
     # The share is an estimate of the rate; a wrong factor would leave far more.
     detail = f"{share:.1%} of the elements are 0 and the others are multiplied by {1 / (1 - share):.3g}"
-    return (detail, after) if after < 0.1 * departure.deviation else None
+    return (detail, after) if after < 0.1 * departure.distance else None
 
 
 def _grouped(found: Iterable[Diagnosis]) -> Iterator[Diagnosis]:

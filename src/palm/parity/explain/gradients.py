@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from palm.parity.diagnosis import UNKNOWN, Diagnosis
-from palm.parity.explain.replay import deviation
+from palm.parity.explain.replay import distance
 from palm.parity.recording.recording import Recording
 from palm.spec import backward
 from palm.spec.arrays import Named
@@ -37,7 +37,7 @@ def diagnose_backward(side: Recording, off: Mapping[str, float]) -> Iterator[Dia
             taps=tuple(f"grad:{name}" for name in names),
             cause=cause,
             detail=detail,
-            before=max(deviation(side.grads[name], exact[name]) for name in names),
+            before=max(distance(side.grads[name], exact[name]) for name in names),
             after=after,
             bound=max(off[name] for name in names),
             confined="",
@@ -46,7 +46,7 @@ def diagnose_backward(side: Recording, off: Mapping[str, float]) -> Iterator[Dia
 
     factor = _common_factor(side.grads, exact)
     if factor is not None and off.keys() == exact.keys():
-        after = max(deviation(side.grads[name], factor * exact[name]) for name in exact)
+        after = max(distance(side.grads[name], factor * exact[name]) for name in exact)
         yield told(
             list(off), "gradient scale", f"all gradients are {factor:.4g}× their correct value", after, _SCALE
         )
@@ -55,7 +55,7 @@ def diagnose_backward(side: Recording, off: Mapping[str, float]) -> Iterator[Dia
     named = []
     for name in nearest:
         for cause, detail, wrong, fix in _known(side, name, exact):
-            after = deviation(side.grads[name], wrong) if wrong.any() else float(side.grads[name].any())
+            after = distance(side.grads[name], wrong) if wrong.any() else float(side.grads[name].any())
             if after <= off[name]:
                 named.append(told([name], cause, detail, after, fix))
                 break
@@ -73,7 +73,7 @@ def _common_factor(grads: Named, exact: Named) -> float | None:
     """By which one number all gradients are what they should be times; None if there is none but 1."""
     products = sum(float((np.asarray(grads[name], np.float64) * exact[name]).sum()) for name in exact)
     factor = products / sum(float(np.square(exact[name]).sum()) for name in exact)
-    alike = all(deviation(grads[name], factor * exact[name]) < 0.1 * abs(factor - 1) for name in exact)
+    alike = all(distance(grads[name], factor * exact[name]) < 0.1 * abs(factor - 1) for name in exact)
     return factor if alike else None
 
 

@@ -25,14 +25,14 @@ from palm.spec.taps import kind_of, tap_names
 class Departure:
     """One operation of one side that is not the referee's, from the side's own inputs.
 
-    `deviation`: relative rms distance between what the side and what the referee makes of the inputs.
+    `distance`: relative rms distance between what the side and what the referee makes of the inputs.
     `bound`: what rounding explains of it, in float64 where the side's float64 program departs alike. `place`
     and `value` are the inputs and the side's output.
     """
 
     side: str
     tap: str
-    deviation: float
+    distance: float
     bound: float
     place: Place = field(repr=False)
     value: np.ndarray = field(repr=False)
@@ -52,13 +52,13 @@ def departures(side: Recording) -> Iterator[Departure]:
     """
     if not side.taps.keys() >= set(tap_names(side.config.depth)):
         return
-    weights = side.weights  # each is widened where it is used: not all at once
+    weights = side.weights  # each is upcast where it is used: not all at once
     for tap in tap_names(side.config.depth):
         working = _departure(side, tap, weights, side.taps, side.dtype)
         # An excerpt's beginning has none.
         exact = _departure(side, tap, weights, side.exact_taps, "float64") if side.exact_taps else None
         # What departs little in float64 is not what departs much in working precision.
-        if exact is not None and not (working and exact.deviation < 0.5 * working.deviation):
+        if exact is not None and not (working and exact.distance < 0.5 * working.distance):
             yield exact
         elif working is not None:
             yield working
@@ -68,14 +68,14 @@ def _departure(side: Recording, tap: str, weights: Named, taps: Named, dtype: DT
     """The departure of one operation from these taps, if there is one."""
     at = place(tap, side.config, weights, taps, side.tokens)
     operation, value = REFEREE[kind_of(tap)], np.asarray(taps[tap], np.float64)
-    found = deviation(value, operation(at))
+    found = distance(value, operation(at))
     # One operation, from inputs that are exact: no block lies before it.
     bound = rounding_bound(side.config, dtype, side.tokens.shape[-1], 0)
     bound = conditioning.of_operation(operation, at, dtype, found, bound)
     return None if found <= bound else Departure(side.label, tap, found, bound, at, value)
 
 
-def deviation(value: np.ndarray, expected: np.ndarray) -> float:
+def distance(value: np.ndarray, expected: np.ndarray) -> float:
     """Relative rms distance; NaN if either is not finite."""
     with np.errstate(invalid="ignore"):
         return rms(value - expected) / (rms(expected) or 1.0)

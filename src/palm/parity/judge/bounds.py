@@ -15,42 +15,42 @@ _BEYOND_BFLOAT16 = 4.0
 
 
 @dataclass(frozen=True)
-class Limits:
+class Bounds:
     """Largest relative errors that rounding explains: each side's, a float64 program's, any program's."""
 
     sides: tuple[float, float]
     double: float
     widest: float
 
-    def times(self, slack: float) -> Limits:
-        """All of them, `slack` times as large."""
+    def times(self, factor: float) -> Bounds:
+        """All of them, `factor` times as large."""
         a, b = self.sides
-        return Limits((a * slack, b * slack), self.double * slack, self.widest * slack)
+        return Bounds((a * factor, b * factor), self.double * factor, self.widest * factor)
 
 
-def slack(largest: float, this: float) -> float:
+def cancellation(largest: float, this: float) -> float:
     """Where a gradient nearly cancels, what rounding leaves is of the size of those that do not."""
     return max(1.0, largest / (this or largest or 1.0))
 
 
-def tap_limits(name: str, sides: Sides) -> Limits:
+def tap_bounds(name: str, sides: Sides) -> Bounds:
     """Of a tap, by the blocks before it."""
     depth, length = sides[0].config.depth, sides[0].tokens.shape[-1]
     blocks = int(name.split(".")[1]) + 1 if name.startswith("blocks.") else depth * (name != "embed")
-    return _limits(sides, length, blocks)
+    return _bounds(sides, length, blocks)
 
 
-def backward_limits(sides: Sides) -> Limits:
+def backward_bounds(sides: Sides) -> Bounds:
     """Of the loss and the gradients."""
     # Forward and back again: twice the depth; and sums over the vocabulary and over all positions besides.
     config, tokens = sides[0].config, sides[0].tokens
-    return _limits(sides, tokens.size + config.num_tokens, 2 * config.depth)
+    return _bounds(sides, tokens.size + config.num_tokens, 2 * config.depth)
 
 
-def _limits(sides: Sides, terms: int, blocks: int) -> Limits:
+def _bounds(sides: Sides, terms: int, blocks: int) -> Bounds:
     def bound(side: Any, dtype: Any) -> float:
         return rounding_bound(side.config, dtype, terms, blocks)
 
     a, b = (bound(side, side.dtype) for side in sides)
     widest = max(bound(sides[0], "bfloat16"), _BEYOND_BFLOAT16 * max(a, b))
-    return Limits((a, b), bound(sides[0], "float64"), widest)
+    return Bounds((a, b), bound(sides[0], "float64"), widest)

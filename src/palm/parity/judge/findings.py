@@ -10,7 +10,7 @@ import numpy as np
 
 from palm.config import DType, PaLMConfig
 from palm.parity.finding import Finding, Kind, Nature
-from palm.parity.judge.bounds import Limits, backward_limits, slack, tap_limits
+from palm.parity.judge.bounds import Bounds, backward_bounds, cancellation, tap_bounds
 from palm.parity.judge.conditioning import Conditioning
 from palm.parity.recording.excerpt import Excerpt
 from palm.parity.recording.recording import Recording
@@ -54,18 +54,18 @@ def recording_findings(
     sides = (a, b)
     for name in tap_names(a.config.depth):
         readings = [_reading(side, side.taps[name], side.exact_taps[name]) for side in sides]
-        yield finding(name, "tap", readings, taps[name], tap_limits(name, sides), conditioning)
-    limits = backward_limits(sides)
+        yield finding(name, "tap", readings, taps[name], tap_bounds(name, sides), conditioning)
+    base = backward_bounds(sides)
     readings = [_reading(side, np.array(side.loss), np.array(side.exact_loss)) for side in sides]
-    yield finding("loss", "loss", readings, np.array(loss), limits, conditioning)
+    yield finding("loss", "loss", readings, np.array(loss), base, conditioning)
     largest = max(rms(gradient) for gradient in grads.values())
     for full in backward_order(a.config):
         name = full.removeprefix("grad:")
         gradient = grads[name]
         if name in a.grads and name in b.grads:
             readings = [_reading(side, side.grads[name], side.exact_grads[name]) for side in sides]
-            allowance = slack(largest, rms(gradient))
-            yield finding(full, "gradient", readings, gradient, limits.times(allowance), conditioning)
+            factor = cancellation(largest, rms(gradient))
+            yield finding(full, "gradient", readings, gradient, base.times(factor), conditioning)
 
 
 def excerpt_findings(a: Excerpt, b: Excerpt) -> Iterable[Finding]:
@@ -79,16 +79,16 @@ def excerpt_findings(a: Excerpt, b: Excerpt) -> Iterable[Finding]:
     for name in (*tap_names(a.config.depth), "loss", *gradients):
         if name == "loss":
             readings = [_reading(side, np.array(side.loss), None) for side in sides]
-            yield finding(name, "loss", readings, None, backward_limits(sides))
+            yield finding(name, "loss", readings, None, backward_bounds(sides))
             continue
         readings = [_reading(side, side.sketches[name], side.exact_sketches.get(name)) for side in sides]
         if name in gradients:
-            limits = backward_limits(sides).times(slack(largest, a.statistics[name]["rms"]))
-            found = finding(name, "gradient", readings, None, limits)
+            base = backward_bounds(sides).times(cancellation(largest, a.statistics[name]["rms"]))
+            found = finding(name, "gradient", readings, None, base)
         else:
-            limits = tap_limits(name, sides)
-            found = finding(name, "tap", readings, None, limits)
-        yield _with_statistics(found, (a, b), limits)
+            base = tap_bounds(name, sides)
+            found = finding(name, "tap", readings, None, base)
+        yield _with_statistics(found, (a, b), base)
 
 
 def backward_order(config: PaLMConfig) -> list[str]:
@@ -101,7 +101,7 @@ def finding(
     kind: Kind,
     readings: Sequence[Reading],
     exact: np.ndarray | None,
-    limits: Limits,
+    base: Bounds,
     conditioning: Conditioning | None = None,
 ) -> Finding:
     """Measure one value of two sides. `exact`: the referee's; without it each side's own float64 judges."""
@@ -114,9 +114,9 @@ def finding(
 
     allowed = [
         allow(error, bound, reading.dtype)
-        for error, bound, reading in zip(measured.errors, limits.sides, readings, strict=True)
+        for error, bound, reading in zip(measured.errors, base.sides, readings, strict=True)
     ]
-    bounds = [min(most, max(bound, _SENSELESS)) for most, bound in zip(allowed, limits.sides, strict=True)]
+    bounds = [min(most, max(bound, _SENSELESS)) for most, bound in zip(allowed, base.sides, strict=True)]
     own = [
         # A float64 side has no wider self to be measured against; the referee stands in for it, or the bound.
         (bound if exact is None else error) if reading.is_double else bound if mine is None else mine
@@ -130,7 +130,7 @@ def finding(
         bounds,
         own,
         ratio,
-        limits,
+        base,
         allow,
         has_referee=exact is not None,
         is_excused=_is_excused(measured.errors, allowed, bounds),
@@ -183,7 +183,7 @@ def _judge(
     bounds: Sequence[float],
     own: Sequence[float],
     ratio: float,
-    limits: Limits,
+    base: Bounds,
     allow: Callable[[float, float, DType], float],
     *,
     has_referee: bool,
@@ -206,14 +206,14 @@ def _judge(
             further = readings[int(measured.errors[1] > measured.errors[0])].label
             reasons[0] += f", and {further} is further from the referee"
         # Without a float64 program the ratio is one to what rounding allows, and proves nothing by itself.
-        is_proven = None not in measured.own or measured.cross > limits.widest
+        is_proven = None not in measured.own or measured.cross > base.widest
     for reading, error, bound in zip(readings, measured.errors, bounds, strict=True):
         if error > bound:
             judge = "the referee" if has_referee else "its own float64 program"
             reasons.append(_beyond(f"{reading.label} differs from {judge} by {error:.1e}", bound))
-            is_proven |= (reading.is_double or error > limits.widest) and not is_excused
+            is_proven |= (reading.is_double or error > base.widest) and not is_excused
     for words, distance, programs in measured.wrong:
-        bound = programs * limits.double
+        bound = programs * base.double
         if distance > bound and distance > (most := allow(distance, bound, "float64")):
             is_proven = True
             if ratio <= RATIO_BAR:  # else it is said already
@@ -253,7 +253,7 @@ def _is_excused(errors: Sequence[float], allowed: Sequence[float], bounds: Seque
     return bool(beyond) and all(errors[i] <= allowed[i] for i in beyond)
 
 
-def _with_statistics(found: Finding, sides: tuple[Excerpt, Excerpt], limits: Limits) -> Finding:
+def _with_statistics(found: Finding, sides: tuple[Excerpt, Excerpt], base: Bounds) -> Finding:
     """A sketch's finding, and what the beginnings and the statistics, which hide nothing, say besides."""
     ours, theirs = (side.statistics[found.name] for side in sides)
     size = math.prod(ours["shape"])
@@ -272,9 +272,9 @@ def _with_statistics(found: Finding, sides: tuple[Excerpt, Excerpt], limits: Lim
         scale = max(rms(a[:length]), rms(b[:length])) or 1.0
         distances[f"at the first {length} positions it"] = rms(a[:length] - b[:length]) / scale
     for what, distance in distances.items():
-        if distance > sum(limits.sides):
-            told = _beyond(f"{what} differs by {distance:.1e}", sum(limits.sides))
-            nature = "function" if distance > 2 * limits.widest else "unproven"
+        if distance > sum(base.sides):
+            told = _beyond(f"{what} differs by {distance:.1e}", sum(base.sides))
+            nature = "function" if distance > 2 * base.widest else "unproven"
             return replace(found, elements=size, fault=told, nature=nature)
     return replace(found, elements=size)
 

@@ -1,6 +1,6 @@
 """What is said of a large array without a copy of it: statistics and checksums, piece by piece.
 
-Gradients and weights of torch come as transposed views; a piece of some rows is turned over in the cache.
+Gradients and weights of torch come as transposed views; some rows at a time are copied, within the cache.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from palm.spec.rounding import rms
 
 # Elements that are looked at at a time: few enough to stay in the cache.
 _CHUNK = 1 << 19
-# Columns that are turned over at a time.
+# Columns that are copied at a time.
 _TILE = 512
 T = TypeVar("T")
 
@@ -32,10 +32,10 @@ def chunks(array: np.ndarray) -> Iterator[np.ndarray]:
         if rows.flags.c_contiguous:
             yield rows
             continue
-        turned = np.empty_like(rows, order="C")
+        copied = np.empty_like(rows, order="C")
         for first in range(0, rows.shape[1], _TILE):  # several times as fast as in one go
-            turned[:, first : first + _TILE] = rows[:, first : first + _TILE]
-        yield turned
+            copied[:, first : first + _TILE] = rows[:, first : first + _TILE]
+        yield copied
 
 
 def each(of: Callable[[np.ndarray], T], arrays: Mapping[str, np.ndarray]) -> dict[str, T]:

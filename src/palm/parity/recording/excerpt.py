@@ -1,4 +1,4 @@
-"""What is kept of a recording that is too large to keep, and still tells two functions apart.
+"""A compact summary of a recording, which still tells two functions apart.
 
 - Of each tap and gradient, its shape, rms, largest element, count of what is not finite, and SHA-256.
 - Of each tap, at up to 512 positions of all sequences, and of each gradient, a sketch
@@ -48,7 +48,7 @@ _KEPT_WEIGHTS = 12
 
 @dataclass(frozen=True)
 class Excerpt:
-    """One side's reading of one forward and backward pass, cut down: see the module.
+    """What one side computed in one forward and backward pass, cut down: see the module.
 
     `taps`: of the first positions of the first sequence, in working precision. `sketches`: by tap, and by
     `grad:NAME`; `exact_sketches`: those of the same program in float64, of a large model's taps only.
@@ -152,7 +152,7 @@ def record_excerpt(
     """Record a live model; gradients are cut down before taps are computed, and those before float64 is.
 
     Costs, beside one forward and backward pass, a forward pass for the taps and one in float64, for which the
-    weights are widened; of a model of up to 2²⁷ parameters also its gradient in float64. Raises `TokenError`,
+    weights are upcast; of a model of up to 2²⁷ parameters also its gradient in float64. Raises `TokenError`,
     and `BackendError` if the model is not palm's.
     """
     wing, mode = wing_of(model), mode or Mode()

@@ -50,7 +50,7 @@ class Mode:
 
 @dataclass(frozen=True)
 class Recording:
-    """One side's reading of one forward and backward pass.
+    """What one side computed in one forward and backward pass.
 
     `taps`, `loss` and `grads` are in working precision; the `exact_*` ones are the same program in float64
     on the same weights. `environment` holds versions and device.

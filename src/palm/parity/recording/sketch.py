@@ -20,7 +20,7 @@ from palm.spec.random import generator
 
 # Sketched numbers a position, and on each side of a gradient; sketched positions.
 _SIGNS, _GRADIENT_SIGNS, _POSITIONS = 4, 8, 512
-# By how much the signs are turned from one position to the next: a prime, so that they come around late.
+# By how much the signs are rolled from one position to the next: a prime, so that they come around late.
 _TURN = 7919
 
 
@@ -31,13 +31,13 @@ def sketch_tap(tap: np.ndarray, name: str) -> np.ndarray:
 
 
 def _sketch_rows(rows: np.ndarray, positions: np.ndarray, name: str) -> np.ndarray:
-    """Each position has the tap's signs turned on by some: no exchange of columns goes unseen everywhere."""
+    """Each position has the tap's signs rolled: no exchange of columns goes unseen everywhere."""
     width = rows.shape[1]
     signs = np.concatenate([_signs(name, width, _SIGNS)] * 2)
     wide = rows[positions].astype(np.float64)
     with np.errstate(invalid="ignore"):  # a sum of infinities is NaN, and said to be
-        turned = (signs[(_TURN * p) % width :][:width] for p in positions)
-        return np.array([row @ of for row, of in zip(wide, turned, strict=True)]).reshape(-1, _SIGNS)
+        rolled = (signs[(_TURN * p) % width :][:width] for p in positions)
+        return np.array([row @ of for row, of in zip(wide, rolled, strict=True)]).reshape(-1, _SIGNS)
 
 
 def sketched_positions(count: int) -> np.ndarray:

@@ -125,7 +125,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "product precision",
         "Ask for full float32 matmuls (JAX: precision highest).",
-        matrices.product_precision,
+        matrices.matmul_precision,
         True,
     ),
 )

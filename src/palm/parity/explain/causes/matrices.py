@@ -86,8 +86,8 @@ def head_order(config: PaLMConfig) -> Iterator[Variant]:
     )
 
 
-def product_precision(config: PaLMConfig) -> Iterator[Variant]:
-    """Inputs of products rounded to TF32 or bfloat16."""
+def matmul_precision(config: PaLMConfig) -> Iterator[Variant]:
+    """Inputs of matmuls rounded to TF32 or bfloat16."""
     for told, bits in (("TF32", 10), ("bfloat16", 7)):
 
         def rounded(kind: str, bits: int = bits) -> Operation:

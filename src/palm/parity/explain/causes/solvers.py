@@ -21,7 +21,7 @@ Solve = Callable[[str, Place, np.ndarray], Iterator[Variant]]
 # A number, always positive -> the variant that has it.
 Family = Callable[[Place, float], Variant]
 
-# A fit begins with so many positions, where nothing has turned or decayed far, and doubles them up to so
+# A fit begins with so many positions, where nothing is rotated or decayed far, and doubles them up to so
 # many: they tell the number, and the rest must bear it out.
 _BEGINNING, _ENOUGH = 8, 64
 # What has to be run on all positions, and many times, takes minutes on more.
