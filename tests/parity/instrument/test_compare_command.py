@@ -45,7 +45,7 @@ def test_compare_differs_with_status_1_and_names_the_tap(tmp_path):
     )
     done = run(*SMALL, "--out", str(tmp_path / "out"), PYTHONPATH=str(tmp_path))
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "torch and jax differ from blocks.0.feedforward on" in done.stdout
+    assert "torch and jax differ, first at blocks.0.feedforward: " in done.stdout
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["first_divergence"] == "blocks.0.feedforward"
 

@@ -72,7 +72,7 @@ def test_two_checkpoints_differ_in_their_weights(tmp_path):
     assert [side["label"] for side in report["sides"]] == ["torch step-1", "jax step-2"]
     (only,) = report["diagnoses"]  # each side computes its own weights' function
     assert only["cause"] == "different weights"
-    assert only["detail"].startswith("19 of 23 tensors, most of all "), "norms all start at 1"
+    assert only["detail"].startswith("19 of 23 tensors differ; most of all, "), "norms all start at 1"
 
 
 def test_a_bundle_is_compared_with_another_and_with_a_live_side(tmp_path):
