@@ -10,6 +10,7 @@ from cases import draw_tokens, small
 import palm
 from palm import jax_impl, torch_impl
 from palm.spec.taps import untapped
+from palm.torch_impl.linear import Linear
 
 CONFIG = small(depth=3, heads=2, dim_head=6, dim=12)
 TOKENS = draw_tokens(CONFIG, 2, 12)
@@ -52,7 +53,7 @@ class Tripled(torch.autograd.Function):
         return 3 * gradient
 
 
-class LoudLinear(torch.nn.Linear):
+class LoudLinear(Linear):
     """Its weight's gradient is three times what it is."""
 
     def forward(self, x):
