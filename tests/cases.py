@@ -85,3 +85,8 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `code` in a Python of its own, with warnings as errors."""
     command = [sys.executable, "-W", "error", "-c", code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def python_path(*folders: Path | str) -> str:
+    """PYTHONPATH for a Python that finds modules in `folders` first: palm may itself come from it."""
+    return os.pathsep.join(filter(None, [*map(str, folders), os.environ.get("PYTHONPATH", "")]))

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from cases import ROOT
+from cases import ROOT, python_path
 
 from palm import PaLMConfig
 
@@ -296,7 +296,7 @@ def fake(tmp_path, monkeypatch):
     """Specs of sides that need no framework, and what they log: who did the job, in order."""
     (tmp_path / "fake_side.py").write_text(FAKE)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", python_path(tmp_path))
     log = tmp_path / "log"
 
     def spec(name, speed, **more):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from cases import python_path
 
 import palm
 from palm.spec.taps import tap_names
@@ -43,7 +44,7 @@ def test_compare_differs_with_status_1_and_names_the_tap(tmp_path):
         "import palm.jax_impl.feedforward as wing\n"
         "wing.swiglu = lambda gate, up: wing.jax.nn.silu(up) * gate\n"
     )
-    done = run(*SMALL, "--out", str(tmp_path / "out"), PYTHONPATH=str(tmp_path))
+    done = run(*SMALL, "--out", str(tmp_path / "out"), PYTHONPATH=python_path(tmp_path))
     assert done.returncode == 1, done.stdout + done.stderr
     assert "torch and jax differ, first at blocks.0.feedforward: " in done.stdout
     report = json.loads((tmp_path / "out" / "report.json").read_text())

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from cases import draw_weights
+from cases import draw_weights, python_path
 
 import palm
 from palm.data.windows import open_corpus, standard_library_text
@@ -104,7 +104,7 @@ def test_the_command_finds_a_fault_that_only_training_shows(tmp_path):
     )
     options = ["--preset", "tiny", "--train", "4", "--length", "16", "--batch", "1", "--out", str(tmp_path)]
     command = [sys.executable, "-m", "palm", "compare", *options]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": python_path(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "AGREE  torch and jax agree: every difference is rounding" in done.stdout

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cases import python_path
 
 import palm
 
@@ -93,7 +94,7 @@ def test_a_bundle_is_compared_with_another_and_with_a_live_side(tmp_path):
 
 def test_a_recorded_fault_is_named_where_neither_framework_is(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(FAULTY_JAX)
-    done = run("record", "jax", *SMALL, "--out", tmp_path / "jax", PYTHONPATH=str(tmp_path))
+    done = run("record", "jax", *SMALL, "--out", tmp_path / "jax", PYTHONPATH=python_path(tmp_path))
     assert done.returncode == 0, done.stderr
     assert run("record", "torch", *SMALL, "--out", tmp_path / "torch").returncode == 0
     report = report_of(
