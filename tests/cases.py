@@ -81,10 +81,10 @@ def ask_to_stop(signal: int) -> None:
     time.sleep(0.2)
 
 
-def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def python(code: str, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     """Run `code` in a Python of its own, with warnings as errors."""
     command = [sys.executable, "-W", "error", "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 def python_path(*folders: Path | str) -> str:

@@ -20,6 +20,7 @@ from palm.jax_impl.norm import widen
 from palm.jax_impl.position import masked_scores
 from palm.jax_impl.wrapped import check_plain, settled
 from palm.spec.sampling import Room, Sampling
+from palm.spec.tokens import check_tokens
 
 
 class _State(eqx.Module):
@@ -54,14 +55,15 @@ class Decoder:
     ) -> None:
         """Run the prompts (b, p), padded at their ends; sequence r has `lengths[r]` tokens.
 
-        Raises what `settled` and `check_plain` raise, and `ConfigError` where `size` has no room for the
-        prompts; `next` and `feed` do where it has none for one more.
+        Ids that are JAX's arrays are not read: those outside the vocabulary make the logits of their
+        sequence NaN. Ids that are NumPy's are checked.
+        Raises what `settled` and `check_plain` raise, `TokenError`, and `ConfigError` where `size` has no
+        room for the prompts; `next` and `feed` do where it has none for one more.
         """
         self._room = Room(size, prompts, lengths)
         check_plain(settled(model))
         self.model = model
-        tokens = jax.device_put(prompts.astype(np.int32), model.embedding.weight.sharding)
-        self._state = _prefill(model, tokens, jnp.asarray(lengths, jnp.int32), size)
+        self._state = _prefill(model, _ids(prompts, model), jnp.asarray(lengths, jnp.int32), size)
         # Not the process's default: the model may be elsewhere.
         platform = next(iter(model.embedding.weight.devices())).platform
         self._packed = _pack(model, weights, len(prompts), platform)
@@ -87,9 +89,16 @@ class Decoder:
         return np.asarray(values)
 
     def feed(self, tokens: np.ndarray) -> None:
-        """Take in given tokens (b,) instead of chosen ones."""
+        """Take in given tokens (b,) instead of chosen ones. Raises `TokenError`, for NumPy's arrays."""
+        ids = _ids(tokens, self.model)
         self._room.take()
-        self._state = _feed((self._packed, tokens.astype(np.int32)), self._state)
+        self._state = _feed((self._packed, ids), self._state)
+
+
+def _ids(tokens: np.ndarray | Array, model: PaLM) -> Array:
+    if isinstance(tokens, jax.Array):
+        return tokens
+    return jnp.asarray(check_tokens(tokens, model.config), jnp.int32)
 
 
 @eqx.filter_jit
@@ -139,7 +148,7 @@ def _next(inputs: tuple[_Packed, np.ndarray | None, Sampling], state: _State) ->
 
 
 @eqx.filter_jit(donate="all-except-first")
-def _feed(inputs: tuple[_Packed, np.ndarray], state: _State) -> _State:
+def _feed(inputs: tuple[_Packed, Array], state: _State) -> _State:
     return _decode(inputs[0], state, inputs[1])
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any, TypeVar, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.sharding import PartitionSpec
 
 from palm.config import PaLMConfig
 from palm.errors import TokenError
@@ -31,6 +33,7 @@ from palm.spec.tokens import check_range, check_shape
 # So many blocks are compiled one after the other, which runs a fifth faster than a loop over the stack: that
 # copies every layer's weights and results out of it and into it. More of them would take long to compile.
 UNROLLED = 12
+Program = TypeVar("Program", bound=Callable[..., Any])
 Step = Callable[[Array, Block], tuple[Array, dict[str, Array]]]
 
 
@@ -170,17 +173,40 @@ def run(
 
 @eqx.filter_jit
 def _forward(model: PaLM, tokens: Array, remat: Remat, features: bool) -> Array:
-    with full_precision(model):
+    def program(model: PaLM, tokens: Array) -> Array:
         _, y, _ = run(model, tokens, remat)
         return y if features else model.logits(y)
+
+    with full_precision(model):
+        return _without_explicit_axes(program, _like(tokens))(model, tokens)
 
 
 @eqx.filter_jit
 def _activations(model: PaLM, tokens: Array) -> tuple[dict[str, Array], dict[str, Array]]:
     """The taps outside of blocks, and those of blocks stacked over layers."""
-    with full_precision(model):
+
+    def program(model: PaLM, tokens: Array) -> tuple[dict[str, Array], dict[str, Array]]:
         embedded, y, stacked = run(model, tokens, wanted=BLOCK_TAPS)
         return {"embed": embedded, "norm": y, "logits": model.logits(y)}, stacked
+
+    whole = _like(tokens)
+    with full_precision(model):
+        return _without_explicit_axes(program, (whole, PartitionSpec(None, *whole)))(model, tokens)
+
+
+def _like(tokens: Array) -> PartitionSpec:
+    """The sharding of the tokens for (..., n, width)."""
+    return PartitionSpec(*jax.typeof(tokens).sharding.spec, None)
+
+
+def _without_explicit_axes(program: Program, shardings: Any) -> Program:
+    """`program`; on a mesh of explicit axes, XLA chooses the shardings inside, and the results have these.
+
+    The program folds batch dimensions and heads into rows, which has no explicit sharding.
+    """
+    if not jax.sharding.get_abstract_mesh().explicit_axes:
+        return program
+    return cast(Program, jax.sharding.auto_axes(program, out_sharding=shardings))
 
 
 def _written_out(step: Step, x: Array, blocks: Block) -> tuple[Array, dict[str, Array]]:

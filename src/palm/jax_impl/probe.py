@@ -73,9 +73,8 @@ def attention_of(model: PaLM) -> str:
 
 
 def on_device(model: PaLM, tokens: np.ndarray, *, at_least: int = 1) -> Array:
-    """Checked tokens where the model is."""
-    ids = check_tokens(tokens, model.config, at_least=at_least).astype(np.int32)
-    return jax.device_put(ids, model.embedding.weight.sharding)
+    """Checked tokens, which computations move to where the model is."""
+    return jnp.asarray(check_tokens(tokens, model.config, at_least=at_least).astype(np.int32))
 
 
 @eqx.filter_jit

@@ -75,9 +75,9 @@ class Decoder:
 
     def feed(self, tokens: np.ndarray) -> None:
         """Take in given tokens (b,) instead of chosen ones. Raises `TokenError`."""
+        ids = torch.from_numpy(check_tokens(tokens, self.model.config))
         self._room.take()
         with torch.no_grad():
-            ids = torch.from_numpy(check_tokens(tokens, self.model.config))
             self._logits = self._decode(ids.to(self.logits.device))
 
     def _prefill(self, tokens: Tensor) -> Tensor:
