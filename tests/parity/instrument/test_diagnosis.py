@@ -20,6 +20,7 @@ import palm
 from palm.parity.diagnosis import Diagnosis
 from palm.parity.explain.diagnose import diagnose
 from palm.parity.result import Comparison
+from palm.torch_impl.linear import Linear
 
 Patch = pytest.MonkeyPatch
 
@@ -119,15 +120,14 @@ def see_a_window(library: Any, bias: Any) -> Any:
 
 def drop(wing: str, patch: Patch) -> None:
     feedforward = module(wing, "feedforward").FeedForward
-    right = feedforward.activations
+    right = feedforward.forward
 
-    def dropped(self: Any, y: torch.Tensor) -> dict[str, torch.Tensor]:
-        taps = right(self, y)
+    def dropped(self: Any, *inputs: Any) -> torch.Tensor:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return {**taps, "feedforward_out": torch.nn.functional.dropout(taps["feedforward_out"], 0.1)}
+            return torch.nn.functional.dropout(right(self, *inputs), 0.1)
 
-    patch.setattr(feedforward, "activations", dropped)
+    patch.setattr(feedforward, "forward", dropped)
 
 
 def square(wing: str, patch: Patch) -> None:
@@ -288,7 +288,7 @@ def test_zeros_in_a_pattern_are_no_dropout():
     assert (only.cause, only.taps) == ("unknown", ("blocks.1.attention_out",))
 
 
-class FirstColumnsOnly(torch.nn.Linear):
+class FirstColumnsOnly(Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = super().forward(x)
         # As large as dropout would make them: only the pattern tells.
