@@ -92,7 +92,8 @@ def _known(model: Any) -> tuple[Wing[Any], Any]:
         )
     raise BackendError(
         f"model must be one that palm built; got {type(model).__module__}.{type(model).__qualname__}. "
-        "Bring models from elsewhere in with palm.from_upstream."
+        "Put your own weights into one with palm.from_numpy(config, weights, backend=…), and those of a "
+        "published original with palm.from_upstream."
     )
 
 

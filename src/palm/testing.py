@@ -8,6 +8,7 @@ import numpy as np
 
 from palm.errors import PalmError
 from palm.parity.compare import compare
+from palm.spec.arrays import as_numpy
 from palm.spec.rounding import rms, rounding_ratio
 
 __all__ = ["assert_agree", "ratio"]
@@ -37,7 +38,8 @@ def ratio(a: Any, b: Any, exact_a: Any, exact_b: Any = None) -> float:
     with a*, b* the same two programs in float64 (b* = a* if it is not given). At most √2 if both compute the
     same function, whatever their rounding, and about 1 if their errors are independent; above 1.5 they do
     not. 0 if they are equal. With one common exact array it cannot exceed √2 and proves nothing: give both.
-    Arrays are NumPy's, or what it can read. See `palm.spec.rounding`.
+    Arrays are NumPy's or either framework's, on any device. See `palm.spec.rounding`.
     """
-    wide = [np.asarray(x, np.float64) for x in (a, b, exact_a, exact_a if exact_b is None else exact_b)]
+    given = (a, b, exact_a, exact_a if exact_b is None else exact_b)
+    wide = [as_numpy(x)[0].astype(np.float64) for x in given]
     return rounding_ratio(rms(wide[0] - wide[1]), rms(wide[0] - wide[2]), rms(wide[1] - wide[3]))

@@ -115,7 +115,11 @@ def test_a_model_from_elsewhere_is_refused(model):
         with pytest.raises(BackendError) as raised:
             ask(model)
         assert_explains(
-            raised, "model must be one that palm built", type(model).__qualname__, "from_upstream"
+            raised,
+            "model must be one that palm built",
+            type(model).__qualname__,
+            "palm.from_numpy(config, weights, backend=…)",
+            "published original with palm.from_upstream",
         )
 
 

@@ -26,3 +26,13 @@ def put_in_place(folder: Path, path: Path, old: Path) -> None:
     except BaseException:
         old.rename(path)
         raise
+
+
+def what_lacks(path: Path, name: str, error: OSError) -> str:
+    """`path`, and why there is no file `name` in it to read, in the words of an error message."""
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        if path.is_dir():
+            return f"{path}, a folder without {name}"
+        if path.is_file():
+            return f"{path}, a file"
+    return f"{path}: {error.strerror}"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from palm.checkpoint.files import what_lacks
 from palm.errors import CheckpointError
 from palm.spec.parameters import DTYPES
 
@@ -59,8 +60,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         content, is_intact = read_sealed(file)
     except OSError as error:
         raise CheckpointError(
-            f"path must be a checkpoint directory with {MANIFEST}; got path={path}: {error.strerror}. "
-            "Pass what palm.save returned."
+            f"path must be a checkpoint directory with {MANIFEST}; got path="
+            f"{what_lacks(path, MANIFEST, error)}. Pass what palm.save returned, or the folder of a run. For "
+            "weights in another file: palm.from_numpy, or palm.from_upstream if it is a published original's."
         ) from None
     if content is None:
         raise CheckpointError(_damaged(file))

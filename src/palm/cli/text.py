@@ -22,7 +22,7 @@ from palm.data.download import fetch
 from palm.errors import DataError, RunError
 from palm.generation.generate import generate as generate_text
 from palm.generation.rows import Generation
-from palm.training.run_folder import Run
+from palm.training.run_folder import SETTINGS, Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,8 @@ def _find(path: Path, which: str) -> tuple[Path, Backend | None]:
         chosen = run.checkpoint(which) if run.path == path else checkpoint_path(path)
         return chosen, run.settings()["backend"]
     if not (path / MANIFEST).exists():
-        found = "" if path.exists() else ", and there is no such folder"
+        lacks = f", which has neither {SETTINGS} nor {MANIFEST}"
+        found = lacks if path.exists() else ", and there is no such folder"
         raise RunError(
             f"run must be the folder of a run, or a checkpoint; got run={path}{found}. Check the path."
         )

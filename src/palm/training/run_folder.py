@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from palm.checkpoint.files import fsync
+from palm.checkpoint.files import fsync, what_lacks
 from palm.checkpoint.locate import BEST, LAST, best_of, checkpoints_of
 from palm.checkpoint.manifest import RUN_SETTINGS, TOKENIZERS, read_sealed, sealed
 from palm.checkpoint.tokenizer import run_tokenizer
@@ -104,8 +104,8 @@ class Run:
             content, is_intact = read_sealed(file)
         except OSError as error:
             raise RunError(
-                f"run must be a folder that palm train wrote; got run={self.path}: {error.strerror}. Pass "
-                f"the folder that has {SETTINGS} in it."
+                "run must be a folder that palm train wrote; got run="
+                f"{what_lacks(self.path, SETTINGS, error)}. Pass the folder that has {SETTINGS} in it."
             ) from None
         if content is None or not is_intact:
             raise RunError(f"{file} must be as it was written; its checksum differs. Restore another copy.")

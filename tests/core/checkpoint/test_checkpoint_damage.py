@@ -169,12 +169,26 @@ def test_a_manifest_that_says_the_same_in_other_bytes_is_damaged(damaged):
     assert "its checksum differs" in complaint(file, json.dumps(json.loads(good)).encode())
 
 
-@pytest.mark.parametrize("where", ["nowhere", "checkpoint/config.json"])
-def test_a_path_that_is_no_checkpoint_is_refused(whole, where):
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        ("nowhere", ": No such file or directory."),
+        ("checkpoint/config.json", ", a file."),
+        ("notes", ", a folder without manifest.json."),
+    ],
+)
+def test_a_path_that_is_no_checkpoint_is_refused(whole, where, what):
     path = whole.parent / where
+    (whole.parent / "notes").mkdir(exist_ok=True)
     with pytest.raises(CheckpointError) as raised:
         load_arrays(path)
-    assert_explains(raised, "path must be a checkpoint directory", f"path={path}", "Pass what palm.save")
+    assert_explains(
+        raised,
+        "path must be a checkpoint directory",
+        f"path={path}{what}",
+        "Pass what palm.save",
+        "from_numpy",
+    )
 
 
 def test_files_that_are_not_the_checkpoints_are_ignored(whole):

@@ -364,15 +364,18 @@ def test_a_line_end_that_became_another_byte_is_found(run):
         run.settings()
 
 
-@pytest.mark.parametrize("below", ["none", "empty", "file"])
-def test_a_folder_that_is_no_run_has_no_settings(tmp_path, below):
+@pytest.mark.parametrize(
+    ("below", "what"),
+    [("none", ": No such file"), ("empty", ", a folder without run.json."), ("file", ", a file.")],
+)
+def test_a_folder_that_is_no_run_has_no_settings(tmp_path, below, what):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     run = Run(tmp_path / below)
     assert not run.is_run
     with pytest.raises(RunError) as raised:
         run.settings()
-    assert_explains(raised, "run must be a folder that palm train wrote", f"run={run.path}")
+    assert_explains(raised, "run must be a folder that palm train wrote", f"run={run.path}{what}")
 
 
 def test_settings_that_cannot_be_written_leave_the_older_ones(run, monkeypatch):

@@ -9,8 +9,10 @@ import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from types import ModuleType
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from cases import ROOT, draw_tokens, small
 
 import palm
@@ -66,6 +68,31 @@ def test_the_ratio_is_one_for_independent_rounding_and_more_for_another_function
     assert 0.95 < ratio(a, b, exact) < 1.05
     assert ratio(a, a, exact) == 0.0
     assert ratio(a, b + 1e-5, exact, exact + 1e-5) > 50
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda x: torch.tensor(x, requires_grad=True),
+        lambda x: torch.tensor(x, dtype=torch.bfloat16),
+        lambda x: jnp.asarray(x, jnp.bfloat16),
+        list,
+    ],
+    ids=["gradient", "bfloat16", "jax", "list"],
+)
+def test_the_ratio_reads_arrays_of_either_framework(given):
+    values = [[1.0, 2.0], [1.5, 2.0], [1.0, 2.25], [1.5, 2.5]]
+    assert ratio(*map(given, values)) == ratio(*map(np.array, values)) > 0
+
+
+@pytest.mark.parametrize("other", [lambda ids: ids, {"norm": np.ones(6)}], ids=["function", "weights"])
+def test_without_a_model_of_palms_there_is_nothing_to_compare_a_port_with(other):
+    def my_port(ids):
+        return ids
+
+    for sides in ((my_port, other), (other, my_port)):
+        with pytest.raises(palm.BackendError, match=r"one of the two sides must be a palm model.*from_numpy"):
+            palm.compare(*sides, np.arange(5))
 
 
 FAILING = """

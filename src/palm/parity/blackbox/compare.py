@@ -6,13 +6,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
 
-from palm.backends import backend_of, config_of, dtype_of
+from palm.backends import backend_of, config_of, dtype_of, is_model
 from palm.config import DType, PaLMConfig
-from palm.errors import ProbeError
+from palm.errors import BackendError, ProbeError
 from palm.fields import plain
 from palm.models import activations, to_numpy
 from palm.parity.answer import Answer
@@ -22,6 +23,7 @@ from palm.parity.diagnosis import evidence
 from palm.parity.explain.replay import distance
 from palm.parity.judge.predictions import predictions
 from palm.spec import forward
+from palm.spec.arrays import as_numpy
 from palm.spec.parameters import DTYPES
 from palm.spec.rounding import rounding_bound
 from palm.spec.tokens import check_tokens
@@ -143,13 +145,19 @@ def compare_foreign(function: Callable[[np.ndarray], Any], model: Any, tokens: A
     """Compare a callable, ids (..., n) to logits (..., n, v), with a model of palm's that has its weights.
 
     The callable is given an int64 array and may return an array of any framework, of float64, float32 or
-    bfloat16: the type it computes in, whose rounding it is held to. Raises `TokenError`, and `ProbeError` for
-    logits of another shape or type, or if the callable fails.
+    bfloat16: the type it computes in, whose rounding it is held to. Raises `TokenError`, `BackendError` if
+    `model` is not palm's, and `ProbeError` for logits of another shape or type, or if the callable fails.
     """
+    label = label_of(function, "palm")
+    if not is_model(model) and not isinstance(model, (str, PathLike)):
+        other = label_of(model, label) if callable(model) else type(model).__name__
+        raise BackendError(
+            "one of the two sides must be a palm model, to hold the other one against; got "
+            f"{label} and {other}. Put your weights into one: palm.from_numpy(config, weights, backend=…)."
+        )
     config = config_of(model)
     weights = {name: np.asarray(array, np.float64) for name, array in to_numpy(model).items()}
     ids = check_tokens(tokens, config, at_least=2)
-    label = label_of(function, "palm")
 
     def search(ids: np.ndarray) -> tuple[Search, DType]:
         logits, dtype = _logits(function, ids, config, label, dtype_of(model))
@@ -219,15 +227,8 @@ def _logits(
 ) -> tuple[np.ndarray, DType]:
     """The callable's logits in float64, and the dtype it gave."""
     try:
-        given = function(ids.copy())  # what it does to them is its own affair
-        if hasattr(given, "detach"):  # torch gives NumPy neither what has a gradient nor its bfloat16
-            given = given.detach().cpu()
-            name = str(given.dtype).removeprefix("torch.")
-            array = given.double().numpy()
-        else:
-            array = np.asarray(given)
-            # A list has no type of its own: Python's numbers are wide whatever they were.
-            name = array.dtype.name if hasattr(given, "dtype") else coarsest
+        array, own = as_numpy(function(ids.copy()))  # what it does to them is its own affair
+        name = own or coarsest  # a list's numbers are wide whatever they were
     except Exception as error:
         raise ProbeError(
             f"{label} must give logits for an int64 array of ids; it raised {type(error).__name__}: {error}. "
