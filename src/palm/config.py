@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from palm.errors import BackendError, ConfigError
-from palm.fields import check_choice, from_fields, integer, parse_json, real
+from palm.fields import check_choice, from_fields, integer, named_fields, parse_json, real
 
 Positions = Literal["alibi", "rotary"]
 NormKind = Literal["rmsnorm", "layernorm"]
@@ -42,13 +42,15 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
+@named_fields("a config")
 @dataclass(frozen=True, kw_only=True)
 class PaLMConfig:
     """A PaLM model: the complete description of one function of its weights and tokens.
 
     Source: PaLM (arXiv:2204.02311) §2; the field names are those of the two original repositories.
 
-    Raises `ConfigError` if any field breaks its invariant. Instances are frozen and hashable.
+    Raises `ConfigError` if a field is unknown, missing, or breaks its invariant. Instances are frozen and
+    hashable.
     """
 
     num_tokens: int

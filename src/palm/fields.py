@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import operator
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 from palm.errors import ConfigError
@@ -81,10 +82,36 @@ def check_choice(name: str, value: Any, choices: Collection[str], *, optional: b
         raise ConfigError(f"{name} must be one of {known}; got {name}={value!r}. Choose one.")
 
 
+def named_fields(what: str) -> Callable[[type[T]], type[T]]:
+    """Decorates a dataclass, `what` it is in words: its constructor checks the names of the fields first.
+
+    It raises `ConfigError` for unknown or missing ones, where Python raises a `TypeError`.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        made: Callable[..., None] = vars(cls)["__init__"]
+
+        @functools.wraps(made)
+        def __init__(self: T, *values: Any, **fields: Any) -> None:  # noqa: N807 - the constructor
+            if not values:  # Python refuses those
+                _check_names(cls, fields, what)
+            made(self, *values, **fields)
+
+        setattr(cls, "__init__", __init__)  # noqa: B010 - type checkers see the dataclass's own
+        return cls
+
+    return decorate
+
+
 def from_fields(cls: type[T], fields: Mapping[str, Any], what: str) -> T:
     """The dataclass with these fields. Raises `ConfigError` for unknown or missing ones."""
     if not isinstance(fields, Mapping):
         raise ConfigError(f"{what} must be a JSON object; got {type(fields).__name__}. Use to_json().")
+    _check_names(cls, fields, what)
+    return cls(**fields)
+
+
+def _check_names(cls: type, fields: Mapping[str, Any], what: str) -> None:
     assert dataclasses.is_dataclass(cls)
     known = {field.name: field for field in dataclasses.fields(cls)}
     for name in fields:
@@ -98,7 +125,6 @@ def from_fields(cls: type[T], fields: Mapping[str, Any], what: str) -> T:
         raise ConfigError(
             f"{what} must name {', '.join(missing)}; got {', '.join(fields) or 'nothing'}. Add it."
         )
-    return cls(**fields)
 
 
 def did_you_mean(name: Any, known: Collection[str]) -> str:

@@ -17,10 +17,9 @@ from palm.spec.parameters import (
     DTYPES,
     Parameter,
     check_array,
-    check_names,
+    check_weights,
     initial_value,
     numpy_dtype,
-    parameters,
 )
 
 if TYPE_CHECKING:
@@ -147,9 +146,7 @@ def from_numpy(
     implementation = wing(backend)
     _check_config(config)
     resolved = config.resolve(backend)
-    check_names(resolved, arrays)
-    for name, parameter in parameters(resolved).items():
-        check_array(parameter, np.asarray(arrays[name]))
+    check_weights(config, arrays, backend)
     dtype = dtype or common_dtype(arrays)
     _check_options(backend, dtype, attention)
 

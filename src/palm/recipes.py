@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from palm.config import DType
 from palm.errors import ConfigError
-from palm.fields import check_choice, from_fields, integer, real
+from palm.fields import check_choice, from_fields, integer, named_fields, real
 
 OptimizerKind = Literal["adamw", "adafactor"]
 ScheduleKind = Literal["constant", "cosine", "inverse_sqrt"]
@@ -70,11 +70,12 @@ class Outcome(NamedTuple):
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
+@named_fields("a recipe")
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How to train: everything but the model and the data that decides what the weights become.
 
-    Raises `ConfigError` if a field breaks its invariant.
+    Raises `ConfigError` if a field is unknown or breaks its invariant.
     """
 
     optimizer: OptimizerKind = "adamw"

@@ -1,6 +1,10 @@
 """Configs as dicts and as JSON."""
 
+import copy
+import dataclasses
+import inspect
 import json
+import pickle
 
 import pytest
 from cases import SIZES, assert_explains, small
@@ -54,16 +58,33 @@ def test_fields_with_a_default_may_be_missing():
     assert PaLMConfig.from_json(json.dumps(fields)) == PaLMConfig(**fields)
 
 
-def test_an_unknown_field_is_named_with_those_that_are_known():
+# As JSON has the fields, and as the constructor takes them.
+MAKERS = pytest.mark.parametrize("make", [PaLMConfig.from_dict, lambda fields: PaLMConfig(**fields)])
+
+
+@MAKERS
+def test_an_unknown_field_is_named_with_those_that_are_known(make):
     with pytest.raises(ConfigError) as raised:
-        PaLMConfig.from_dict({**SIZES, "n_heads": 8})
+        make({**SIZES, "n_heads": 8})
     assert_explains(raised, "n_heads=8", "Did you mean heads?", "Known fields: num_tokens, dim,", "init")
 
 
-def test_missing_fields_are_named_together():
+@MAKERS
+def test_missing_fields_are_named_together(make):
     with pytest.raises(ConfigError) as raised:
-        PaLMConfig.from_dict({"dim": 64})
+        make({"dim": 64})
     assert_explains(raised, "must name num_tokens, depth;", "got dim.", "Add")
+
+
+def test_the_constructor_is_the_dataclasss_own_otherwise():
+    config = small()
+    assert list(inspect.signature(PaLMConfig).parameters) == list(PaLMConfig.__dataclass_fields__)
+    for again in (dataclasses.replace(config), copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert again == config
+    with pytest.raises(ConfigError, match="a config must have only known fields; got width=8"):
+        dataclasses.replace(config, width=8)
+    with pytest.raises(TypeError, match="positional"):
+        PaLMConfig(13)
 
 
 def test_an_invariant_holds_on_the_way_in_too():

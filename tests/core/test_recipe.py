@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cases import assert_explains
 
-from palm import RECIPES, ConfigError, Recipe, preset, recipe
+from palm import RECIPES, Cadence, ConfigError, Recipe, preset, recipe
 from palm.recipes import Outcome
 
 PAPER = RECIPES["paper"]
@@ -217,6 +217,12 @@ def test_an_unknown_field_is_answered_with_the_one_that_is_meant(wrong, meant):
 def test_an_unknown_field_of_a_config_is_answered_likewise(wrong, meant):
     with pytest.raises(ConfigError, match=rf"Did you mean {meant}\?"):
         preset("tiny", **{wrong: 1})
+
+
+@pytest.mark.parametrize("make", [Recipe, Cadence])
+def test_a_constructor_answers_likewise(make):
+    with pytest.raises(ConfigError, match=r"got kepe=1\. (Did you mean keep\? )?Known fields"):
+        make(kepe=1)
 
 
 def test_an_unknown_field_that_is_like_none_gets_no_guess():

@@ -103,6 +103,16 @@ def test_weights_that_do_not_fit_are_refused(spoil, words):
         palm.from_numpy(CONFIG, weights, backend="jax", dtype="float32")
 
 
+def test_weights_of_the_other_architecture_show_what_the_config_left_open():
+    open_, other = PaLMConfig(**SIZES), PaLMConfig(**SIZES).resolve("torch")
+    with pytest.raises(WeightsError) as raised:
+        palm.from_numpy(open_, draw_weights(other), backend="jax")
+    made = "positions='rotary', norm='layernorm', share_kv=False"
+    assert_explains(raised, "they miss", "They have unknown", "leaves choices open", made, 'resolve("torch")')
+    with pytest.raises(WeightsError, match=r"lists the names\)\.$"):
+        palm.from_numpy(open_.resolve("jax"), draw_weights(other), backend="jax")
+
+
 @pytest.mark.parametrize("seed", [-1, True, "0", 1.5])
 def test_a_bad_seed_is_refused(seed):
     with pytest.raises(ConfigError, match="seed must be an int of at least 0"):

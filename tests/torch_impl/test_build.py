@@ -116,6 +116,31 @@ def test_something_that_is_no_config_is_refused(config):
         palm.build(config, backend="torch")
 
 
+@pytest.mark.parametrize("change", [lambda x: x.requires_grad_(), lambda x: x.bfloat16()])
+def test_tensors_that_numpy_cannot_read_are_refused(change):
+    weights = {name: torch.from_numpy(array) for name, array in draw_weights(CONFIG).items()}
+    assert palm.from_numpy(CONFIG, weights, backend="torch")
+    weights["norm"] = change(weights["norm"])
+    with pytest.raises(WeightsError, match="norm must be an array that NumPy can read; got Tensor"):
+        palm.from_numpy(CONFIG, weights, backend="torch")
+
+
+@pytest.mark.parametrize("weights", [torch.nn.Linear(2, 2), None, [1.0]])
+def test_what_are_no_weights_by_name_is_refused(weights):
+    with pytest.raises(WeightsError, match=r"weights must be arrays by name; got .*to_numpy"):
+        palm.from_numpy(CONFIG, weights, backend="torch")
+
+
+def test_weights_of_the_other_architecture_show_what_the_config_left_open():
+    open_, other = PaLMConfig(**SIZES), PaLMConfig(**SIZES).resolve("jax")
+    with pytest.raises(WeightsError) as raised:
+        palm.from_numpy(open_, draw_weights(other), backend="torch")
+    made = "positions='alibi', norm='rmsnorm', share_kv=True"
+    assert_explains(raised, "they miss", "They have unknown", "leaves choices open", made, 'resolve("jax")')
+    with pytest.raises(WeightsError, match=r"lists the names\)\.$"):
+        palm.from_numpy(open_.resolve("torch"), draw_weights(other), backend="torch")
+
+
 @pytest.mark.parametrize("seed", [-1, True, "0", 1.5])
 def test_a_bad_seed_is_refused(seed):
     with pytest.raises(ConfigError, match="seed must be an int of at least 0"):

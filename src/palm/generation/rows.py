@@ -10,12 +10,13 @@ from palm.data.tokenizer import Tokenizer
 from palm.errors import TokenError
 
 
-@dataclass(frozen=True, repr=False)
-class Generation:
+@dataclass(frozen=True, repr=False, eq=False)
+class Generation:  # noqa: PLW1641 - arrays have no hash either
     """What was generated after one prompt.
 
     `tokens` are the new ids and `logprobs` their log-probabilities under the model, in nats (of no
-    temperature, before any token is left out). `finish` is "stop" or "length".
+    temperature, before any token is left out). `finish` is "stop" or "length". Two are equal if all their
+    values are.
     """
 
     decoded: str | None = field(repr=False)
@@ -35,6 +36,13 @@ class Generation:
                 "tokenizer is not known. Read .tokens, or pass tokenizer= to palm.generate."
             )
         return self.decoded
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Generation):
+            return NotImplemented
+        return (self.decoded, self.finish) == (other.decoded, other.finish) and all(
+            np.array_equal(a, b) for a, b in ((self.tokens, other.tokens), (self.logprobs, other.logprobs))
+        )
 
     def __repr__(self) -> str:
         shown = f"{len(self.tokens)} tokens" if self.decoded is None else f"text={self.decoded!r}"

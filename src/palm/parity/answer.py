@@ -36,17 +36,20 @@ class Answer(ABC):
         return html.page(self.to_dict())
 
     def save_report(self, path: str | PathLike[str]) -> Path:
-        """Write the report to the file `path`: as JSON if its name ends in .json, otherwise as an HTML page.
+        """Write the report to the file `path`: an HTML page if its name ends in .html, JSON if in .json.
 
-        Raises `PalmError` if the file cannot be written.
+        Raises `PalmError` for another ending, and if the file cannot be written.
         """
         file = Path(path)
+        if file.suffix not in (".html", ".json"):
+            raise PalmError(f"path must end in .html or .json; got path={file}. Choose one of the two.")
         text = json.dumps(self.to_dict(), indent=1) if file.suffix == ".json" else self.to_html()
         try:
             file.write_text(text, encoding="utf-8", newline="\n")
         except OSError as error:
+            why = error.strerror if file.parent.is_dir() else f"there is no folder {file.parent}"
             raise PalmError(
-                f"path must be a file that can be written; got path={file}: {error.strerror}. Choose another."
+                f"path must be a file that can be written; got path={file}: {why}. Choose another."
             ) from None
         return file
 

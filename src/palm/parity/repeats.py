@@ -22,7 +22,7 @@ _WEIGHT: dict[Outcome, int] = {
 }
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Repeated(Answer):
     """What several comparisons of the same two sides found together.
 

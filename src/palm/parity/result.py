@@ -15,7 +15,7 @@ from palm.parity.recording.recording import Recording
 from palm.spec.rounding import RATIO_BAR
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Comparison(Answer):
     """What `palm.compare` found: `outcome` is the answer, `first_divergence` the first tap that differs.
 

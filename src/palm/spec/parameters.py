@@ -16,7 +16,7 @@ from typing import Literal
 import ml_dtypes
 import numpy as np
 
-from palm.config import DType, PaLMConfig
+from palm.config import BACKENDS, Backend, DType, PaLMConfig
 from palm.errors import ConfigError, WeightsError
 from palm.spec.arrays import Named
 from palm.spec.random import generator
@@ -135,23 +135,32 @@ def check_names(config: PaLMConfig, names: Iterable[str], source: str = "weights
     table, given = parameters(config), set(names)
     missing = [name for name in table if name not in given]
     unknown = sorted(name for name in given if name not in table)
-    for problem, found in (("miss", missing), ("have unknown", unknown)):
-        if found:
-            shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
-            raise WeightsError(
-                f"{source} must have exactly the tensors of their config; they {problem} {shown}. "
-                "Check that config and weights belong together (palm.spec.parameters lists the names)."
+    problems = [
+        f"{problem} {', '.join(found[:8])}" + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+        for problem, found in (("miss", missing), ("have unknown", unknown))
+        if found
+    ]
+    if problems:
+        fix = "Check that config and weights belong together (palm.spec.parameters lists the names)."
+        if any(name.removesuffix(".weight") in table for name in unknown):
+            fix = (
+                "Names in .weight are those of a state_dict, which has some matrices transposed too: "
+                "palm.to_numpy(model) gives a palm model's weights by the names that are expected here."
             )
+        raise WeightsError(
+            f"{source} must have exactly the tensors of their config; they {'. They '.join(problems)}. {fix}"
+        )
 
 
 def check_array(parameter: Parameter, array: np.ndarray, source: str = "weights") -> None:
     """Raise `WeightsError` unless `array` fits its row: shape, floating dtype, all values finite."""
     where = f"{source}: {parameter.name}"
     if array.shape != parameter.shape:
-        raise WeightsError(
-            f"{where} must have shape {parameter.shape}; got shape={array.shape}. "
-            "Check that config and weights belong together."
-        )
+        fix = "Check that config and weights belong together."
+        if array.shape == parameter.shape[::-1]:
+            layout = "(num_tokens, dim)" if parameter.axes[0] == "vocab" else "(in, out)"
+            fix += f" If it is transposed, pass its .T: palm stores this matrix as {layout}."
+        raise WeightsError(f"{where} must have shape {parameter.shape}; got shape={array.shape}. {fix}")
     if array.dtype not in DTYPES.values():
         raise WeightsError(
             f"{where} must be one of {', '.join(DTYPES)}; got dtype={array.dtype}. Cast it with .astype()."
@@ -162,6 +171,37 @@ def check_array(parameter: Parameter, array: np.ndarray, source: str = "weights"
             f"{where} must be finite; got {array[tuple(bad[0])]} at {tuple(bad[0].tolist())} and "
             f"{len(bad)} such elements in all. Go back to weights from before the run diverged."
         )
+
+
+def check_weights(config: PaLMConfig, arrays: Named, backend: Backend) -> None:
+    """Raise `WeightsError` unless `arrays` are the weights of the config, resolved for `backend`."""
+    if not isinstance(arrays, Mapping):
+        raise WeightsError(
+            f"weights must be arrays by name; got {type(arrays).__name__}. palm.to_numpy(model) gives those "
+            "of a palm model."
+        )
+    resolved = config.resolve(backend)
+    try:
+        check_names(resolved, arrays)
+    except WeightsError as error:
+        chosen = [n for n in ("positions", "norm", "share_kv") if getattr(config, n) is None]
+        if not chosen:
+            raise
+        values = ", ".join(f"{name}={getattr(resolved, name)!r}" for name in chosen)
+        other = next(name for name in BACKENDS if name != backend)
+        raise WeightsError(
+            f'{error} The config leaves choices open, which backend="{backend}" made: {values}. If the '
+            f'weights are of the other architecture, pass config.resolve("{other}").'
+        ) from None
+    for name, parameter in parameters(resolved).items():
+        try:
+            array = np.asarray(arrays[name])
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise WeightsError(
+                f"weights: {name} must be an array that NumPy can read; got {type(arrays[name]).__name__}: "
+                f"{error} Convert it (torch: tensor.detach().float().cpu().numpy())."
+            ) from None
+        check_array(parameter, array)
 
 
 def checked_weights(config: PaLMConfig, weights: Named) -> dict[str, np.ndarray]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from palm.errors import ConfigError
-from palm.fields import integer
+from palm.fields import integer, named_fields
 
 
+@named_fields("a cadence")
 @dataclass(frozen=True, kw_only=True)
 class Cadence:
     """What a run does beside its steps; none of it changes the weights. An interval of 0 means never."""

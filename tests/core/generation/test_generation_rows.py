@@ -1,5 +1,6 @@
 """What is told of a sequence and when; prompts and stops; and a batch, whose decoder follows a script."""
 
+import dataclasses
 import random
 from types import SimpleNamespace
 
@@ -403,6 +404,15 @@ def test_ids_go_on_where_no_tokenizer_is_known_and_are_no_text(unknown):
     with pytest.raises(TokenError) as raised:
         _ = end.text
     assert_explains(raised, "text must be decoded by a tokenizer", "got 2 tokens", "Read .tokens")
+
+
+def test_generations_are_equal_if_all_their_values_are(unknown):
+    end, same = (generate(["abc"], [1], max_new_tokens=3) for _ in range(2))
+    assert end == same
+    others = {"tokens": end.tokens[:2], "logprobs": end.logprobs - 1, "finish": "stop", "decoded": "a"}
+    for name, value in others.items():
+        assert end != dataclasses.replace(end, **{name: value}), name
+    assert end != "abc"
 
 
 def test_a_tokenizer_that_is_given_is_taken(unknown):

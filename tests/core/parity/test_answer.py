@@ -3,9 +3,10 @@
 import json
 
 import pytest
-from reports import comparison
+from reports import comparison, recording
 
 from palm import PalmError
+from palm.parity.recording.excerpt import excerpt_of
 from palm.parity.repeats import Repeats
 
 FAR = {"fault": "far", "nature": "function", "ratio": 123456.0, "error_b": 0.1, "cross": 0.1}
@@ -46,8 +47,32 @@ def test_the_report_is_a_page_or_json_by_the_name_of_its_file(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_is_refused(tmp_path):
-    with pytest.raises(PalmError, match=r"path must be a file that can be written; got path=.*Choose"):
+    with pytest.raises(PalmError, match=r"path must be a file that can be written; got path=.*/no\. Choose"):
         comparison(1).save_report(tmp_path / "no" / "x.html")
+
+
+@pytest.mark.parametrize("name", ["x.pdf", "x", "x.html.txt"])
+def test_a_report_in_a_form_that_palm_does_not_write_is_refused(name, tmp_path):
+    with pytest.raises(PalmError, match=rf"path must end in \.html or \.json; got path=.*{name}\. Choose"):
+        comparison(1).save_report(tmp_path / name)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: comparison(1),
+        lambda: repeated(2),
+        lambda: recording("a", 0),
+        lambda: excerpt_of(recording("a", 0)),
+    ],
+    ids=["comparison", "repeats", "recording", "excerpt"],
+)
+def test_answers_and_recordings_are_equal_to_themselves_alone(make):
+    found = make()
+    assert found == found  # noqa: PLR0124 - what is tested
+    assert found != make()
+    assert len({found, make()}) == 2
 
 
 def test_a_notebook_shows_a_part_of_a_page_without_a_script():

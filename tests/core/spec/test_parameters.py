@@ -92,7 +92,14 @@ def test_missing_names_are_all_named_before_unknown_ones():
     names = set(parameters(small())) - {"norm", "blocks.1.feedforward.up"} | {"extra"}
     with pytest.raises(WeightsError) as raised:
         check_names(small(), names)
-    assert_explains(raised, "weights must have exactly", "miss blocks.1.feedforward.up, norm.", "Check that")
+    missing = "miss blocks.1.feedforward.up, norm."
+    assert_explains(raised, "weights must have exactly", missing, "They have unknown extra.", "Check that")
+
+
+def test_the_names_of_a_state_dict_are_known_for_what_they_are():
+    with pytest.raises(WeightsError) as raised:
+        check_names(small(), [f"{name}.weight" for name in parameters(small())])
+    assert_explains(raised, "miss embedding, ", "have unknown blocks.0", "state_dict", "palm.to_numpy(model)")
 
 
 def test_unknown_names_are_named_in_order():
@@ -114,6 +121,14 @@ def test_right_names_and_arrays_pass():
         check_array(row, weights[name])
 
 
+def test_a_transposed_matrix_is_known_for_what_it_is():
+    row = parameters(small())["blocks.0.attention.query"]
+    with pytest.raises(WeightsError, match=r"If it is transposed, pass its \.T: palm .* as \(in, out\)\."):
+        check_array(row, np.ones(row.shape[::-1]))
+    with pytest.raises(WeightsError, match=r"belong together\.$"):
+        check_array(row, np.ones((2, 3)))
+
+
 def change(array: np.ndarray, place: tuple[int, ...], value: float) -> np.ndarray:
     array = array.copy()
     array[place] = value
@@ -123,7 +138,10 @@ def change(array: np.ndarray, place: tuple[int, ...], value: float) -> np.ndarra
 @pytest.mark.parametrize(
     ("spoil", "parts"),
     [
-        (lambda a: a.T, ["must have shape (13, 6)", "shape=(6, 13)", "Check that"]),
+        (
+            lambda a: a.T,
+            ["must have shape (13, 6)", "shape=(6, 13)", ".T", "(num_tokens, dim)."],
+        ),
         (lambda a: a[None], ["must have shape (13, 6)", "shape=(1, 13, 6)", "Check that"]),
         (lambda a: a.astype(np.float16), ["must be one of float64", "dtype=float16", "Cast it"]),
         (lambda a: a.astype(np.int32), ["must be one of float64", "dtype=int32", "Cast it"]),

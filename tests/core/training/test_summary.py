@@ -6,10 +6,18 @@ from pathlib import Path
 import pytest
 from cases import ROOT
 
-from palm import RunError
+from palm import RunError, Trained
 from palm.training.summary import summarise
 
 WRITTEN = ROOT / "tests" / "fixtures" / "v0_1_0"
+
+
+def test_a_prompt_shows_where_a_run_ended(tmp_path):
+    log = [{"step": 1, "loss": 5.0}, {"step": 2, "loss": 4.25}]
+    shown = repr(Trained(object(), log, tmp_path, interrupted=False, tokenizer=None))
+    assert shown == f"Trained(step=2, loss=4.25, path={str(tmp_path)!r}, interrupted=False)"
+    shown = repr(Trained(object(), [], None, interrupted=True, tokenizer=None))
+    assert shown == "Trained(step=0, path=None, interrupted=True)"
 
 
 def test_a_run_tells_its_model_recipe_steps_and_losses():

@@ -46,7 +46,7 @@ _LONGEST_BEGINNING, _BEGINNING_BYTES = 64, 32 * 2**20
 _KEPT_WEIGHTS = 12
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Excerpt:
     """What one side computed in one forward and backward pass, cut down: see the module.
 

@@ -48,7 +48,7 @@ class Mode:
         return {**self.forward, "remat": self.remat}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recording:
     """What one side computed in one forward and backward pass.
 
