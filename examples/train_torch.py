@@ -15,7 +15,8 @@ from torch import nn
 import palm
 
 TEXT = b"the quick brown fox jumps over the lazy dog. " * 200
-CONFIG = palm.PaLMConfig(num_tokens=256, dim=64, depth=2, heads=4, dim_head=16)
+# Resolved, so that it is one and the same model in both frameworks (rotary positions, LayerNorm).
+CONFIG = palm.PaLMConfig(num_tokens=256, dim=64, depth=2, heads=4, dim_head=16).resolve("jax")
 STEPS, BATCH, LENGTH = 60, 8, 64
 
 

@@ -142,7 +142,9 @@ def _source(request: CompareRequest, sides: Sequence[Side | Bundle], text: bytes
     if any(isinstance(side, Bundle) for side in sides):
         return Source(config, windows["seed"], ())
     seeds = [windows["seed"] + i for i in range(request.repeat)]
-    tokens = tuple(sample_windows(text, config, **{**windows, "seed": seed}) for seed in seeds)
+    tokens = tuple(
+        sample_windows(text, config, **{**windows, "seed": seed}, path=request.data) for seed in seeds
+    )
     return Source(config, windows["seed"], tokens)
 
 
@@ -214,7 +216,7 @@ def _compare_original(request: CompareRequest, sides: Sequence[Side | Original |
     else:
         model = load(ours.checkpoint, **options)
         config = model.config
-    tokens = sample_windows(text, config, **request.windows)
+    tokens = sample_windows(text, config, **request.windows, path=request.data)
     check_own(model, tokens)
     found = compare_foreign(function, model, tokens)
     report = {**found.to_dict(), "run": request.settings(sides)}

@@ -26,7 +26,9 @@ from palm.cli.flags import (
     given,
 )
 from palm.config import Backend, PaLMConfig
+from palm.data.corpus import open_corpus
 from palm.data.tokenizer import load_tokenizer, vocabulary_size
+from palm.data.windows import check_trainable
 from palm.errors import ConfigError, RunError
 from palm.presets import preset as find_preset
 from palm.recipes import Recipe
@@ -107,6 +109,10 @@ def _start(request: TrainRequest) -> Trained[Any]:
         tokenizer = checkpoint_tokenizer(request.checkpoint)
     recipe = find_recipe(request.recipe or "bytes", **given(request.training))
     backend = request.backend or first_backend()
+    Run(out).check_new()
+    text = open_corpus(data)
+    if tokenizer is None:  # with one, encoding tells
+        check_trainable(text, recipe)
     keep_programs(request.compile_cache, backend)
     size = describe(config.resolve(backend), recipe.length).total
     print(

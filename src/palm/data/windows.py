@@ -12,11 +12,13 @@ from palm.config import PaLMConfig
 from palm.data.corpus import Corpus, Data, open_corpus
 from palm.data.files import unreadable
 from palm.errors import DataError
+from palm.recipes import Recipe
 from palm.spec.random import generator
 
 __all__ = [
     "Corpus",
     "Data",
+    "check_trainable",
     "check_vocabulary",
     "open_corpus",
     "python_documentation_text",
@@ -82,6 +84,17 @@ def check_vocabulary(corpus: Corpus, num_tokens: int) -> None:
             )
 
 
+def check_trainable(corpus: Corpus, recipe: Recipe) -> None:
+    """Raise `DataError` if the data is too short for a window of training, and one of validation."""
+    window = recipe.length + 1
+    needed, also = (2 * window, " and one for validation") if recipe.validation else (window, "")
+    if len(corpus) < needed:
+        raise DataError(
+            f"data must be at least {needed} tokens long, a window of length + 1 = {window} for training"
+            f"{also}; got {len(corpus)} tokens of {corpus.name}. Use a longer text or a smaller length."
+        )
+
+
 def split(corpus: Corpus, validation: float) -> tuple[Corpus, Corpus | None]:
     """The corpus without its last share, for training, and that share; None for a share of 0.
 
@@ -142,16 +155,22 @@ def validation_windows(corpus: Corpus, *, length: int, limit: int) -> np.ndarray
 
 
 def sample_windows(
-    text: bytes | Corpus, config: PaLMConfig, *, batch: int, length: int, seed: int
+    text: bytes | Corpus,
+    config: PaLMConfig,
+    *,
+    batch: int,
+    length: int,
+    seed: int,
+    path: Path | None = None,
 ) -> np.ndarray:
     """`batch` windows of `length` tokens at places that `seed` draws. Shape (batch, length), int64.
 
-    Raises `DataError` if the text is shorter than one window or has bytes the vocabulary lacks, or if the
-    window is too short to have a next token.
+    `path` is where the text is from, for the messages of errors. Raises `DataError` if the text is shorter
+    than one window or has bytes the vocabulary lacks, or if the window is too short to have a next token.
     """
     _check_least("batch", batch, 1)
     _check_least("length", length, 2)
-    corpus = open_corpus(text)
+    corpus = open_corpus(text, name=None if path is None else str(path))
     _check_length(corpus, length)
     check_vocabulary(corpus, config.num_tokens)
     starts = generator(seed, "windows").integers(0, len(corpus) - length + 1, size=batch)

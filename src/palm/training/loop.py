@@ -14,7 +14,7 @@ from palm.checkpoint.tokenizer import kept_file
 from palm.config import Backend, PaLMConfig
 from palm.data.remembered import remember_tokenizer
 from palm.data.tokenizer import Tokenizer
-from palm.data.windows import Corpus, split, windows
+from palm.data.windows import Corpus, check_trainable, split, windows
 from palm.errors import CheckpointError, DataError, DivergedError, RunError
 from palm.generation.generate import generate
 from palm.generation.prompts import encode_prompt
@@ -23,7 +23,6 @@ from palm.recipes import Outcome, Recipe
 from palm.training.cadence import Cadence
 from palm.training.hardware import give_back_holes, mfu_per_rate
 from palm.training.run_folder import SAMPLES, Run
-from palm.training.setup import check_length
 from palm.training.trained import Entry, OnStep, Trained
 from palm.training.validation import Validation
 
@@ -50,7 +49,7 @@ class Loop:
         self.folder, self.recipe, self.cadence = folder, recipe, cadence
         self.tokenizer, self.backend, self.on_step = tokenizer, backend, on_step
         # What cannot work must fail now, before anything is written.
-        check_length(corpus, recipe)
+        check_trainable(corpus, recipe)
         self.learnt, held_out = split(corpus, recipe.validation)
         self.validation = None if held_out is None else Validation(held_out, recipe, cadence.validate_windows)
         windows(self.learnt, seed=recipe.seed, first=0, rows=1, length=recipe.length)

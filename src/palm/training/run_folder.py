@@ -68,6 +68,11 @@ class Run:
                     shutil.rmtree(self.path)
                 raise
 
+    def check_new(self) -> None:
+        """Raise `RunError` if the folder has anything in it already."""
+        if self.path.is_dir():
+            self._left(new=True)
+
     def _make(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from palm.backends import ATTENTION_PATHS
@@ -34,10 +35,22 @@ def open_data(data: Any, tokenizer: Any, config: PaLMConfig) -> tuple[Corpus, To
     given = None if tokenizer is None else load_tokenizer(tokenizer)
     if given is not None:
         vocabulary_size(given, config.num_tokens)
-    corpus = open_corpus(Path(data) if isinstance(data, str) else data, given)
+    corpus = open_corpus(_located(data), given)
     check_vocabulary(corpus, config.num_tokens)
     is_text = math.isfinite(corpus.bytes_per_token)
     return corpus, given or (ByteTokenizer() if is_text else default_tokenizer(config.num_tokens))
+
+
+def _located(data: Any) -> Any:
+    """Data as `open_corpus` takes it. Here a str is a path: `DataError` if nothing is there."""
+    if not isinstance(data, str):
+        return data
+    if not os.path.exists(data):
+        raise DataError(
+            f"data must be a readable file or folder; got data={shorten(data, 60)!r}, and there is none of "
+            "that name. If it is the text itself, pass bytes: text.encode()."
+        )
+    return Path(data)
 
 
 def open_data_again(source: Any, settings: Mapping[str, Any], encoder: Tokenizer | None, run: Run) -> Corpus:
@@ -46,24 +59,13 @@ def open_data_again(source: Any, settings: Mapping[str, Any], encoder: Tokenizer
         raise RunError(
             f"data must be given because {run.path} was trained on data without a path. Pass it again."
         )
-    corpus = open_corpus(Path(source) if isinstance(source, str) else source, encoder)
+    corpus = open_corpus(_located(source), encoder)
     if corpus.digest != settings["data"]["digest"]:
         raise RunError(
             f"data must be what the run was trained on; got data={corpus.name}, which differs. "
             "Restore it, or start a new run."
         )
     return corpus
-
-
-def check_length(corpus: Corpus, recipe: Recipe) -> None:
-    """Raise `DataError` if the data is too short for a window of training, and one of validation."""
-    window = recipe.length + 1
-    needed, also = (2 * window, " and one for validation") if recipe.validation else (window, "")
-    if len(corpus) < needed:
-        raise DataError(
-            f"data must be at least {needed} tokens long, a window of length + 1 = {window} for training"
-            f"{also}; got {len(corpus)} tokens of {corpus.name}. Use a longer text or a smaller length."
-        )
 
 
 def new_run(out: str | os.PathLike[str] | None, data: Any, recipe: Recipe) -> Run | None:

@@ -32,11 +32,19 @@ def test_python_m_palm_is_the_same_command():
         (["compare", "--length", "99999999"], "at least one window"),
         (["compare", "--length", "1"], "length must be at least 2"),
         (["compare", "--batch", "0"], "batch must be at least 1"),
+        (["compare", "--data", "short"], "got 5 tokens of short for a window of 256"),
+        (["compare", "--data", "empty"], "got data=empty. It is empty"),
+        (
+            ["record", "torch", "--data", "short", "--out", "bundle"],
+            "got 5 tokens of short for a window of 256",
+        ),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
 def test_bad_usage_is_one_line_and_status_2(arguments, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "short").write_text("short")
+    (tmp_path / "empty").touch()
     assert main(arguments) == 2
     printed = capsys.readouterr()
     assert says in printed.err

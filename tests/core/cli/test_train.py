@@ -56,6 +56,27 @@ def test_a_checkpoint_has_its_own_model(words):
 
 
 @pytest.mark.parametrize(
+    ("content", "out", "says"),
+    [
+        (None, "new", "data must be a readable file"),
+        (b"", "new", "data must be at least one byte long; got data={data}. It is empty"),
+        (b"short", "new", "got 5 tokens of {data}."),
+        (b"long " * 9999, ".", "out must be a new or empty folder; got out={out}."),
+    ],
+    ids=["missing", "empty", "short", "out"],
+)
+def test_what_cannot_be_trained_on_is_said_before_anything_else(content, out, says, tmp_path, capsys):
+    data, out = tmp_path / "text", tmp_path / out
+    if content is not None:
+        data.write_bytes(content)
+    command = ["train", "--preset", "tiny", "--backend", "torch"]
+    assert main([*command, "--data", str(data), "--out", str(out)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert says.format(data=data, out=out) in line
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
     ("words", "missing"),
     [([], "--data and --out"), (["--data", "text"], "--out"), (["--out", "run"], "--data")],
 )

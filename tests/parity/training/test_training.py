@@ -444,6 +444,12 @@ def test_a_run_that_cannot_start_leaves_nothing(tmp_path):
             palm.train(*arguments, TEXT, backend="torch")
 
 
+@pytest.mark.parametrize("text", ["no such file", "A whole text. " * 1000, "a\0b"])
+def test_a_text_where_a_path_is_expected_is_to_be_passed_as_bytes(text):
+    with pytest.raises(palm.DataError, match=r"data must be a readable file or folder.*text\.encode\(\)"):
+        palm.train(palm.preset("tiny"), palm.recipe("bytes"), text, backend="torch")
+
+
 def test_a_run_inside_its_own_data_is_refused(tmp_path):
     (tmp_path / "text").write_bytes(TEXT)
     with pytest.raises(palm.RunError, match="out must be outside of data"):
