@@ -18,7 +18,7 @@ TEXT = b"the quick brown fox jumps over the lazy dog. " * 200
 # Resolved, so that it is one and the same model in both frameworks (rotary positions, LayerNorm).
 CONFIG = palm.PaLMConfig(num_tokens=256, dim=64, depth=2, heads=4, dim_head=16).resolve("jax")
 STEPS, BATCH, LENGTH = 60, 8, 64
-OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(3e-3))
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(3e-3, weight_decay=0.01))
 
 
 def batches(seed: int = 0):

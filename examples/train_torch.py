@@ -30,7 +30,7 @@ def batches(seed: int = 0):
 
 def train(model: nn.Module) -> list[float]:
     """Train in place and return the loss of each step, in nats."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
     losses = []
     for _, ids in zip(range(STEPS), batches(), strict=False):
         logits = model(ids[:, :-1])  # (batch, length, num_tokens)

@@ -171,7 +171,8 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, kind, package, content
     file.write_bytes(content)
     with pytest.raises(DataError) as raised:
         load_tokenizer(file)
-    assert_explains(raised, f"a file that {package} can read", f"tokenizer={file}", "Get another copy")
+    what = {"json": ", a tokenizer.json of Hugging Face", "model": ", a model of SentencePiece"}[kind]
+    assert_explains(raised, f"a file that {package} can read{what}", f"tokenizer={file}", "Get another copy")
 
 
 def test_a_corpus_is_encoded_and_knows_how_much_text_a_token_is(tokenizer):

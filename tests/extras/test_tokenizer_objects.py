@@ -8,8 +8,8 @@ from cases import assert_explains
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from palm import DataError
-from palm.data.tokenizer import load_tokenizer
+from palm import ConfigError, DataError
+from palm.data.tokenizer import load_tokenizer, vocabulary_size
 
 TEXT = "the palm grows by the sea: €5, 🌴.\n"
 
@@ -69,6 +69,15 @@ def test_an_object_is_the_same_tokenizer_as_its_file(objects, name, tmp_path):
     assert (again.digest, again.num_tokens) == (found.digest, found.num_tokens)
     assert again.encode(TEXT).tolist() == found.encode(TEXT).tolist()
     assert load_tokenizer(found) is found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_object_whose_vocabulary_is_too_large_is_named_by_its_class(objects, name):
+    given = objects[name][0]
+    with pytest.raises(
+        ConfigError, match=rf"of tokenizer={type(given).__module__}.{type(given).__qualname__};"
+    ):
+        vocabulary_size(load_tokenizer(given), 8)
 
 
 def test_a_tokenizer_of_transformers_that_is_not_fast_is_refused():

@@ -97,9 +97,10 @@ def vocabulary_size(tokenizer: Tokenizer, num_tokens: int | None = None) -> int:
     if num_tokens is None:
         return tokenizer.num_tokens
     if num_tokens < tokenizer.num_tokens and not isinstance(tokenizer, ByteTokenizer):
+        told = getattr(tokenizer, "told", tokenizer.name)
         raise ConfigError(
-            f"num_tokens must be at least {tokenizer.num_tokens}, the vocabulary of tokenizer="
-            f"{tokenizer.name}; got num_tokens={num_tokens}. Use num_tokens={tokenizer.num_tokens}."
+            f"num_tokens must be at least {tokenizer.num_tokens}, the vocabulary of tokenizer={told}; got "
+            f"num_tokens={num_tokens}. Use num_tokens={tokenizer.num_tokens}."
         )
     return num_tokens
 

@@ -32,10 +32,11 @@ class FileTokenizer:
     the package is not installed.
     """
 
-    def __init__(self, source: str | os.PathLike[str], content: bytes) -> None:
+    def __init__(self, source: str | os.PathLike[str], content: bytes, told: str = "") -> None:
         self._source, self.content = Path(source), content
         _check_kind(self._source)
         self.name = self._source.name
+        self.told = told or self.name  # in messages: what the user gave, which may be an object
         self.digest = hashlib.sha256(content).hexdigest()
         self.file = f"tokenizer{self._source.suffix}"
 
@@ -65,7 +66,7 @@ class FileTokenizer:
 
     @cached_property
     def _reading(self) -> _Reading:
-        package, read = _READERS[self._source.suffix]
+        package, kind, read = _READERS[self._source.suffix]
         try:
             module = import_module(package)
         except ImportError:
@@ -77,8 +78,8 @@ class FileTokenizer:
             return read(module, self.content)
         except Exception as error:  # each package has its own, down to a bare RuntimeError
             raise DataError(
-                f"tokenizer must be a file that {package} can read; got tokenizer={self._source}: {error}. "
-                "Get another copy, or another version of the package."
+                f"tokenizer must be a file that {package} can read, {kind}; got tokenizer={self._source}: "
+                f"{error}. Get another copy, or another version of the package."
             ) from None
 
 
@@ -133,11 +134,12 @@ def export_tokenizer(tokenizer: Any) -> FileTokenizer | None:
     That is a `tokenizers.Tokenizer`, a fast tokenizer of transformers (which wraps one), or a
     `sentencepiece.SentencePieceProcessor`.
     """
+    told = f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}"
     wrapped = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if callable(getattr(wrapped, "to_str", None)):
-        return FileTokenizer("tokenizer.json", wrapped.to_str().encode())
+        return FileTokenizer("tokenizer.json", wrapped.to_str().encode(), told)
     if callable(getattr(tokenizer, "serialized_model_proto", None)):
-        return FileTokenizer("tokenizer.model", tokenizer.serialized_model_proto())
+        return FileTokenizer("tokenizer.model", tokenizer.serialized_model_proto(), told)
     return None
 
 
@@ -160,4 +162,7 @@ def _sentencepiece(module: ModuleType, content: bytes) -> _Reading:
     return _Reading(found.get_piece_size(), found.encode, found.decode)
 
 
-_READERS = {".json": ("tokenizers", _hugging_face), ".model": ("sentencepiece", _sentencepiece)}
+_READERS = {
+    ".json": ("tokenizers", "a tokenizer.json of Hugging Face tokenizers", _hugging_face),
+    ".model": ("sentencepiece", "a model of SentencePiece", _sentencepiece),
+}
