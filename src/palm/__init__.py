@@ -1,4 +1,4 @@
-"""palm: the PaLM language model natively in PyTorch and in JAX/Equinox, and the proof that the two agree.
+"""palm: the PaLM language model natively in PyTorch and in JAX/Equinox, and a comparison of the two.
 
 Importing palm imports neither framework: each wing is loaded when it is first asked for.
 """

@@ -37,7 +37,7 @@ class BundleError(PalmError, ValueError):
 
 
 class UpstreamError(PalmError, ValueError):
-    """A model from elsewhere is not the architecture its `source` names."""
+    """A model from elsewhere does not have the architecture that `source` names."""
 
 
 class DataError(PalmError, ValueError):
@@ -45,7 +45,7 @@ class DataError(PalmError, ValueError):
 
 
 class ProbeError(PalmError, RuntimeError):
-    """One side of a comparison ended before it had recorded anything."""
+    """One side of a comparison stopped before it recorded anything."""
 
 
 class RunError(PalmError, ValueError):
@@ -53,4 +53,4 @@ class RunError(PalmError, ValueError):
 
 
 class DivergedError(PalmError, ArithmeticError):
-    """A loss or gradient is not finite; the weights are as they were before that step."""
+    """A loss or gradient is not finite. The weights are as before that step, but for a validation loss."""

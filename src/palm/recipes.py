@@ -132,7 +132,7 @@ class Recipe:
     skip: int = 200
     """Number of batches to skip from there."""
     seed: int = 0
-    """Draws the initial weights and the order of the data."""
+    """Seed of the initial weights and of the order of the data."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "length", "accumulate", "rewind", "skip"):

@@ -77,7 +77,7 @@ CASES = {
         LITE,
         setting(init="paper"),
         "logit scale",
-        ("the logits are multiplied by 1, no factor, instead of 0.204",),
+        ("the logits are multiplied by 1 (no factor) instead of 0.204",),
     ),
     "lite: that and rotary": Case(
         LITE,

@@ -51,7 +51,7 @@ class CompareRequest:
     preset: PresetName = None
     """The config to build from the seed; palm info lists them."""
     checkpoint: Annotated[Path | None, Optional] = None
-    """The model of every side that names none; the weights of a bundle that holds only their checksums."""
+    """Checkpoint for each side that names none. For a bundle without weights: the checkpoint with them."""
     architecture: Architecture = None
     """The original that a preset follows where it leaves the architecture open."""
     dtype: Annotated[DType | None, default("float32, or that of a bundle")] = None
@@ -63,7 +63,7 @@ class CompareRequest:
     length: Annotated[int | None, default("256")] = None
     """Tokens in each window."""
     seed: Annotated[int | None, default("0")] = None
-    """Draws the weights and the windows."""
+    """Seed of the weights and of the text windows."""
     device: Annotated[str | None, default("the backend's")] = None
     """Where both sides run: cpu or cuda, which both frameworks know."""
     attention: Annotated[Attention | None, default("auto")] = None
@@ -95,7 +95,7 @@ class CompareRequest:
 
 
 def compare(request: Request[CompareRequest]) -> int:
-    """Run one model on two sides and report where, by how much more than rounding, and why they differ.
+    """Run one model on two sides. Report whether they differ; if so, where, how far beyond rounding, and why.
 
     A live side is backend[:checkpoint][@key=value,…]. The keys are dtype, device, matmul (float32,
     tensorfloat32, bfloat16), attention (auto, textbook, blockwise, …), compile (on, off) and remat (on, off,
@@ -202,10 +202,13 @@ def _compare_original(request: CompareRequest, sides: Sequence[Side | Original |
     live = next(side for side in sides if isinstance(side, Original))
     ours = next((side for side in sides if isinstance(side, Side)), None)
     if ours is None:
-        raise ConfigError("an original must be compared with torch or jax; got two others. Name one of them.")
+        raise ConfigError(
+            "an original must be compared with torch or jax; got neither. Make one side torch or jax."
+        )
     if (ours.compile, ours.matmul, ours.remat) != (None, None, "off"):
         raise ConfigError(
-            "a side beside an original must have no compile, matmul or remat; got one. Leave it out."
+            "a side that is compared with an original must not set compile, matmul or remat; got one of "
+            "these. Leave it out."
         )
     file = None if live.file is None else Path(live.file)
     function, config, arrays = original(live.source, file, seed=request.windows["seed"])

@@ -13,7 +13,7 @@ import tyro
 import palm
 from palm.errors import PalmError, ProbeError
 
-DESCRIPTION = """The PaLM language model in PyTorch and in JAX/Equinox, and the proof that the two agree.
+DESCRIPTION = """The PaLM language model in PyTorch and in JAX/Equinox, and a comparison of the two.
 
 palm COMMAND --help describes a command, palm --version tells the version."""
 BAD_USAGE, SIDE_DIED, INTERRUPTED, PIPE_CLOSED = 2, 4, 130, 141
@@ -23,7 +23,8 @@ STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone)
 COMMANDS = {
     "compare": (
         "palm.cli.compare:compare",
-        "Run one model on two sides and report where, by how much more than rounding, and why they differ.",
+        "Run one model on two sides. Report whether they differ; "
+        "if so, where, how far beyond rounding, and why.",
     ),
     "record": (
         "palm.cli.record:record",

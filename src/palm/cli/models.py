@@ -80,8 +80,8 @@ def _read(given: Path, architecture: Backend | None) -> tuple[dict[str, Any], Pa
     """How far the training of a checkpoint is, and its config; its weights are not read."""
     if architecture is not None:
         raise ConfigError(
-            f"--architecture must not be given beside a checkpoint, which has its own; got {given}. "
-            "Leave it out."
+            "--architecture must not be given with a checkpoint, which has its own architecture; "
+            f"got {given}. Leave it out."
         )
     found = summarise(given)
     told: dict[str, Any] = {"checkpoint": found.path, "dtype": found.dtype}
@@ -107,7 +107,7 @@ def _progress(run: RunSummary, training: Mapping[str, Any]) -> dict[str, Any]:
         "optimizer": run.recipe.optimizer,
         "trained in": training["backend"],
         "data": run.data or "an array",
-        "tokenizer": run.tokenizer or "token ids without one",
+        "tokenizer": run.tokenizer or "token ids; the run has no tokenizer",
     }
 
 

@@ -40,9 +40,9 @@ class RecordRequest:
     length: int = 256
     """Tokens in each window."""
     seed: int = 0
-    """Draws the weights and the windows."""
+    """Seed of the weights and of the text windows."""
     complete: bool = False
-    """Keep everything, including weights and the float64 run: as much as palm compare has of live sides."""
+    """Keep everything: weights, all taps and gradients, and the float64 run."""
     model: ModelFlags
     """These change single fields of the preset."""
 
@@ -57,7 +57,7 @@ def record(request: Request[RecordRequest]) -> int:
     side, out = parse_side(request.side), request.out
     if not isinstance(side, Side):
         raise ConfigError(
-            f"side must be torch or jax to be recorded; got side={request.side}. Record a live one."
+            f"side must be a live side, such as torch or jax:RUN; got side={request.side}. Name one of them."
         )
     check_free(out)
     refuse_ignored((side,), request)

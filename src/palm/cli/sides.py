@@ -44,7 +44,7 @@ def parse_side(text: str, **defaults: Any) -> Side | Original | Bundle:
     if backend in SOURCES:
         if chosen:
             raise ConfigError(
-                f"side must be an original as it is, {backend}[:weights]; got side={text}. "
+                f"side must be {backend}[:weights], because an original takes no options; got side={text}. "
                 f"Leave {options} out."
             )
         return Original(backend, checkpoint or None)
@@ -90,7 +90,7 @@ def _no_side(text: str) -> str:
             "record wrote, or a checkpoint as torch:CHECKPOINT."
         )
     backends = ", ".join((*BACKENDS, *SOURCES))
-    return f"side must be {GRAMMAR}; got side={text}, which is neither. Backends: {backends}."
+    return f"side must be {GRAMMAR}; got side={text}, which is none of these. Backends: {backends}."
 
 
 def parse_sides(
@@ -136,7 +136,7 @@ def refuse_ignored(sides: Sequence[Side | Original | Bundle], request: Any) -> N
     """Raise `ConfigError` for an option of the request that would change nothing, for a side has its own."""
     is_live = any(isinstance(side, Side) for side in sides)
     if any(isinstance(side, Bundle) for side in sides):
-        what = "a bundle, which is one run of its own model"
+        what = "a bundle, which has its own model and tokens"
         useless = [*_WINDOWS, *_REPEATS, *([] if is_live else _EXECUTION), *_MODEL]
     elif any(isinstance(side, Original) for side in sides):
         what = "an original, which has its own model and is compared once"
@@ -150,7 +150,7 @@ def refuse_ignored(sides: Sequence[Side | Original | Bundle], request: Any) -> N
     told = [name for name in useless if name in usual and getattr(request, name) != usual[name]]
     told = [f"--{name.replace('_', '-')}" for name in [*told, *given(request.model)]]
     if told:
-        raise ConfigError(f"{', '.join(told)} must not be given beside {what}. Leave it out.")
+        raise ConfigError(f"{', '.join(told)} cannot be used with {what}. Leave it out.")
 
 
 def _checkpoints(sides: Sequence[Side | Original | Bundle]) -> list[str]:

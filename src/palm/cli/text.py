@@ -50,7 +50,7 @@ class GenerateRequest:
     stop_tokens: Annotated[tuple[int, ...], default("none")] = ()
     """Token ids that end the output."""
     seed: int = 0
-    """Draws the random numbers."""
+    """Seed of the random numbers."""
     tokenizer: Annotated[str | None, default("the one that the model was trained with")] = None
     """A Hugging Face tokenizer.json, a SentencePiece .model, or bytes."""
     checkpoint: str = "last"
@@ -58,7 +58,7 @@ class GenerateRequest:
     device: Annotated[str | None, default("the backend's")] = None
     """Where to compute: cpu, cuda, gpu:1, …"""
     attention: Attention = "auto"
-    """The attention path that reads the prompt. There is one way to compute the tokens after it."""
+    """The attention path that reads the prompt. New tokens are always computed in the same way."""
     weights: Annotated[Literal["int8"] | None, default("as they are")] = None
     """int8 rounds the weights to eight bits, for less memory."""
     compile_cache: Annotated[Path | None, Optional] = None

@@ -49,7 +49,7 @@ class TrainRequest:
     backend: Annotated[Backend | None, default("the first that is installed")] = None
     """The framework that trains. A run can be resumed in the other one."""
     preset: PresetName = None
-    """The model to start from; palm info lists them. It is built as the original of the backend."""
+    """The model to start from; palm info lists them. Its open choices are those of the backend's original."""
     recipe: Annotated[str | None, default("bytes")] = None
     """The recipe to start from: bytes (learns on a CPU in minutes), adamw or paper."""
     data: Annotated[Path | None, Optional] = None
@@ -75,7 +75,7 @@ class TrainRequest:
     training: RecipeFlags
     """These change single fields of the recipe."""
     cadence: CadenceFlags
-    """What happens beside the steps, and how often."""
+    """How often to save, validate and sample."""
 
 
 def train(request: Request[TrainRequest]) -> int:

@@ -130,7 +130,8 @@ def open_corpus(data: Data, tokenizer: Tokenizer | None = None, *, name: str | N
         files = [open_file(file) for file in files_below(path)]
         return _of_texts(name, files, lambda: hash_folder(path, files), tokenizer)
     if path.exists() and not path.is_file():
-        raise refusal("a file or a folder", data, "It is neither: save it as a file first.")
+        fix = "The path is neither a file nor a folder: save it as a file first."
+        raise refusal("a file or a folder", data, fix)
     file = open_file(path)
     if path.suffix != ".npy":
         return _of_texts(name, [file], lambda: hash_file(file.path), tokenizer)

@@ -102,7 +102,7 @@ def _download(known: PublicCorpus, file: Path, fix: str, on_progress: OnProgress
                 known.url, f"sha256:{digest}", fname=file.name, path=file.parent, downloader=downloader
             )
     except OSError as error:
-        raise DataError(f"{known.url} must be within reach; got {error}. {fix}") from None
+        raise DataError(f"{known.url} must be reachable; got {error}. {fix}") from None
     except ValueError:  # so pooch says that the checksum differs
         raise DataError(
             f"{file.name} must have SHA-256 {digest}; got another file from {known.url}. {fix}"

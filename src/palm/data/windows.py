@@ -58,7 +58,7 @@ def python_documentation_text() -> bytes:
         from pydoc_data.topics import topics  # noqa: PLC0415 - large, and nothing else needs it
     except ImportError:
         raise DataError(
-            "Python must carry its documentation; got no pydoc_data.topics. Pass a text with --data."
+            "Python must include pydoc_data.topics, its documentation; it does not. Pass a text with --data."
         ) from None
     return "\n".join(topics[name] for name in sorted(topics)).encode()
 
@@ -109,8 +109,8 @@ def split(corpus: Corpus, validation: float) -> tuple[Corpus, Corpus | None]:
     size = round(len(corpus) * validation)
     if not 0 < size < len(corpus):
         raise DataError(
-            f"validation must leave both parts a token; got validation={validation} of {len(corpus)} tokens. "
-            "Use a longer text or another share."
+            "validation must leave at least one token for training and one for validation; got "
+            f"validation={validation} of {len(corpus)} tokens. Use a longer text or another share."
         )
     return corpus.slice(0, len(corpus) - size), corpus.slice(len(corpus) - size, len(corpus))
 

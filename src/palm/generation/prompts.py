@@ -39,7 +39,8 @@ def encode_prompt(prompt: Any, tokenizer: Tokenizer | None, config: PaLMConfig) 
         size = -1  # rows of several lengths: check_tokens explains
     if size == 0:
         raise TokenError(
-            "prompt must have at least one token; got an empty one. Use a newline to start afresh."
+            "prompt must have at least one token; got an empty one. "
+            "Use a newline to generate without a prompt."
         )
     checked = check_tokens(ids, config)
     if checked.ndim != 1:
@@ -77,7 +78,7 @@ def token_stops(stop_tokens: int | Sequence[int], eos_token_id: int | None, conf
         is_id = isinstance(item, (int, np.integer)) and not isinstance(item, bool)
         if not is_id or not 0 <= item < config.num_tokens:
             raise ConfigError(
-                f"{name} must be of the vocabulary, 0 to {config.num_tokens - 1}; got {name}={item!r}. "
+                f"{name} must be in the vocabulary, 0 to {config.num_tokens - 1}; got {name}={item!r}. "
                 "Look up the id in the tokenizer."
             )
     return {int(item) for _, item in named}

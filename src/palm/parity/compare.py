@@ -147,7 +147,13 @@ def _compare_recordings(a: Recording, b: Recording, on_step: OnStep) -> Comparis
         label_b=b.label,
         findings=tuple(
             recording_findings(
-                a, b, exact_taps, exact_loss, exact_grads, Conditioning(a.config, a.weights, a.tokens)
+                a,
+                b,
+                exact_taps,
+                exact_loss,
+                exact_grads,
+                Conditioning(a.config, a.weights, a.tokens),
+                same_model=not other and a.config == b.config,
             )
         ),
         **_what_differs(a, b, other, rounded=rounded),
@@ -170,7 +176,7 @@ def _compare_excerpts(a: Excerpt, b: Excerpt) -> Comparison:
     return Comparison(
         label_a=a.label,
         label_b=b.label,
-        findings=tuple(excerpt_findings(a, b)),
+        findings=tuple(excerpt_findings(a, b, same_model=not other and a.config == b.config)),
         **_what_differs(a, b, other, rounded=rounded),
         top1_agreement=top1,
         kl_divergence=kl,

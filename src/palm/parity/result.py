@@ -99,7 +99,12 @@ class Comparison(Answer):
             if first
             else f"on these tokens {rounding}"
         )
-        judged = f" (the referee uses {self.label_a}'s)" if self.referee else ""
+        judged = (
+            f" (the referee uses the weights and config of {self.label_a}, so the error of {self.label_b} is "
+            "its distance from these)"
+            if self.referee
+            else ""
+        )
         return f"{both} differ: {'; '.join(self.differences)}{judged}; {on}."
 
     def to_dict(self) -> dict[str, Any]:

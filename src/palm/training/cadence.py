@@ -37,5 +37,5 @@ class Cadence:
         if not isinstance(self.sample_prompt, str) or not self.sample_prompt:
             raise ConfigError(
                 f"sample_prompt must be text; got sample_prompt={self.sample_prompt!r}. "
-                'Use "\\n" to start afresh.'
+                'Use "\\n" to generate without a prompt.'
             )

@@ -118,7 +118,7 @@ class Loop:
         usable = [step for step in there if step <= latest]
         if not usable:
             raise RunError(
-                f"{self.folder.path} must have a checkpoint to go on from; it has none. Train anew."
+                f"{self.folder.path} must have a checkpoint to continue from; it has none. Start a new run."
             )
         path = there[usable[-1]]
         try:
@@ -198,7 +198,7 @@ class Loop:
         first = f"the gradient of {', '.join(outcome.bad[:3])}" if outcome.bad else "the loss"
         found = f"loss={outcome.loss}, grad_norm={outcome.grad_norm} at step {step}, first in {first}"
         if val_loss is not None:
-            found = f"a validation loss of {val_loss} after step {step}, whose update has spoilt the weights"
+            found = f"a validation loss of {val_loss} after step {step}, which its update made not finite"
         if self.recipe.non_finite == "stop":
             kept = ""
             if val_loss is None:

@@ -93,7 +93,7 @@ class Run:
         if new and kept:
             raise RunError(
                 f"out must be a new or empty folder; got out={self.path}. "
-                "Go on with the run in it by --resume (palm.resume), or choose another."
+                "Continue the run in it with --resume (palm.resume), or choose another folder."
             )
         return left
 

@@ -217,8 +217,8 @@ def resume(
         trainer = loop.restore(math.inf, device=device, attention=attention)
         if recipe.steps < loop.step:
             raise RunError(
-                f"steps must be at least the {loop.step} that are made; got steps={recipe.steps}. "
-                "Use more, or start anew from an earlier checkpoint."
+                f"steps must be at least {loop.step}, the steps already made; got steps={recipe.steps}. "
+                "Use more, or start a new run from an earlier checkpoint."
             )
         # After all that can fail: the run stays as it was until it can go on.
         told = {"recipe": recipe.to_dict(), "cadence": dataclasses.asdict(cadence)}

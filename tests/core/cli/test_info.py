@@ -64,7 +64,7 @@ def test_weights_are_not_read(tmp_path, capsys):
         (["palm-9b"], "preset must be one of tiny, small"),
         (["./palm-9b"], "path must be a checkpoint directory"),
         ([str(WRITTEN)], "path must be a checkpoint directory"),
-        ([str(WRITTEN / "run-torch"), "--architecture", "jax"], "--architecture must not be given beside a"),
+        ([str(WRITTEN / "run-torch"), "--architecture", "jax"], "--architecture must not be given with a"),
     ],
 )
 def test_what_cannot_be_described_is_said_in_a_line(arguments, words, capsys):

@@ -101,7 +101,7 @@ def test_what_the_web_does_not_have_is_told_with_the_servers_answer(web, folder,
     monkeypatch.setitem(CORPORA, "gone", PublicCorpus(url, content(b""), content(b"")))
     with pytest.raises(DataError) as raised:
         fetch("gone", folder)
-    assert_explains(raised, "gone.zip must be within reach", "404", "Try again", str(folder / "gone.zip"))
+    assert_explains(raised, "gone.zip must be reachable", "404", "Try again", str(folder / "gone.zip"))
     assert list(folder.iterdir()) == []
 
 
@@ -199,7 +199,7 @@ def test_without_a_network_it_says_where_to_put_the_file(web, folder, monkeypatc
         monkeypatch.setitem(CORPORA, "little", PublicCorpus(url, known.archive, known.text))
         with pytest.raises(DataError) as raised:
             fetch("little", folder)
-    assert_explains(raised, "must be within reach", "refused", "by hand", str(folder / "little.zip"))
+    assert_explains(raised, "must be reachable", "refused", "by hand", str(folder / "little.zip"))
     assert list(folder.iterdir()) == []
 
 

@@ -75,7 +75,12 @@ def test_a_share_is_at_least_0_and_below_1(share):
 def test_both_parts_of_a_split_have_a_token(share):
     with pytest.raises(DataError) as raised:
         split(open_corpus(TEXT), share)
-    assert_explains(raised, "must leave both parts a token", f"{share} of 768 tokens", "longer text")
+    assert_explains(
+        raised,
+        "must leave at least one token for training and one for validation",
+        f"{share} of 768 tokens",
+        "longer text",
+    )
 
 
 def positions(size):
@@ -277,4 +282,4 @@ def test_a_python_without_its_documentation_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(DataError) as raised:
         python_documentation_text()
-    assert_explains(raised, "Python must carry its documentation", "pydoc_data.topics", "--data")
+    assert_explains(raised, "Python must include pydoc_data.topics, its documentation", "--data")

@@ -359,7 +359,7 @@ def test_token_stops_are_ids_of_the_vocabulary(stop_tokens, eos_token_id, ids):
 def test_a_token_stop_that_is_no_id_is_refused(stop_tokens, eos_token_id, says):
     with pytest.raises(ConfigError) as raised:
         token_stops(stop_tokens, eos_token_id, CONFIG)
-    assert_explains(raised, "must be of the vocabulary, 0 to 255", f"got {says}", "Look up")
+    assert_explains(raised, "must be in the vocabulary, 0 to 255", f"got {says}", "Look up")
 
 
 def test_token_stops_end_a_sequence_beside_texts(script):

@@ -58,7 +58,12 @@ def test_a_folder_with_anything_else_in_it_is_left_alone(tmp_path, beside):
     before = {file.name: file.read_text() for file in folder.iterdir()}
     with pytest.raises(BundleError) as raised:
         write_bundle(side("a"), folder)
-    assert_explains(raised, "out must be nothing yet, an empty folder, or a bundle", "mine", "Choose another")
+    assert_explains(
+        raised,
+        "out must be a new folder, an empty folder, or a folder that contains only a bundle",
+        "mine",
+        "Choose another",
+    )
     assert {file.name: file.read_text() for file in folder.iterdir()} == before
 
 

@@ -39,7 +39,7 @@ def test_another_function_is_found_at_the_value_where_it_begins(name, which):
     assert comparison.first_divergence == name
     assert [finding.name for finding in comparison.findings if finding.fault] == [name]
     assert comparison.ratios[name] > 1.5
-    assert f"{'ab'[which]} is further from the referee" in comparison.verdict
+    assert f"{'ab'[which]} is the one that is further from the referee" in comparison.verdict
 
 
 def test_another_loss_is_found():

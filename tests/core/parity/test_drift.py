@@ -55,10 +55,11 @@ def test_a_drift_within_the_bar_is_rounding_and_one_beyond_is_not(steps):
     )
     assert within.agree
     assert within.ratio == pytest.approx(0.9 * BUTTERFLY_BAR, rel=1e-6)
-    assert "torch and jax drift apart no faster than one-ulp noise: at most 2.7 times" in within.verdict
+    distance = "the distance between torch and jax is at most"
+    assert f"drift apart no faster than torch and its control: {distance} 2.7 times" in within.verdict
     assert not beyond.agree
     first = min(FIRST_JUDGED, {1: 1, 2: 2, 7: 4}.get(steps, 8))
-    assert f"by more than rounding explains, from step {first} on: at most 3.3 times" in beyond.verdict
+    assert f"by more than rounding explains, from step {first} on: {distance} 3.3 times" in beyond.verdict
 
 
 def test_what_is_different_early_counts_though_both_end_far_away():
@@ -87,7 +88,7 @@ def test_a_run_that_diverges_is_said_to_and_never_agrees():
     found = compared([1e-9] * 13, [1e-8] * 13, losses=losses)
     assert found.not_finite == {"jax": 10}
     assert not found.agree
-    assert "loss or gradient is not finite on jax from step 10 on; until then" in found.verdict
+    assert "not finite on jax from step 10 on; before that, the distance between torch and" in found.verdict
     assert found.octaves[-1].last == 9
     assert not compared([1e-9], [1e-8], losses=[math.nan]).octaves
     plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))

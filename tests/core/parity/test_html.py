@@ -56,12 +56,12 @@ def test_the_headline_gives_both_losses_and_the_referees_in_full(render):
     ("outcome", "found", "badge", "fault"),
     [
         ("agree", {}, "✓ agree", None),
-        ("differ", {"ratio": 9.0, "nature": "function"}, "✕ differ", "✕ another function"),
+        ("differ", {"ratio": 9.0, "nature": "function"}, "✕ differ", "✕ different function"),
         (
             "differ by rounding more than expected",
             {"nature": "rounding"},
             "≈ differ by rounding more than expected",
-            "≈ more rounding",
+            "≈ more rounding than expected",
         ),
         (
             "cannot tell",
@@ -93,6 +93,19 @@ def test_each_outcome_is_said_in_words(render, outcome, found, badge, fault):
         assert "first: blocks.1.q" in page.texts
         assert len(page.having("faulty")) == 1
         assert [row[1] for row in page.rows if row[-4:] == [fault, "1", "q", "far"]] == ["blocks.1.q"]
+
+
+def test_a_pointer_shows_three_digits_of_each_number(render):
+    far = {"ratio": 35410902836.44183, "error_a": 0.0123456, "cross": float("inf"), "fault": "far"}
+    page = render(comparison(blocks_1_q={**far, "nature": "function"}))
+    (shown,) = {text for text in page.texts if text.startswith("blocks.1.q, 1,280 numbers")}
+    assert shown.splitlines()[1:5] == [
+        "ratio 3.54e+10",
+        "torch error 0.0123",
+        "jax error 2.00e-07",
+        "torch − jax ∞",
+    ]
+    assert shown.splitlines()[-1] == "✕ different function: far"
 
 
 def test_a_fault_below_the_bar_is_outlined(render):
@@ -313,7 +326,7 @@ def test_training_has_three_plots_and_a_table_of_some_steps(render):
     assert any(
         text.startswith("✓ over 12 training steps torch and jax drift apart no") for text in page.texts
     )
-    assert "10 of 1,234 weights are followed" in page.text
+    assert "10 of 1,234 weights are measured" in page.text
     titles = [text for text in page.texts if text.startswith("after 12 updates")]
     assert titles[0] == "after 12 updates\ntorch 4.0\njax 4.000001"
 

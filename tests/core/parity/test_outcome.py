@@ -76,7 +76,7 @@ def test_float64_programs_that_differ_are_two_functions_whatever_is_left_in_work
     told = compare(*sides)
     assert (told.outcome, told.first_divergence) == ("differ", "norm")
     assert f"in float64, {'ab'[which]} differs from the referee by 1.0e-09" in told.verdict
-    assert "in float64, the two differ by 1.0e-09" in told.verdict
+    assert "the float64 programs of the two sides differ by 1.0e-09" in told.verdict
     assert all(ratio < 1.5 for ratio in told.ratios.values())
 
 
@@ -232,3 +232,26 @@ def test_a_difference_where_nothing_is_rounded_is_said_without_a_ratio():
     assert "times their rounding" not in found.verdict
     rounded = compare(side("a", noise=0.0), side("b", change=scaled("embed", 2.0)))
     assert "times their rounding" in rounded.verdict
+
+
+@pytest.mark.parametrize("change", ["weights", "config"])
+def test_a_side_of_other_weights_is_not_said_to_be_the_wrong_one(change):
+    """The referee has the weights and the config of a: that b is further from it says nothing of b."""
+    plain, other = side("a", noise=0.0), side("b", noise=0.0, change=scaled("embed", 2.0))
+    parts = {"weights": {**WEIGHTS, "embedding": 2 * WEIGHTS["embedding"]}}
+    if change == "config":
+        parts = {"config": dataclasses.replace(other.config, norm_eps=1e-3)}
+    same = compare(plain, other).verdict
+    assert "neither has any rounding error here, and b is the one that is further from the referee" in same
+    other = dataclasses.replace(other, **parts)
+    told = compare(plain, other).verdict
+    assert (
+        "the referee uses the weights and config of a, so the error of b is its distance from these" in told
+    )
+    assert "first difference is at embed: the two differ by 1.0e+00; b differs from the referee by" in told
+    without = compare(excerpt_of(plain), excerpt_of(other)).verdict
+    assert "first difference is at embed: the two differ by 5.0e-01." in without
+    assert "the referee uses" not in without
+    for verdict in (told, without):
+        assert "neither has" not in verdict
+        assert "further" not in verdict

@@ -109,8 +109,8 @@ def test_every_kind_has_its_verdict_everywhere(kind):
 def test_a_foreign_page_says_how_far_and_what_it_is_like():
     shown = Page(page(foreign()))
     rows = {row[0]: row[1:] for row in shown.rows}
-    assert rows["✕ our model"] == ["0.100", "as it is", ""]
-    assert rows["✓ our model with rotary pairing"] == ["1.50e-07", "half-split", "Rotate pairs."]
+    assert rows["✕ palm model"] == ["0.100", "as it is", ""]
+    assert rows["✓ palm model with rotary pairing"] == ["1.50e-07", "half-split", "Rotate pairs."]
     assert rows["dim"] == ["16"]
     assert "port and palm: differ · palm compare" in shown.texts
     assert "1,047, 3 left out to save time" in shown.text
@@ -120,7 +120,7 @@ def test_a_foreign_page_says_how_far_and_what_it_is_like():
 
 def test_a_distance_that_is_not_finite_has_a_dot():
     shown = Page(page(foreign(before=float("inf"), likenesses=(), not_finite=7)))
-    assert [row[1] for row in shown.rows if row[0] == "✕ our model"] == ["∞"]
+    assert [row[1] for row in shown.rows if row[0] == "✕ palm model"] == ["∞"]
     assert "nan" not in shown.all("circle")[0]["cx"]
     assert printed(foreign(before=float("nan"))).count("nan")
 
@@ -189,7 +189,7 @@ def test_a_brief_text_folds_what_agrees_and_shows_the_fault():
     rows = [flat(line) for line in lines]
     assert any(re.match(r"embed … blocks\.1\.norm \(11 taps\) .* ✓$", row) for row in rows)
     assert any(re.match(r"blocks\.1\.q .* 6\.57e\+04 ✕$", row) for row in rows)
-    assert any("where blocks.1.q (tap of 320 numbers) first" in row for row in rows)
+    assert any("where first at blocks.1.q (tap of 320 numbers)" in row for row in rows)
 
 
 def outermost(css):

@@ -78,7 +78,7 @@ def test_a_folder_that_is_no_side_by_itself_is_told_how_to_be_one(folder, what):
         ("torch@attention=cudnn", ('the paths of backend="torch"', 'which only backend="jax" has')),
         ("torch@remat=blocks", ("remat must be one of on, off, feedforward", "'blocks'")),
         ("jax@matmul=tf32", ("matmul must be one of float32, tensorfloat32, bfloat16",)),
-        ("palm_jax.palm@dtype=float64", ("an original as it is", "Leave dtype=float64 out")),
+        ("palm_jax.palm@dtype=float64", ("an original takes no options", "Leave dtype=float64 out")),
         ("", ("side must be backend[:checkpoint]",)),
     ],
 )

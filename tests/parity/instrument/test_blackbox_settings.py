@@ -138,7 +138,7 @@ def test_a_search_that_is_cut_short_says_so(monkeypatch):
     assert short.left_out > 500
     assert short.tried < whole.tried
     assert short.to_dict()["left_out"] == short.left_out
-    assert f"{short.left_out:,} more variants were left out to save time" in short.verdict
+    assert f"palm did not try {short.left_out:,} more variants, to save time" in short.verdict
 
 
 @pytest.mark.parametrize("config", [ROTARY, ALIBI, small(tie_embeddings=False), small(heads=1, dim_head=3)])

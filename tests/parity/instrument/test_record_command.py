@@ -98,7 +98,7 @@ def test_weights_of_an_excerpt_are_drawn_again_from_the_seed_or_not_at_all(excer
         assert np.array_equal(beginning.weights[name], array)
     assert dataclasses.replace(excerpts["jax"], seed=None).beginning is None
     other = dataclasses.replace(excerpts["jax"], seed=6).beginning
-    with pytest.raises(palm.WeightsError, match="embedding must be what seed 6 draws"):
+    with pytest.raises(palm.WeightsError, match="embedding must be the weight that seed 6 gives"):
         other.weights["embedding"]
     wrong = {n: t * 2 if n == "blocks.0.k" else t for n, t in excerpts["jax"].taps.items()}
     sketches = {n: s * 2 if n == "blocks.0.k" else s for n, s in excerpts["jax"].sketches.items()}

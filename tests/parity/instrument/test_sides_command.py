@@ -111,7 +111,7 @@ def test_a_checkpoints_excerpt_needs_the_checkpoint_to_say_why(tmp_path):
     assert done.returncode == 0, done.stderr
     bare = run("compare", tmp_path / "bundle", "jax", "--out", tmp_path)
     assert bare.returncode == 2
-    assert "got only their checksums. Pass --checkpoint." in bare.stderr
+    assert "the bundle has only checksums of them. Pass --checkpoint." in bare.stderr
     wrong = run("compare", tmp_path / "bundle", "jax", "--checkpoint", tmp_path / "others", "--out", tmp_path)
     assert wrong.returncode == 2
     assert "weights must be those that torch (bundle) was recorded from" in wrong.stderr
@@ -129,18 +129,18 @@ def test_a_checkpoints_excerpt_needs_the_checkpoint_to_say_why(tmp_path):
         (["compare", "torch", "jax@dtype=int8"], "dtype must be one of"),
         (["compare", "--repeat", "0"], "repeat must be a whole number of at least 1"),
         (["compare", "torch", "torch", "--train", "2"], "--train must have the sides torch and jax"),
-        (["record", "palm_jax.palm", "--out", "x"], "side must be torch or jax to be recorded"),
+        (["record", "palm_jax.palm", "--out", "x"], "side must be a live side, such as torch or jax:RUN"),
         (
             ["compare", "palm_jax.palm", "palm_jax.palm_lite"],
             "an original must be compared with torch or jax",
         ),
         (
             ["compare", "torch:/nowhere", "jax:/nowhere", "--dim", "8", "--preset", "tiny"],
-            "--preset, --dim must not be given beside checkpoints",
+            "--preset, --dim cannot be used with checkpoints",
         ),
         (["compare", "palm_jax.palm", "jax@compile=off"], "must have no compile, matmul or remat"),
         (["compare", "x" * 300], "side must be backend[:checkpoint]"),
-        (["compare", "torch@device=meta"], "device must hold values"),
+        (["compare", "torch@device=meta"], "device must be a real device"),
         (["compare", "--out", "/dev/null/x"], "out must be a writable folder"),
     ],
 )

@@ -34,7 +34,7 @@ _BRIEF = 32
 
 @dataclass(frozen=True)
 class Likeness:
-    """What gives our model the foreign one's logits: known causes, or "config" for another config."""
+    """What gives the palm model the foreign one's logits: known causes, or "config" for another config."""
 
     cause: str
     detail: str
@@ -103,8 +103,8 @@ class ForeignComparison(Answer):
                 )
             if self.left_out:
                 hint = (
-                    f"{self.left_out:,} more variants were left out to save time; with a small model, all "
-                    f"are tried. {hint}"
+                    f"palm did not try {self.left_out:,} more variants, to save time. With a smaller model "
+                    f"it tries all. {hint}"
                 )
             return (
                 f"{self.label} and palm differ ({measured}), and none of the {self.tried} variants that palm "

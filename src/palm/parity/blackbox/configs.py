@@ -113,7 +113,7 @@ def _alternative(
     ]
     like = f", the architecture of {' and '.join(sources)}," if sources and len(differing) > 1 else ","
     # No model is trained to be read so, but an import can take one original for another.
-    imported = " Imported weights: name the source they are of." if "dim_head" in differing else ""
+    imported = " For imported weights, pass the right source=." if "dim_head" in differing else ""
     return Alternative(
         config=other,
         detail=", ".join((*told, *notes)),

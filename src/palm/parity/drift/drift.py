@@ -101,17 +101,17 @@ class Butterfly:
     def verdict(self) -> str:
         """The answer in a sentence."""
         measured = (
-            f"at most {self.ratio:.2g} times as far as torch from itself when each weight is moved by one "
-            f"unit in the last place (bar {BUTTERFLY_BAR:g}); largest gap of the losses "
-            f"{self.largest_gap:.1e} nats"
+            f"the distance between torch and jax is at most {self.ratio:.2g} times the distance between "
+            f"torch and its control (initial weights moved by one unit in the last place; bar "
+            f"{BUTTERFLY_BAR:g}); largest gap of the losses {self.largest_gap:.1e} nats"
         )
         over = f"over {self.steps} training step{'s' * (self.steps != 1)}"
         if self.not_finite:
             where = ", ".join(f"on {run} from step {k} on" for run, k in self.not_finite.items())
-            until = f"; until then torch and jax part {measured}" if self.octaves else ""
+            until = f"; before that, {measured}" if self.octaves else ""
             return f"{over} loss or gradient is not finite {where}{until}."
         first = next((octave.first for octave in self.octaves if octave.ratio > BUTTERFLY_BAR), None)
-        drift = "no faster than one-ulp noise"
+        drift = "no faster than torch and its control"
         if first is not None:
             drift = f"by more than rounding explains, from step {first} on"
             measured += "; a fault shows with every seed"

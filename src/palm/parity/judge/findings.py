@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -45,13 +46,22 @@ class Reading:
 
 
 def recording_findings(
-    a: Recording, b: Recording, taps: Named, loss: float, grads: Named, conditioning: Conditioning
+    a: Recording,
+    b: Recording,
+    taps: Named,
+    loss: float,
+    grads: Named,
+    conditioning: Conditioning,
+    *,
+    same_model: bool,
 ) -> Iterable[Finding]:
     """Taps, loss and gradients of two recordings, judged by the referee's `taps`, `loss` and `grads`.
 
-    `conditioning`: what the referee amplifies, asked where a side is beyond its bound.
+    `conditioning`: what the referee amplifies, asked where a side is beyond its bound. `same_model`: whether
+    weights and config are the same. If not, the referee has those of a, and b is further from it for that.
     """
     sides = (a, b)
+    finding = partial(_finding, same_model=same_model)
     for name in tap_names(a.config.depth):
         readings = [_reading(side, side.taps[name], side.exact_taps[name]) for side in sides]
         yield finding(name, "tap", readings, taps[name], tap_bounds(name, sides), conditioning)
@@ -68,12 +78,13 @@ def recording_findings(
             yield finding(full, "gradient", readings, gradient, base.times(factor), conditioning)
 
 
-def excerpt_findings(a: Excerpt, b: Excerpt) -> Iterable[Finding]:
+def excerpt_findings(a: Excerpt, b: Excerpt, *, same_model: bool) -> Iterable[Finding]:
     """The same of two excerpts, from their sketches; each side's own float64 program stands for the referee.
 
     Where a side has none, the bound stands for its own rounding.
     """
     sides = (a, b)
+    finding = partial(_finding, same_model=same_model)
     gradients = [name for name in backward_order(a.config) if name in a.sketches and name in b.sketches]
     largest = max(a.statistics[name]["rms"] for name in gradients)
     for name in (*tap_names(a.config.depth), "loss", *gradients):
@@ -96,13 +107,15 @@ def backward_order(config: PaLMConfig) -> list[str]:
     return [f"grad:{name}" for name in reversed(list(parameters(config)))]
 
 
-def finding(
+def _finding(
     name: str,
     kind: Kind,
     readings: Sequence[Reading],
     exact: np.ndarray | None,
     base: Bounds,
     conditioning: Conditioning | None = None,
+    *,
+    same_model: bool,
 ) -> Finding:
     """Measure one value of two sides. `exact`: the referee's; without it each side's own float64 judges."""
     measured = _measure(readings, exact)
@@ -134,6 +147,7 @@ def finding(
         allow,
         has_referee=exact is not None,
         is_excused=_is_excused(measured.errors, allowed, bounds),
+        same_model=same_model,
     )
     a, b = measured.errors
     return Finding(
@@ -172,7 +186,7 @@ def _measure(readings: Sequence[Reading], exact: np.ndarray | None) -> _Measured
         (f"in float64, {reading.label} differs from the referee by {{:.1e}}", apart(program, exact), 1)
         for reading, program in zip(readings, programs, strict=True)
     ]
-    wrong.append(("in float64, the two differ by {:.1e}", apart(*programs), 2))
+    wrong.append(("the float64 programs of the two sides differ by {:.1e}", apart(*programs), 2))
     told = tuple(entry for entry in wrong if not math.isnan(entry[1]))
     return _Measured(scale, values[0].size, (errors[0], errors[1]), (own[0], own[1]), apart(*values), told)
 
@@ -188,6 +202,7 @@ def _judge(
     *,
     has_referee: bool,
     is_excused: bool,
+    same_model: bool,
 ) -> tuple[str | None, Nature | None]:
     """In words what is more than rounding, and what it proves; None and None if nothing is.
 
@@ -201,10 +216,10 @@ def _judge(
     reasons = []
     is_proven = False
     if not ratio <= RATIO_BAR:
-        reasons.append(_apart(measured.cross, own, ratio))
-        if has_referee and all(map(math.isfinite, measured.errors)):
+        reasons.append(_apart(measured.cross, own, ratio, same_model=same_model))
+        if same_model and has_referee and all(map(math.isfinite, measured.errors)):
             further = readings[int(measured.errors[1] > measured.errors[0])].label
-            reasons[0] += f", and {further} is further from the referee"
+            reasons[0] += f", and {further} is the one that is further from the referee"
         # Without a float64 program the ratio is one to what rounding allows, and proves nothing by itself.
         is_proven = None not in measured.own or measured.cross > base.widest
     for reading, error, bound in zip(readings, measured.errors, bounds, strict=True):
@@ -232,10 +247,11 @@ def _judge(
     return None, None
 
 
-def _apart(cross: float, own: Sequence[float], ratio: float) -> str:
+def _apart(cross: float, own: Sequence[float], ratio: float, *, same_model: bool) -> str:
     """How far two sides are apart, in words; a ratio to no rounding would be a number without a meaning."""
     if max(own) <= _NO_ROUNDING:
-        return f"the two differ by {cross:.1e}, and neither has any rounding error here"
+        unrounded = ", and neither has any rounding error here" if same_model else ""
+        return f"the two differ by {cross:.1e}{unrounded}"
     return f"the two differ by {ratio:.3g} times their rounding"
 
 

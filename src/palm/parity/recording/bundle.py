@@ -58,8 +58,8 @@ def check_free(path: Path) -> None:
         raise BundleError(f"out must be a folder; got out={path}: {error}. Choose another.") from None
     if names is None or (names and (header is None or header.get("format") != FORMAT)):
         raise BundleError(
-            f"out must be nothing yet, an empty folder, or a bundle and nothing else; got out={path}. "
-            "Choose another folder."
+            "out must be a new folder, an empty folder, or a folder that contains only a bundle; got "
+            f"out={path}. Choose another folder."
         )
 
 
@@ -200,7 +200,7 @@ def _assemble(header: Mapping[str, Any], arrays: Named) -> Recording | Excerpt:
         elif slash and group in _GROUPS[kind]:
             groups[group][rest] = arrays[name]
         else:
-            raise BundleError(f"must have only known arrays; got {name}. Record again.")
+            raise BundleError(f"must not have unknown arrays; got {name}. Record again.")
     if "tokens" not in groups:
         raise BundleError("must have tokens; it has none. Record again.")
     fields = {name: header[name] for name in _plain_fields(kind)}

@@ -33,12 +33,12 @@ def check_recording(recording: Recording | Excerpt) -> None:
     config = recording.config
     table = parameters(config)
     if isinstance(recording.label, str) and not recording.label.isprintable():
-        raise BundleError("must have a label that can be printed; it has not. Record again.")
+        raise BundleError("must have a label that can be printed; it does not have one. Record again.")
     for name, kinds in (("label", str), ("environment", dict), ("dtype", str)):
         if not isinstance(getattr(recording, name), kinds):
-            raise BundleError(f"must have a {name} of the right kind; it has not. Record again.")
+            raise BundleError(f"must have a {name} of the right kind; it does not have one. Record again.")
     if not all(isinstance(value, str) for value in recording.environment.values()):
-        raise BundleError("must have an environment of texts; it has not. Record again.")
+        raise BundleError("must have an environment of texts; it does not have one. Record again.")
     check_tokens(recording.tokens, config, at_least=2)
     for where, name, array, shape, dtype in _array_shapes(recording):
         if array is None or array.shape != shape or array.dtype.name != dtype:
@@ -55,16 +55,16 @@ def check_recording(recording: Recording | Excerpt) -> None:
 def _check_excerpt(recording: Excerpt) -> None:
     table = parameters(recording.config)
     if not isinstance(recording.digests, dict) or recording.digests.keys() != table.keys():
-        raise BundleError("must have a digest of each weight; it has not. Record again.")
+        raise BundleError("must have a digest of each weight; it does not have them. Record again.")
     if not all(isinstance(value, str) for value in recording.digests.values()):
-        raise BundleError("must have digests that are texts; it has not. Record again.")
+        raise BundleError("must have digests that are texts; it does not have them. Record again.")
     if recording.seed is not None and (isinstance(recording.seed, bool) or not _is_natural(recording.seed)):
         raise BundleError(
             f"must have a seed of at least 0 or none; got seed={recording.seed!r}. Record again."
         )
     for name, tap in recording.taps.items():
         if not begins(tap, recording.sketches[name], recording.tokens.size, name):
-            raise BundleError(f"taps/{name} must be what its sketch is of; it is not. Record again.")
+            raise BundleError(f"taps/{name} must match its sketch; it does not. Record again.")
     for name in _checked_statistics(recording):
         row = recording.statistics[name]
         for key in ("rms", "largest"):
@@ -74,14 +74,14 @@ def _check_excerpt(recording: Excerpt) -> None:
 def _checked_statistics(excerpt: Excerpt) -> Iterator[str]:
     statistics: Any = excerpt.statistics
     if not isinstance(statistics, dict) or statistics.keys() != excerpt.sketches.keys():
-        raise BundleError("must have statistics of each sketch; it has not. Record again.")
+        raise BundleError("must have statistics of each sketch; it does not have them. Record again.")
     for name, row in statistics.items():
         fits = isinstance(row, dict) and all(
             isinstance(row.get(key), kinds) and not isinstance(row.get(key), bool)
             for key, kinds in _STATISTICS.items()
         )
         if not fits or not all(map(_is_natural, row["shape"])):
-            raise BundleError(f"must have whole statistics of {name}; it has not. Record again.")
+            raise BundleError(f"must have whole statistics of {name}; it does not have them. Record again.")
         yield name
 
 

@@ -136,7 +136,9 @@ class Drawn(Mapping[str, np.ndarray]):
     def _checked(self, name: str, seed: int, dtype: DType) -> np.ndarray:
         drawn = initial_value(self._table[name], seed, dtype)
         if digest_of(drawn) != self._digests[name]:
-            raise WeightsError(f"{name} must be what seed {seed} draws; got another. Pass the checkpoint.")
+            raise WeightsError(
+                f"{name} must be the weight that seed {seed} gives; got another one. Pass the checkpoint."
+            )
         return drawn
 
 

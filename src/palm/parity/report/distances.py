@@ -10,13 +10,14 @@ from markupsafe import Markup
 
 from palm.parity.report.axes import LogAxis, area, framed
 from palm.parity.report.svg import tag
+from palm.parity.report.words import short
 
 _ROW, _HEAD = 28, 20
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far the logits are from our model's, as it is or with a cause applied."""
+    """How far the logits are from the palm model's, as it is or with a cause applied."""
 
     name: str
     value: float
@@ -24,8 +25,8 @@ class Distance:
 
 
 def distances(report: Mapping[str, Any]) -> list[Distance]:
-    """The distance from our model as it is, then from our model with each cause that explains it."""
-    rows = [("our model", float(report["before"]))]
+    """The distance from the palm model as it is, then from it with each cause that explains it."""
+    rows = [("palm model", float(report["before"]))]
     rows += [(one["cause"], float(one["after"])) for one in report["likenesses"]]
     return [Distance(name, value, value <= report["bound"]) for name, value in rows]
 
@@ -73,6 +74,6 @@ def _grid(axis: LogAxis, height: int) -> Iterator[Markup]:
 
 
 def _dot(axis: LogAxis, row: Distance, y: float) -> Markup:
-    title = tag("title", f"{row.name}\ndistance {row.value!r}")
+    title = tag("title", f"{row.name}\ndistance {short(row.value)}")
     kind = "explained" if row.explained else "beyond"
     return tag("circle", title, cx=f"{_along(axis, row.value):.3f}%", cy=y, r=6, class_=f"dot hit {kind}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Console, Group
@@ -133,7 +133,7 @@ def _measured(reading: Reading) -> Iterator[tuple[str, str]]:
     referee = f", referee {loss['referee']:.9g}" if report["referee"] else ""
     yield "loss", f"{a} {loss['a']:.9g}, {b} {loss['b']:.9g}{referee} nats"
     if not report["referee"]:
-        yield "errors", "no referee judged: each side's are measured against its own program in float64"
+        yield "errors", "no referee: the errors of each side are measured against its own float64 program"
     yield from _predictions(report, f"KL({a}‖{b})")
     yield "weights", "the same" if report["weights_identical"] else "DIFFERENT"
 
@@ -157,12 +157,12 @@ def _where_and_why(reading: Reading) -> Iterator[tuple[str, str]]:
     first = reading.first_fault
     if first is not None:
         what = f"{first.kind} of {first.elements:,} numbers" if first.elements > 1 else "a single number"
-        yield "where", f"{first.name} ({what}) first; {', '.join(_counts(reading))} in all"
+        yield "where", f"first at {first.name} ({what}); {', '.join(_counts(reading))} in total"
     yield from (("why", diagnosis["sentence"]) for diagnosis in reading.plain["diagnoses"])
     if reading.seeds and len(outcomes := reading.seeds_by_outcome()) > 1:
         yield "seeds", "; ".join(f"{outcome}: {', '.join(those)}" for outcome, those in outcomes.items())
     if reading.outcome != "agree" and reading.plain["predictions"]:
-        yield "most apart", _apart(reading)
+        yield from _apart(reading)
 
 
 def _counts(reading: Reading) -> Iterator[str]:
@@ -174,10 +174,11 @@ def _counts(reading: Reading) -> Iterator[str]:
             yield f"{faulty} of {counted(len(those), kind)}" if len(those) > 1 else f"the {kind}"
 
 
-def _apart(reading: Reading) -> str:
+def _apart(reading: Reading) -> Iterator[tuple[str, str]]:
+    """Where the predictions differ most, unless the digits that are printed do not show it."""
     place = reading.plain["predictions"][0]
-    sides: Sequence[tuple[str, tuple[str, float]]] = [
-        (label, place[key][0]) for label, key in zip(reading.labels, "ab", strict=True)
-    ]
-    held = ", ".join(f"{label} ‘{visible(token)}’ {probability:.1%}" for label, (token, probability) in sides)
-    return f"after ‘{visible(place['context'])}’ came ‘{visible(place['target'])}’; likeliest: {held}"
+    held = [f"‘{visible(token)}’ {probability:.1%}" for token, probability in (place["a"][0], place["b"][0])]
+    if held[0] != held[1]:
+        likely = ", ".join(f"{label} {told}" for label, told in zip(reading.labels, held, strict=True))
+        place_in_text = f"after ‘{visible(place['context'])}’ the text has ‘{visible(place['target'])}’"
+        yield "most apart", f"{place_in_text}; most likely: {likely}"

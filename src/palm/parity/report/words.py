@@ -16,8 +16,8 @@ OUTCOMES: dict[Outcome, tuple[str, str]] = {
 }
 # What a fault proves.
 NATURES: dict[Nature | None, str] = {
-    "function": "✕ another function",
-    "rounding": "≈ more rounding",
+    "function": "✕ different function",
+    "rounding": "≈ more rounding than expected",
     "both not finite": "? neither is finite",
     "unproven": "? unproven",
     "too few numbers": "? too few numbers",
@@ -89,15 +89,15 @@ def token_text(token: str) -> str:
 
 
 def in_words(finding: Finding, label_a: str, label_b: str) -> str:
-    """Everything known about a finding, line by line with all digits."""
+    """Everything known about a finding, line by line."""
     lines = [
         f"{finding.name}, {counted(finding.elements, 'number')}",
-        f"ratio {finding.ratio!r}",
-        f"{label_a} error {finding.error_a!r}",
-        f"{label_b} error {finding.error_b!r}",
-        f"{label_a} − {label_b} {finding.cross!r}",
-        f"{label_a} bound {finding.bound_a!r}",
-        f"{label_b} bound {finding.bound_b!r}",
+        f"ratio {measured(finding, finding.ratio)}",
+        f"{label_a} error {measured(finding, finding.error_a)}",
+        f"{label_b} error {measured(finding, finding.error_b)}",
+        f"{label_a} − {label_b} {measured(finding, finding.cross)}",
+        f"{label_a} bound {measured(finding, finding.bound_a)}",
+        f"{label_b} bound {measured(finding, finding.bound_b)}",
     ]
     return "\n".join([*lines, f"{fault_proof(finding)}: {finding.fault}"] if finding.fault else lines)
 

@@ -124,8 +124,8 @@ def _common(
             common["seed"] = bundle.seed
         elif any(side.checkpoint is None for side in live):
             raise BundleError(
-                f"{bundle.label} must be complete, drawn from a seed, or come with --checkpoint, for a live "
-                "side needs its weights; got only their checksums. Pass --checkpoint."
+                f"{bundle.label} must be complete, drawn from a seed, or come with --checkpoint, because "
+                "a live side needs its weights; the bundle has only checksums of them. Pass --checkpoint."
             )
     for i, ids in enumerate(tokens):
         np.save(folder / f"tokens-{i}.npy", ids)

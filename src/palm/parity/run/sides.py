@@ -44,7 +44,7 @@ class Side:
     def __post_init__(self) -> None:
         """Raise `ConfigError` for a value that no side can have."""
         if self.device == "meta":
-            raise ConfigError("device must hold values; got device=meta. Use cpu, or leave it out.")
+            raise ConfigError("device must be a real device; got device=meta. Use cpu, or leave it out.")
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("matmul", self.matmul, MATMUL, optional=True)
         check_attention(self.attention, self.backend)

@@ -82,7 +82,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause("rotary direction", "Rotate (a, b) to (a cos − b sin, b cos + a sin).", rotary.rotary_direction),
     Cause("rotary offset", "Count positions from 0, for queries and keys alike.", rotary.rotary_offset),
     Cause(
-        "positions in bfloat16", "Form positions, angles and biases in float32.", _positions_bfloat16, True
+        "positions in bfloat16", "Compute positions, angles and biases in float32.", _positions_bfloat16, True
     ),
     Cause("ALiBi sign", "Subtract m·(i − j) from the scores.", attention.alibi_sign),
     Cause("ALiBi offset", "Start the slopes at 2^(-8/h).", attention.alibi_offset),

@@ -37,7 +37,7 @@ def embedding_scale(config: PaLMConfig) -> Iterator[Variant]:
 def logit_scale(config: PaLMConfig) -> Iterator[Variant]:
     """Another factor on the logits."""
     root = config.dim**-0.5
-    for told, scale in (("1, no factor,", 1.0), ("dim^-1/2", root), ("1 / dim", root**2)):
+    for told, scale in (("1 (no factor)", 1.0), ("dim^-1/2", root), ("1 / dim", root**2)):
         if scale != config.logit_scale:
             factor = scale / config.logit_scale
             yield (
