@@ -17,7 +17,7 @@ from palm.checkpoint.locate import BEST, LAST
 from palm.checkpoint.progress import summarise
 from palm.cli.display import Terminal
 from palm.cli.flags import Architecture, Request
-from palm.config import Backend, PaLMConfig
+from palm.config import BACKENDS, Backend, PaLMConfig
 from palm.errors import ConfigError
 from palm.presets import PRESETS
 from palm.presets import preset as find_preset
@@ -45,11 +45,10 @@ def info(request: Request[InfoRequest]) -> int:
 
     Of a run it also shows how far it is, its losses and its checkpoints.
     """
-    training: dict[str, Any] = {}
     if request.model in PRESETS or not _is_path(request.model):
-        config = find_preset(request.model).resolve(request.architecture or "torch")
+        told, config = _preset(request.model, request.architecture or "torch")
     else:
-        training, config = _read(Path(request.model), request.architecture)
+        told, config = _read(Path(request.model), request.architecture)
     sizes = describe(config, request.length)
     amounts = {
         f"forward FLOPs per token at {request.length}": f"{sizes.forward_flops:.4g}",
@@ -59,7 +58,7 @@ def info(request: Request[InfoRequest]) -> int:
         "KV cache of one position, bfloat16": _bytes(sizes.cache_bytes),
     }
     counts = {**sizes.parameters, "parameters": sizes.total}
-    sections = [training, config.to_dict(), {kind: f"{count:,}" for kind, count in counts.items()}, amounts]
+    sections = [told, config.to_dict(), {kind: f"{count:,}" for kind, count in counts.items()}, amounts]
     table = Table(box=None, padding=(0, 2), show_header=False)
     table.add_column(overflow="fold")
     table.add_column(justify="right", overflow="fold")
@@ -70,6 +69,19 @@ def info(request: Request[InfoRequest]) -> int:
             table.add_row(name, Text(str(value)))
     Terminal().print(table, highlight=False)
     return 0
+
+
+def _preset(name: str, architecture: Backend) -> tuple[dict[str, Any], PaLMConfig]:
+    """The config of a preset as the original of `architecture`, and a line about that if it matters."""
+    try:
+        config = find_preset(name)
+    except ConfigError as error:
+        raise ConfigError(f"{error} There is no folder of that name either.") from None
+    if config.is_resolved:
+        return {}, config
+    other = next(backend for backend in BACKENDS if backend != architecture)
+    told = f"of {architecture}; it depends on the backend (--architecture {other})"
+    return {"architecture": told}, config.resolve(architecture)
 
 
 def _is_path(text: str) -> bool:

@@ -58,10 +58,19 @@ def test_weights_are_not_read(tmp_path, capsys):
     assert shown(capsys, copy)["depth"] == shown(capsys, WRITTEN / "checkpoint-torch")["depth"]
 
 
+def test_an_open_preset_is_shown_as_one_original_with_a_word_about_the_other(capsys):
+    for flags, one, other, positions in ([], "torch", "jax", "alibi"), (["jax"], "jax", "torch", "rotary"):
+        told = shown(capsys, "tiny", *(["--architecture", *flags] if flags else []))
+        assert told["architecture"] == f"of {one}; it depends on the backend (--architecture {other})"
+        assert told["positions"] == positions
+    assert "architecture" not in shown(capsys, "palm-8b", "--architecture", "torch")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["palm-9b"], "preset must be one of tiny, small"),
+        (["palm-9b"], "Choose one. There is no folder of that name either."),
         (["./palm-9b"], "path must be a checkpoint directory"),
         ([str(WRITTEN)], "path must be a checkpoint directory"),
         ([str(WRITTEN / "run-torch"), "--architecture", "jax"], "--architecture must not be given with a"),

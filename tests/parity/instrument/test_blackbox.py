@@ -39,7 +39,7 @@ def table() -> Iterator[list[str]]:
     print("\n" + "\n".join(lines))
 
 
-def compared(port: Any, mistake: str = "", *, length: int = 48) -> ForeignComparison:
+def compared(port: Any, mistake: str = "", *, length: int = 48, ids: Any = None) -> ForeignComparison:
     cfg = PORTS[port]
     weights = draw_weights(cfg, 5, "float32")
     model = palm.from_numpy(cfg, weights, backend="torch")
@@ -47,7 +47,7 @@ def compared(port: Any, mistake: str = "", *, length: int = 48) -> ForeignCompar
     def my_port(ids: np.ndarray) -> Any:
         return port(cfg, weights, ids, mistake)
 
-    return palm.compare(my_port, model, draw_tokens(cfg, 2, length))
+    return palm.compare(my_port, model, draw_tokens(cfg, 2, length) if ids is None else ids)
 
 
 @pytest.mark.parametrize("port", PORTS)
@@ -68,6 +68,15 @@ def test_the_mistake_of_a_port_is_named_from_its_logits_alone(case, cause, table
     assert found.likenesses[0].cause == cause, found.verdict
     assert found.likenesses[0].after <= found.bound < found.before
     assert f"behaves like this model, but {found.likenesses[0].detail} (cause: {cause}; " in found.verdict
+
+
+@pytest.mark.parametrize("mistake", ["layout", "mask", "scale"])
+def test_one_repeated_id_hides_mistakes_in_attention_and_the_verdict_says_so(mistake):
+    blind, seeing = (compared(in_numpy, mistake, ids=ids) for ids in ([[7] * 40, [8] * 40], [7, 8] * 20))
+    assert blind.agree
+    assert "Each sequence repeats one id: mistakes in positions" in blind.verdict
+    assert not seeing.agree
+    assert "repeats one id" not in compared(in_numpy, ids=[7, 8] * 20).verdict
 
 
 def test_two_mistakes_are_named_together():

@@ -30,6 +30,11 @@ from palm.spec.tokens import check_tokens
 
 # So many positions show most faults.
 _BRIEF = 32
+# Equal values have one average, whatever their weights.
+_BLIND = (
+    "Each sequence repeats one id: mistakes in positions, in attention's scores and in its mask cannot show. "
+    "Compare on different ids as well."
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class ForeignComparison(Answer):
     explains of it in `dtype`; `rounding_of`: the widest type whose rounding would, if there is one.
     `not_finite`: how many logits are NaN or infinite. `likenesses`: what explains it, empty if nothing known
     does; several are equally like. `tried`: variants that were; `left_out`: those, of several causes at once,
-    that were not because this model's runs take too long.
+    that were not because this model's runs take too long. `one_id`: each sequence repeats one id.
     """
 
     label: str
@@ -65,6 +70,7 @@ class ForeignComparison(Answer):
     kl_divergence: float
     tried: int
     left_out: int
+    one_id: bool = False
 
     @property
     def agree(self) -> bool:
@@ -90,7 +96,8 @@ class ForeignComparison(Answer):
     def verdict(self) -> str:
         """The answer in a sentence or two."""
         if self.agree:
-            return f"{self.label} and palm agree: their logits differ by rounding ({self.before:.1e})."
+            note = f" {_BLIND}" if self.one_id else ""
+            return f"{self.label} and palm agree: their logits differ by rounding ({self.before:.1e}).{note}"
         measured = f"distance {self.before:.1e}, rounding explains at most {self.bound:.1e}"
         if self.not_finite:
             return f"{self.label} and palm differ: {self.not_finite:,} of its logits are not finite."
@@ -190,6 +197,7 @@ def compare_foreign(function: Callable[[np.ndarray], Any], model: Any, tokens: A
         kl_divergence=kl,
         tried=outcome.tried,
         left_out=outcome.left_out,
+        one_id=bool((ids == ids[..., :1]).all()),
     )
 
 
