@@ -263,9 +263,10 @@ def test_a_decoder_refuses_to_outgrow_its_cache(wing):
 def test_a_weight_turned_for_many_rows_multiplies_as_it_would_for_one(weights):
     draws = np.random.default_rng(0)
     weight, x = (jnp.asarray(draws.standard_normal((rows, 32)), jnp.float32) for rows in (7, 3))
-    one, many = (jax_impl.decode.pack(weight, weights, batch) for batch in (1, 3))
+    platform = jax.default_backend()
+    one, many = (jax_impl.decode.pack(weight, weights, batch, platform) for batch in (1, 3))
     assert one.values.shape == (7, 32)
-    assert many.values.shape == ((32, 7) if jax.default_backend() == "cpu" else (7, 32))
+    assert many.values.shape == ((32, 7) if platform == "cpu" else (7, 32))
     exact = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
     close = 1e-6 if weights is None else 1e-2
     for matrix in (one, many):

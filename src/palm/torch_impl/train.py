@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from palm.errors import BackendError
 from palm.recipes import Outcome, Rates, Recipe
 from palm.spec.parameters import parameters
 from palm.torch_impl.loss import output_loss
@@ -40,9 +41,16 @@ class Trainer:
     The model's own weights are the master copy, float32 or wider; the computation runs in
     `recipe.precision` on copies of the matrices (norm scales stay as they are). On a GPU it is compiled.
     It computes in a `flushing_thread` of its own, with gradients on.
+    Raises `BackendError` for a model on the meta device.
     """
 
+    @torch.inference_mode(False)  # the moments change in place, in another thread
     def __init__(self, model: PaLM, recipe: Recipe) -> None:
+        if model.embedding.weight.is_meta:
+            raise BackendError(
+                "a model must have values to be trained; got one on the meta device. "
+                'Pass device="cpu", or leave `with torch.device("meta")`.'
+            )
         self._model, self.recipe, self._thread = model, recipe, flushing_thread()
         self._params = {
             f"{name}.weight": model.get_parameter(f"{name}.weight") for name in parameters(model.config)

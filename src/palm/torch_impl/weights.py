@@ -20,6 +20,7 @@ from palm.torch_impl.model import PaLM
 from palm.torch_impl.wrapped import settled, weight_dtypes
 
 
+@torch.inference_mode(False)  # or autograd would refuse the weights for ever
 def from_arrays(
     config: PaLMConfig,
     fetch: Callable[[Parameter], np.ndarray],

@@ -219,12 +219,12 @@ def test_right_sides_have_nothing_to_diagnose(positions, dtype):
         assert diagnose(*found.recordings) == ()
 
 
-class Transposed(torch.nn.Linear):
+class Transposed(Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(x, self.weight.T)
 
 
-class Infinite(torch.nn.Linear):
+class Infinite(Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x) / torch.zeros(())
 
@@ -276,7 +276,7 @@ def test_a_config_that_differs_is_named():
     sides = [palm.from_numpy(cfg, weights, backend="torch"), palm.from_numpy(other, weights, backend="jax")]
     [only] = named(palm.compare(*sides, draw_tokens(cfg, 40)))
     assert (only.side, only.cause) == ("jax", "config")
-    assert "init 'reference' for 'paper'" in only.detail
+    assert "init is 'reference' instead of 'paper'" in only.detail
 
 
 def test_zeros_in_a_pattern_are_no_dropout():

@@ -484,6 +484,16 @@ def test_a_torch_run_takes_gradients_whatever_the_mode_around_it():
         assert [entry["loss"] for entry in found] == [entry["loss"] for entry in expected]
 
 
+def test_a_run_on_the_meta_device_is_refused(tmp_path: Path):
+    for options in ({}, {"device": "meta"}):
+        with (
+            torch.device("cpu" if options else "meta"),
+            pytest.raises(palm.BackendError, match="must have values to be trained; got one on the meta"),
+        ):
+            palm.train(config(), recipe(), TEXT, backend="torch", out=tmp_path / "run", **options)
+    assert palm.train(config(), recipe(), TEXT, backend="torch", out=tmp_path / "run").step == recipe().steps
+
+
 def test_rewinding_needs_a_folder():
     with pytest.raises(palm.ConfigError, match="out must be given"):
         palm.train(config(), recipe(non_finite="rewind"), TEXT, backend="torch")
