@@ -11,6 +11,7 @@ from pkgutil import resolve_name
 import tyro
 
 import palm
+from palm.cli.flags import CHOICES
 from palm.errors import PalmError, ProbeError
 
 DESCRIPTION = """The PaLM language model in PyTorch and in JAX/Equinox, and a comparison of the two.
@@ -60,9 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"palm {palm.__version__}")
         return 0
     try:
-        return tyro.extras.subcommand_cli_from_dict(
-            _functions(given), prog="palm", description=DESCRIPTION, args=given, config=STYLE
-        )
+        with CHOICES:
+            return tyro.extras.subcommand_cli_from_dict(
+                _functions(given), prog="palm", description=DESCRIPTION, args=given, config=STYLE
+            )
     except PalmError as error:
         print(f"palm: {error}", file=sys.stderr)
         return SIDE_DIED if isinstance(error, ProbeError) else BAD_USAGE

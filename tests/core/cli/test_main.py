@@ -59,4 +59,11 @@ def test_the_parser_refuses_with_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
-    capsys.readouterr()
+    assert "None" not in capsys.readouterr().err
+
+
+def test_choices_are_told_in_their_order(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main(["train", "--backend", "tensorflow"])
+    assert "Expected one of ('torch', 'jax')." in capsys.readouterr().err
