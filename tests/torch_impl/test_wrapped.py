@@ -3,6 +3,7 @@ what to call."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import palm
 from palm import PalmError
 from palm.parity.recording.bundle import read_bundle
-from palm.torch_impl import PaLM, next_token_loss
+from palm.torch_impl import Block, Norm, PaLM, next_token_loss
 
 CONFIG = small(num_tokens=29, dim=16, dim_head=8)
 TOKENS = draw_tokens(CONFIG, 2, 7)
@@ -175,6 +176,32 @@ def clipped(model: PaLM) -> Any:
     return model
 
 
+def with_another_block(model: PaLM) -> Any:
+    model.blocks.append(Block(CONFIG, model.path, device=None, dtype=torch.float64))
+    return model
+
+
+def with_a_block_less(model: PaLM) -> Any:
+    del model.blocks[1]
+    return model
+
+
+def other_norm(model: PaLM) -> Any:
+    other = dataclasses.replace(CONFIG, norm_eps_mode="add", norm_eps=0.5)
+    model.norm = Norm(other, device=None, dtype=torch.float64)
+    return model
+
+
+def other_block_norm(model: PaLM) -> Any:
+    model.blocks[1].norm.config = dataclasses.replace(CONFIG, norm="layernorm")
+    return model
+
+
+def other_depth_in_norm(model: PaLM) -> Any:
+    model.norm.config = dataclasses.replace(CONFIG, depth=7)  # of which a norm reads nothing
+    return model
+
+
 def half_cast(model: PaLM) -> Any:
     model.blocks[1].bfloat16()
     return model
@@ -302,6 +329,11 @@ WAYS: dict[Callable[[PaLM], Any], tuple[frozenset[Callable[..., None]], str]] = 
     shared: (ALL, ""),
     frozen: (ALL, ""),
     extended: (ALL, ""),
+    other_depth_in_norm: (ALL, ""),
+    other_norm: (RUN, "Build the module from model.config"),
+    other_block_norm: (RUN, "Build the module from model.config"),
+    with_another_block: (NONE, "Build a model of another depth"),
+    with_a_block_less: (NONE, "Build a model of another depth"),
     hooked: (RUN, REMOVE),
     hooked_before: (RUN, REMOVE),
     hooked_branch: (RUN, REMOVE),
@@ -395,6 +427,14 @@ def test_hooks_on_all_modules_are_refused_by_what_goes_by_weights_alone():
     finally:
         handle.remove()
     to_numpy(model, Path())
+
+
+def test_another_number_of_heads_is_another_function():
+    model = plain()
+    model.blocks[0].attention.config = dataclasses.replace(CONFIG, heads=1)
+    for door in (to_numpy, convert, generate):
+        with pytest.raises(PalmError, match=r"blocks\.0\.attention with heads=1, not 3"):
+            door(model, Path())
 
 
 def test_norms_may_be_wider_than_matrices_but_the_model_has_no_one_dtype_then():

@@ -14,13 +14,14 @@ from jax import Array
 from palm.jax_impl.loss import next_token_loss
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.weights import canonical
-from palm.jax_impl.wrapped import settled
+from palm.jax_impl.wrapped import check_taps, settled
 from palm.recipes import Remat
 from palm.spec.tokens import check_tokens
 
 
 def activations(model: PaLM, tokens: np.ndarray, *, compiled: bool = True) -> dict[str, np.ndarray]:
     """Every tap of one forward pass, in dataflow order; not `compiled`, one operation at a time."""
+    check_taps(model)
     with jax.disable_jit(not compiled):
         taps = model.activations(on_device(model, tokens))
     return {name: np.asarray(tap) for name, tap in taps.items()}

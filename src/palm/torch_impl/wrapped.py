@@ -38,6 +38,8 @@ _CALL_IT = "Remove it, or call the model itself."
 _PEFT = "Call merge_and_unload() on the PEFT model, and pass what it returns."
 # What no function is changed by, though it overrides a method.
 _HARMLESS = ("__init__", "extra_repr")
+# What the forward pass of a module reads of its own config.
+_READ = {Norm: ("norm", "eps", "norm_eps_mode"), Attention: ("heads", "share_kv")}
 
 
 def find_model(given: object) -> PaLM | None:
@@ -118,6 +120,7 @@ def check_plain(model: PaLM) -> None:
     for name, kind in _kinds(model):
         _check_methods(model, name, kind)
         _check_hooks(model, name, kind)
+        _check_settings(model, name, kind)
     if model.embedding.max_norm is not None:
         raise BackendError(
             "model must be a function of its weights alone; got model.embedding with "
@@ -132,7 +135,13 @@ def _unwrapped(outer: nn.Module) -> nn.Module | None:
 
 
 def _kinds(model: PaLM) -> Iterator[tuple[str, type[nn.Module]]]:
-    """The name of every module that palm built, and its class."""
+    """The name of every module that palm built, and its class. `BackendError`: there are more or fewer blocks."""
+    count = sum(1 for _ in getattr(model, "blocks", ()))
+    if count != model.config.depth:
+        raise BackendError(
+            f"model must have as many blocks as its config's depth, {model.config.depth}; got {count} in "
+            "model.blocks. Build a model of another depth from dataclasses.replace(model.config, depth=…)."
+        )
     yield "", PaLM
     for i in range(model.config.depth):
         yield f"blocks.{i}", Block
@@ -178,6 +187,16 @@ def _check_hooks(model: PaLM, name: str, kind: type[nn.Module]) -> None:
             f"model must be a function of its weights alone; got a hook on {_place(name)}. "
             "Remove it (handle.remove(), torch.nn.utils.remove_weight_norm, …), or call the model itself."
         )
+
+
+def _check_settings(model: PaLM, name: str, kind: type[nn.Module]) -> None:
+    for field in _READ.get(kind, ()):
+        own, whole = (getattr(part.config, field) for part in (_module(model, name, kind), model))
+        if own != whole:
+            raise BackendError(
+                f"model must have modules of its own config; got {_place(name)} with {field}={own!r}, not "
+                f"{whole!r}. Build the module from model.config, or call the model itself."
+            )
 
 
 def _place(name: str) -> str:
