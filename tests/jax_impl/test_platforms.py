@@ -7,6 +7,7 @@ import pytest
 from cases import small
 
 import palm
+from palm import ConfigError
 from palm.jax_impl import PaLM, decode, next_token_loss
 
 LENGTH = 256  # two blocks of queries
@@ -35,6 +36,25 @@ def test_blockwise_attention_runs_sequences_in_turn_on_a_cpu_only(program):
     assert loops["cpu"] == 2 * loops["cuda"]
     # A program for several platforms has both, and chooses where it runs.
     assert lowered(program, "cpu", "cuda").count("stablehlo.while") == loops["cpu"] + loops["cuda"]
+
+
+@pytest.mark.parametrize(
+    ("attention", "words"),
+    [
+        ("nonsense", "attention must be one of textbook, blockwise"),
+        ("cudnn", "must be a path that has ALiBi"),
+    ],
+)
+def test_the_class_refuses_a_path_that_cannot_serve_it(attention, words):
+    with pytest.raises(ConfigError, match=words):
+        PaLM(small(), attention=attention, key=jax.random.key(0))
+
+
+def test_cudnns_path_goes_blockwise_where_there_is_no_gpu():
+    config, key = small(positions="rotary", depth=1, dim_head=8), jax.random.key(0)
+    models = [PaLM(config, attention=name, dtype=jnp.bfloat16, key=key) for name in ("cudnn", "blockwise")]
+    one, other = (model(jnp.array([1, 2])) for model in models)
+    assert np.array_equal(one, other)
 
 
 def test_nobody_asks_for_the_default_platform(monkeypatch, config):

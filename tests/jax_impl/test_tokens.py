@@ -1,5 +1,6 @@
 """What a JAX model accepts as tokens: called itself, through palm's doors, and inside jit."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +58,20 @@ def test_what_can_be_seen_while_tracing_is_refused_there_too(model, what):
     with pytest.raises(TokenError) as raised:
         jax.eval_shape(model, tokens)
     assert_explains(raised, *parts)
+
+
+CLOSED = {
+    "jax.jit": lambda model, ids: jax.jit(lambda model: model(ids))(model),
+    "eqx.filter_jit": lambda model, ids: eqx.filter_jit(lambda: model(ids))(),
+    "taps": lambda model, ids: eqx.filter_jit(lambda model: model.activations(ids))(model)["logits"],
+}
+
+
+@pytest.mark.parametrize("how", CLOSED)
+def test_ids_that_a_jit_closes_over_are_read(model, tokens, how):
+    np.testing.assert_allclose(CLOSED[how](model, tokens), model(tokens), rtol=1e-4, atol=1e-6)
+    with pytest.raises(TokenError, match="got token=13"):
+        CLOSED[how](model, jnp.array([1, 13]))
 
 
 def test_ids_outside_the_vocabulary_give_nan_inside_jit_and_touch_no_other_sequence(model, config):

@@ -110,6 +110,15 @@ def test_an_option_that_does_not_exist_is_refused(options, error, parts):
         assert_explains(raised, *parts)
 
 
+@pytest.mark.parametrize(
+    ("attention", "words"),
+    [("nonsense", "attention must be one of textbook, blockwise"), ("sdpa", "must be a path that has ALiBi")],
+)
+def test_the_class_refuses_a_path_that_cannot_serve_it(attention, words):
+    with pytest.raises(ConfigError, match=words):
+        torch_impl.PaLM(CONFIG, attention=attention)
+
+
 @pytest.mark.parametrize("config", [None, {"dim": 3}, "tiny"])
 def test_something_that_is_no_config_is_refused(config):
     with pytest.raises(ConfigError, match=f"config must be a PaLMConfig; got {type(config).__name__}"):

@@ -9,7 +9,8 @@ from cases import assert_explains, draw_tokens, draw_weights, small
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import palm
-from palm import TokenError
+from palm import TokenError, torch_impl
+from palm.spec.positions import slope_list
 from palm.torch_impl import model as torch_model
 from palm.torch_impl import next_token_loss
 
@@ -29,6 +30,22 @@ class Reads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+class Copies(TorchDispatchMode):
+    """Counts the tensors made from numbers of the host's, each of which a GPU would wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        moved = func is torch.ops.aten._to_copy.default and (kwargs or {}).get("device") not in (
+            None,
+            args[0].device,
+        )
+        self.count += func is torch.ops.aten.lift_fresh.default or moved
         return func(*args, **(kwargs or {}))
 
 
@@ -55,6 +72,25 @@ def test_a_training_step_reads_nothing_and_reading_would_be_noticed():
     with Reads() as reads:
         MODEL(TOKENS)
     assert reads.count == 2  # the smallest and the largest id, in this machine's memory
+
+
+def test_a_training_step_copies_nothing_from_the_host_and_a_copy_would_be_noticed():
+    for positions in ("alibi", "rotary"):
+        model = palm.build(small(positions=positions), backend="torch")
+        with Copies() as copies:
+            next_token_loss(model(TOKENS), TOKENS).backward()
+        assert copies.count == 0
+    for copy in (lambda: torch.tensor([0.5, 0.25]), lambda: TOKENS.to("meta")):
+        with Copies() as copies:
+            copy()
+        assert copies.count == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("heads", [1, 3, 8, 12, 48])
+def test_slopes_have_the_bits_of_their_list(heads, dtype):
+    slopes = torch_impl.alibi_slopes(small(heads=heads), device=torch.device("cpu"), dtype=dtype)
+    assert torch.equal(slopes, torch.tensor(slope_list(heads), dtype=dtype))
 
 
 def test_ids_in_this_machines_memory_are_read_and_refused():
@@ -94,6 +130,12 @@ def test_a_compiled_model_gives_nan_too():
 def test_a_mapped_model_gives_nan_too():
     logits = torch.vmap(MODEL)(torch.tensor([[1, 2], [1, 13]]))
     assert logits.isnan().tolist() == [[[False] * 13] * 2, [[True] * 13] * 2]
+
+
+def test_a_decoder_reads_its_prompts_wherever_the_model_is(monkeypatch):
+    monkeypatch.setattr(torch_model, "_readable", lambda tokens: False)  # as on an accelerator
+    with pytest.raises(TokenError, match="token=13"):
+        torch_impl.Decoder(MODEL, np.array([[1, 13]]), np.array([2]), 8)
 
 
 def test_a_decoder_refuses_given_ids_outside_the_vocabulary():

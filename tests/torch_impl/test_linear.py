@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from cases import small
 
 import palm
-from palm.torch_impl import linear
+from palm.torch_impl import linear, next_token_loss
 from palm.torch_impl.linear import _by_onednn
 
 X, W, DX, DW = (
@@ -56,6 +56,27 @@ def test_forward_mode_is_that_of_f_linear_also_without_gradients(enabled):
             torch.func.jvp(linear, (X, W), (DX, DW)), torch.func.jvp(F.linear, (X, W), (DX, DW)), strict=True
         ):
             close(one, other)
+
+
+def test_no_rows_give_no_rows():
+    for shape in ((0, 5, 8), (3, 0, 8), (0, 8)):
+        assert linear(torch.zeros(shape), W).shape == F.linear(torch.zeros(shape), W).shape
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_backward_pass_inside_autocast_has_the_gradients_of_one_outside(remat):
+    model, ids, found = palm.build(small(), backend="torch"), torch.arange(8)[None], []
+    for is_inside in (True, False):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = next_token_loss(model(ids, remat=remat), ids)
+            if is_inside:
+                loss.backward()
+        if not is_inside:
+            loss.backward()
+        found.append([weight.grad.clone() for weight in model.parameters()])
+        model.zero_grad()
+    for inside, outside in zip(*found, strict=True):
+        torch.testing.assert_close(inside, outside, rtol=0.1, atol=0.02 * outside.abs().max().item())
 
 
 def test_vmap_is_that_of_f_linear():

@@ -14,6 +14,7 @@ from jax import Array
 
 from palm.config import PaLMConfig
 from palm.errors import ConfigError
+from palm.fields import check_choice
 from palm.jax_impl.linear import Linear
 from palm.jax_impl.paths import ATTENTION
 from palm.jax_impl.position import Rotation, rotate
@@ -31,15 +32,21 @@ def choose_path(attention: str, config: PaLMConfig, platform: str) -> str:
         if platform == "tpu":
             return "pallas" if config.positions == "alibi" else "splash"
         return "cudnn" if platform == "gpu" and config.positions == "rotary" else "blockwise"
+    check_path(attention, config)
+    if homes.get(attention, platform) != platform:
+        where = "an NVIDIA GPU" if attention == "cudnn" else "a TPU"
+        raise ConfigError(f'attention="{attention}" must be on {where}; got device={platform}. Use "auto".')
+    return attention
+
+
+def check_path(attention: str, config: PaLMConfig) -> None:
+    """Raise `ConfigError` for a path that there is not, or one that lacks ALiBi where the config has it."""
+    check_choice("attention", attention, tuple(ATTENTION))
     if attention in ("cudnn", "splash") and config.positions == "alibi":
         raise ConfigError(
             f'attention must be a path that has ALiBi where positions="alibi"; got attention="{attention}", '
             'whose kernels would need a bias for each pair of positions. Use "auto", or rotary positions.'
         )
-    if homes.get(attention, platform) != platform:
-        where = "an NVIDIA GPU" if attention == "cudnn" else "a TPU"
-        raise ConfigError(f'attention="{attention}" must be on {where}; got device={platform}. Use "auto".')
-    return attention
 
 
 class Attention(eqx.Module):

@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from palm.errors import BackendError
 from palm.jax_impl.decode import Layer, Matrix, layers_of, output_of
 from palm.jax_impl.model import PaLM, full_precision, run
 from palm.jax_impl.norm import widen
@@ -57,11 +58,12 @@ class Decoder:
 
         Ids that are JAX's arrays are not read: those outside the vocabulary make the logits of their
         sequence NaN. Ids that are NumPy's are checked.
-        Raises what `settled` and `check_plain` raise, `TokenError`, and `ConfigError` where `size` has no
-        room for the prompts; `next` and `feed` do where it has none for one more.
+        Raises what `settled` and `check_plain` raise, `TokenError`, and `ConfigError` for other lengths or
+        where `size` has no room for the prompts; `next` and `feed` do where it has none for one more.
         """
         self._room = Room(size, prompts, lengths)
         check_plain(settled(model))
+        _check_whole(model)
         self.model = model
         self._state = _prefill(model, _ids(prompts, model), jnp.asarray(lengths, jnp.int32), size)
         # Not the process's default: the model may be elsewhere.
@@ -91,8 +93,21 @@ class Decoder:
     def feed(self, tokens: np.ndarray) -> None:
         """Take in given tokens (b,) instead of chosen ones. Raises `TokenError`, for NumPy's arrays."""
         ids = _ids(tokens, self.model)
+        self._room.check_fed(ids.shape)
         self._room.take()
         self._state = _feed((self._packed, ids), self._state)
+
+
+def _check_whole(model: PaLM) -> None:
+    """Raise `BackendError` for weights in parts on explicit axes: no sharding is known for packed ones."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model):
+        sharding = jax.typeof(leaf).sharding
+        if sharding.mesh.explicit_axes and any(axis is not None for axis in sharding.spec):
+            raise BackendError(
+                "weights must be whole on each device of a mesh of explicit axes to decode with; got "
+                f"model{jax.tree_util.keystr(path)} of {sharding.spec}. Put them there: "
+                "jax.device_put(model, NamedSharding(mesh, PartitionSpec()))."
+            )
 
 
 def _ids(tokens: np.ndarray | Array, model: PaLM) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -19,11 +19,10 @@ from jax.sharding import PartitionSpec
 
 from palm.config import PaLMConfig
 from palm.errors import TokenError
-from palm.fields import check_choice
+from palm.jax_impl.attention import check_path
 from palm.jax_impl.block import Block, recomputed
 from palm.jax_impl.linear import Linear, linear, normal
 from palm.jax_impl.norm import Norm
-from palm.jax_impl.paths import ATTENTION
 from palm.jax_impl.position import Rotation, alibi_slopes, rotation_table
 from palm.recipes import Remat, check_remat
 from palm.spec.parameters import parameters
@@ -33,7 +32,7 @@ from palm.spec.tokens import check_range, check_shape
 # So many blocks are compiled one after the other, which runs a fifth faster than a loop over the stack: that
 # copies every layer's weights and results out of it and into it. More of them would take long to compile.
 UNROLLED = 12
-Program = TypeVar("Program", bound=Callable[..., Any])
+T = TypeVar("T")
 Step = Callable[[Array, Block], tuple[Array, dict[str, Array]]]
 
 
@@ -80,11 +79,12 @@ class PaLM(eqx.Module):
     ) -> None:
         """`attention` is a path of `palm.jax_impl.ATTENTION`.
 
-        Raises `ConfigError` for another path, and unless the config is resolved.
+        Raises `ConfigError` for another path, one that lacks ALiBi where the config has it, and unless the
+        config is resolved.
         """
         std = parameters(config)["embedding"].std
         assert std is not None
-        check_choice("attention", attention, tuple(ATTENTION))
+        check_path(attention, config)
         for_embedding, for_blocks, for_output = jax.random.split(key, 3)
 
         def block(key: Array) -> Block:
@@ -140,7 +140,8 @@ def check(tokens: Array, config: PaLMConfig) -> None:
         raise TokenError(f"tokens must be a jax.Array; got {type(tokens).__name__}. Use jnp.asarray.")
     check_shape(tokens.shape, jnp.issubdtype(tokens.dtype, jnp.integer), str(tokens.dtype))
     if not isinstance(tokens, jax.core.Tracer):
-        check_range(int(tokens.min()), int(tokens.max()), config)
+        ids = np.asarray(tokens)  # JAX's own min of ids that a jit closes over would be traced
+        check_range(int(ids.min()), int(ids.max()), config)
 
 
 def run(
@@ -178,7 +179,7 @@ def _forward(model: PaLM, tokens: Array, remat: Remat, features: bool) -> Array:
         return y if features else model.logits(y)
 
     with full_precision(model):
-        return _without_explicit_axes(program, _like(tokens))(model, tokens)
+        return _without_explicit_axes(program, _like(tokens), model, tokens)
 
 
 @eqx.filter_jit
@@ -191,7 +192,7 @@ def _activations(model: PaLM, tokens: Array) -> tuple[dict[str, Array], dict[str
 
     whole = _like(tokens)
     with full_precision(model):
-        return _without_explicit_axes(program, (whole, PartitionSpec(None, *whole)))(model, tokens)
+        return _without_explicit_axes(program, (whole, PartitionSpec(None, *whole)), model, tokens)
 
 
 def _like(tokens: Array) -> PartitionSpec:
@@ -199,14 +200,20 @@ def _like(tokens: Array) -> PartitionSpec:
     return PartitionSpec(*jax.typeof(tokens).sharding.spec, None)
 
 
-def _without_explicit_axes(program: Program, shardings: Any) -> Program:
-    """`program`; on a mesh of explicit axes, XLA chooses the shardings inside, and the results have these.
+def _without_explicit_axes(program: Callable[..., T], shardings: Any, model: PaLM, tokens: Array) -> T:
+    """`program(model, tokens)`; on a mesh of explicit axes, XLA chooses the shardings inside, and the results
+    have these.
 
-    The program folds batch dimensions and heads into rows, which has no explicit sharding.
+    The program folds batch dimensions and heads into rows, which has no explicit sharding. The mesh is that
+    of `jax.set_mesh`, or else of the arrays.
     """
-    if not jax.sharding.get_abstract_mesh().explicit_axes:
-        return program
-    return cast(Program, jax.sharding.auto_axes(program, out_sharding=shardings))
+    meshes = (jax.typeof(array).sharding.mesh for array in (tokens, *jax.tree.leaves(model)))
+    for mesh in (jax.sharding.get_abstract_mesh(), *meshes):
+        if mesh.explicit_axes:
+            with jax.sharding.use_abstract_mesh(mesh):
+                result: T = jax.sharding.auto_axes(program, out_sharding=shardings)(model, tokens)
+            return result
+    return program(model, tokens)
 
 
 def _written_out(step: Step, x: Array, blocks: Block) -> tuple[Array, dict[str, Array]]:

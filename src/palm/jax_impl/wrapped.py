@@ -22,7 +22,12 @@ from palm.jax_impl.model import Embedding, PaLM
 from palm.jax_impl.norm import Norm
 from palm.spec.parameters import parameters
 
-_PARTS = {"": PaLM, "blocks": Block, "blocks.attention": Attention, "blocks.feedforward": FeedForward}
+_PARTS: dict[str, type[eqx.Module]] = {
+    "": PaLM,
+    "blocks": Block,
+    "blocks.attention": Attention,
+    "blocks.feedforward": FeedForward,
+}
 # What the forward pass of a module reads of its static fields, by the field of the config.
 _READ = {
     Norm: {"kind": "norm", "eps": "eps", "eps_mode": "norm_eps_mode"},

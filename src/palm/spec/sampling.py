@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from palm.errors import ConfigError
+from palm.errors import ConfigError, TokenError
 from palm.fields import integer, real
 from palm.spec.random import generator
 
@@ -61,16 +61,36 @@ class Sampling:
 class Room:
     """How many tokens a decoder's caches still take: a longer sequence would go on in the next one's.
 
-    Raises `ConfigError` if the prompts (b, p) do not fit `size` positions.
+    Raises `TokenError` unless prompts are (b, p), and `ConfigError` unless lengths are (b,) numbers from 1 to
+    p and the prompts fit `size` positions.
     """
 
     def __init__(self, size: int, prompts: np.ndarray, lengths: np.ndarray) -> None:
+        if prompts.ndim != 2 or 0 in prompts.shape:
+            raise TokenError(
+                f"prompts must have shape (b, p) with b, p ≥ 1; got shape={prompts.shape}. Pad them to one "
+                "length."
+            )
+        rows, longest = prompts.shape
+        if lengths.shape != (rows,) or lengths.min() < 1 or lengths.max() > longest:
+            raise ConfigError(
+                f"lengths must be one number from 1 to {longest} for each of {rows} prompts; got "
+                f"lengths={lengths.tolist()}. Count the tokens of each prompt before its padding."
+            )
         if size < prompts.shape[1]:
             raise ConfigError(
                 f"size must be at least the tokens of the prompts, {prompts.shape[1]}; got size={size}. "
                 "Raise it."
             )
-        self.size, self.left = size, size - int(lengths.max())
+        self.size, self.left, self.rows = size, size - int(lengths.max()), rows
+
+    def check_fed(self, shape: tuple[int, ...]) -> None:
+        """Raise `TokenError` unless there is one given token for each sequence."""
+        if tuple(shape) != (self.rows,):
+            raise TokenError(
+                f"tokens must have shape (b,) = ({self.rows},), one for each sequence; got "
+                f"shape={tuple(shape)}. Pass the next token of every sequence."
+            )
 
     def take(self) -> None:
         """Take the room of one more token. Raises `ConfigError` if there is none."""

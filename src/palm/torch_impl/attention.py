@@ -12,6 +12,7 @@ from torch import nn
 
 from palm.config import PaLMConfig
 from palm.errors import ConfigError
+from palm.fields import check_choice
 from palm.spec.taps import Tap, untapped
 from palm.torch_impl.linear import Linear
 from palm.torch_impl.paths import ATTENTION
@@ -28,17 +29,23 @@ def choose_path(attention: str, config: PaLMConfig, device: torch.device) -> str
         if device.type == "cuda":
             return "flex" if config.positions == "alibi" else "sdpa"
         return "blockwise"
-    if attention == "sdpa" and config.positions == "alibi":
-        raise ConfigError(
-            'attention must be a path that has ALiBi where positions="alibi"; got attention="sdpa", whose '
-            'kernels would need a bias for each pair of positions. Use "auto", or rotary positions.'
-        )
+    check_path(attention, config)
     if attention == "flex" and device.type == "cpu":
         raise ConfigError(
             'attention="flex" must be on a GPU because it has no gradient on a CPU; got device=cpu. '
             'Use "auto".'
         )
     return attention
+
+
+def check_path(attention: str, config: PaLMConfig) -> None:
+    """Raise `ConfigError` for a path that there is not, or one that lacks ALiBi where the config has it."""
+    check_choice("attention", attention, tuple(ATTENTION))
+    if attention == "sdpa" and config.positions == "alibi":
+        raise ConfigError(
+            'attention must be a path that has ALiBi where positions="alibi"; got attention="sdpa", whose '
+            'kernels would need a bias for each pair of positions. Use "auto", or rotary positions.'
+        )
 
 
 class Attention(nn.Module):

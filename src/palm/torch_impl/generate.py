@@ -35,18 +35,19 @@ class Decoder:
     ) -> None:
         """Run the prompts (b, p), padded at their ends; sequence r has `lengths[r]` tokens.
 
-        Raises what `settled` and `check_plain` raise, and `ConfigError` where `size` has no room for the
-        prompts; `next` and `feed` do where it has none for one more.
+        Raises what `settled` and `check_plain` raise, `TokenError`, and `ConfigError` for other lengths or
+        where `size` has no room for the prompts; `next` and `feed` do where it has none for one more.
         """
         self._room = Room(size, prompts, lengths)
         model = settled(model)
         check_plain(model)
         self.model, self.size = model, size
+        ids = torch.from_numpy(check_tokens(prompts, model.config))
         device = model.embedding.weight.device
         self._lengths = torch.from_numpy(lengths).to(device)
         self._rows = torch.arange(len(lengths), device=device)
         with torch.no_grad():
-            self._logits = self._prefill(torch.from_numpy(prompts).to(device))
+            self._logits = self._prefill(ids.to(device))
             self._layers, self._output = layers_of(model, weights), output_of(model, weights)
             self._rotations, self._slopes = model.positions(size, self._logits)
 
@@ -76,6 +77,7 @@ class Decoder:
     def feed(self, tokens: np.ndarray) -> None:
         """Take in given tokens (b,) instead of chosen ones. Raises `TokenError`."""
         ids = torch.from_numpy(check_tokens(tokens, self.model.config))
+        self._room.check_fed(ids.shape)
         self._room.take()
         with torch.no_grad():
             self._logits = self._decode(ids.to(self.logits.device))

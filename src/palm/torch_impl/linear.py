@@ -21,7 +21,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x weightᵀ, differentiable. Shapes: x (..., k), weight (c, k) -> (..., c)."""
     if not _by_onednn(x, weight):
         return F.linear(x, weight)
-    return _Linear.apply(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], -1)
+    return _Linear.apply(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], len(weight))
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

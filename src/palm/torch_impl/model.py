@@ -17,6 +17,7 @@ from palm.recipes import Remat, check_remat
 from palm.spec.parameters import parameters
 from palm.spec.taps import Tap, untapped
 from palm.spec.tokens import NO_VALUES, check_range, check_shape
+from palm.torch_impl.attention import check_path
 from palm.torch_impl.block import Block, recomputed
 from palm.torch_impl.linear import Linear, linear
 from palm.torch_impl.norm import Norm
@@ -42,8 +43,14 @@ class PaLM(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        """`attention` is a path of `palm.torch_impl.ATTENTION`.
+
+        Raises `ConfigError` for another path, one that lacks ALiBi where the config has it, and unless the
+        config is resolved.
+        """
         super().__init__()
         parameters(config)  # raises ConfigError unless the config is resolved
+        check_path(attention, config)
         device = None if device is None else torch.device(device)
         self.config, self.path = config, attention
         # Not nn.Embedding(…): on "meta" its initialisation imports torch's compiler, which takes seconds.

@@ -18,8 +18,10 @@ Rotation = tuple[Tensor, Tensor]
 
 def alibi_slopes(config: PaLMConfig, *, device: torch.device, dtype: torch.dtype) -> Slopes:
     """ALiBi's slope m_h of each head. Source: ALiBi (arXiv:2108.12409) §3. Shape: (h,)."""
+    # Filled in where they are: a tensor made of the list is a copy to a GPU, for which the host waits.
     # Through a Python list: torch.compile reads it as a constant, a NumPy array breaks the graph.
-    return torch.tensor(slope_list(config.heads), device=device, dtype=dtype)
+    slopes = [torch.full((), slope, device=device, dtype=dtype) for slope in slope_list(config.heads)]
+    return torch.stack(slopes)
 
 
 def masked_scores(scores: Tensor, slopes: Slopes | None, distance: Distance) -> Tensor:

@@ -1,7 +1,7 @@
 """The private parts of PyTorch that the torch wing uses, each behind one function that has a public way too.
 
 PyTorch may rename or remove any of them in any version. Then the public way gives the same result, to
-rounding, and costs time or memory.
+rounding, and costs time or memory; `transformed` says what its answer changes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ def int8_matmul(x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
 
 
 def transformed() -> bool:
-    """Whether a transform of torch.func (vmap, grad, jvp, …) is at work; also where that cannot be known."""
+    """Whether a transform of torch.func (vmap, grad, jvp, …) is at work; True where that cannot be known.
+
+    True costs what a transform costs: ids are not read, and those outside the vocabulary give NaN logits
+    instead of a `TokenError`; blockwise attention is the textbook's, whose memory grows with n².
+    """
     active = _found(torch._C, "_are_functorch_transforms_active")
     return active is None or bool(active())
 

@@ -135,7 +135,7 @@ def _unwrapped(outer: nn.Module) -> nn.Module | None:
 
 
 def _kinds(model: PaLM) -> Iterator[tuple[str, type[nn.Module]]]:
-    """The name of every module that palm built, and its class. `BackendError`: there are more or fewer blocks."""
+    """The name and class of every module that palm built. Raises `BackendError` for more blocks or fewer."""
     count = sum(1 for _ in getattr(model, "blocks", ()))
     if count != model.config.depth:
         raise BackendError(

@@ -33,6 +33,6 @@ def cudnn_attention(q: Queries, k: Keys, v: Keys, slopes: Slopes | None) -> Quer
 def _widest_head() -> int:
     try:
         generation = int(str(jax.devices("gpu")[0].compute_capability).split(".")[0])
-    except ValueError:  # other makers have names there
+    except (ValueError, RuntimeError):  # other makers have names there; without a GPU there is none
         return 0
     return 256 if generation >= 9 else 128 if generation >= 8 else 0

@@ -7,6 +7,7 @@ Letters: b batch, n sequence, m queries of a block, j keys it sees, h heads, e d
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -62,14 +63,21 @@ class _Blockwise(torch.autograd.Function):
         for_q = torch.empty_like(q)
         # Transposed: a small matrix by a large one is quicker than a large one, turned over, by a small one.
         for_k, for_v = (k.new_zeros(b, e, n, dtype=wide) for _ in range(2))
-        for row, block, keys, weights in _blocks(q, k, slopes):
-            queries, ahead = (x[row, block].reshape(-1, e) for x in (q, grad))
-            for_v[row, :, keys] += product(ahead.t(), weights.to(dtype))
-            for_weights = product(ahead, v[row, keys].t()).to(wide)
-            for_scores = softmax_backward(for_weights, weights).mul_(e**-0.5).to(dtype)
-            for_q[row, block] = product(for_scores, k[row, keys]).view(-1, *q.shape[2:])
-            for_k[row, :, keys] += product(queries.t(), for_scores)
+        with _without_autocast(q.device.type):
+            for row, block, keys, weights in _blocks(q, k, slopes):
+                queries, ahead = (x[row, block].reshape(-1, e) for x in (q, grad))
+                for_v[row, :, keys] += product(ahead.t(), weights.to(dtype))
+                for_weights = product(ahead, v[row, keys].t()).to(wide)
+                for_scores = softmax_backward(for_weights, weights).mul_(e**-0.5).to(dtype)
+                for_q[row, block] = product(for_scores, k[row, keys]).view(-1, *q.shape[2:])
+                for_k[row, :, keys] += product(queries.t(), for_scores)
         return for_q, for_k.mT.to(k.dtype), for_v.mT.to(v.dtype), None
+
+
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    """A backward pass outside of autocast, as is usual, has dtypes of its own; so it has one inside."""
+    is_there = torch.amp.is_autocast_available(device)  # not on the meta device
+    return torch.autocast(device, enabled=False) if is_there else nullcontext()
 
 
 def _blocks(q: Tensor, k: Tensor, slopes: Tensor | None) -> Iterator[tuple[int, slice, slice, Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 
 from palm.torch_impl.paths.blockwise import blockwise_attention
+from palm.torch_impl.private import transformed
 from palm.torch_impl.shapes import Keys, Queries, Slopes
 
 BLOCK = 128
@@ -29,12 +30,15 @@ def flex_attention(q: Queries, k: Keys, v: Keys, slopes: Slopes | None) -> Queri
         assert slopes is not None
         return score - slopes[h] * (i - j)
 
+    # What transforms and fake tensors make is of use while they last; a compiler keeps its own.
+    is_kept = type(q) is Tensor and not (torch.compiler.is_compiling() or transformed())
+    mask = _causal if is_kept else _causal_mask
     attended = _compiled()(
         q.reshape(-1, *q.shape[-3:]).transpose(1, 2),
         k.reshape(-1, 1, *k.shape[-2:]),
         v.reshape(-1, 1, *v.shape[-2:]),
         score_mod=None if slopes is None else biased,
-        block_mask=_causal(q.shape[-3], str(q.device)),
+        block_mask=mask(q.shape[-3], str(q.device)),
         enable_gqa=True,
     )
     return attended.transpose(1, 2).reshape(q.shape)
@@ -46,8 +50,7 @@ def _compiled() -> Callable[..., Any]:
     return torch.compile(flex.flex_attention)
 
 
-@functools.lru_cache(maxsize=8)
-def _causal(length: int, device: str) -> Any:
+def _causal_mask(length: int, device: str) -> Any:
     def seen(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return i >= j
 
@@ -65,3 +68,6 @@ def _causal(length: int, device: str) -> Any:
             mask_mod=seen,
             seq_lengths=(length, length),
         )
+
+
+_causal = functools.lru_cache(maxsize=8)(_causal_mask)
