@@ -117,3 +117,4 @@ def test_the_house_keeps_its_shape():
     assert measured["longest file"] <= 300
     assert measured["median function"] <= 12
     assert measured["90th percentile of functions"] <= 35
+    assert measured["longest function"] <= 60

@@ -30,17 +30,27 @@ def computed(request, tmp_path_factory):
     return json.loads(out.read_text("utf-8")), before
 
 
-def is_same_machine(now, before):
-    return now["machine"] == before["machine"]
+@pytest.fixture
+def on_its_machine(computed):
+    """The same; where another machine or library computes, tests of bits are skipped, and say so."""
+    here, there = (results["machine"] for results in computed)
+    if here != there:
+        pytest.skip(f"bits are compared on the machine of the fixture only: {there}; this is {here}")
+    return computed
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 @pytest.mark.parametrize("architecture", BACKENDS)
-def test_logits_gradients_and_taps_have_the_bits_of_version_0_1_0(computed, architecture, dtype):
+def test_logits_gradients_and_taps_have_the_bits_of_version_0_1_0(on_its_machine, architecture, dtype):
+    now, before = (results[f"{architecture} architecture, {dtype}"] for results in on_its_machine)
+    assert [name for name in before if now[name] != before[name]] == []
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("architecture", BACKENDS)
+def test_logits_gradients_and_taps_are_those_of_version_0_1_0_to_rounding(computed, architecture, dtype):
     now, before = (results[f"{architecture} architecture, {dtype}"] for results in computed)
     assert now.keys() == before.keys()
-    if is_same_machine(*computed):
-        assert [name for name in before if now[name] != before[name]] == []
     for name, value in before.items():
         if name != "loss":
             a, b = np.array(now[name]["sample"]), np.array(value["sample"])
@@ -48,12 +58,16 @@ def test_logits_gradients_and_taps_have_the_bits_of_version_0_1_0(computed, arch
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
-def test_fifty_training_steps_and_their_texts_have_the_bits_of_version_0_1_0(computed, optimizer):
-    now, before = (results[optimizer] for results in computed)
+def test_fifty_training_steps_and_their_texts_have_the_bits_of_version_0_1_0(on_its_machine, optimizer):
+    now, before = (results[optimizer] for results in on_its_machine)
     assert len(before["losses"]) == 50
-    if is_same_machine(*computed):
-        assert [name for name in before if now[name] != before[name]] == []
-    losses = [[float.fromhex(loss) for loss in results["losses"]] for results in (now, before)]
+    assert [name for name in before if now[name] != before[name]] == []
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_fifty_training_steps_are_those_of_version_0_1_0_to_rounding(computed, optimizer):
+    losses = [[float.fromhex(loss) for loss in results[optimizer]["losses"]] for results in computed]
+    assert len(losses[1]) == 50
     np.testing.assert_allclose(*losses, rtol=1e-3)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from cases import draw_tokens, draw_weights, small
@@ -18,6 +20,7 @@ PARTS = {
     "transforms": (torch._C, "_are_functorch_transforms_active"),
     "onednn": (torch.ops.mkldnn, "_linear_pointwise"),
     "int8": (torch, "_weight_int8pack_mm"),
+    "adamw": (sys.modules[torch.optim.AdamW.__module__], "adamw"),
 }
 
 
@@ -87,6 +90,36 @@ def test_int8_products_without_the_part_are_the_same_to_rounding(monkeypatch):
     assert rounding_ratio(rms(fused - public), rms(fused - exact), rms(public - exact)) <= RATIO_BAR
     assert rms(public - exact) < 1e-6 * rms(exact)
     assert rms(private.int8_matmul(x, values, scale * 1.001).numpy() - exact) > 1e-4 * rms(exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_step_of_adamw_without_the_part_is_the_same_to_rounding(monkeypatch, dtype):
+    draw = torch.Generator().manual_seed(0)
+    starts = [torch.rand(7, 33, generator=draw, dtype=torch.float64).to(dtype) for _ in range(4)]
+    options = {"beta1": 0.9, "beta2": 0.99, "rate": 0.25, "eps": 1e-3}
+
+    def stepped(x, g, m, s):
+        x, m, s = x.clone(), m.clone(), s.clone()
+        private.adamw_step(x, g, m, s, **options)
+        return [t.double().numpy() for t in (x, m, s)]
+
+    x, g, m, s = (t.double().numpy() for t in starts)
+    m, s = 0.9 * m + 0.1 * g, 0.99 * s + 0.01 * g**2
+    exact = x + 0.25 * m / (s**0.5 + 1e-3), m, s
+    fused = stepped(*starts)
+    asked = without(monkeypatch, "adamw")
+    public = stepped(*starts)
+    assert asked
+    epsilon = torch.finfo(dtype).eps
+    for found in (fused, public):
+        assert all(rms(a - b) <= 4 * epsilon * rms(b) for a, b in zip(found, exact, strict=True))
+    assert rms(fused[0] - x) > 0.1 * rms(x)
+
+
+def test_what_torch_compile_wraps_is_known():
+    model = nn.Linear(2, 2)
+    assert private.compiled_module(torch.compile(model, backend="eager")) is model
+    assert private.compiled_module(nn.Sequential(model)) is None
 
 
 def test_transforms_are_seen_and_where_they_cannot_be_they_are_supposed(monkeypatch):

@@ -10,7 +10,6 @@ from typing import (
     Annotated,
     Any,
     Literal,
-    TypeAlias,
     TypeVar,
     get_args,
     get_origin,
@@ -79,15 +78,26 @@ def _flags(cls: type, told: str = "{}", of: Any = None) -> Any:
 
 
 if TYPE_CHECKING:  # made at run time, which a type checker cannot follow
-    ModelFlags: TypeAlias = Any
-    RecipeFlags: TypeAlias = Any
-    CadenceFlags: TypeAlias = Any
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class ModelFlags:
+        """The fields of `PaLMConfig`."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class RecipeFlags:
+        """The fields of `Recipe`, of which a command reads one by itself."""
+
+        steps: int | None
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class CadenceFlags:
+        """The fields of `Cadence`."""
 else:
     ModelFlags = _flags(PaLMConfig, "the preset's")
     RecipeFlags = _flags(Recipe, "the recipe's, {} in bytes", RECIPES["bytes"])
     CadenceFlags = _flags(Cadence, of=Cadence())
 
 
-def given(flags: Any) -> dict[str, Any]:
+def given(flags: ModelFlags | RecipeFlags | CadenceFlags) -> dict[str, Any]:
     """The flags that were given, by name."""
     return {name: value for name, value in dataclasses.asdict(flags).items() if value is not None}

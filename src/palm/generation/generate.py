@@ -15,6 +15,7 @@ from palm.fields import check_choice, integer
 from palm.generation.prompts import encode_prompt, list_prompts, need_tokenizer, text_stops, token_stops
 from palm.generation.rows import Generation, Row
 from palm.spec.sampling import Noise, Sampling
+from palm.wings import DecoderProtocol
 
 # Text, or ids.
 Prompt: TypeAlias = str | Sequence[int] | npt.NDArray[np.integer[Any]]
@@ -107,7 +108,7 @@ def generate(
     encoder = known if tokenizer is None else load_tokenizer(tokenizer)
     prompts, is_batch = list_prompts(prompt)
     encoded = [encode_prompt(item, encoder, config) for item in prompts]
-    stops, stop_ids = text_stops(stop)
+    stops, stop_ids = text_stops(stop, config)
     stop_ids |= token_stops(stop_tokens, eos_token_id, config)
     if stops or on_text is not None:
         need_tokenizer(encoder, config, "stop must be ids and on_text None")
@@ -118,7 +119,7 @@ def generate(
     return generations if is_batch else generations[0]
 
 
-def _decoder(model: Any, prompts: list[np.ndarray], count: int, weights: str | None) -> Any:
+def _decoder(model: Any, prompts: list[np.ndarray], count: int, weights: str | None) -> DecoderProtocol:
     """The wing's decoder, which has read the prompts; with a capacity of `count` tokens after each."""
     lengths = np.array([len(ids) for ids in prompts])
     padded = np.zeros((len(prompts), _rounded(int(lengths.max()))), np.int64)
@@ -128,7 +129,12 @@ def _decoder(model: Any, prompts: list[np.ndarray], count: int, weights: str | N
 
 
 def _decode(
-    decoder: Any, rows: list[Row], count: int, noise: Noise | None, sampling: Sampling, on_text: OnText | None
+    decoder: DecoderProtocol,
+    rows: list[Row],
+    count: int,
+    noise: Noise | None,
+    sampling: Sampling,
+    on_text: OnText | None,
 ) -> None:
     """Draw up to `count` tokens for each row, until all have stopped, and tell their text as it comes."""
 

@@ -60,13 +60,14 @@ def need_tokenizer(tokenizer: Tokenizer | None, config: PaLMConfig, otherwise: s
     return tokenizer
 
 
-def text_stops(stop: Sequence[str | int]) -> tuple[list[str], set[int]]:
-    """The texts and the ids in `stop`. Raises `ConfigError` for what is neither."""
+def text_stops(stop: Sequence[str | int], config: PaLMConfig) -> tuple[list[str], set[int]]:
+    """The texts and the ids in `stop`. Raises `ConfigError` for what is no text and no id of the model."""
     items = list(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else [stop]
     texts = [item for item in items if isinstance(item, str)]
-    if "" in texts or any(not isinstance(item, (str, int, np.integer)) for item in items):
+    ids = [item for item in items if not isinstance(item, str)]
+    if "" in texts or not all(_is_id(item) for item in ids):
         raise ConfigError(f"stop must hold texts that are not empty, or ids; got stop={stop!r}. Change it.")
-    return texts, {int(item) for item in items if not isinstance(item, str)}
+    return texts, {_in_vocabulary("stop", item, config) for item in ids}
 
 
 def token_stops(stop_tokens: int | Sequence[int], eos_token_id: int | None, config: PaLMConfig) -> set[int]:
@@ -74,11 +75,17 @@ def token_stops(stop_tokens: int | Sequence[int], eos_token_id: int | None, conf
     items: list[Any] = list(stop_tokens) if isinstance(stop_tokens, Iterable) else [stop_tokens]
     named = [("stop_tokens", item) for item in items]
     named += [] if eos_token_id is None else [("eos_token_id", eos_token_id)]
-    for name, item in named:
-        is_id = isinstance(item, (int, np.integer)) and not isinstance(item, bool)
-        if not is_id or not 0 <= item < config.num_tokens:
-            raise ConfigError(
-                f"{name} must be in the vocabulary, 0 to {config.num_tokens - 1}; got {name}={item!r}. "
-                "Look up the id in the tokenizer."
-            )
-    return {int(item) for _, item in named}
+    return {_in_vocabulary(name, item, config) for name, item in named}
+
+
+def _is_id(item: object) -> bool:
+    return isinstance(item, (int, np.integer)) and not isinstance(item, bool)
+
+
+def _in_vocabulary(name: str, item: Any, config: PaLMConfig) -> int:
+    if not _is_id(item) or not 0 <= item < config.num_tokens:
+        raise ConfigError(
+            f"{name} must be in the vocabulary, 0 to {config.num_tokens - 1}; got {name}={item!r}. "
+            "Look up the id in the tokenizer."
+        )
+    return int(item)

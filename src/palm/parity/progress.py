@@ -32,8 +32,8 @@ def progress(steps: int) -> Iterator[Callable[[str], None]]:
 
 
 def is_watched() -> bool:
-    """Whether standard error is a terminal or a notebook's."""
-    return sys.stderr.isatty() or _is_notebook()
+    """Whether standard error is a terminal or a notebook's. A program without a console has none."""
+    return sys.stderr is not None and (sys.stderr.isatty() or _is_notebook())
 
 
 def _is_notebook() -> bool:

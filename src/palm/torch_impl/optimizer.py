@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw as fused_adamw
 
 from palm.recipes import SCALE_FLOOR, SQUARE_FLOOR, Rates
+from palm.torch_impl.private import adamw_step
 
 Update = tuple[Tensor, Tensor, Tensor]
 
@@ -23,25 +23,9 @@ def adamw(p: Tensor, g: Tensor, m: Tensor, s: Tensor, rates: Rates, eps: float) 
     """
     g, m, s = (x.contiguous() for x in (g, m, s))  # the kernel does not ask how its tensors lie in memory
     update = (p * rates.decay).contiguous() if p.ndim > 1 else torch.zeros_like(g)
-    # The kernel moves a parameter down the direction: `update` is moved up. Its corrections for the number of
-    # the step are 1 for one so large; those of `rates`, taken out of the root, are in lr and eps.
-    root = rates.correction2**0.5
-    fused_adamw(
-        [update],
-        [g],
-        [m],
-        [s],
-        max_exp_avg_sqs=[],
-        state_steps=[torch.full((), 1e9, device=p.device)],
-        fused=True,
-        amsgrad=False,
-        maximize=False,
-        beta1=rates.beta1,
-        beta2=rates.beta2,
-        lr=-rates.lr * root / rates.correction1,
-        eps=eps * root,
-        weight_decay=0.0,
-    )
+    root = rates.correction2**0.5  # taken out of the root: the step itself corrects nothing
+    rate = rates.lr * root / rates.correction1
+    adamw_step(update, g, m, s, beta1=rates.beta1, beta2=rates.beta2, rate=rate, eps=eps * root)
     return update, m, s
 
 

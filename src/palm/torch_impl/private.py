@@ -6,6 +6,7 @@ rounding, and costs time or memory; `transformed` says what its answer changes.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -52,6 +53,27 @@ def onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
     """x weightᵀ by oneDNN; by PyTorch's own choice where it has no such operator. Shapes as F.linear's."""
     fused = _found(torch.ops.mkldnn, "_linear_pointwise")
     return F.linear(x, weight) if fused is None else fused(x, weight, None, "none", [], "")
+
+
+def adamw_step(
+    x: Tensor, g: Tensor, m: Tensor, s: Tensor, *, beta1: float, beta2: float, rate: float, eps: float
+) -> None:
+    """Add rate · m / (sqrt(s) + eps) to x, after m ← β₁m + (1−β₁)g and s ← β₂s + (1−β₂)g²; all in place."""
+    fused = _found(sys.modules[torch.optim.AdamW.__module__], "adamw")
+    if fused is None:
+        m.mul_(beta1).add_(g, alpha=1 - beta1)
+        s.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        x.addcdiv_(m, s.sqrt().add_(eps), value=rate)
+        return
+    # It moves a parameter down the direction. For a step of so large a number it corrects nothing.
+    steps = [torch.full((), 1e9, device=x.device)]
+    options = {"fused": True, "amsgrad": False, "maximize": False, "weight_decay": 0.0}
+    fused([x], [g], [m], [s], [], steps, **options, beta1=beta1, beta2=beta2, lr=-rate, eps=eps)
+
+
+def compiled_module(outer: nn.Module) -> nn.Module | None:
+    """The module that torch.compile made `outer` of; None if it did not, or keeps it by another name."""
+    return dict(outer.named_children()).get("_orig_mod")
 
 
 def hooks_of(module: nn.Module) -> Iterator[Callable[..., Any]]:

@@ -32,7 +32,7 @@ from palm.torch_impl.feedforward import FeedForward
 from palm.torch_impl.linear import Linear
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import Norm
-from palm.torch_impl.private import hooks_of, hooks_of_all_modules
+from palm.torch_impl.private import compiled_module, hooks_of, hooks_of_all_modules
 
 _CALL_IT = "Remove it, or call the model itself."
 _PEFT = "Call merge_and_unload() on the PEFT model, and pass what it returns."
@@ -131,7 +131,7 @@ def check_plain(model: PaLM) -> None:
 def _unwrapped(outer: nn.Module) -> nn.Module | None:
     if isinstance(outer, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         return outer.module
-    return dict(outer.named_children()).get("_orig_mod")  # torch.compile's
+    return compiled_module(outer)
 
 
 def _kinds(model: PaLM) -> Iterator[tuple[str, type[nn.Module]]]:

@@ -25,8 +25,10 @@ _PEAKS: dict[str, tuple[float, float | None]] = {
     "A100": (312e12, 19.5e12),
     "TPU v4": (275e12, None),
     "TPU v5 lite": (197e12, None),
+    "TPU v5e": (197e12, None),  # the same by its other name
     "TPU v5": (459e12, None),  # v5p, by either name
     "TPU v6 lite": (918e12, None),
+    "TPU v6e": (918e12, None),
 }
 
 
@@ -39,10 +41,12 @@ def peak_flops(device: str, precision: DType, products: Products | None = None) 
 
     `products` are computed by the framework that trains, with the threads that train: NumPy's may be more or
     fewer, and then a model would seem to use more, or less, of the machine than there is. A CPU's figure is
-    that of float32 whatever the precision. None where nobody knows.
+    that of float32 in bfloat16 too. None where nobody knows, and in float64.
     """
+    if precision == "float64":
+        return None
     for name, (narrow, wide) in _PEAKS.items():
-        if re.search(rf"{name}(?![0-9]| lite)", device):
+        if re.search(rf"{name}(?![0-9e]| lite)", device):
             return narrow if precision == "bfloat16" else wide
     return None if products is None or device.lower() != "cpu" else _measured(products)
 

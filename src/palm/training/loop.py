@@ -25,11 +25,10 @@ from palm.training.hardware import give_back_holes, mfu_per_rate
 from palm.training.run_folder import SAMPLES, Run
 from palm.training.trained import Entry, OnStep, Trained
 from palm.training.validation import Validation
+from palm.wings import TrainerProtocol
 
 # A run that diverges again and again at one place needs another recipe, not other batches.
 MAX_REWINDS = 10
-
-# What is known after a step: its number, loss, learning rate, speed and so on.
 
 
 class Loop:
@@ -64,7 +63,7 @@ class Loop:
         self.saved: int | None = None
         self.log: list[Entry] = []
 
-    def run(self, trainer: Any, asked: threading.Event) -> Trained[Any]:
+    def run(self, trainer: TrainerProtocol[Any], asked: threading.Event) -> Trained[Any]:
         """Make the steps that remain, or until `asked` to stop."""
         self.mfu_per_rate = mfu_per_rate(wing(self.backend), trainer.model, self.recipe)
         while self.step < self.recipe.steps and not asked.is_set():
@@ -83,7 +82,7 @@ class Loop:
         path = self.folder.path if self.folder else None
         return Trained(trainer.model, self.log, path, interrupted, self.tokenizer)
 
-    def save(self, trainer: Any) -> None:
+    def save(self, trainer: TrainerProtocol[Any]) -> None:
         """Write the checkpoint of this step, unless it is there."""
         if self.folder is None or self.saved == self.step:
             return
@@ -107,7 +106,7 @@ class Loop:
         self.saved = self.step
         self.folder.prune(self.cadence.keep, since=self._way_back(self.step))
 
-    def restore(self, latest: float, *, device: Any, attention: str) -> Any:
+    def restore(self, latest: float, *, device: Any, attention: str) -> TrainerProtocol[Any]:
         """A trainer in the state of the newest checkpoint up to step `latest`.
 
         The log and the data cursor go back with it, and later checkpoints go. Raises `CheckpointError` if it
@@ -142,7 +141,7 @@ class Loop:
         self.log = self.folder.entries()
         return trainer
 
-    def _advance(self, trainer: Any) -> Any:
+    def _advance(self, trainer: TrainerProtocol[Any]) -> TrainerProtocol[Any]:
         """One step, and what is due after it; the trainer to go on with."""
         started = time.perf_counter()
         step, recipe = self.step + 1, self.recipe
@@ -188,7 +187,9 @@ class Loop:
         self.on_step(entry)
         return trainer
 
-    def _mend(self, trainer: Any, outcome: Outcome, val_loss: float | None = None) -> Any:
+    def _mend(
+        self, trainer: TrainerProtocol[Any], outcome: Outcome, val_loss: float | None = None
+    ) -> TrainerProtocol[Any]:
         """Stop, or go back and skip what led here.
 
         The weights of before the step are untouched; but a `val_loss` is of those after it, which its update
@@ -231,7 +232,7 @@ class Loop:
         every = self.cadence.checkpoint_every
         return max(0, step - self.recipe.rewind) // every * every if every else 0
 
-    def _sample(self, trainer: Any) -> str:
+    def _sample(self, trainer: TrainerProtocol[Any]) -> str:
         cadence = self.cadence
         generated = generate(
             trainer.model,

@@ -16,7 +16,10 @@ def asked_to_stop() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # None stands for a handler that was not set by Python, which Python cannot set again.
+    before = {
+        int(number): signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)
+    }
 
     def ask(number: int, frame: Any) -> None:
         asked.set()

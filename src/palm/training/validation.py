@@ -8,6 +8,7 @@ from palm.data.corpus import Corpus
 from palm.data.windows import validation_windows
 from palm.errors import DataError
 from palm.recipes import Recipe
+from palm.wings import TrainerProtocol
 
 
 class Validation:
@@ -27,7 +28,7 @@ class Validation:
         self._rows = recipe.batch // recipe.accumulate
         self._windows = found[: len(found) - len(found) % self._rows] if len(found) > self._rows else found
 
-    def loss(self, trainer: Any) -> float:
+    def loss(self, trainer: TrainerProtocol[Any]) -> float:
         """Mean loss of the model as it is, in nats per token."""
         windows, rows = self._windows, self._rows
         chunks = [windows[at : at + rows] for at in range(0, len(windows), rows)]

@@ -230,20 +230,29 @@ def test_a_prompt_of_rows_of_several_lengths_is_refused():
     ],
 )
 def test_stops_are_texts_and_ids(stop, texts, ids):
-    assert text_stops(stop) == (texts, ids)
+    assert text_stops(stop, CONFIG) == (texts, ids)
 
 
-@pytest.mark.parametrize("stop", ["", ["a", ""], [b"a"], [1.5], [None], [["a"]]])
+@pytest.mark.parametrize("stop", ["", ["a", ""], [b"a"], [1.5], [None], [["a"]], True, [False]])
 def test_a_stop_that_is_empty_or_neither_is_refused(stop):
     with pytest.raises(ConfigError) as raised:
-        text_stops(stop)
+        text_stops(stop, CONFIG)
     assert_explains(raised, "stop must hold texts that are not empty, or ids", f"stop={stop!r}", "Change it")
+
+
+@pytest.mark.parametrize("stop", [-1, CONFIG.num_tokens, ["a", np.int64(1 << 40)]])
+def test_a_stop_outside_the_vocabulary_is_refused(stop):
+    assert text_stops(CONFIG.num_tokens - 1, CONFIG) == ([], {CONFIG.num_tokens - 1})
+    with pytest.raises(
+        ConfigError, match=f"stop must be in the vocabulary, 0 to {CONFIG.num_tokens - 1}; got"
+    ):
+        text_stops(stop, CONFIG)
 
 
 @pytest.mark.parametrize("stop", [None, 1.5])
 def test_a_stop_that_is_no_sequence_is_refused(stop):
     with pytest.raises(ConfigError, match="stop must hold texts"):
-        text_stops(stop)
+        text_stops(stop, CONFIG)
 
 
 @pytest.fixture

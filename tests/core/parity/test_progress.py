@@ -65,3 +65,10 @@ def test_the_line_goes_when_the_comparison_fails(eager, monkeypatch):
         fail()
     assert "palm.compare: 0 s" in stream.getvalue()
     assert stream.getvalue().endswith("\r")
+
+
+def test_a_program_without_a_console_is_not_watched(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert not module.is_watched()
+    with progress(9) as finished:
+        finished("forward")

@@ -40,18 +40,32 @@ def nothing(size):
         ("NVIDIA H100 NVL", 835e12, 60e12),
         ("TPU v4", 275e12, None),
         ("TPU v5 lite", 197e12, None),
+        ("TPU v5e", 197e12, None),
         ("TPU v5", 459e12, None),
+        ("TPU v5p", 459e12, None),
+        ("TPU v6 lite", 918e12, None),
+        ("TPU v6e", 918e12, None),
     ],
 )
 def test_a_known_device_has_its_makers_peak(device, bfloat16, float32, monkeypatch):
     monkeypatch.setattr(hardware, "_measured", lambda products: pytest.fail("it was measured"))
     assert peak_flops(device, "bfloat16", nothing) == bfloat16
     assert peak_flops(device, "float32", nothing) == float32
+    assert peak_flops(device, "float64", nothing) is None
 
 
 @pytest.mark.parametrize(
     "device",
-    ["NVIDIA GeForce RTX 4090", "NVIDIA RTX A1000 Laptop GPU", "TPU v4 lite", "", "TPU v9", "CPU 2", "cuda"],
+    [
+        "NVIDIA GeForce RTX 4090",
+        "NVIDIA RTX A1000 Laptop GPU",
+        "TPU v4 lite",
+        "TPU v4e",
+        "",
+        "TPU v9",
+        "CPU 2",
+        "cuda",
+    ],
 )
 def test_nobody_knows_the_peak_of_an_unknown_device(device):
     assert peak_flops(device, "bfloat16", nothing) is None
@@ -60,8 +74,9 @@ def test_nobody_knows_the_peak_of_an_unknown_device(device):
 @pytest.mark.parametrize("device", ["cpu", "CPU"])
 def test_a_cpu_is_measured_by_the_products_that_are_given(device, monkeypatch):
     monkeypatch.setattr(hardware, "_measured", lambda products: 12.5 if products is nothing else 0)
-    found = {peak_flops(device, precision, nothing) for precision in ("bfloat16", "float32", "float64")}
+    found = {peak_flops(device, precision, nothing) for precision in ("bfloat16", "float32")}
     assert found == {12.5}
+    assert peak_flops(device, "float64", nothing) is None  # a float32 product tells nothing of it
     assert peak_flops(device, "float32") is None
 
 
