@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -53,6 +54,11 @@ def tests(session: nox.Session) -> None:
     # Hundreds of small programs are compiled once and run once. `parity` runs the grid at full effort.
     # Two workers on two cores: more threads would only wait for one another.
     env = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "OMP_NUM_THREADS": "1"}
+    # Each program is compiled once in all processes of one run.
+    compiled = Path(session.virtualenv.location, "compiled").resolve()
+    shutil.rmtree(compiled, ignore_errors=True)
+    env |= {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
+    env |= {f"JAX_PERSISTENT_CACHE_MIN_{what}": "0" for what in ("COMPILE_TIME_SECS", "ENTRY_SIZE_BYTES")}
     session.run(*("pytest", "-n", "2", "--dist", "worksteal", *APART, *session.posargs), env=env)
     if not session.posargs:
         session.run("pytest", "-q", "--shapes", *SHAPED, env=env)
