@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from gpu_part import Results, parser
 
 import palm
@@ -70,6 +71,18 @@ def recorded(case: Case, config: PaLMConfig, tokens: np.ndarray, on_gpu: bool) -
     WINGS[case.wing].set_matmul(matmul)
     model = palm.from_numpy(config, weights, backend=case.wing, device=device, attention=case.path)
     return record(model, tokens, label=f"{case.wing} {case.path}", mode=Mode(matmul=matmul))
+
+
+def wait_for_nothing(case: Case, config: PaLMConfig, tokens: np.ndarray) -> None:
+    """A forward and backward pass on a GPU. Raises `RuntimeError` where the host waits for it."""
+    model = palm.build(config, backend="torch", device="cuda", attention=case.path)
+    ids = torch.from_numpy(tokens).to("cuda")
+    torch_impl.next_token_loss(model(ids), ids).backward()  # what is compiled and kept comes first
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch_impl.next_token_loss(model(ids), ids).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def scale_of(finding: Finding, mode: str, config: PaLMConfig, length: int, size: int) -> float:
@@ -171,6 +184,23 @@ class Grid:
             told = "passes" if does else "FAILS: it must grow at least 4 times"
             self._results.say(f"TF32 switch, {wing}: logits' error {before:.1e} -> {after:.1e}  {told}")
 
+    def waits(self) -> None:
+        """Whether the host waits for the GPU in a forward and backward pass of torch: it must not."""
+        if not self._on_gpu:
+            self._results.say("waiting for the GPU: not here: a CPU has none")
+            return
+        for case in (case for positions in ("rotary", "alibi") for case in cases("float32", positions)):
+            if case.wing != "torch":
+                continue
+            try:
+                wait_for_nothing(case, config_of(case.positions, self._sizes), self._tokens)
+                told = "passes"
+            except ConfigError:
+                continue  # said by the rows
+            except RuntimeError as error:
+                self.has_failed, told = True, f"FAILS: {str(error)[:300]}"
+            self._results.say(f"waiting for the GPU, {case}: {told}")
+
     def _try(self, case: Case, config: PaLMConfig) -> Recording | None:
         try:
             return recorded(case, config, self._tokens, self._on_gpu)
@@ -206,6 +236,7 @@ def main() -> None:
         for positions in ("rotary", "alibi"):
             grid.run(mode, positions)
     grid.switch()
+    grid.waits()
     sys.exit(grid.has_failed)
 
 

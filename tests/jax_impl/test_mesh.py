@@ -22,7 +22,7 @@ ids = jnp.arange(16).reshape(2, 8) % 13
 @eqx.filter_value_and_grad(has_aux=True)
 def everything(model, tokens):
     logits = model(tokens)
-    return next_token_loss(logits, tokens), (logits, model.activations(tokens))
+    return next_token_loss(logits, tokens), logits
 
 def close(a, b):
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
@@ -45,7 +45,7 @@ with jax.set_mesh(mesh):
     columns = jax.tree.map(lambda leaf: placed(leaf, *[None] * (leaf.ndim - 1), "x"), model)
     whole = eqx.filter_shard(model, NamedSharding(mesh, P()))
     linear = eqx.nn.Linear(8, 8, key=jax.random.key(0))
-    PaLM(config, key=jax.random.key(0))
+    jax.eval_shape(lambda: PaLM(config, key=jax.random.key(0)))  # shardings are refused while tracing
     for name, (own, tokens) in {
         "as built": (model, ids),
         "other tokens": (model, ids[::-1]),
@@ -53,12 +53,19 @@ with jax.set_mesh(mesh):
         "sharded weights": (columns, ids),
     }.items():
         got = everything(own, tokens)
-        (_, (logits, _)), grads = got
+        (_, logits), grads = got
         specs = logits.sharding.spec, grads.norm.weight.sharding.spec
         found[name] = [close(got, expected), *map(str, specs)]
-    found["activations"] = close(palm.activations(whole, np.asarray(ids)), taps)
+    found["activations"] = close(whole.activations(placed(ids, "x")), taps)
     found["generate"] = palm.generate(whole, [1, 2, 3], **greedy).tokens.tolist() == continued
+    try:
+        palm.generate(columns, [1, 2, 3], **greedy)
+    except palm.BackendError as error:
+        found["refusal"] = str(error)
     found["eqx.nn.Linear"] = str(jax.vmap(linear)(placed(np.ones((2, 8), np.float32), "x")).sharding.spec)
+# By the arrays' own mesh, without jax.set_mesh.
+found["unset, ids"] = close(whole(placed(ids, "x")), expected[0][1])
+found["unset, columns"] = close(columns.activations(ids), taps)
 print(json.dumps(found))
 """
 
@@ -73,6 +80,10 @@ def test_models_compute_the_same_on_a_mesh_of_explicit_axes(architecture):
     assert not found["other tokens"][0]  # the control
     assert found["activations"]
     assert found["generate"]
+    assert "weights must be whole on each device" in found["refusal"]
+    assert "got model.embedding.weight of" in found["refusal"]
+    assert found["unset, ids"]
+    assert found["unset, columns"]
     # Sequences stay where they were, as rows do in Equinox's Linear; gradients are where their weights are.
     for where in (found["sharded tokens"][1], found["eqx.nn.Linear"], found["sharded weights"][2]):
         assert "'x'" in where
