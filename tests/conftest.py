@@ -8,7 +8,7 @@ from hypothesis import Phase, settings
 PLATFORMS = ("cpu", "gpu", "tpu")
 
 # Whose signatures `--shapes` checks: what only palm itself calls. Users' values are checked otherwise.
-BLOCKS = ("attention", "block", "feedforward", "linear", "norm", "paths", "position")
+BLOCKS = ("attention", "block", "decode", "feedforward", "linear", "loss", "norm", "paths", "position")
 SHAPED = (
     *(f"spec.{module}" for module in ("functions", "forward", "backward")),
     *(f"{wing}_impl.{module}" for wing in ("torch", "jax") for module in BLOCKS),

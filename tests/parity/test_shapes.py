@@ -1,9 +1,16 @@
 """The shapes in signatures are checked where `--shapes` asks for it: wrong ones are caught, in both wings."""
 
+import inspect
 import json
+from collections.abc import Iterator
+from importlib import import_module
+from types import ModuleType
+from typing import Any, get_args
 
+import pytest
 from cases import python
 from conftest import SHAPED
+from jaxtyping import AbstractArray
 
 CODE = f"""
 import json, sys
@@ -47,3 +54,51 @@ def test_a_wrong_shape_is_caught_and_a_right_one_is_not():
 
 def test_nothing_is_checked_without_being_asked():
     assert found("plain") == [[False] * 3] * 2
+
+
+def functions_of(module: ModuleType) -> Iterator[Any]:
+    """The functions of a module and the methods of its classes; of a package, what it hands on too."""
+    for thing in vars(module).values():
+        if not getattr(thing, "__module__", "").startswith(module.__name__):
+            continue
+        members = vars(thing).values() if inspect.isclass(thing) else [thing]
+        for member in members:
+            yield getattr(member, "fget", None) or inspect.unwrap(getattr(member, "__wrapped__", member))
+
+
+def has_shape(annotation: Any) -> bool:
+    is_shape = inspect.isclass(annotation) and issubclass(annotation, AbstractArray)
+    return is_shape or any(has_shape(part) for part in get_args(annotation))
+
+
+def shaped(module: ModuleType) -> list[str]:
+    """The functions of which a shape in the signature is checked."""
+    found = []
+    for function in functions_of(module):
+        if inspect.isfunction(function):
+            annotations = inspect.get_annotations(function, eval_str=True)
+            found += [function.__name__] if any(map(has_shape, annotations.values())) else []
+    return found
+
+
+@pytest.mark.parametrize("module", SHAPED)
+def test_each_module_that_is_checked_has_a_shape_to_check(module):
+    assert shaped(import_module(f"palm.{module}"))
+
+
+def test_a_module_without_shapes_is_seen():
+    assert shaped(import_module("palm.spec.taps")) == []
+    assert "normalise" in shaped(import_module("palm.spec.functions"))
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("", ["beartype", "jaxtyping"]),
+        ("palm.build(palm.preset('tiny'), backend='torch')", ["beartype"]),
+        ("palm.build(palm.preset('tiny'), backend='jax')", ["beartype"]),
+    ],
+)
+def test_nothing_that_checks_shapes_is_imported_for_users(code, absent):
+    run = python(f"import sys, palm\n{code}\nprint([n for n in {absent} if n in sys.modules])")
+    assert run.stdout.strip() == "[]", run.stdout + run.stderr

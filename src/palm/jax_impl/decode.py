@@ -19,6 +19,7 @@ from palm.jax_impl.linear import product
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.norm import Norm, widen
 from palm.jax_impl.position import Rotation, rotate
+from palm.jax_impl.shapes import Bias, Cache, Columns, Each, Packed, Rows, Step
 
 
 class Matrix(eqx.Module):
@@ -31,14 +32,14 @@ class Matrix(eqx.Module):
     scale: Array | None
     turned: bool = eqx.field(static=True)
 
-    def multiply(self, x: Array) -> Array:
+    def multiply(self, x: Rows) -> Columns:
         """x wᵀ. Shapes: x (b, k), values (c, k) or turned (k, c), scale (c,) -> (b, c)."""
         values = self.values if self.scale is None else self.values.astype(x.dtype)
         result = product(x.astype(values.dtype), values, (1, 0 if self.turned else 1))
         return (result if self.scale is None else result * self.scale).astype(x.dtype)
 
 
-def pack(weight: Array, weights: str | None, batch: int, platform: str) -> Matrix:
+def pack(weight: Packed, weights: str | None, batch: int, platform: str) -> Matrix:
     """A weight (c, k) as it is, or with `weights="int8"` as int8, to multiply `batch` rows on `platform`."""
     # XLA's products on a CPU: more rows than one are multiplied in two thirds of the time with the weight
     # turned, and in bfloat16 a few rows take eight times as long as in float32.
@@ -63,13 +64,13 @@ class Layer(eqx.Module):
 
     def step(
         self,
-        x: Array,
+        x: Step,
         rotation: Rotation | None,
-        bias: Array,
-        keys: Array,
-        values: Array | None,
-        rows: Array,
-    ) -> tuple[Array, Array, Array | None]:
+        bias: Bias,
+        keys: Cache,
+        values: Cache | None,
+        rows: Each,
+    ) -> tuple[Step, Cache, Cache | None]:
         """The block for one new token a sequence, whose key and value join the caches; and the caches.
 
         One key head: all query heads of a sequence meet its keys in one matrix product. `bias` is added to

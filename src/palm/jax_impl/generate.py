@@ -19,6 +19,7 @@ from palm.jax_impl.decode import Layer, Matrix, layers_of, output_of
 from palm.jax_impl.model import PaLM, full_precision, run
 from palm.jax_impl.norm import widen
 from palm.jax_impl.position import masked_scores
+from palm.jax_impl.shapes import Chances, Each, Next
 from palm.jax_impl.wrapped import check_plain, settled
 from palm.spec.sampling import Room, Sampling
 from palm.spec.tokens import check_tokens
@@ -71,11 +72,11 @@ class Decoder:
         self._packed = _pack(model, weights, len(prompts), platform)
 
     @property
-    def logits(self) -> Array:
+    def logits(self) -> Next:
         """Of each sequence's next token, until the next is taken in. Shape (b, v)."""
         return self._state.logits
 
-    def next(self, noise: np.ndarray | None, sampling: Sampling) -> tuple[Array, Array]:
+    def next(self, noise: np.ndarray | None, sampling: Sampling) -> tuple[Each, Chances]:
         """Choose each sequence's next token and take it in; nothing waits for the result (`fetch` does).
 
         Log-probabilities are the model's own, in nats: of no temperature, before anything is left out.
@@ -167,7 +168,7 @@ def _feed(inputs: tuple[_Packed, Array], state: _State) -> _State:
     return _decode(inputs[0], state, inputs[1])
 
 
-def choose(logits: Array, gumbel: Array | np.ndarray | None, sampling: Sampling) -> tuple[Array, Array]:
+def choose(logits: Next, gumbel: Next | np.ndarray | None, sampling: Sampling) -> tuple[Each, Chances]:
     """The next tokens by `palm.spec.sampling.Sampling`, and the model's log-probabilities of them.
 
     Shapes: two of (b, v) -> two of (b,).

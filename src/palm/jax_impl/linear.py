@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from palm.jax_impl.shapes import Inputs, Left, Outputs, Product, Right, Weight
 
-def linear(x: Array, weight: Array) -> Array:
+
+def linear(x: Inputs, weight: Weight) -> Outputs:
     """x weight, differentiable; in bfloat16 in reverse mode only.
 
     Shapes: x (..., k), weight (k, c) -> (..., c).
@@ -25,7 +27,7 @@ def linear(x: Array, weight: Array) -> Array:
     return y.reshape(*x.shape[:-1], -1)
 
 
-def product(a: Array, b: Array, contracted: tuple[int, int] = (1, 0)) -> Array:
+def product(a: Left, b: Right, contracted: tuple[int, int] = (1, 0)) -> Product:
     """a b of two matrices in float32 or wider; `contracted` names the dimension of each that is summed over.
 
     Shapes: (r, k), (k, c) -> (r, c).
@@ -51,7 +53,7 @@ class Linear(eqx.Module):
     ) -> None:
         self.weight = normal((fan_in, fan_out), std or fan_in**-0.5, dtype=dtype, key=key)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Inputs) -> Outputs:
         """Shapes: x (..., fan_in) -> (..., fan_out)."""
         return linear(x, self.weight)
 

@@ -16,12 +16,13 @@ from jax.nn import logsumexp
 
 from palm.jax_impl.linear import linear
 from palm.jax_impl.norm import widen
+from palm.jax_impl.shapes import Features, Logits, Output, Scalar, Scores, Targets, Tokens
 
 # More logits than this, 128 MiB in float32, are never held at once while training.
 MOST_LOGITS = 1 << 25
 
 
-def next_token_loss(logits: Array, tokens: Array) -> Array:
+def next_token_loss(logits: Logits, tokens: Tokens) -> Scalar:
     """Mean cross-entropy of each next token, in nats, in float32 or wider.
 
     mean over (..., i < n−1) of log Σ_v exp(logits_i) − logits_i[token_{i+1}].
@@ -30,7 +31,7 @@ def next_token_loss(logits: Array, tokens: Array) -> Array:
     return cross_entropy(logits[..., :-1, :], tokens[..., 1:])[0]
 
 
-def cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
+def cross_entropy(logits: Scores, targets: Targets) -> tuple[Scalar, Scalar]:
     """Mean cross-entropy in nats, and the mean of log²Z that the z-loss weighs, in float32 or wider.
 
     With log Z = log Σ_v exp(logits): mean of log Z − logits[target]; mean of (log Z)².
@@ -41,8 +42,8 @@ def cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
 
 
 def output_loss(
-    features: Array, weight: Array, targets: Array, *, scale: float, z_loss: float
-) -> tuple[Array, Array]:
+    features: Features, weight: Output, targets: Targets, *, scale: float, z_loss: float
+) -> tuple[Scalar, Scalar]:
     """`cross_entropy` of the logits scale · features weight: what is minimised, cross-entropy + z_loss · z,
     and the cross-entropy in it, which carries no gradient of its own.
 

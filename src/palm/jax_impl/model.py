@@ -24,6 +24,7 @@ from palm.jax_impl.block import Block, recomputed
 from palm.jax_impl.linear import Linear, linear, normal
 from palm.jax_impl.norm import Norm
 from palm.jax_impl.position import Rotation, alibi_slopes, rotation_table
+from palm.jax_impl.shapes import Features, Hidden, Logits, Scores, Tokens
 from palm.recipes import Remat, check_remat
 from palm.spec.parameters import parameters
 from palm.spec.taps import BLOCK_TAPS
@@ -98,7 +99,7 @@ class PaLM(eqx.Module):
         if not config.tie_embeddings:
             self.unembedding = Linear(config.dim, config.num_tokens, std=std, dtype=dtype, key=for_output)
 
-    def __call__(self, tokens: Array, *, remat: Remat = False, features: bool = False) -> Array:
+    def __call__(self, tokens: Tokens, *, remat: Remat = False, features: bool = False) -> Hidden | Logits:
         """Logits of tokens; any integer dtype, any batch dimensions, also none.
 
         `remat` names what the backward pass computes again instead of storing it: True whole blocks,
@@ -127,7 +128,7 @@ class PaLM(eqx.Module):
             return rotation_table(self.config, length, dtype=dtype), None
         return None, alibi_slopes(self.config, dtype=dtype)
 
-    def logits(self, y: Array) -> Array:
+    def logits(self, y: Features) -> Scores:
         """The output layer. Shapes: y (..., n, d) -> (..., n, v)."""
         output = self.unembedding
         logits = linear(y, self.embedding.weight.T) if output is None else output(y)
@@ -145,8 +146,8 @@ def check(tokens: Array, config: PaLMConfig) -> None:
 
 
 def run(
-    model: PaLM, tokens: Array, remat: Remat = False, wanted: tuple[str, ...] = ()
-) -> tuple[Array, Array, dict[str, Array]]:
+    model: PaLM, tokens: Tokens, remat: Remat = False, wanted: tuple[str, ...] = ()
+) -> tuple[Hidden, Hidden, dict[str, Array]]:
     """The forward pass up to the output layer, whose tokens are not checked.
 
     Gives the embedded tokens, what the output layer reads, and the taps of blocks that are `wanted`, stacked

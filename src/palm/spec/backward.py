@@ -8,6 +8,7 @@ respect to x.
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Inexact, Integer
 
 from palm.config import PaLMConfig
 from palm.spec.arrays import Named
@@ -52,7 +53,9 @@ def value_and_grad(config: PaLMConfig, weights: Named, tokens: np.ndarray) -> tu
     return loss, {name: grads[name] for name in weights}
 
 
-def cross_entropy(logits: np.ndarray, tokens: np.ndarray) -> tuple[float, np.ndarray]:
+def cross_entropy(
+    logits: Inexact[np.ndarray, "b n v"], tokens: Integer[np.ndarray, "b n"]
+) -> tuple[float, Inexact[np.ndarray, "b n v"]]:
     """Mean next-token loss of logits (b, n, v), and d_logits."""
     predictions, targets = logits[:, :-1], tokens[:, 1:, None]
     shifted = predictions - predictions.max(-1, keepdims=True)
@@ -66,8 +69,12 @@ def cross_entropy(logits: np.ndarray, tokens: np.ndarray) -> tuple[float, np.nda
 
 
 def block(
-    d_out: np.ndarray, x: np.ndarray, taps: Named, weights: Named, config: PaLMConfig
-) -> tuple[np.ndarray, Gradients]:
+    d_out: Inexact[np.ndarray, "b n d"],
+    x: Inexact[np.ndarray, "b n d"],
+    taps: Named,
+    weights: Named,
+    config: PaLMConfig,
+) -> tuple[Inexact[np.ndarray, "b n d"], Gradients]:
     """d_x and the gradients of one block's weights, under their names inside the block."""
     y = taps["norm"]
     d_y_attention, grads = attention(d_out, y, taps, weights, config)
@@ -77,8 +84,11 @@ def block(
 
 
 def normalise(
-    d_y: np.ndarray, x: np.ndarray, scale: np.ndarray, config: PaLMConfig
-) -> tuple[np.ndarray, np.ndarray]:
+    d_y: Inexact[np.ndarray, "b n d"],
+    x: Inexact[np.ndarray, "b n d"],
+    scale: Inexact[np.ndarray, "d"],
+    config: PaLMConfig,
+) -> tuple[Inexact[np.ndarray, "b n d"], Inexact[np.ndarray, "d"]]:
     """With y = x / r · g: d_x = u/r − x·mean(u·x)/r³, u = d_y·g; where the clamp acts, r is constant."""
     if config.norm == "layernorm":
         x = x - x.mean(-1, keepdims=True)
@@ -96,8 +106,12 @@ def normalise(
 
 
 def attention(
-    d_out: np.ndarray, y: np.ndarray, taps: Named, weights: Named, config: PaLMConfig
-) -> tuple[np.ndarray, Gradients]:
+    d_out: Inexact[np.ndarray, "b n d"],
+    y: Inexact[np.ndarray, "b n d"],
+    taps: Named,
+    weights: Named,
+    config: PaLMConfig,
+) -> tuple[Inexact[np.ndarray, "b n d"], Gradients]:
     """Back through output matrix, weighted sum, softmax, scores, rotation, and the three projections."""
     q, k, v = split_heads(taps["q"], config), taps["k"][:, None], taps["v"][:, None]
     scale = config.dim_head**-0.5
@@ -121,7 +135,7 @@ def attention(
     return np.asarray(d_y), grads | {"attention.out": _outer(taps["attention"], d_out)}
 
 
-def unrotate(x: np.ndarray, config: PaLMConfig) -> np.ndarray:
+def unrotate(x: Inexact[np.ndarray, "... n e"], config: PaLMConfig) -> Inexact[np.ndarray, "... n e"]:
     """Rotate each pair back: the transpose of a rotation is its inverse."""
     cos, sin = rotary_table(x.shape[-2], config.dim_head, config.rope_theta)
     a, b = x[..., 0::2], x[..., 1::2]
@@ -129,8 +143,8 @@ def unrotate(x: np.ndarray, config: PaLMConfig) -> np.ndarray:
 
 
 def feedforward(
-    d_out: np.ndarray, y: np.ndarray, taps: Named, weights: Named
-) -> tuple[np.ndarray, Gradients]:
+    d_out: Inexact[np.ndarray, "b n d"], y: Inexact[np.ndarray, "b n d"], taps: Named, weights: Named
+) -> tuple[Inexact[np.ndarray, "b n d"], Gradients]:
     """swish'(x) = σ(x)·(1 + x·(1 − σ(x)))."""
     gate, up = y @ weights["feedforward.gate"], y @ weights["feedforward.up"]
     with np.errstate(over="ignore"):  # where e^-x is infinite, the quotient is rightly 0

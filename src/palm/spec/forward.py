@@ -3,8 +3,7 @@
 Each operation computes one tap from the taps before it. So any operation can be replaced, and it can be run
 on the taps that a side recorded: it gives what the side's next tap should be, whatever went wrong before.
 
-Letters: n sequence, d dim, h heads, e dim_head, f ff_mult·dim, v num_tokens; `...` any batch dimensions.
-Every matrix is applied from the right. Source: PaLM (arXiv:2204.02311) §2.
+Letters: n sequence, d dim, h heads, e dim_head, f ff_mult·dim, v num_tokens. Source: arXiv:2204.02311 §2.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Inexact
 
 from palm.config import PaLMConfig
 from palm.spec import functions
@@ -33,7 +33,7 @@ class Place:
     prefix: str
 
     def weight(self, name: str) -> np.ndarray:
-        """A weight by its name at this place, float64."""
+        """A weight by its name at this place, float64. Every matrix is applied from the right."""
         return upcast(self.weights[self.prefix + name])
 
     def tap(self, name: str) -> np.ndarray:
@@ -41,53 +41,54 @@ class Place:
         return upcast(self.taps[self.prefix + name])
 
     @property
-    def residual(self) -> np.ndarray:
+    def residual(self) -> Inexact[np.ndarray, "... {self.config.dim}"]:
         """The residual stream that comes in, (..., n, d): the embedding, or the block before's `out`."""
         blocks = int(self.prefix.split(".")[1]) if self.prefix else self.config.depth
         return upcast(self.taps[f"blocks.{blocks - 1}.out" if blocks else "embed"])
 
 
 Operation = Callable[[Place], np.ndarray]
+Merged = Inexact[np.ndarray, "... {at.config.heads}*{at.config.dim_head}"]
 
 
-def embed(at: Place) -> np.ndarray:
+def embed(at: Place) -> Inexact[np.ndarray, "... {at.config.dim}"]:
     """The rows of the embedding, (..., n, d)."""
     return at.weight("embedding")[at.tokens]
 
 
-def norm(at: Place) -> np.ndarray:
+def norm(at: Place) -> Inexact[np.ndarray, "... {at.config.dim}"]:
     """The one norm of a block, for both branches, or the norm after the last block."""
     return functions.normalise(at.residual, at.weight("norm"), at.config)
 
 
-def project(at: Place, kind: str) -> np.ndarray:
+def project(at: Place, kind: str) -> Inexact[np.ndarray, "... {at.config.dim_head}"]:
     """The "query" (..., h, n, e), "key" or "value" (..., n, e) of the normed input, before rotary."""
     shared = at.config.share_kv and kind != "query"
     x = at.tap("norm") @ at.weight(f"attention.{'key_value' if shared else kind}")
     return functions.split_heads(x, at.config) if kind == "query" else x
 
 
-def q(at: Place) -> np.ndarray:
+def q(at: Place) -> Merged:
     """The h query heads, rotated with rotary, merged."""
     return functions.merge_heads(functions.position_step(project(at, "query"), at.config))
 
 
-def k(at: Place) -> np.ndarray:
+def k(at: Place) -> Inexact[np.ndarray, "... {at.config.dim_head}"]:
     """The one key head, rotated with rotary."""
     return functions.position_step(project(at, "key"), at.config)
 
 
-def v(at: Place) -> np.ndarray:
+def v(at: Place) -> Inexact[np.ndarray, "... {at.config.dim_head}"]:
     """The one value head: never rotated, even if keys and values are one tensor."""
     return project(at, "value")
 
 
-def attention(at: Place) -> np.ndarray:
+def attention(at: Place) -> Merged:
     """Causal multi-query attention, heads merged, (..., n, h·e)."""
     return attend(at, functions.position_bias(at.tokens.shape[-1], at.config))
 
 
-def attend(at: Place, bias: np.ndarray, scale: float | None = None) -> np.ndarray:
+def attend(at: Place, bias: Inexact[np.ndarray, "... n n"], scale: float | None = None) -> Merged:
     """softmax(scale·q kᵀ + bias) v with a bias (h, n, n); the scale is e^-1/2 if none is given."""
     heads, key, value = functions.split_heads(at.tap("q"), at.config), at.tap("k"), at.tap("v")
     scaled = heads * (at.config.dim_head**-0.5 if scale is None else scale)
@@ -95,28 +96,28 @@ def attend(at: Place, bias: np.ndarray, scale: float | None = None) -> np.ndarra
     return functions.merge_heads(functions.softmax(scores) @ value[..., None, :, :])
 
 
-def attention_out(at: Place) -> np.ndarray:
+def attention_out(at: Place) -> Inexact[np.ndarray, "... {at.config.dim}"]:
     """The output matrix of attention, (..., n, d)."""
     return at.tap("attention") @ at.weight("attention.out")
 
 
-def feedforward(at: Place) -> np.ndarray:
+def feedforward(at: Place) -> Inexact[np.ndarray, "... {at.config.ff_dim}"]:
     """SwiGLU: swish(y W_gate) · (y W_up), (..., n, f)."""
     gate, up = (at.tap("norm") @ at.weight(f"feedforward.{name}") for name in ("gate", "up"))
     return functions.gated(gate, up)
 
 
-def feedforward_out(at: Place) -> np.ndarray:
+def feedforward_out(at: Place) -> Inexact[np.ndarray, "... {at.config.dim}"]:
     """The output matrix of the feed-forward, (..., n, d)."""
     return at.tap("feedforward") @ at.weight("feedforward.down")
 
 
-def out(at: Place) -> np.ndarray:
+def out(at: Place) -> Inexact[np.ndarray, "... {at.config.dim}"]:
     """The parallel block: x + attention(norm(x)) + feedforward(norm(x)); one norm for both branches."""
     return at.residual + at.tap("attention_out") + at.tap("feedforward_out")
 
 
-def logits(at: Place) -> np.ndarray:
+def logits(at: Place) -> Inexact[np.ndarray, "... {at.config.num_tokens}"]:
     """The output layer, (..., n, v)."""
     return at.tap("norm") @ upcast(functions.output_matrix(at.config, at.weights)) * at.config.logit_scale
 

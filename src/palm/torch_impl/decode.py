@@ -21,6 +21,7 @@ from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import Norm, widen
 from palm.torch_impl.position import Rotation, rotate
 from palm.torch_impl.private import int8_matmul
+from palm.torch_impl.shapes import Bias, Cache, Columns, Each, Packed, Rows, Step
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,14 @@ class Matrix:
     values: Tensor
     scale: Tensor | None
 
-    def multiply(self, x: Tensor) -> Tensor:
+    def multiply(self, x: Rows) -> Columns:
         """x wᵀ. Shapes: x (b, k), values (c, k), scale (c,) -> (b, c)."""
         if self.scale is None:
             return product(x, self.values.t())
         return int8_matmul(x, self.values, self.scale)
 
 
-def pack(weight: Tensor, weights: str | None) -> Matrix:
+def pack(weight: Packed, weights: str | None) -> Matrix:
     """A weight (c, k) as it is, or with `weights="int8"` as int8."""
     if weights is None:
         # In float32 a wide one is read a fifth faster along its columns.
@@ -62,8 +63,8 @@ class Layer:
     outward: Matrix
 
     def step(
-        self, x: Tensor, rotation: Rotation | None, bias: Tensor, keys: Tensor, values: Tensor, rows: Tensor
-    ) -> Tensor:
+        self, x: Step, rotation: Rotation | None, bias: Bias, keys: Cache, values: Cache, rows: Each
+    ) -> Step:
         """The block for one new token a sequence, whose key and value join the caches, in place.
 
         One key head: all query heads of a sequence meet its keys in one matrix product. `bias` is added to

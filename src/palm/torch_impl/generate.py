@@ -17,6 +17,7 @@ from palm.torch_impl.decode import layers_of, output_of
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import widen
 from palm.torch_impl.position import masked_scores
+from palm.torch_impl.shapes import Chances, Each, Next
 from palm.torch_impl.weights import to_array
 from palm.torch_impl.wrapped import check_plain, settled
 
@@ -52,11 +53,11 @@ class Decoder:
             self._rotations, self._slopes = model.positions(size, self._logits)
 
     @property
-    def logits(self) -> Tensor:
+    def logits(self) -> Next:
         """Of each sequence's next token. Shape (b, v)."""
         return self._logits
 
-    def next(self, noise: np.ndarray | None, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    def next(self, noise: np.ndarray | None, sampling: Sampling) -> tuple[Each, Chances]:
         """Choose each sequence's next token and take it in; nothing waits for the result (`fetch` does).
 
         Log-probabilities are the model's own, in nats: of no temperature, before anything is left out.
@@ -119,7 +120,7 @@ class Decoder:
         return self._output.multiply(model.norm(x)) * model.config.logit_scale
 
 
-def choose(logits: Tensor, gumbel: Tensor | None, sampling: Sampling) -> tuple[Tensor, Tensor]:
+def choose(logits: Next, gumbel: Next | None, sampling: Sampling) -> tuple[Each, Chances]:
     """The next tokens by `palm.spec.sampling.Sampling`, and the model's log-probabilities of them.
 
     Shapes: two of (b, v) -> two of (b,).

@@ -15,16 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from palm.torch_impl.private import onednn_linear
+from palm.torch_impl.shapes import Inputs, Left, Outputs, Product, Right, Weight
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
+def linear(x: Inputs, weight: Weight) -> Outputs:
     """x weightᵀ, differentiable. Shapes: x (..., k), weight (c, k) -> (..., c)."""
     if not _by_onednn(x, weight):
         return F.linear(x, weight)
     return _Linear.apply(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], len(weight))
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Left, b: Right) -> Product:
     """a b of two matrices or their transposes, for use where gradients are written out.
 
     Shapes: (r, k), (k, c) -> (r, c).
@@ -38,7 +39,7 @@ class Linear(nn.Linear):
     def __init__(self, fan_in: int, fan_out: int, *, device: torch.device | None, dtype: torch.dtype) -> None:
         super().__init__(fan_in, fan_out, bias=False, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Inputs) -> Outputs:
         """Shapes: x (..., fan_in) -> (..., fan_out)."""
         return linear(x, self.weight)
 

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from palm.torch_impl.linear import linear
 from palm.torch_impl.norm import widen
+from palm.torch_impl.shapes import Features, Logits, Output, Scalar, Scores, Targets, Tokens
 
 # More logits than this, 128 MiB in float32, are never held at once while training.
 MOST_LOGITS = 1 << 25
 
 
-def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+def next_token_loss(logits: Logits, tokens: Tokens) -> Scalar:
     """Mean cross-entropy of each next token, in nats, in float32 or wider.
 
     mean over (..., i < n−1) of log Σ_v exp(logits_i) − logits_i[token_{i+1}].
@@ -27,7 +28,7 @@ def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
     return cross_entropy(logits[..., :-1, :], tokens[..., 1:])[0]
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def cross_entropy(logits: Scores, targets: Targets) -> tuple[Scalar, Scalar]:
     """Mean cross-entropy in nats, and the mean of log²Z that the z-loss weighs, in float32 or wider.
 
     With log Z = log Σ_v exp(logits): mean of log Z − logits[target]; mean of (log Z)².
@@ -40,8 +41,8 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def output_loss(
-    features: Tensor, weight: Tensor, targets: Tensor, *, scale: float, z_loss: float
-) -> tuple[Tensor, Tensor]:
+    features: Features, weight: Output, targets: Targets, *, scale: float, z_loss: float
+) -> tuple[Scalar, Scalar]:
     """`cross_entropy` of the logits scale · features weightᵀ: what is minimised, cross-entropy + z_loss · z,
     and the cross-entropy in it, which carries no gradient of its own.
 

@@ -23,6 +23,7 @@ from palm.torch_impl.linear import Linear, linear
 from palm.torch_impl.norm import Norm
 from palm.torch_impl.position import Rotation, alibi_slopes, rotation_table
 from palm.torch_impl.private import transformed
+from palm.torch_impl.shapes import Features, Hidden, Logits, Scores, Tokens
 
 
 class PaLM(nn.Module):
@@ -64,8 +65,8 @@ class PaLM(nn.Module):
             self.unembedding = Linear(config.dim, config.num_tokens, device=device, dtype=dtype)
 
     def forward(
-        self, tokens: Tensor, *, remat: Remat = False, features: bool = False, tap: Tap = untapped
-    ) -> Tensor:
+        self, tokens: Tokens, *, remat: Remat = False, features: bool = False, tap: Tap = untapped
+    ) -> Hidden | Logits:
         """Logits of tokens; any integer dtype, any batch dimensions, also none.
 
         `remat` names what the backward pass computes again instead of storing it: True whole blocks,
@@ -103,7 +104,7 @@ class PaLM(nn.Module):
         self(tokens, tap=keep)
         return taps
 
-    def _embedded(self, tokens: Tensor) -> Tensor:
+    def _embedded(self, tokens: Tokens) -> Hidden:
         """Shapes: (..., n) -> (..., n, d)."""
         check(tokens, self.config, meta=self.embedding.weight.is_meta)
         ids = tokens.long()
@@ -119,7 +120,7 @@ class PaLM(nn.Module):
             return rotation_table(self.config, length, device=x.device, dtype=dtype), None
         return None, alibi_slopes(self.config, device=x.device, dtype=dtype)
 
-    def logits(self, y: Tensor) -> Tensor:
+    def logits(self, y: Features) -> Scores:
         """The output layer. Shapes: y (..., n, d) -> (..., n, v)."""
         tied = self.config.tie_embeddings
         logits = linear(y, self.embedding.weight) if tied else self.unembedding(y)

@@ -185,7 +185,7 @@ def test_swiglu_by_hand():
     one = np.array([[1.0]])
     weights = {"feedforward.gate": 2 * one, "feedforward.up": 3 * one, "feedforward.down": 5 * one}
     taps = {"norm": one}
-    at = Place(small(), weights, taps, np.zeros(1, int), "")
+    at = Place(small(dim=1, ff_mult=1), weights, taps, np.zeros(1, int), "")
     taps["feedforward"] = forward.feedforward(at)
     swish = 2 / (1 + math.exp(-2))
     close(taps["feedforward"], 3 * swish * one)
