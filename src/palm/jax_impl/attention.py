@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax import Array
+from jax.typing import DTypeLike
 
 from palm.config import PaLMConfig
 from palm.errors import ConfigError
@@ -66,7 +67,7 @@ class Attention(eqx.Module):
     heads: int = eqx.field(static=True)
     path: str = eqx.field(static=True)
 
-    def __init__(self, config: PaLMConfig, path: str, *, dtype: jnp.dtype = jnp.float32, key: Array) -> None:
+    def __init__(self, config: PaLMConfig, path: str, *, dtype: DTypeLike = jnp.float32, key: Array) -> None:
         self.heads, self.path = config.heads, path
         keys = iter(jax.random.split(key, 4))
 

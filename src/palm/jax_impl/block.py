@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from palm.config import PaLMConfig
 from palm.jax_impl.attention import Attention
@@ -32,7 +33,7 @@ class Block(eqx.Module):
     attention: Attention
     feedforward: FeedForward
 
-    def __init__(self, config: PaLMConfig, path: str, *, dtype: jnp.dtype = jnp.float32, key: Array) -> None:
+    def __init__(self, config: PaLMConfig, path: str, *, dtype: DTypeLike = jnp.float32, key: Array) -> None:
         for_attention, for_feedforward = jax.random.split(key)
         self.norm = Norm(config, dtype=dtype)
         self.attention = Attention(config, path, dtype=dtype, key=for_attention)

@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from palm.config import PaLMConfig
 from palm.jax_impl.linear import Linear
@@ -38,7 +39,7 @@ class FeedForward(eqx.Module):
     gate: Linear
     down: Linear
 
-    def __init__(self, config: PaLMConfig, *, dtype: jnp.dtype = jnp.float32, key: Array) -> None:
+    def __init__(self, config: PaLMConfig, *, dtype: DTypeLike = jnp.float32, key: Array) -> None:
         for_up, for_gate, for_down = jax.random.split(key, 3)
         self.up = Linear(config.dim, config.ff_dim, dtype=dtype, key=for_up)
         self.gate = Linear(config.dim, config.ff_dim, dtype=dtype, key=for_gate)

@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from palm.jax_impl.shapes import Inputs, Left, Outputs, Product, Right, Weight
 
@@ -48,7 +49,7 @@ class Linear(eqx.Module):
         fan_out: int,
         *,
         std: float | None = None,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         key: Array,
     ) -> None:
         self.weight = normal((fan_in, fan_out), std or fan_in**-0.5, dtype=dtype, key=key)
@@ -58,7 +59,7 @@ class Linear(eqx.Module):
         return linear(x, self.weight)
 
 
-def normal(shape: tuple[int, ...], std: float, *, dtype: jnp.dtype, key: Array) -> Array:
+def normal(shape: tuple[int, ...], std: float, *, dtype: DTypeLike, key: Array) -> Array:
     """N(0, std²), drawn in float32 or wider and then rounded to `dtype`."""
     return (jax.random.normal(key, shape, jnp.promote_types(dtype, jnp.float32)) * std).astype(dtype)
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 
 from palm.config import PaLMConfig
 from palm.errors import TokenError
@@ -42,7 +43,7 @@ class Embedding(eqx.Module):
 
     weight: Array
 
-    def __init__(self, num_tokens: int, dim: int, *, std: float, dtype: jnp.dtype, key: Array) -> None:
+    def __init__(self, num_tokens: int, dim: int, *, std: float, dtype: DTypeLike, key: Array) -> None:
         self.weight = normal((num_tokens, dim), std, dtype=dtype, key=key)
 
     def __call__(self, tokens: Array) -> Array:
@@ -75,7 +76,7 @@ class PaLM(eqx.Module):
         config: PaLMConfig,
         *,
         attention: str = "blockwise",
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         key: Array,
     ) -> None:
         """`attention` is a path of `palm.jax_impl.ATTENTION`.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import equinox as eqx
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from palm.config import PaLMConfig
 from palm.jax_impl.shapes import Hidden
@@ -27,7 +28,7 @@ class Norm(eqx.Module):
     eps: float = eqx.field(static=True)
     eps_mode: str = eqx.field(static=True)
 
-    def __init__(self, config: PaLMConfig, *, dtype: jnp.dtype = jnp.float32) -> None:
+    def __init__(self, config: PaLMConfig, *, dtype: DTypeLike = jnp.float32) -> None:
         self.weight = jnp.ones(config.dim, dtype)
         assert config.norm is not None
         assert config.norm_eps_mode is not None
