@@ -80,7 +80,7 @@ def _forward(
     gradient = jax.value_and_grad(_part, argnums=(0, 1), has_aux=True)
 
     def step(
-        total: tuple[Array, Array, Array], part: tuple[Array, Array]
+        total: tuple[Array, Array, Array], part: tuple[Array, ...]
     ) -> tuple[tuple[Array, Array, Array], Array]:
         (objective, loss), (for_weight, for_rows) = gradient(weight, *part, scale=scale, z_loss=z_loss)
         return (total[0] + objective, total[1] + loss, total[2] + for_weight), for_rows
