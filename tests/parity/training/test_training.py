@@ -241,7 +241,7 @@ def test_resuming_on_other_data_or_longer_is_checked(tmp_path):
     with pytest.raises(palm.RunError, match="differs"):
         palm.resume(tmp_path / "run", steps=4, data=TEXT[1:])
     assert palm.resume(tmp_path / "run", steps=4, data=TEXT).step == 4
-    with pytest.raises(palm.RunError, match="at least the 4"):
+    with pytest.raises(palm.RunError, match="at least 4, the steps already made"):
         palm.resume(tmp_path / "run", steps=3, data=TEXT)
     newest = tmp_path / "run" / "step-00000004"
     (newest / "training.json").write_text("{}")
