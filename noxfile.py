@@ -22,6 +22,9 @@ UPSTREAM = ("PaLM-pytorch==0.2.2", "PaLM-jax==0.1.2")
 APART = ("--ignore=tests/browser", "--ignore=tests/endurance", "--ignore=tests/faults")
 
 
+# Hundreds of small programs are compiled once and run once. `parity` runs the grid at full effort.
+# One thread for each process: two on two cores would only wait for one another.
+QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "OMP_NUM_THREADS": "1"}
 # Of what needs no framework, what another framework's presence could change.
 IMPORTS = ("tests/core/test_import.py", "tests/core/test_startup.py", "tests/core/test_house.py")
 # What runs once more with the shapes in signatures checked at each call.
@@ -53,13 +56,10 @@ def tests(session: nox.Session) -> None:
     install_upstream(session)
     # What takes half an hour does not run here, but must not rot either.
     session.run("pytest", "tests/endurance", "tests/faults", "--collect-only", "-q", silent=True)
-    # Hundreds of small programs are compiled once and run once. `parity` runs the grid at full effort.
-    # Two workers on two cores: more threads would only wait for one another.
-    env = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "OMP_NUM_THREADS": "1"}
     # Each program is compiled once in all processes of one run.
     compiled = Path(session.virtualenv.location, "compiled").resolve()
     shutil.rmtree(compiled, ignore_errors=True)
-    env |= {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
+    env = QUICK | {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
     env |= {f"JAX_PERSISTENT_CACHE_MIN_{what}": "0" for what in ("COMPILE_TIME_SECS", "ENTRY_SIZE_BYTES")}
     session.run(*("pytest", "-n", "2", "--dist", "worksteal", *APART, *session.posargs), env=env)
     if not session.posargs:
@@ -77,14 +77,14 @@ def core(session: nox.Session) -> None:
 def torch_only(session: nox.Session) -> None:
     """The torch wing on a machine without JAX."""
     install(session, "torch", "tests")
-    session.run("pytest", *IMPORTS, "tests/torch_impl", *session.posargs)
+    session.run("pytest", *IMPORTS, "tests/torch_impl", *session.posargs, env=QUICK)
 
 
 @nox.session
 def jax_only(session: nox.Session) -> None:
     """The JAX wing on a machine without torch."""
     install(session, "jax", "tests")
-    session.run("pytest", *IMPORTS, "tests/jax_impl", *session.posargs)
+    session.run("pytest", *IMPORTS, "tests/jax_impl", *session.posargs, env=QUICK)
 
 
 @nox.session
@@ -113,10 +113,7 @@ def endurance(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """Faults of 48 kinds, pairs of them, and right sides: all found and named, no false alarm."""
     install(session, "all", "tests")
-    session.run(
-        *("pytest", "-s", "tests/faults", *session.posargs),
-        env={"XLA_FLAGS": "--xla_backend_optimization_level=0", "OMP_NUM_THREADS": "1"},
-    )
+    session.run("pytest", "-s", "tests/faults", *session.posargs, env=QUICK)
 
 
 @nox.session
@@ -154,10 +151,9 @@ def compare(session: nox.Session) -> None:
 def examples(session: nox.Session) -> None:
     """Every example, as a script and as a notebook. Each asserts what it shows."""
     install(session, "all", "examples")
-    env = {"OMP_NUM_THREADS": "2", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     for name in ("train_torch", "train_jax", "debug_port", "move_run"):
-        session.run("python", f"examples/{name}.py", env=env)
-    session.run("python", "examples/notebooks.py", "--check", env=env)
+        session.run("python", f"examples/{name}.py", env=QUICK)
+    session.run("python", "examples/notebooks.py", "--check", env=QUICK)
 
 
 @nox.session
