@@ -20,13 +20,9 @@ UPSTREAM = ("PaLM-pytorch==0.2.2", "PaLM-jax==0.1.2")
 
 # What the whole suite leaves to sessions of their own: a browser, and what takes half an hour or more.
 APART = ("--ignore=tests/browser", "--ignore=tests/endurance", "--ignore=tests/faults")
-
-
 # Hundreds of small programs are compiled once and run once. `parity` runs the grid at full effort.
 # One thread for each process: two on two cores would only wait for one another.
 QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "OMP_NUM_THREADS": "1"}
-# Of what needs no framework, what another framework's presence could change.
-IMPORTS = ("tests/core/test_import.py", "tests/core/test_startup.py", "tests/core/test_house.py")
 # What runs once more with the shapes in signatures checked at each call.
 SHAPED = (
     "tests/core/spec/test_forward.py",
@@ -63,7 +59,7 @@ def tests(session: nox.Session) -> None:
     env |= {f"JAX_PERSISTENT_CACHE_MIN_{what}": "0" for what in ("COMPILE_TIME_SECS", "ENTRY_SIZE_BYTES")}
     session.run(*("pytest", "-n", "2", "--dist", "worksteal", *APART, *session.posargs), env=env)
     if not session.posargs:
-        session.run("pytest", "-q", "-n", "2", "--shapes", "-k", "not rounding", *SHAPED, env=env)
+        session.run("pytest", "-q", "-n", "2", "--shapes", *SHAPED, env=env)
 
 
 @nox.session
@@ -77,14 +73,14 @@ def core(session: nox.Session) -> None:
 def torch_only(session: nox.Session) -> None:
     """The torch wing on a machine without JAX."""
     install(session, "torch", "tests")
-    session.run("pytest", *IMPORTS, "tests/torch_impl", *session.posargs, env=QUICK)
+    session.run("pytest", "tests/core", "tests/torch_impl", *session.posargs, env=QUICK)
 
 
 @nox.session
 def jax_only(session: nox.Session) -> None:
     """The JAX wing on a machine without torch."""
     install(session, "jax", "tests")
-    session.run("pytest", *IMPORTS, "tests/jax_impl", *session.posargs, env=QUICK)
+    session.run("pytest", "tests/core", "tests/jax_impl", *session.posargs, env=QUICK)
 
 
 @nox.session
