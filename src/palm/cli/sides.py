@@ -85,9 +85,10 @@ def _no_side(text: str) -> str:
         what = "a checkpoint" if kinds[MANIFEST] else "a run"
         return f"side must name its backend; got side={text}, {what}. Write torch:{text}."
     if text and kinds.get(""):
+        what = "a file" if path.is_file() else "a folder without bundle.json"
         return (
-            f"side must be {GRAMMAR}; got side={text}, a folder without bundle.json. Pass a folder that palm "
-            "record wrote, or a checkpoint as torch:CHECKPOINT."
+            f"side must be {GRAMMAR}; got side={text}, {what}. Pass a folder that palm record wrote, or a "
+            "checkpoint as torch:CHECKPOINT."
         )
     backends = ", ".join((*BACKENDS, *SOURCES))
     return f"side must be {GRAMMAR}; got side={text}, which is none of these. Backends: {backends}."

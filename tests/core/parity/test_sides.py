@@ -46,6 +46,14 @@ def test_the_folder_of_a_bundle_is_a_side(tmp_path):
     assert parse_side(str(tmp_path)) == Bundle(tmp_path)
 
 
+def test_a_file_and_a_folder_that_are_no_side_are_called_what_they_are(tmp_path):
+    (tmp_path / "text").write_text("no bundle")
+    with pytest.raises(ConfigError, match=r"got side=.*text, a file\. "):
+        parse_side(str(tmp_path / "text"))
+    with pytest.raises(ConfigError, match=r"a folder without bundle\.json\. "):
+        parse_side(str(tmp_path))
+
+
 @pytest.mark.parametrize("which", ["", "/best", "/last", "/step-00000004"])
 def test_a_run_is_its_newest_or_its_best_checkpoint(which):
     checkpoint = str(RUN / "step-00000004")
