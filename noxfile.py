@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import nox
@@ -47,19 +48,30 @@ def install_upstream(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The whole suite: core, both wings, parity, originals. `browser`, `endurance`, `faults` are apart."""
+    """The suite: core, both wings, parity, originals. It samples the largest grids; `whole` runs all."""
     install(session, "all", "tests", "peers")
     install_upstream(session)
+    run_suite(session, session.posargs, *([] if session.posargs else [("-q", "--shapes", *SHAPED)]))
+
+
+@nox.session
+def whole(session: nox.Session) -> None:
+    """Every case of every test in `tests`: half an hour. `browser`, `endurance`, `faults` are apart."""
+    install(session, "all", "tests", "peers")
+    install_upstream(session)
+    run_suite(session, ("--whole", *session.posargs))
+
+
+def run_suite(session: nox.Session, *runs: Sequence[str]) -> None:
+    """Run pytest with each of the given arguments, in two processes that share what they compile."""
     # What takes half an hour does not run here, but must not rot either.
     session.run("pytest", "tests/endurance", "tests/faults", "--collect-only", "-q", silent=True)
-    # Each program is compiled once in all processes of one run.
     compiled = Path(session.virtualenv.location, "compiled").resolve()
     shutil.rmtree(compiled, ignore_errors=True)
     env = QUICK | {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
     env |= {f"JAX_PERSISTENT_CACHE_MIN_{what}": "0" for what in ("COMPILE_TIME_SECS", "ENTRY_SIZE_BYTES")}
-    session.run(*("pytest", "-n", "2", "--dist", "worksteal", *APART, *session.posargs), env=env)
-    if not session.posargs:
-        session.run("pytest", "-q", "-n", "2", "--shapes", *SHAPED, env=env)
+    for arguments in runs:
+        session.run("pytest", "-n", "2", "--dist", "worksteal", *APART, *arguments, env=env)
 
 
 @nox.session
@@ -87,7 +99,7 @@ def jax_only(session: nox.Session) -> None:
 def parity(session: nox.Session) -> None:
     """The parity grid alone, compiled as users have it; `-- --platform gpu` runs it on an accelerator."""
     install(session, "all", "tests", "peers")
-    session.run("pytest", "tests/parity", *session.posargs)
+    session.run("pytest", "tests/parity", "--whole", *session.posargs)
 
 
 @nox.session
@@ -95,7 +107,7 @@ def upstream(session: nox.Session) -> None:
     """Against the four published originals, installed from the registry."""
     install(session, "all", "tests")
     install_upstream(session)
-    session.run("pytest", "tests/upstream", *session.posargs)
+    session.run("pytest", "tests/upstream", "--whole", *session.posargs)
 
 
 @nox.session

@@ -58,6 +58,8 @@ def main() -> None:
     tests = [str(TESTS / name) for name in SOME] if asked.dry_run else [str(TESTS)]
     # Warnings of other versions than the tests are run with are not what is judged here.
     how = ["-q", "--tb=short", "-p", "no:cacheprovider", "-o", "filterwarnings=default"]
+    if not asked.dry_run:
+        how.append("--whole")
     if not asked.dry_run and importlib.util.find_spec("xdist"):
         how += ["-n", str(min(MOST_WORKERS, os.cpu_count() or 1)), "--dist", "worksteal"]
     platform = "cpu" if asked.dry_run else "gpu"

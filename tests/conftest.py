@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+
 import pytest
 from hypothesis import Phase, settings
 
@@ -30,6 +33,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="where the parity tests run; one that is absent is an error; the grid runs on this one only",
     )
     parser.addoption(
+        "--whole",
+        action="store_true",
+        help="run every case of every test, also those that are marked `whole` or left out by `sampled`",
+    )
+    parser.addoption(
         "--shapes",
         action="store_true",
         help="check the shapes and dtypes in the signatures of both wings and the referee at every call",
@@ -46,6 +54,39 @@ def pytest_configure(config: pytest.Config) -> None:
         missing = _missing(platform)
         if missing:
             raise pytest.UsageError(f"--platform {platform} was asked for, but {missing} has no such device")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--whole"):
+        return
+    cases: dict[tuple[Path, str], list[pytest.Function]] = {}
+    left_out = [item for item in items if item.get_closest_marker("whole")]
+    for item in items:
+        if item.get_closest_marker("sampled") and isinstance(item, pytest.Function) and item not in left_out:
+            cases.setdefault((item.path, item.originalname), []).append(item)
+    for of_one_test in cases.values():
+        [count] = of_one_test[0].iter_markers("sampled").__next__().args
+        chosen = _sample(of_one_test, count)
+        left_out += [item for item in of_one_test if item not in chosen]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _sample(cases: list[pytest.Function], count: int) -> list[pytest.Function]:
+    """So many cases, each the one that brings most values of parameters, and pairs, that none has so far."""
+    chosen: list[pytest.Function] = []
+    seen: set[frozenset[tuple[str, str]]] = set()
+    left = {case: _pairs(case) for case in cases}
+    while left and len(chosen) < count:
+        best = max(left, key=lambda case: len(left[case] - seen))
+        seen |= left.pop(best)
+        chosen.append(best)
+    return chosen
+
+
+def _pairs(case: pytest.Function) -> set[frozenset[tuple[str, str]]]:
+    values = [(name, str(value)) for name, value in case.callspec.params.items()]
+    return {frozenset(pair) for pair in itertools.product(values, repeat=2)}
 
 
 def _missing(platform: str) -> str | None:

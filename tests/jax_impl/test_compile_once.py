@@ -39,6 +39,7 @@ def test_another_model_of_the_same_config_compiles_nothing(model, config, tokens
     assert compilations(lambda: other(tokens)) == 0
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("device", [None, "cpu"])
 def test_training_compiles_one_step_also_when_it_is_resumed(config, compilations, device):
     """Weights and moments read from a checkpoint are placed as those that a step gives back."""

@@ -70,6 +70,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("architecture", ["torch", "jax"])
 def test_models_compute_the_same_on_a_mesh_of_explicit_axes(architecture):
     done = python(CODE, architecture, timeout=240)

@@ -30,6 +30,7 @@ def block_of(model, i):
     return jax.tree.map(lambda leaf: leaf[i], model.blocks)
 
 
+@pytest.mark.sampled(1)
 def test_each_module_called_alone_gives_the_tap_of_the_whole_pass(model):
     """One operation at a time: compiled together, operations may round otherwise than alone."""
     with jax.disable_jit():

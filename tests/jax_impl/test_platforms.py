@@ -57,6 +57,7 @@ def test_cudnns_path_goes_blockwise_where_there_is_no_gpu():
     assert np.array_equal(one, other)
 
 
+@pytest.mark.whole
 def test_nobody_asks_for_the_default_platform(monkeypatch, config):
     def asked(*given):
         raise AssertionError("the default platform was asked for")

@@ -42,6 +42,7 @@ def slopes_of(wing, cfg, q):
     return wing.alibi_slopes(cfg, dtype=wing.norm.widen(q[:0]).dtype, **where)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("length", [*LENGTHS, 128, 257])
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("positions", ["alibi", "rotary"])
@@ -52,6 +53,7 @@ def test_blockwise_attention_differs_by_rounding_only(dtype, positions, heads, l
     assert not reading.faults(referee(*widened(arrays, dtype), cfg), dtype, roundings=12)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("positions", ["alibi", "rotary"])
 @pytest.mark.parametrize("heads", [1, 6])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -80,6 +82,7 @@ def test_wrong_bias_is_caught(dtype, fault, platform):
     assert reading.faults(referee(*widened(arrays, dtype), cfg), dtype, roundings=12)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("positions", ["alibi", "rotary"])
 @pytest.mark.parametrize("path", ["blockwise", "textbook"])
 @pytest.mark.parametrize("dtype", DTYPES)

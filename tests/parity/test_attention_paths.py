@@ -71,6 +71,7 @@ def errors(found: list[np.ndarray], exact: list[np.ndarray]) -> list[float]:
     return [rms(a - b) / rms(b) if rms(b) > 1e-12 else rms(a - b) for a, b in zip(found, exact, strict=True)]
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("length", [1, 2, 127, 128, 300])
 @pytest.mark.parametrize("heads", [1, 3, 8])
 @pytest.mark.parametrize(("wing", "path", "positions"), PATHS)
@@ -87,6 +88,7 @@ def test_outputs_and_gradients_are_the_textbooks(wing, path, positions, heads, l
         assert max(errors(results(wing, path, positions, arrays, "float32", platform), exact)) <= bar
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("wing", "path", "positions"), PATHS)
 def test_bfloat16_is_off_by_its_rounding_alone(wing, path, positions, platform):
     skip_what_is_not_here(path, platform)
@@ -145,6 +147,7 @@ def largest_array(wing: str, attention: str, positions: str, length: int, remat:
     return largest_in(jax.make_jaxpr(gradient)(model).jaxpr)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize("positions", ["alibi", "rotary"])
 @pytest.mark.parametrize("wing", WINGS)

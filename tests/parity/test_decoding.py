@@ -49,6 +49,7 @@ def whole(model: Any, tokens: np.ndarray) -> np.ndarray:
     return np.stack([logits[np.arange(len(tokens)), LENGTHS - 1 + step] for step in range(NEW)])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("share_kv", [True, False], ids=["shared", "separate"])
 @pytest.mark.parametrize("positions", ["alibi", "rotary"])
 @pytest.mark.parametrize("wing", WINGS)
@@ -64,6 +65,7 @@ def test_cached_logits_are_those_of_the_whole_forward_pass(wing, positions, shar
         assert np.abs(shifted - exact).max() > 1e-3
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "options", [{}, {"temperature": 0}, {"temperature": 0.7, "top_k": 3, "top_p": 0.9, "min_p": 0.05}]
 )
@@ -273,6 +275,7 @@ def test_a_weight_turned_for_many_rows_multiplies_as_it_would_for_one(weights):
         assert np.abs(matrix.multiply(x) - exact).max() <= close * np.abs(exact).max()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 @pytest.mark.parametrize("wing", WINGS)
 def test_int8_serves_every_dtype_and_width(wing, dtype):
@@ -288,6 +291,7 @@ def test_int8_serves_every_dtype_and_width(wing, dtype):
     assert 0 < np.abs(found["int8"] - found[None]).max() < 0.1 * np.abs(found[None]).max()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("positions", ["alibi", "rotary"])
 def test_both_wings_decode_alike_from_int8_and_not_as_from_floats(positions):
     pair = models("float32", positions=positions, share_kv=False)

@@ -90,6 +90,7 @@ def test_the_readme_names_the_mistake_of_a_port(folder, capsys):
     assert after in told
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("page", ["README.md", "docs/first-training.md"])
 def test_the_commands_of_a_page_train_resume_and_generate(folder, page, capsysbinary):
     lines = commands(page)
@@ -103,6 +104,7 @@ def test_the_commands_of_a_page_train_resume_and_generate(folder, page, capsysbi
     assert texts[0]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("page", ["README.md", "docs/first-training.md"])
 def test_the_python_of_a_page_trains_resumes_and_generates(folder, page, capsys):
     [code] = [code for code in examples(page) if "palm.train" in code]
@@ -110,6 +112,7 @@ def test_the_python_of_a_page_trains_resumes_and_generates(folder, page, capsys)
     assert capsys.readouterr().out
 
 
+@pytest.mark.whole
 def test_the_first_comparison_says_what_the_tutorial_says(capsys):
     built, compared, looked, planted = examples("docs/first-comparison.md")
     names = run(built + compared + looked, {})
@@ -121,6 +124,7 @@ def test_the_first_comparison_says_what_the_tutorial_says(capsys):
     assert shown[: len(said)] == list(said.values())
 
 
+@pytest.mark.whole
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_the_examples_of_the_frameworks_page_run(capsys):
     names: dict[str, Any] = {}

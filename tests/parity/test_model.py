@@ -48,6 +48,7 @@ def name_of(choices: tuple) -> str:
     return "-".join(map(str, choices))
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("choices", COMBINATIONS, ids=name_of)
 def test_every_combination_meets_the_referee_and_is_causal_in_float64(choices, platform):
     cfg = combination(*choices)
@@ -66,6 +67,7 @@ def test_every_combination_meets_the_referee_and_is_causal_in_float64(choices, p
 
 
 # Each combination of the other choices once, the two kinds of `init` in turn.
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "choices", [c for i, c in enumerate(COMBINATIONS) if i % 2 == (i // 2) % 2], ids=name_of
 )
@@ -95,6 +97,7 @@ GRID = [
 ]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("cfg", "shape"), GRID, ids=lambda x: x if isinstance(x, tuple) else x.positions)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_models_differ_by_rounding_only(dtype, cfg, shape, platform):
@@ -112,6 +115,7 @@ def test_logits_of_a_single_token(platform):
             assert relative(palm.activations(model, tokens)["logits"], exact) <= 1e-13
 
 
+@pytest.mark.whole
 @given(data=st.data())
 def test_any_config_differs_by_rounding_only(data, platform):
     draw = data.draw
@@ -131,6 +135,7 @@ def test_any_config_differs_by_rounding_only(data, platform):
     assert found.agree, found.verdict
 
 
+@pytest.mark.whole
 def test_attention_paths_are_one_function(platform):
     cfg = dataclasses.replace(GRID[0][0], heads=3)
     blockwise, _ = pair(cfg, "float32", platform, attention="blockwise")
@@ -139,6 +144,7 @@ def test_attention_paths_are_one_function(platform):
     assert found.agree, found.verdict
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "changes", [{"dim": 2, "norm": "layernorm"}, {"dim": 1}, {"positions": "rotary"}], ids=str
 )
@@ -150,6 +156,7 @@ def test_gradients_that_cancel_are_no_false_alarm(changes, platform):
     assert found.agree, found.verdict
 
 
+@pytest.mark.whole
 def test_a_large_vocabulary_is_no_false_alarm(platform):
     cfg = palm.PaLMConfig(num_tokens=30_000, dim=8, depth=1, heads=2, dim_head=4).resolve("jax")
     found = palm.compare(*pair(cfg, "float32", platform), draw_tokens(cfg, (2, 64)))

@@ -59,6 +59,7 @@ def worst(wing: Any, kind: str, dtype: str, shape: tuple[int, ...], spoil: float
     return max(errors)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", BARS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", KINDS)

@@ -44,6 +44,7 @@ def worst(found, expected):
     return max(rms(a - b) / rms(b) for a, b in pairs)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("at_once", [1, 3, 5, 12, 13])
 @pytest.mark.parametrize("wing", WINGS)
 def test_parts_of_any_size_give_the_loss_and_gradients_of_the_whole(wing, at_once, monkeypatch):
@@ -114,6 +115,7 @@ def _sizes(jaxpr):
                 yield from _sizes(inner)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("backend", WINGS)
 def test_a_training_step_in_parts_is_the_step_of_the_whole(backend, monkeypatch):
     cfg = palm.preset("tiny", depth=1)

@@ -20,6 +20,7 @@ def bias(cfg, length):
     return evaluate
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("heads", HEADS)
 def test_alibi_bias_is_bit_identical_and_rounded_once(heads, length, platform):
@@ -55,6 +56,7 @@ def rotation(cfg):
     return evaluate
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("length", [*LENGTHS, 4096])
 @pytest.mark.parametrize("dim_head", [2, 6, 64])
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -65,12 +65,14 @@ def faults(
     return [name for name, error in zip(NAMES, errors, strict=True) if not error <= BARS[dtype]]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("n", "heads"), [(128, 1), (128, 8), (256, 3), (256, 8)])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_kernel_differs_from_the_textbook_by_rounding_only(kernel, n, heads):
     assert faults(kernel, inputs(n, heads, 128), "float32") == []
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("n", "heads", "e", "dtype"), [(300, 3, 128, "float32"), (300, 2, 10, "bfloat16")])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_so_do_several_blocks_and_what_does_not_fill_them(kernel, n, heads, e, dtype, monkeypatch):
@@ -85,6 +87,7 @@ def test_one_token_alone_is_its_value(kernel):
     np.testing.assert_array_equal(found, np.broadcast_to(v[:, :, None], q.shape))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dtype", BARS)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_wrong_scale_is_caught(kernel, dtype):
@@ -94,12 +97,14 @@ def test_a_wrong_scale_is_caught(kernel, dtype):
     assert faults(kernel, inputs(128, 3, 128), dtype, unscaled) == list(NAMES)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("mask", [splash_kernels.FullMask, partial(splash_kernels.CausalMask, offset=1)])
 def test_a_wrong_mask_of_the_splash_kernel_is_caught(mask, monkeypatch):
     monkeypatch.setattr(splash_kernels, "CausalMask", mask)
     assert faults("splash", inputs(128, 3, 128), "float32") == list(NAMES)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kernel", ["pallas", "pallas, ALiBi"])
 def test_a_wrong_mask_of_our_kernels_is_caught(kernel, monkeypatch):
     right = pallas_kernels._scores
@@ -111,6 +116,7 @@ def test_a_wrong_mask_of_our_kernels_is_caught(kernel, monkeypatch):
     assert faults(kernel, inputs(128, 3, 128), "float32") == list(NAMES)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dtype", BARS)
 def test_a_slope_a_hundredth_off_is_caught_in_float32_and_none_at_all_in_both(dtype):
     def flat(kernel, q, k, v):
@@ -125,6 +131,7 @@ def test_a_slope_a_hundredth_off_is_caught_in_float32_and_none_at_all_in_both(dt
         assert faults("pallas, ALiBi", arrays, dtype, steeper) == list(NAMES)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", BARS)
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("x64", [False, True])

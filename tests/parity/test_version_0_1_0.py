@@ -19,7 +19,7 @@ BACKENDS = ("torch", "jax")
 OTHERWISE = {"float64": 1e-12, "float32": 1e-4, "bfloat16": 0.1}
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=["torch", pytest.param("jax", marks=pytest.mark.whole)])
 def computed(request, tmp_path_factory):
     """A wing's results by the present code and by version 0.1.0, in a process of its own."""
     out = tmp_path_factory.mktemp("results") / "results.json"
@@ -101,6 +101,7 @@ def test_a_bundle_of_version_0_1_0_agrees_with_a_live_side(name):
     assert palm.compare(bundle, model, checkpoint=WRITTEN / f"checkpoint-{name}").agree
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["run-torch", "run-jax-tokenizer"])
 def test_a_run_of_version_0_1_0_goes_on(name, backend, tmp_path):

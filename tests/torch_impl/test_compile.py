@@ -19,6 +19,7 @@ def dynamo():
     torch._dynamo.reset()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("positions", "attention"),
     [("alibi", "blockwise"), ("rotary", "textbook"), ("rotary", "sdpa")],

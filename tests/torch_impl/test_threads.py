@@ -34,6 +34,7 @@ print(moments("step"), moments("_step") > 0, denormals())
 """
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.skipif(os.cpu_count() == 1, reason="one core has no second thread")
 @pytest.mark.parametrize("start", ["warm", "cold"])
 def test_a_run_flushes_denormals_in_all_its_threads_and_leaves_the_others_alone(start):

@@ -51,6 +51,7 @@ def distance(ours, theirs):
     return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
 
 
+@pytest.mark.sampled(3)
 def test_the_config_is_read_from_the_weights(case, source):
     sizes, original, _ = case
     config, _ = read_upstream(original.model, source)
@@ -60,6 +61,7 @@ def test_the_config_is_read_from_the_weights(case, source):
     assert config == expected
 
 
+@pytest.mark.sampled(4)
 def test_the_logits_are_the_originals(case, source, backend):
     _, original, batches = case
     model = from_upstream(original.model, source, backend=backend)

@@ -39,6 +39,7 @@ def save(built, folder, dtype="float32"):
     return path
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_it_agrees_with_palm_in_both_frameworks(originals, source, backend, tmp_path, dtype):
     """Six heads have ALiBi slopes that float32 rounds: in float64 they must not be."""
@@ -156,6 +157,7 @@ def test_the_documented_example(originals, tmp_path, monkeypatch, capsys):
     assert wrong.endswith("Build the model with positions='alibi', or fix the port.")
 
 
+@pytest.mark.whole
 def test_a_live_original_is_a_side_of_the_command(tmp_path):
     arguments = ["palm_pytorch.palm_lite", "jax", "--length", "24", "--batch", "1", "--out", str(tmp_path)]
     done = subprocess.run(

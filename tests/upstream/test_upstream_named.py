@@ -172,6 +172,7 @@ def tokens(seed):
     return np.random.default_rng(seed).integers(0, 29, (2, 40))
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("seed", [11, 12])
 @pytest.mark.parametrize("name", CASES)
 def test_the_wrong_setting_is_named(saved, table, name, seed):

@@ -37,6 +37,7 @@ def compared(
     return palm.compare(my_port, palm.from_numpy(config, weights, backend="torch"), tokens)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(
     ("port", "changes"),
@@ -103,6 +104,7 @@ def test_the_other_initialisation_is_told_by_its_logit_scale():
     )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("port", "mistake", "value", "cause", "told"),
     [
@@ -171,6 +173,7 @@ def test_the_roundest_number_has_the_fewest_digits():
     assert roundest(np.pi, lambda x: x == np.pi) == np.pi
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("times", [1.3, 1.6])
 def test_a_distance_just_above_rounding_is_not_fitted_away(times):
     """Noise, of which a factor that is free takes off what lies in its direction: no explanation."""

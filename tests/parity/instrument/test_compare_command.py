@@ -24,6 +24,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_compare_agrees_and_writes_its_reports(dtype, tmp_path):
     done = run(*SMALL, "--dtype", dtype, "--out", str(tmp_path))
@@ -51,6 +52,7 @@ def test_compare_differs_with_status_1_and_names_the_tap(tmp_path):
     assert report["first_divergence"] == "blocks.0.feedforward"
 
 
+@pytest.mark.whole
 def test_compare_takes_a_checkpoint_and_any_text(tmp_path):
     path = palm.save(palm.build(palm.preset("tiny"), backend="jax", seed=4), tmp_path / "checkpoint")
     text = tmp_path / "text"

@@ -102,6 +102,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize(
     ("fault", "side"),
@@ -144,6 +145,7 @@ def coarse_positions(original):
     return table
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("wing", "name", "patch", "positions", "tap"),
     [

@@ -190,6 +190,7 @@ def named(found: Comparison) -> list[Diagnosis]:
     return list(found.diagnoses)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("name", "wing"), CASES)
 def test_a_fault_is_found_at_its_tap_and_named(name, wing, monkeypatch):
     fault, _, positions, length, tap, cause = FAULTS[name]
@@ -206,6 +207,7 @@ def test_a_fault_is_found_at_its_tap_and_named(name, wing, monkeypatch):
         assert first.fix in first.sentence
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("positions", ["alibi", "rotary"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_right_sides_have_nothing_to_diagnose(positions, dtype):
@@ -229,6 +231,7 @@ class Infinite(Linear):
         return super().forward(x) / torch.zeros(())
 
 
+@pytest.mark.whole
 def test_two_faults_in_different_blocks_are_both_found():
     def change(model: Any) -> None:
         model.blocks[0].norm.config = dataclasses.replace(model.config, norm_eps=1e-2, norm_eps_mode="add")

@@ -79,6 +79,7 @@ def test_a_recorded_way_is_that_of_palm_train(train, torch_runs):
     assert np.array_equal(np.concatenate([a.ravel() for a in arrays.values()]), torch_runs[0].weights[-1])
 
 
+@pytest.mark.whole
 def test_processes_of_their_own_agree_too_and_report_each_step(tmp_path):
     model = palm.build(CONFIG, backend="jax", seed=4)
     checkpoint = palm.save(model, tmp_path / "checkpoint")
@@ -97,6 +98,7 @@ def test_processes_of_their_own_agree_too_and_report_each_step(tmp_path):
     assert training_steps(dataclasses.replace(RECIPE, steps=4)) == 6
 
 
+@pytest.mark.whole
 def test_the_command_finds_a_fault_that_only_training_shows(tmp_path):
     # In one wing's code, put there before palm compare starts: a tenth more decay, of every parameter.
     (tmp_path / "sitecustomize.py").write_text(

@@ -27,10 +27,12 @@ def sentence(found):
     return [(one.side, one.taps, one.cause) for one in found.diagnoses]
 
 
+@pytest.mark.whole
 def test_a_right_backward_pass_has_no_diagnosis():
     assert palm.compare(*models(), TOKENS).diagnoses == ()
 
 
+@pytest.mark.whole
 def test_a_detached_key_is_found_in_its_block():
     t, j = models()
     layer = t.blocks[1].attention.key_value

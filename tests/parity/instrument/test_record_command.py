@@ -32,6 +32,7 @@ def excerpts(models):
     return {backend: record_excerpt(model, TOKENS, seed=5) for backend, model in models.items()}
 
 
+@pytest.mark.whole
 def test_a_model_is_recorded_and_compared_by_its_path(models, tmp_path):
     for backend, model in models.items():
         assert palm.record(model, TOKENS, tmp_path / backend, seed=5) == tmp_path / backend
@@ -108,6 +109,7 @@ def test_weights_of_an_excerpt_are_drawn_again_from_the_seed_or_not_at_all(excer
     assert palm.compare(*forged).diagnoses == ()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("backend", "mode"),
     [

@@ -35,6 +35,7 @@ def report_of(folder: Path, done: subprocess.CompletedProcess[str], status: int 
     return report
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("a", "b", "labels"),
     [
@@ -56,6 +57,7 @@ def test_any_two_live_sides_of_one_model_agree(tmp_path, a, b, labels):
     assert ("textbook" in a, "compile=off" in b) == (flags[0][0] == "textbook", flags[1][1] == "off")
 
 
+@pytest.mark.whole
 def test_repeating_tells_how_sure_it_is(tmp_path):
     report = report_of(tmp_path, run("compare", *SMALL, "--repeat", "3", "--out", tmp_path))
     assert report["repeats"]["seeds"] == [0, 1, 2]
@@ -64,6 +66,7 @@ def test_repeating_tells_how_sure_it_is(tmp_path):
     assert 0 < low < middle < high, "other weights and other text each time"
 
 
+@pytest.mark.whole
 def test_two_checkpoints_differ_in_their_weights(tmp_path):
     for seed in (1, 2):
         palm.save(palm.build(palm.preset("tiny"), backend="torch", seed=seed), tmp_path / f"step-{seed}")
@@ -76,6 +79,7 @@ def test_two_checkpoints_differ_in_their_weights(tmp_path):
     assert only["detail"].startswith("19 of 23 tensors differ; most of all, "), "norms all start at 1"
 
 
+@pytest.mark.whole
 def test_a_bundle_is_compared_with_another_and_with_a_live_side(tmp_path):
     for name, side, options in (
         ("excerpt", "jax", []),
@@ -92,6 +96,7 @@ def test_a_bundle_is_compared_with_another_and_with_a_live_side(tmp_path):
         assert report_of(tmp_path, run("compare", a, b, "--out", tmp_path))["outcome"] == "agree"
 
 
+@pytest.mark.whole
 def test_a_recorded_fault_is_named_where_neither_framework_is(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(FAULTY_JAX)
     done = run("record", "jax", *SMALL, "--out", tmp_path / "jax", PYTHONPATH=python_path(tmp_path))
@@ -104,6 +109,7 @@ def test_a_recorded_fault_is_named_where_neither_framework_is(tmp_path):
     assert [diagnosis["cause"] for diagnosis in report["diagnoses"]] == ["up/gate swapped"]
 
 
+@pytest.mark.whole
 def test_a_checkpoints_excerpt_needs_the_checkpoint_to_say_why(tmp_path):
     palm.save(palm.build(palm.preset("tiny"), backend="torch", seed=1), tmp_path / "weights")
     palm.save(palm.build(palm.preset("tiny"), backend="torch", seed=2), tmp_path / "others")
@@ -121,6 +127,7 @@ def test_a_checkpoints_excerpt_needs_the_checkpoint_to_say_why(tmp_path):
     )
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

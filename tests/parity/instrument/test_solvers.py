@@ -18,6 +18,7 @@ SOLVED = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("seed", "name"), list(enumerate(SOLVED)), ids=str)
 def test_what_is_free_in_a_fault_is_solved(seed, name):
     wing = WINGS[seed % 2]
@@ -34,6 +35,7 @@ def test_what_nobody_knows_stays_unknown(name):
     assert (found.diagnoses[0].taps[0], found.diagnoses[0].cause) == (planted.tap, "unknown")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("wing", WINGS)
 def test_another_order_of_sums_is_no_fault(wing):
     assert trial("sums in another order", wing, 0)[1].agree

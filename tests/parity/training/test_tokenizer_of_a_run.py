@@ -95,6 +95,7 @@ def test_loaded_converted_and_saved_models_have_it(trained, tokenizer, tmp_path)
     assert palm.tokenizer_of(again).digest == trained.tokenizer.digest
 
 
+@pytest.mark.sampled(1)
 def test_the_run_goes_on_with_it_in_the_other_wing(trained, tokenizer, tmp_path):
     shutil.copytree(trained.path, tmp_path / "run")
     resumed = palm.resume(tmp_path / "run", backend=other(trained), steps=6)
@@ -151,6 +152,7 @@ def test_ids_without_a_tokenizer_are_not_taken_for_bytes(wing, tmp_path):
         palm.train(config(), recipe(), ids, backend=wing, cadence=palm.Cadence(sample_every=1))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("wing", WINGS)
 def test_a_run_on_bytes_is_one_of_bytes_whatever_its_vocabulary(wing, tmp_path):
     run = palm.train(config(300), recipe(), TEXT.encode(), backend=wing, out=tmp_path / "run")

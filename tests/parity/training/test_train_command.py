@@ -112,6 +112,7 @@ def test_ctrl_c_ends_a_run_cleanly_with_a_checkpoint(text, tmp_path):
     assert (run / f"step-{steps[-1]:08d}").is_dir()
 
 
+@pytest.mark.whole
 def test_a_folder_may_be_called_anything(text, tmp_path):
     """What looks like rich's markup is printed as it is, for a user to paste."""
     run = tmp_path / "run[lr=0.04][/a]"
@@ -121,6 +122,7 @@ def test_a_folder_may_be_called_anything(text, tmp_path):
     assert f"{run}/loss.png" in done.stderr
 
 
+@pytest.mark.whole
 def test_a_reader_that_has_seen_enough_ends_the_text_quietly(text, tmp_path):
     new = ["train", "--backend", "torch", *SMALL, *PACE, "--data", text, "--steps", "1"]
     assert palm(*new, "--out", tmp_path / "run").returncode == 0
@@ -165,6 +167,7 @@ def test_what_is_wrong_is_told_in_a_line(arguments, told, tmp_path, monkeypatch)
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.whole
 def test_a_run_goes_on_under_flags_that_say_what_it_does(text, tmp_path):
     run = tmp_path / "run"
     ramp = ["--ramp", "2", "4", "3", "6"]
@@ -179,6 +182,7 @@ def test_a_run_goes_on_under_flags_that_say_what_it_does(text, tmp_path):
     assert "got ramp=((2, 4), (3, 8)), but the run has ramp=((2, 4), (3, 6))." in done.stderr
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_compiled_programs_are_kept_in_a_folder_and_taken_from_there(backend, text, tmp_path):
     """Torch compiles nothing on a CPU, and takes the flag all the same."""

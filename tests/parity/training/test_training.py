@@ -55,6 +55,7 @@ def distance(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
     return max(rms(a[name] - b[name]) / (rms(a[name]) or 1.0) for name in a)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 @pytest.mark.parametrize("wing", WINGS)
 def test_a_step_is_the_referees_gradient_clipped_and_the_referees_update(wing, optimizer):
@@ -78,6 +79,7 @@ def test_a_step_is_the_referees_gradient_clipped_and_the_referees_update(wing, o
         assert rms(found[name] - (array - update)) <= 1e-12 * rms(update), name
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("wing", WINGS)
 def test_four_micro_batches_have_the_gradient_of_the_whole(wing):
     with jax.enable_x64(True):
@@ -95,6 +97,7 @@ def test_four_micro_batches_have_the_gradient_of_the_whole(wing):
     assert outcomes[0].loss == pytest.approx(outcomes[1].loss, rel=1e-13)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("remat", [True, "feedforward"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("wing", WINGS)
@@ -134,6 +137,7 @@ def stored_bytes(wing: str, remat: Remat) -> int:
     return sum(sizes.values())
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("wing", WINGS)
 def test_what_is_computed_again_is_not_stored(wing):
     everything, without_feedforward, blocks_only = (
@@ -143,6 +147,7 @@ def test_what_is_computed_again_is_not_stored(wing):
     assert without_feedforward < 0.8 * everything
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("wing", WINGS)
 def test_mixed_precision_computes_in_bfloat16_and_learns_in_float32(wing):
     learner, wide = (trainer(wing, recipe(precision=precision)) for precision in ("bfloat16", "float32"))
@@ -184,6 +189,7 @@ def test_a_gradient_that_is_not_finite_updates_nothing_and_is_named(wing):
     assert not any(array.any() for array in learner.moments().values())
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("first", WINGS)
 def test_a_resumed_run_is_bit_for_bit_the_unbroken_one_and_the_other_wing_goes_on_to_rounding(
     first, tmp_path
@@ -359,6 +365,7 @@ def test_a_rewind_to_a_damaged_checkpoint_deletes_nothing(tmp_path, monkeypatch)
     assert palm.resume(tmp_path / "run", data=TEXT).step == 8
 
 
+@pytest.mark.whole
 def test_rewinds_far_apart_are_not_counted_together(tmp_path, monkeypatch):
     original, calls = torch_impl.Trainer.step, []
 
