@@ -30,7 +30,7 @@ def block_of(model, i):
     return jax.tree.map(lambda leaf: leaf[i], model.blocks)
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.whole
 def test_each_module_called_alone_gives_the_tap_of_the_whole_pass(model):
     """One operation at a time: compiled together, operations may round otherwise than alone."""
     with jax.disable_jit():
@@ -51,6 +51,7 @@ def test_each_module_called_alone_gives_the_tap_of_the_whole_pass(model):
         assert np.array_equal(model.logits(taps["norm"]), taps["logits"])
 
 
+@pytest.mark.sampled(1)
 def test_what_is_measured_is_what_runs(model):
     """The compiled program that gives the taps has the logits of the one that does not."""
     taps = model.activations(TOKENS)
@@ -63,6 +64,7 @@ def block_changed(model):
     return eqx.tree_at(lambda m: m.blocks.attention.out.weight, model, replace_fn=lambda w: w.at[1].mul(1.01))
 
 
+@pytest.mark.sampled(1)
 def test_a_blocks_tap_sees_every_value_and_may_replace_it(model):
     x, block = model.embedding(TOKENS), block_of(model, 0)
     positions, seen = model.positions(TOKENS.shape[1], x), []

@@ -97,6 +97,7 @@ def test_float32_products_are_never_left_to_an_accelerators_fewer_digits(path, p
     assert precisions(program, on(path, model), tokens) == {(highest, highest)}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("path", ["blockwise", "splash", "pallas"])
 def test_bfloat16_products_are_not_slowed_down(path, config, tokens):
     found = precisions(gradient, on(path, palm.build(config, backend="jax", dtype="bfloat16")), tokens)
@@ -110,6 +111,7 @@ def test_a_precision_the_user_chose_is_kept(model, tokens):
         assert precisions(gradient, model, tokens) == {(high, high)}
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("path", ["splash", "pallas"])
 def test_a_kernel_gets_a_precision_that_its_compiler_knows(path, config, model, tokens):
     default, high, highest = jax.lax.Precision

@@ -275,7 +275,7 @@ def test_a_weight_turned_for_many_rows_multiplies_as_it_would_for_one(weights):
         assert np.abs(matrix.multiply(x) - exact).max() <= close * np.abs(exact).max()
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.whole
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 @pytest.mark.parametrize("wing", WINGS)
 def test_int8_serves_every_dtype_and_width(wing, dtype):

@@ -90,7 +90,7 @@ def test_the_readme_names_the_mistake_of_a_port(folder, capsys):
     assert after in told
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.whole
 @pytest.mark.parametrize("page", ["README.md", "docs/first-training.md"])
 def test_the_commands_of_a_page_train_resume_and_generate(folder, page, capsysbinary):
     lines = commands(page)

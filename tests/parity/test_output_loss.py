@@ -115,7 +115,7 @@ def _sizes(jaxpr):
                 yield from _sizes(inner)
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.whole
 @pytest.mark.parametrize("backend", WINGS)
 def test_a_training_step_in_parts_is_the_step_of_the_whole(backend, monkeypatch):
     cfg = palm.preset("tiny", depth=1)

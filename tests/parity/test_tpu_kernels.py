@@ -72,7 +72,7 @@ def test_a_kernel_differs_from_the_textbook_by_rounding_only(kernel, n, heads):
     assert faults(kernel, inputs(n, heads, 128), "float32") == []
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.whole
 @pytest.mark.parametrize(("n", "heads", "e", "dtype"), [(300, 3, 128, "float32"), (300, 2, 10, "bfloat16")])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_so_do_several_blocks_and_what_does_not_fill_them(kernel, n, heads, e, dtype, monkeypatch):
@@ -80,6 +80,7 @@ def test_so_do_several_blocks_and_what_does_not_fill_them(kernel, n, heads, e, d
     assert faults(kernel, inputs(n, heads, e), dtype) == []
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_one_token_alone_is_its_value(kernel):
     q, k, v, _ = (x[:, :1].astype(np.float32) for x in inputs(128, 3, 128))
@@ -116,7 +117,7 @@ def test_a_wrong_mask_of_our_kernels_is_caught(kernel, monkeypatch):
     assert faults(kernel, inputs(128, 3, 128), "float32") == list(NAMES)
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.whole
 @pytest.mark.parametrize("dtype", BARS)
 def test_a_slope_a_hundredth_off_is_caught_in_float32_and_none_at_all_in_both(dtype):
     def flat(kernel, q, k, v):
@@ -148,6 +149,7 @@ def test_what_a_tpu_would_run_can_be_written_in_its_language_whatever_x64_is(x64
     assert has_kernel == (not x64 or kernel != "splash")  # with x64 it goes blockwise
 
 
+@pytest.mark.whole
 def test_alibi_distance_is_exact_in_bfloat16():
     """Queries and keys of zero leave ALiBi alone, and values that mark the first keys show their weights."""
     n, slope, shown = 700, 1 / 64, 16
@@ -164,6 +166,7 @@ def test_alibi_distance_is_exact_in_bfloat16():
     assert error(distance.astype(numpy_dtype("bfloat16")).astype(np.float64)) > 6  # as if not
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("attend", [splash_attention, pallas_attention])
 def test_what_a_kernel_does_not_take_goes_blockwise(attend):
     """Neither is interpreted here, and the kernels cannot run on a CPU."""

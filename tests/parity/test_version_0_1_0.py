@@ -94,6 +94,7 @@ def test_a_bfloat16_checkpoint_of_version_0_1_0_loads(backend):
     assert palm.dtype_of(palm.load(WRITTEN / "checkpoint-bfloat16", backend=backend)) == "bfloat16"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_bundle_of_version_0_1_0_agrees_with_a_live_side(name):
     model = palm.load(WRITTEN / f"checkpoint-{name}", backend=name)

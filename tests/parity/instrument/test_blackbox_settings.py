@@ -37,7 +37,7 @@ def compared(
     return palm.compare(my_port, palm.from_numpy(config, weights, backend="torch"), tokens)
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(
     ("port", "changes"),
@@ -87,6 +87,7 @@ def test_an_output_matrix_loaded_over_the_tied_embedding_is_named():
     assert "tie_embeddings=True instead of False, the output matrix for both" in found.verdict
 
 
+@pytest.mark.whole
 def test_another_config_and_a_mistake_are_named_together():
     found = compared(in_numpy, {"positions": "alibi"}, "layout")
     assert found.likenesses[0].cause == "config and rotary layout", found.verdict
@@ -104,7 +105,7 @@ def test_the_other_initialisation_is_told_by_its_logit_scale():
     )
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("port", "mistake", "value", "cause", "told"),
     [

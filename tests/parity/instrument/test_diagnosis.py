@@ -190,7 +190,7 @@ def named(found: Comparison) -> list[Diagnosis]:
     return list(found.diagnoses)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("name", "wing"), CASES)
 def test_a_fault_is_found_at_its_tap_and_named(name, wing, monkeypatch):
     fault, _, positions, length, tap, cause = FAULTS[name]

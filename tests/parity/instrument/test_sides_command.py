@@ -35,7 +35,7 @@ def report_of(folder: Path, done: subprocess.CompletedProcess[str], status: int 
     return report
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("a", "b", "labels"),
     [

@@ -29,6 +29,7 @@ def test_what_is_free_in_a_fault_is_solved(seed, name):
     assert first.after <= first.bound < first.before
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["a temperature a head", "tanh on values"])
 def test_what_nobody_knows_stays_unknown(name):
     planted, found = trial(name, "torch", 0)

@@ -29,6 +29,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.whole
 def test_a_run_starts_in_one_framework_ends_in_the_other_and_both_write_the_same_text(text, tmp_path):
     run = tmp_path / "run"
     new = ["train", "--backend", "jax", *SMALL, *PACE, "--data", text, "--steps", "4", "--out", run]

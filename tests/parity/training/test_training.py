@@ -97,7 +97,7 @@ def test_four_micro_batches_have_the_gradient_of_the_whole(wing):
     assert outcomes[0].loss == pytest.approx(outcomes[1].loss, rel=1e-13)
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.whole
 @pytest.mark.parametrize("remat", [True, "feedforward"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("wing", WINGS)
@@ -137,7 +137,7 @@ def stored_bytes(wing: str, remat: Remat) -> int:
     return sum(sizes.values())
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.whole
 @pytest.mark.parametrize("wing", WINGS)
 def test_what_is_computed_again_is_not_stored(wing):
     everything, without_feedforward, blocks_only = (
