@@ -25,6 +25,8 @@ APART = ("--ignore=tests/browser", "--ignore=tests/endurance", "--ignore=tests/f
 # Hundreds of small programs are compiled once and run once. `parity` runs the grid at full effort.
 # One thread for each process: two on two cores would only wait for one another.
 QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "OMP_NUM_THREADS": "1"}
+# The core that knows of frameworks. Beside one wing it runs alone; with `-- --whole`, all of the core does.
+AWARE = ("tests/core/test_import.py", "tests/core/test_startup.py", "tests/core/checkpoint", "tests/core/cli")
 # What runs once more with the shapes in signatures checked at each call.
 SHAPED = (
     "tests/core/spec/test_forward.py",
@@ -86,14 +88,16 @@ def core(session: nox.Session) -> None:
 def torch_only(session: nox.Session) -> None:
     """The torch wing on a machine without JAX."""
     install(session, "torch", "tests")
-    session.run("pytest", "tests/core", "tests/torch_impl", *session.posargs, env=QUICK)
+    own = ("tests/core",) if "--whole" in session.posargs else AWARE
+    session.run("pytest", *own, "tests/torch_impl", *session.posargs, env=QUICK)
 
 
 @nox.session
 def jax_only(session: nox.Session) -> None:
     """The JAX wing on a machine without torch."""
     install(session, "jax", "tests")
-    session.run("pytest", "tests/core", "tests/jax_impl", *session.posargs, env=QUICK)
+    own = ("tests/core",) if "--whole" in session.posargs else AWARE
+    session.run("pytest", *own, "tests/jax_impl", *session.posargs, env=QUICK)
 
 
 @nox.session
@@ -218,7 +222,7 @@ def bench(session: nox.Session) -> None:
 def gpu(session: nox.Session) -> None:
     """What benchmarks/gpu.sh does on an accelerator, in small on this machine's CPU: a few minutes."""
     install(session, "all", "tests", "peers", "bench")
-    session.run("bash", "benchmarks/gpu.sh", "--dry-run", *session.posargs, external=True)
+    session.run("bash", "benchmarks/gpu.sh", "--dry-run", *session.posargs, external=True, env=QUICK)
 
 
 @nox.session(python="3.12")
