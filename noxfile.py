@@ -20,7 +20,7 @@ CONSTRAINTS = ("--no-compile", "-c", "constraints.txt")
 UPSTREAM = ("PaLM-pytorch==0.2.2", "PaLM-jax==0.1.2")
 
 
-# What the whole suite leaves to sessions of their own: a browser, and what takes half an hour or more.
+# What the suite leaves to sessions of their own: a browser, and what takes half an hour or more.
 APART = ("--ignore=tests/browser", "--ignore=tests/endurance", "--ignore=tests/faults")
 # Hundreds of small programs are compiled once and run once. `parity` runs the grid at full effort.
 # One thread for each process: two on two cores would only wait for one another.
@@ -52,21 +52,22 @@ def install_upstream(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The suite: core, both wings, parity, originals. It samples the largest grids; `whole` runs all."""
-    install(session, "all", "tests", "peers")
-    install_upstream(session)
     run_suite(session, session.posargs, *([] if session.posargs else [("-q", "--shapes", *SHAPED)]))
 
 
 @nox.session
 def whole(session: nox.Session) -> None:
     """Every case of every test in `tests`: half an hour. `browser`, `endurance`, `faults` are apart."""
-    install(session, "all", "tests", "peers")
-    install_upstream(session)
     run_suite(session, ("--whole", *session.posargs))
 
 
 def run_suite(session: nox.Session, *runs: Sequence[str]) -> None:
-    """Run pytest with each of the given arguments, in two processes that share what they compile."""
+    """Install everything, and run pytest with each of the given arguments, in two processes.
+
+    Each program is compiled once for all of them.
+    """
+    install(session, "all", "tests", "peers")
+    install_upstream(session)
     # What takes half an hour does not run here, but must not rot either.
     session.run("pytest", "tests/endurance", "tests/faults", "--collect-only", "-q", silent=True)
     compiled = Path(session.virtualenv.location, "compiled").resolve()
@@ -87,17 +88,20 @@ def core(session: nox.Session) -> None:
 @nox.session
 def torch_only(session: nox.Session) -> None:
     """The torch wing on a machine without JAX."""
-    install(session, "torch", "tests")
-    own = ("tests/core",) if "--whole" in session.posargs else AWARE
-    session.run("pytest", *own, "tests/torch_impl", *session.posargs, env=QUICK)
+    run_wing(session, "torch")
 
 
 @nox.session
 def jax_only(session: nox.Session) -> None:
     """The JAX wing on a machine without torch."""
-    install(session, "jax", "tests")
+    run_wing(session, "jax")
+
+
+def run_wing(session: nox.Session, wing: str) -> None:
+    """Install one framework, and run its wing's tests and those of the core that know of frameworks."""
+    install(session, wing, "tests")
     own = ("tests/core",) if "--whole" in session.posargs else AWARE
-    session.run("pytest", *own, "tests/jax_impl", *session.posargs, env=QUICK)
+    session.run("pytest", *own, f"tests/{wing}_impl", *session.posargs, env=QUICK)
 
 
 @nox.session
@@ -234,7 +238,7 @@ def versions(session: nox.Session) -> None:
     releases = session.posargs or ("torch==2.11.0", "jax==0.11.2")
     requirements = [requirement for name in ("tests", "peers", "bench") for requirement in group(name)]
     session.install("-e", ".[all]", *requirements, *releases)
-    session.run("bash", "benchmarks/gpu.sh", "--dry-run", external=True)
+    session.run("bash", "benchmarks/gpu.sh", "--dry-run", external=True, env=QUICK)
 
 
 @nox.session

@@ -60,8 +60,8 @@ def main() -> None:
     how = ["-q", "--tb=short", "-p", "no:cacheprovider", "-o", "filterwarnings=default"]
     if not asked.dry_run:
         how.append("--whole")
-    if not asked.dry_run and importlib.util.find_spec("xdist"):
-        how += ["-n", str(min(MOST_WORKERS, os.cpu_count() or 1)), "--dist", "worksteal"]
+        if importlib.util.find_spec("xdist"):
+            how += ["-n", str(min(MOST_WORKERS, os.cpu_count() or 1)), "--dist", "worksteal"]
     platform = "cpu" if asked.dry_run else "gpu"
     status = pytest.main([*how, "--platform", platform, *tests], plugins=[counted])
     counted.keep()

@@ -59,34 +59,33 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--whole"):
         return
+    left_out = {item for item in items if item.get_closest_marker("whole")}
     cases: dict[tuple[Path, str], list[pytest.Function]] = {}
-    left_out = [item for item in items if item.get_closest_marker("whole")]
     for item in items:
-        if item.get_closest_marker("sampled") and isinstance(item, pytest.Function) and item not in left_out:
+        if item not in left_out and item.get_closest_marker("sampled"):
             cases.setdefault((item.path, item.originalname), []).append(item)
     for of_one_test in cases.values():
-        [count] = of_one_test[0].iter_markers("sampled").__next__().args
-        chosen = _sample(of_one_test, count)
-        left_out += [item for item in of_one_test if item not in chosen]
-    config.hook.pytest_deselected(items=left_out)
+        [count] = of_one_test[0].get_closest_marker("sampled").args
+        left_out |= set(of_one_test) - set(_sample(of_one_test, count))
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]
 
 
 def _sample(cases: list[pytest.Function], count: int) -> list[pytest.Function]:
     """So many cases, each the one that brings most values of parameters, and pairs, that none has so far."""
+    left = {case: set(itertools.combinations_with_replacement(_values(case), 2)) for case in cases}
     chosen: list[pytest.Function] = []
-    seen: set[frozenset[tuple[str, str]]] = set()
-    left = {case: _pairs(case) for case in cases}
     while left and len(chosen) < count:
-        best = max(left, key=lambda case: len(left[case] - seen))
-        seen |= left.pop(best)
+        best = max(left, key=lambda case: len(left[case]))
+        brought = left.pop(best)
+        left = {case: pairs - brought for case, pairs in left.items()}
         chosen.append(best)
     return chosen
 
 
-def _pairs(case: pytest.Function) -> set[frozenset[tuple[str, str]]]:
-    values = [(name, str(value)) for name, value in case.callspec.params.items()]
-    return {frozenset(pair) for pair in itertools.product(values, repeat=2)}
+def _values(case: pytest.Function) -> list[tuple[str, str]]:
+    # Parameters that are listed together have one number for all, but each its own value.
+    return [(name, str(value)) for name, value in case.callspec.params.items()]
 
 
 def _missing(platform: str) -> str | None:
