@@ -97,7 +97,7 @@ GRID = [
 ]
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("cfg", "shape"), GRID, ids=lambda x: x if isinstance(x, tuple) else x.positions)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_models_differ_by_rounding_only(dtype, cfg, shape, platform):
