@@ -62,9 +62,9 @@ def whole(session: nox.Session) -> None:
 
 
 def run_suite(session: nox.Session, *runs: Sequence[str]) -> None:
-    """Install everything, and run pytest with each of the given arguments, in two processes.
+    """Install everything, and run pytest with each of the given arguments, in three processes.
 
-    Each program is compiled once for all of them.
+    Two would leave two cores idle for a quarter of the time. Each program is compiled once for all.
     """
     install(session, "all", "tests", "peers")
     install_upstream(session)
@@ -75,7 +75,7 @@ def run_suite(session: nox.Session, *runs: Sequence[str]) -> None:
     env = QUICK | {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
     env |= {f"JAX_PERSISTENT_CACHE_MIN_{what}": "0" for what in ("COMPILE_TIME_SECS", "ENTRY_SIZE_BYTES")}
     for arguments in runs:
-        session.run("pytest", "-n", "2", "--dist", "worksteal", *APART, *arguments, env=env)
+        session.run("pytest", "-n", "3", "--dist", "worksteal", *APART, *arguments, env=env)
 
 
 @nox.session

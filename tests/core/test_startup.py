@@ -54,6 +54,7 @@ def test_importing_palm_loads_nothing_dear():
     assert loaded_by("import palm", (*DEAR, "tyro")) == set()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("use", "loads"),
     [
@@ -83,6 +84,7 @@ def test_help_and_version_load_no_command():
         assert loaded_by_command(flag) <= {"rich"}  # which some versions of tyro draw help with
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("command", "module"),
     [
@@ -98,6 +100,7 @@ def test_a_command_loads_its_own_module_only(command, module):
     assert loaded_by_command(command, "--help") & commands == {module}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "order",
     [

@@ -81,6 +81,7 @@ def test_a_blocks_tap_sees_every_value_and_may_replace_it(model):
         assert not np.array_equal(other, out), replaced
 
 
+@pytest.mark.sampled(1)
 def test_a_model_of_a_key_is_shaped_like_one_that_is_built_and_computes(model):
     drawn = PaLM(model.config, key=KEY)
     assert jax.tree.structure(drawn) == jax.tree.structure(model)

@@ -50,6 +50,7 @@ def test_the_class_refuses_a_path_that_cannot_serve_it(attention, words):
         PaLM(small(), attention=attention, key=jax.random.key(0))
 
 
+@pytest.mark.whole
 def test_cudnns_path_goes_blockwise_where_there_is_no_gpu():
     config, key = small(positions="rotary", depth=1, dim_head=8), jax.random.key(0)
     models = [PaLM(config, attention=name, dtype=jnp.bfloat16, key=key) for name in ("cudnn", "blockwise")]

@@ -42,7 +42,7 @@ def slopes_of(wing, cfg, q):
     return wing.alibi_slopes(cfg, dtype=wing.norm.widen(q[:0]).dtype, **where)
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("length", [*LENGTHS, 128, 257])
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("positions", ["alibi", "rotary"])

@@ -52,6 +52,7 @@ def test_a_wrong_shape_is_caught_and_a_right_one_is_not():
     assert found("hooked") == [[True] * 3, [False] * 3]
 
 
+@pytest.mark.whole
 def test_nothing_is_checked_without_being_asked():
     assert found("plain") == [[False] * 3] * 2
 

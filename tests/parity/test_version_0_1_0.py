@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from cases import ROOT
+from filelock import FileLock
 
 import palm
 
@@ -21,11 +22,16 @@ OTHERWISE = {"float64": 1e-12, "float32": 1e-4, "bfloat16": 0.1}
 
 @pytest.fixture(scope="module", params=["torch", pytest.param("jax", marks=pytest.mark.whole)])
 def computed(request, tmp_path_factory):
-    """A wing's results by the present code and by version 0.1.0, in a process of its own."""
-    out = tmp_path_factory.mktemp("results") / "results.json"
+    """A wing's results by the present code and by version 0.1.0, in a process of its own.
+
+    pytest's own processes share them: the first one computes.
+    """
+    out = tmp_path_factory.getbasetemp().parent / f"results-{request.param}.json"
     env = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_ENABLE_X64")}
     env |= {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, PROGRAM, request.param, out], check=True, env=env)
+    with FileLock(f"{out}.lock"):
+        if not (os.environ.get("PYTEST_XDIST_WORKER") and out.exists()):
+            subprocess.run([sys.executable, PROGRAM, request.param, out], check=True, env=env)
     before = json.loads((WRITTEN / f"{request.param}.json").read_text("utf-8"))
     return json.loads(out.read_text("utf-8")), before
 

@@ -29,6 +29,7 @@ def ngram():
         yield module
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("order", range(1, 9))
 @pytest.mark.parametrize("train", [TEXT, SHORT])
 def test_probabilities_sum_to_one_after_seen_and_unseen_bytes(ngram, train, order):

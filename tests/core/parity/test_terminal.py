@@ -40,7 +40,7 @@ def row(text, name):
     return next(line.split() for line in text.splitlines() if line.startswith(f"{name} "))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("labels", LABELS, ids=lambda labels: labels[1])
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("bounds", [{}, {"bound_b": 1e-2}], ids=["one bound", "two bounds"])

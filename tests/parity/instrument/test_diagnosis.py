@@ -242,6 +242,7 @@ def test_two_faults_in_different_blocks_are_both_found():
     assert (second.taps, second.cause) == (("blocks.2.attention_out",), "transposed matrix")
 
 
+@pytest.mark.whole
 def test_weights_that_differ_are_named():
     def change(model: Any) -> None:
         with torch.no_grad():

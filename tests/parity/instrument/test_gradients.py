@@ -104,6 +104,7 @@ def test_a_tied_embedding_whose_gradient_lacks_one_use_is_named(monkeypatch, use
     assert f"only that of {use}" in found.diagnoses[0].detail
 
 
+@pytest.mark.whole
 def test_a_jax_fault_of_a_custom_backward_is_found_nearest_to_the_loss(monkeypatch):
     @jax.custom_vjp
     def swiglu(gate, up):

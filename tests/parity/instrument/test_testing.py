@@ -121,6 +121,7 @@ def test_a_port_that_raises():
 """
 
 
+@pytest.mark.whole
 def test_pytest_shows_the_line_of_the_test_and_no_frame_of_palm(tmp_path):
     (tmp_path / "test_mine.py").write_text(FAILING, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"]

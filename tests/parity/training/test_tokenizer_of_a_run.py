@@ -95,7 +95,7 @@ def test_loaded_converted_and_saved_models_have_it(trained, tokenizer, tmp_path)
     assert palm.tokenizer_of(again).digest == trained.tokenizer.digest
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.whole
 def test_the_run_goes_on_with_it_in_the_other_wing(trained, tokenizer, tmp_path):
     shutil.copytree(trained.path, tmp_path / "run")
     resumed = palm.resume(tmp_path / "run", backend=other(trained), steps=6)

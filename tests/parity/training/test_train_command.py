@@ -84,6 +84,7 @@ def test_a_run_starts_in_one_framework_ends_in_the_other_and_both_write_the_same
     assert len((tmp_path / "log").read_text().splitlines()) == 30
 
 
+@pytest.mark.whole
 def test_ctrl_c_ends_a_run_cleanly_with_a_checkpoint(text, tmp_path):
     run = tmp_path / "run"
     command = [

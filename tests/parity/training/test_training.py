@@ -422,6 +422,7 @@ def test_a_resumed_run_keeps_its_attention_path_and_one_that_fails_to_start_keep
     assert Run(tmp_path / "run").settings()["attention"] == "textbook"
 
 
+@pytest.mark.whole
 def test_an_attention_path_of_one_framework_does_not_carry_over_to_the_other(tmp_path):
     palm.train(config(), recipe(steps=2), TEXT, backend="torch", out=tmp_path / "run", attention="sdpa")
     assert palm.resume(tmp_path / "run", steps=3, data=TEXT).model.path == "sdpa"
