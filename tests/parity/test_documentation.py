@@ -104,6 +104,7 @@ def test_the_commands_of_a_page_train_resume_and_generate(folder, page, capsysbi
     assert texts[0]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("page", ["README.md", "docs/first-training.md"])
 def test_the_python_of_a_page_trains_resumes_and_generates(folder, page, capsys):
     [code] = [code for code in examples(page) if "palm.train" in code]

@@ -92,6 +92,7 @@ def test_a_module_without_shapes_is_seen():
     assert "normalise" in shaped(import_module("palm.spec.functions"))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("code", "absent"),
     [

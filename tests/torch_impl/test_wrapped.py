@@ -368,7 +368,7 @@ def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 CELLS = [(way, door) for way in WAYS for door in DOORS if (way, door) != (random, activations)]
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("way", "door"), CELLS, ids=lambda part: part.__name__)
 def test_palm_answers_for_what_the_forward_pass_computes_or_says_what_to_call(way, door, tmp_path):
     answered, fix = WAYS[way]

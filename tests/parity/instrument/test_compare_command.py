@@ -24,7 +24,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.whole
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_compare_agrees_and_writes_its_reports(dtype, tmp_path):
     done = run(*SMALL, "--dtype", dtype, "--out", str(tmp_path))

@@ -253,6 +253,7 @@ def test_weights_that_differ_are_named():
     assert "blocks.1.feedforward.up differs in 1 of 9,216 elements" in only.sentence
 
 
+@pytest.mark.whole
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_where_numbers_stop_being_finite_is_named():
     def change(model: Any) -> None:
@@ -273,6 +274,7 @@ def test_a_fault_of_some_heads_and_places_says_which(monkeypatch):
     assert first.confined == "heads 1–2 of 6, from position 20 on"
 
 
+@pytest.mark.whole
 def test_a_config_that_differs_is_named():
     cfg = config("alibi")
     weights = draw_weights(cfg, 3, "float32")

@@ -48,6 +48,7 @@ def test_a_model_is_recorded_and_compared_by_its_path(models, tmp_path):
     assert small_one < 0.5 * whole
 
 
+@pytest.mark.whole
 def test_sketches_tell_how_far_apart_the_sides_are_over_all_elements(complete, excerpts):
     """Of all positions, for these are few; the estimate's own error is some percent."""
     whole = palm.compare(*complete.values())

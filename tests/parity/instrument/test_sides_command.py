@@ -127,7 +127,7 @@ def test_a_checkpoints_excerpt_needs_the_checkpoint_to_say_why(tmp_path):
     )
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -36,7 +36,7 @@ def test_what_nobody_knows_stays_unknown(name):
     assert (found.diagnoses[0].taps[0], found.diagnoses[0].cause) == (planted.tap, "unknown")
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.whole
 @pytest.mark.parametrize("wing", WINGS)
 def test_another_order_of_sums_is_no_fault(wing):
     assert trial("sums in another order", wing, 0)[1].agree

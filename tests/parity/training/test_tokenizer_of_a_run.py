@@ -61,6 +61,7 @@ def other(trained):
     return "jax" if palm.backend_of(trained.model) == "torch" else "torch"
 
 
+@pytest.mark.sampled(2)
 def test_the_trained_model_is_given_text_and_gives_text(trained, tokenizer):
     end = palm.generate(trained.model, "the palm ", **OPTIONS)
     assert end.text == tokenizer.decode(end.tokens.tolist())

@@ -148,6 +148,7 @@ def test_a_reader_that_has_seen_enough_ends_the_text_quietly(text, tmp_path):
     assert (process.returncode, told) == (141, b"")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
