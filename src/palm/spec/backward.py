@@ -132,7 +132,7 @@ def attention(
         d_projections |= {"attention.key": d_k, "attention.value": d_v}
     d_y = sum(d @ weights[name].T for name, d in d_projections.items())
     grads = {name: _outer(y, d) for name, d in d_projections.items()}
-    return np.asarray(d_y), grads | {"attention.out": _outer(taps["attention"], d_out)}
+    return np.asanyarray(d_y), grads | {"attention.out": _outer(taps["attention"], d_out)}
 
 
 def unrotate(x: Inexact[np.ndarray, "... n e"], config: PaLMConfig) -> Inexact[np.ndarray, "... n e"]:

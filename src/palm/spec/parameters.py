@@ -214,4 +214,4 @@ def checked_weights(config: PaLMConfig, weights: Named) -> dict[str, np.ndarray]
 
 def upcast(x: np.ndarray) -> np.ndarray:
     """x in float64; a complex x, of which a derivative is taken by a complex step, in complex128."""
-    return np.asarray(x, np.result_type(x, np.float64))
+    return np.asanyarray(x, np.result_type(x, np.float64))

@@ -117,14 +117,25 @@ def test_logits_of_each_type_are_held_to_their_own_rounding():
     assert rough.bound > 1e-3
 
 
-def test_a_port_that_computes_in_less_than_it_returns_is_told_so():
+@pytest.mark.parametrize("factor", [1.0, ROTARY.logit_scale])
+def test_logits_of_a_lower_type_than_they_are_returned_in_are_held_to_that(factor):
     cfg, weights = ROTARY, draw_weights(ROTARY, 5, "float32")
     model = palm.from_numpy(cfg, weights, backend="torch")
     rough = palm.convert(model, backend="torch", dtype="bfloat16")
-    found = palm.compare(lambda ids: rough(torch.as_tensor(ids)).float(), rough, draw_tokens(cfg, 40))
-    assert not found.agree
-    assert found.rounding_of == "bfloat16"
-    assert "Rounding in bfloat16 would explain it" in found.verdict
+
+    def port(ids: np.ndarray) -> torch.Tensor:
+        return (rough(torch.as_tensor(ids)) / factor).float() * factor
+
+    found = palm.compare(port, rough, draw_tokens(cfg, 40))
+    assert (found.agree, found.dtype) == (True, "bfloat16")
+    found = palm.compare(lambda ids: port(ids) * 1.0001, rough, draw_tokens(cfg, 40))
+    assert (found.agree, found.dtype, found.rounding_of) == (False, "float32", "bfloat16")
+    assert "Rounding in bfloat16 would be as large: if your function computes in bfloat16" in found.verdict
+
+
+def test_what_is_given_as_a_list_is_held_to_the_type_of_the_model():
+    cfg = ROTARY
+    model = palm.from_numpy(cfg, draw_weights(cfg, 5, "float32"), backend="torch")
     listed = palm.compare(lambda ids: model(torch.as_tensor(ids)).tolist(), model, draw_tokens(cfg, 40))
     assert listed.agree
 

@@ -14,6 +14,7 @@ import palm
 from palm.parity.blackbox import search
 from palm.parity.blackbox.compare import ForeignComparison
 from palm.parity.blackbox.configs import alternatives
+from palm.parity.blackbox.guess import Search
 from palm.parity.blackbox.scalars import fit, roundest
 from palm.spec.rounding import rounding_bound
 
@@ -184,7 +185,7 @@ def test_a_distance_just_above_rounding_is_not_fitted_away(times):
     bound = times * rounding_bound(ROTARY, "float32", 32, ROTARY.depth)
     noise = np.random.default_rng(0).standard_normal(exact.shape) * np.sqrt(np.mean(exact**2))
     off = exact * (1 + 0.9 * bound) + 0.6 * bound * noise
-    made = search.Search(ROTARY, weights, tokens, off, bound / times)
+    made = Search(ROTARY, weights, tokens, off, "float32")
     assert made.bound < made.before < 2 * made.bound
     assert 0.6 * bound < made.bound
     assert search.explain(made).met == ()

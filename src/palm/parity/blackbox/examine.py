@@ -1,0 +1,113 @@
+"""A port's logits looked into: how far they are, what a right port needs, and what explains the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from palm.backends import available_backends, backend_of
+from palm.errors import ProbeError
+from palm.models import activations, convert
+from palm.parity.blackbox.guess import Guess, Search
+from palm.parity.blackbox.logits import Logits
+from palm.parity.blackbox.search import Outcome, confirmed, explain
+from palm.parity.explain.replay import distance
+from palm.parity.judge.need import LOW, Format, a_priori, allowed, formats
+from palm.spec.parameters import DTYPES
+from palm.spec.rounding import rms
+
+# So many positions show most faults.
+_BRIEF = 32
+Called = Callable[[np.ndarray], Logits]
+
+
+@dataclass(frozen=True)
+class Examined:
+    """The comparison of all logits, what meets them, and what is known if nothing does.
+
+    `first`: the first position, as an index into the ids, that is beyond the bound.
+    """
+
+    whole: Search
+    outcome: Outcome
+    met: tuple[Guess, ...]
+    first: tuple[int, ...] | None
+
+
+def examine(call: Called, model: Any, weights: dict[str, np.ndarray], ids: np.ndarray) -> Examined:
+    """Measure the logits, and look for what explains them if they are beyond what rounding needs here."""
+    given = call(ids)
+    whole = Search(model.config, weights, ids, given.values, given.dtype)
+    if whole.dtype in LOW and whole.before > whole.need:
+        whole = replace(whole, own=max(own_errors(model, whole), default=0.0))
+    nothing = Examined(whole, Outcome((), 0, 0), (), None)
+    if not math.isfinite(whole.before) or whole.before <= _quiet(whole):
+        return nothing
+    is_beyond = whole.before > whole.bound
+    brief = _brief(whole, call) if is_beyond else whole
+    outcome = explain(brief, is_quick=not is_beyond)
+    met = confirmed(whole, outcome.met)
+    if not met and outcome.met and brief is not whole:  # the whole refutes what explained the beginning
+        again = explain(whole, is_quick=True)
+        met = confirmed(whole, again.met)
+        outcome = replace(outcome, tried=outcome.tried + again.tried)
+    return Examined(whole, outcome, tuple(met), _first_beyond(whole) if is_beyond else None)
+
+
+def _quiet(whole: Search) -> float:
+    """What asks for no search: in a low precision, less than the bound, below which a fault could hide."""
+    return whole.need if whole.dtype in LOW else whole.bound
+
+
+def own_errors(model: Any, whole: Search) -> Iterator[float]:
+    """What palm's own models in a type are off by: that which was given, then those of other backends."""
+    if whole.dtype not in DTYPES:
+        return
+    dtype = next(name for name in DTYPES if name == whole.dtype)
+    own = backend_of(model)
+    for backend in (own, *(name for name in available_backends() if name != own)):
+        side = convert(model, backend=backend, dtype=dtype)
+        logits = activations(side, whole.ids)["logits"].astype(np.float64)
+        yield distance(logits, whole.exact)
+
+
+def rounding_of(whole: Search) -> Format | None:
+    """The most precise type whose rounding would explain the distance."""
+    length = whole.ids.shape[-1]
+    for name in formats():
+        if name == whole.dtype:
+            if whole.before <= whole.bound:
+                return name
+        elif whole.before <= a_priori(whole.config, name, length):
+            need = replace(whole, dtype=name).need
+            if whole.before <= allowed(whole.config, name, length, need):
+                return name
+    return None
+
+
+def _first_beyond(whole: Search) -> tuple[int, ...] | None:
+    """The first position whose logits are further off than the bound; None if it shows at no single one."""
+    scale = rms(whole.exact) or 1.0
+    off = np.sqrt(np.square(whole.logits - whole.exact).mean(-1)) / scale
+    places = np.argwhere(off > whole.bound)
+    return tuple(int(i) for i in places[np.argmin(places[:, -1])]) if len(places) else None
+
+
+def _brief(whole: Search, call: Called) -> Search:
+    """The shortest beginning of one sequence in which the fault shows: a run of it costs little."""
+    length = _BRIEF
+    while length < whole.ids.shape[-1]:
+        beginning = whole.ids[(*(slice(1),) * (whole.ids.ndim - 1), slice(length))]
+        try:
+            given = call(beginning)
+        except ProbeError:  # compiled for one shape, say
+            break
+        brief = replace(whole, ids=beginning, logits=given.values, own=0.0)
+        if brief.before > brief.bound:
+            return brief
+        length *= 2
+    return whole

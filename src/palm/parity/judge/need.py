@@ -1,0 +1,96 @@
+"""What a right program in some precision needs on these weights and tokens, measured, not bounded.
+
+`rounding_bound` is an upper limit from sizes alone, 4 to 19 times what a right program is off by: in bfloat16
+a wrong activation hides below it. And where a function amplifies rounding, it is too small. What rounding
+leaves *here* is measured: by the referee with the rounding errors of that precision in each operation
+(`judge.noise`), and by palm's own models run in it.
+
+Another right program may differ from these in two ways, and neither more than doubles the variance:
+
+* It rounds elsewhere: where palm computes norms, rotations and softmax in float32, it may compute them in its
+  own precision. Then as many values again are rounded, each independently: √2.
+* Its errors are other draws. Two right programs with errors e and e′ are √(e² + e′²) apart, √2 times one's
+  own (the same triangle as in `palm.spec.rounding`); a program that stays inside that circle is not told
+  apart from rounding.
+
+So `FACTOR` = √2·√2 = 2 times the need is what rounding explains. Measured over right ports in NumPy, PyTorch
+and JAX (fused or separate products, upcast norms or not, rotations by complex numbers), a port's distance is
+0.4 to 1.9 times the need: `benchmarks/false_alarms.py`. A fault as large as the port's own rounding can hide
+in the factor, so beyond it and below `CERTAIN` = 3 times the need, nothing is proven: it is not told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from palm.config import DType, PaLMConfig
+from palm.parity.judge.noise import Precision, noisy
+from palm.spec import forward
+from palm.spec.arrays import Named
+from palm.spec.parameters import DTYPES
+from palm.spec.rounding import UNIT_ROUNDOFF, rms, rounding_bound
+
+FACTOR, CERTAIN = 2.0, 3.0
+# The type of a foreign program's logits; palm itself does not compute in float16.
+Format: TypeAlias = DType | Literal["float16"]
+LOW: tuple[Format, ...] = ("float16", "bfloat16")
+_DRAWS = 3
+_HALF = 2.0**-11
+
+
+def formats() -> tuple[Format, ...]:
+    """From the most precise to the least."""
+    return "float64", "float32", "float16", "bfloat16"
+
+
+def unit_roundoff(of: Format) -> float:
+    """Half the distance of 1 to the next number."""
+    return _HALF if of == "float16" else UNIT_ROUNDOFF[of]
+
+
+def rounded(x: np.ndarray, to: Format) -> np.ndarray:
+    """x as `to` has it, in float64."""
+    kind = np.dtype(np.float16) if to == "float16" else DTYPES[to]
+    with np.errstate(over="ignore"):
+        return x.astype(kind).astype(np.float64)
+
+
+def precision(of: Format) -> Precision:
+    """How palm's programs, and most, round: inside of operations and in sums at least in float32."""
+    unit = unit_roundoff(of)
+    wide = min(unit, UNIT_ROUNDOFF["float32"])
+    return Precision(unit, wide, wide)
+
+
+def noise_need(config: PaLMConfig, weights: Named, ids: np.ndarray, exact: np.ndarray, of: Format) -> float:
+    """Relative rms error of the logits that rounding to `of` leaves: the largest of some draws."""
+    own = {name: rounded(array, of) for name, array in weights.items()}
+    scale = rms(exact) or 1.0
+    with np.errstate(all="ignore"):  # float16 overflows where the referee does not
+        draws = (forward.run(config, noisy(own, precision(of), i), ids)["logits"] for i in range(_DRAWS))
+        return _largest(rms(np.asarray(draw) - exact) / scale for draw in draws)
+
+
+def _largest(values: Iterable[float]) -> float:
+    return max((value for value in values if np.isfinite(value)), default=0.0)
+
+
+def a_priori(config: PaLMConfig, of: Format, tokens: int) -> float:
+    """`rounding_bound` of the logits."""
+    if of == "float16":  # of which palm's bound is proportional to the unit roundoff, but for its sums
+        return rounding_bound(config, "bfloat16", tokens, config.depth) * _HALF / UNIT_ROUNDOFF["bfloat16"]
+    return rounding_bound(config, of, tokens, config.depth)
+
+
+def allowed(config: PaLMConfig, of: Format, tokens: int, need: float) -> float:
+    """What rounding explains: in float32 and float64 the a-priori bound, in less what is needed here.
+
+    Where a right program needs more than the a-priori bound, the function amplifies it: that is what counts.
+    """
+    limit, needed = a_priori(config, of, tokens), FACTOR * need
+    if of in LOW and need <= limit:
+        return min(limit, needed)
+    return max(limit, needed)
