@@ -21,17 +21,19 @@ from palm.spec.tokens import check_tokens
 Gradients = dict[str, np.ndarray]
 
 
-def value_and_grad(config: PaLMConfig, weights: Named, tokens: np.ndarray) -> tuple[float, Gradients]:
+def value_and_grad(
+    config: PaLMConfig, weights: Named, tokens: np.ndarray, *, keeps_shift: bool = True
+) -> tuple[float, Gradients]:
     """Mean next-token cross-entropy in nats, and its gradient for every parameter.
 
     loss = mean over (..., i < n−1) of log Σ_v exp(logits_i) − logits_i[token_{i+1}].
-    Raises what `forward.activations` raises, and `TokenError` if n < 2.
+    `keeps_shift`: see `cross_entropy`. Raises what `forward.activations` raises, and `TokenError` if n < 2.
     """
     tokens = check_tokens(tokens, config, at_least=2)
     tokens = tokens.reshape(-1, tokens.shape[-1])
     weights = checked_weights(config, weights)
     taps = run(config, weights, tokens)
-    loss, d_logits = cross_entropy(taps["logits"], tokens)
+    loss, d_logits = cross_entropy(taps["logits"], tokens, keeps_shift=keeps_shift)
 
     d_logits = d_logits * config.logit_scale
     d_output = _outer(taps["norm"], d_logits)
@@ -54,12 +56,18 @@ def value_and_grad(config: PaLMConfig, weights: Named, tokens: np.ndarray) -> tu
 
 
 def cross_entropy(
-    logits: Inexact[np.ndarray, "b n v"], tokens: Integer[np.ndarray, "b n"]
+    logits: Inexact[np.ndarray, "b n v"], tokens: Integer[np.ndarray, "b n"], *, keeps_shift: bool = True
 ) -> tuple[float, Inexact[np.ndarray, "b n v"]]:
-    """Mean next-token loss of logits (b, n, v), and d_logits."""
+    """Mean next-token loss of logits (b, n, v), and d_logits.
+
+    `keeps_shift`: log Σ exp stays relative to the largest logit. Programs that add that back are as right,
+    but round to its size, in all probabilities of a row alike.
+    """
     predictions, targets = logits[:, :-1], tokens[:, 1:, None]
     shifted = predictions - predictions.max(-1, keepdims=True)
     log_z = np.log(np.exp(shifted).sum(-1, keepdims=True))
+    if not keeps_shift:
+        shifted, log_z = predictions, predictions.max(-1, keepdims=True) + log_z
     loss = float((log_z - np.take_along_axis(shifted, targets, -1)).mean())
     d_logits = np.zeros_like(logits)
     d_logits[:, :-1] = np.exp(shifted - log_z)

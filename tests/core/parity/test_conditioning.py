@@ -8,7 +8,7 @@ from cases import draw_tokens, draw_weights, small
 
 from palm.parity.judge import conditioning
 from palm.parity.judge.conditioning import Conditioning
-from palm.spec import forward
+from palm.spec import backward, forward
 from palm.spec.forward import REFEREE, Place
 from palm.spec.rounding import rms, rounding_bound
 
@@ -58,3 +58,32 @@ def test_narrow_models_are_allowed_more_and_wide_ones_are_not(dim, least, most):
     exact = taps["logits"]
     found = given.bound("logits", "tap", exact, rms(exact), 50 * bound, bound, "bfloat16") / bound
     assert least <= found <= most
+
+
+def test_gradients_whose_sums_cancel_are_allowed_more_and_others_are_not():
+    """Embeddings with a mean multiply what the rounding of a row's probabilities leaves of their sum."""
+    cfg = small(dim=48, num_tokens=96, heads=4, dim_head=16)
+    ids = draw_tokens(cfg, 2, 32)
+    for mean, least, most in ((0.0, 1.0, 1.0), (20.0, 5.0, np.inf)):
+        weights = draw_weights(cfg, 1)
+        weights["embedding"] = weights["embedding"] + mean
+        exact = backward.value_and_grad(cfg, weights, ids)[1]["norm"]
+        bound = rounding_bound(cfg, "float32", ids.size + cfg.num_tokens, 2 * cfg.depth)
+        given = Conditioning(cfg, weights, ids)
+        error = 200 * bound
+        found = given.bound("grad:norm", "gradient", exact, rms(exact), error, bound, "float32") / bound
+        assert least <= found <= most
+
+
+def test_what_is_said_of_float64_is_in_proportion_to_float32():
+    cfg = small(dim=48, num_tokens=96, heads=4, dim_head=16)
+    ids = draw_tokens(cfg, 2, 32)
+    weights = draw_weights(cfg, 1)
+    weights["embedding"] = weights["embedding"] + 20
+    exact = backward.value_and_grad(cfg, weights, ids)[1]["norm"]
+    given = Conditioning(cfg, weights, ids)
+    single, double = (
+        given.bound("grad:norm", "gradient", exact, rms(exact), 1.0, 1e-3 * unit, of)
+        for of, unit in (("float32", 1.0), ("float64", 2.0**-29))
+    )
+    assert 0.2 < double / single * 2**29 < 5

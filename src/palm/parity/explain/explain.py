@@ -35,7 +35,8 @@ def _diagnoses(comparison: Comparison) -> Iterator[Diagnosis]:
     except (WeightsError, MemoryError):  # of weights drawn again: not the recorded ones, or too many
         return
     yield from found
-    if not found and not is_excerpt:
+    # Of gradients that are amplified rounding, any cause would be an invention.
+    if not found and not is_excerpt and comparison.outcome != "cannot tell":
         yield from _backward(comparison, 0)
         yield from _backward(comparison, 1)
 

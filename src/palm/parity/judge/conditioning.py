@@ -2,21 +2,25 @@
 
 `rounding_bound` knows sizes, not values, and allows for little amplification. A norm of few numbers, or of
 numbers with a large mean, divides by what is left after they cancel; a softmax of large scores, a gradient
-through either, amplify too. That is no fault of any side: the referee shows it as well. Where a side is
-beyond the bound, the referee is asked: each of its weights is moved at random by what one block rounds,
-sqrt(8·u² + K·w²) relative, and what this moves a result by is allowed. Where nothing is amplified that is
-less than the bound, which then stands.
+through either, amplify too; a sum whose terms cancel, as the gradients of a softmax do, loses what the terms
+were rounded by. That is no fault of any side: the referee shows it as well. Where a side is beyond the bound,
+the referee is asked in two ways. It is run with random rounding errors in each operation (`judge.noise`):
+`FACTOR` times what these leave is what a right program needs (`judge.need`). And each of its weights is moved
+at random by what one block rounds, sqrt(8·u² + K·w²) relative: what this moves a result by is allowed. Where
+nothing is amplified both are less than the bound, which then stands.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
 from palm.config import DType, PaLMConfig
+from palm.parity.judge.need import FACTOR, precision
+from palm.parity.judge.noise import noisy
 from palm.spec import backward, forward
 from palm.spec.arrays import Named
 from palm.spec.forward import Operation, Place
@@ -37,26 +41,38 @@ class Conditioning:
     def __init__(self, config: PaLMConfig, weights: Named, tokens: np.ndarray) -> None:
         self._config, self._tokens = config, tokens
         self._weights = {name: np.asarray(array, np.float64) for name, array in weights.items()}
-        self._run = cache(self._moved)
+        self._run, self._noisy = cache(self._moved), cache(self._rounded)
 
     def bound(
         self, name: str, kind: str, exact: np.ndarray, scale: float, error: float, bound: float, dtype: DType
     ) -> float:
         """`bound`, or what the amplification of the value `name` allows of `error`; relative to `scale`."""
 
-        def moved(draw: int) -> float:
-            values = self._run(draw, dtype, kind == "tap")
-            return rms(values[name] - exact) / scale
+        def off(run: Callable[[int, DType, bool], Named], draw: int) -> float:
+            value = np.asarray(run(draw, dtype, kind == "tap")[name])
+            return rms(value - exact) / scale
 
-        return _allowed(moved, error, bound)
+        factor = FACTOR * precision(dtype)[1]
+        bound = _allowed(lambda draw: factor * off(self._noisy, draw), error, bound)
+        return _allowed(partial(off, self._run), error, bound)
 
-    def _moved(self, draw: int, dtype: DType, is_tap: bool) -> Mapping[str, np.ndarray]:
+    def _moved(self, draw: int, dtype: DType, is_tap: bool) -> Named:
         rng = np.random.default_rng([_SEED, draw])
         size = block_rounding(self._config, dtype, self._tokens.shape[-1])
         weights = {name: _move(array, size, rng) for name, array in self._weights.items()}
+        return self._values(weights, is_tap=is_tap)
+
+    def _rounded(self, draw: int, dtype: DType, is_tap: bool) -> Named:
+        weights = noisy(self._weights, precision(dtype)[0], draw)
+        return self._values(weights, is_tap=is_tap, keeps_shift=draw % 2 == 1)
+
+    def _values(self, weights: Named, *, is_tap: bool, keeps_shift: bool = True) -> Named:
         if is_tap:
             return forward.activations(self._config, weights, self._tokens)
-        loss, grads = backward.value_and_grad(self._config, weights, self._tokens)
+        with np.errstate(all="ignore"):
+            loss, grads = backward.value_and_grad(
+                self._config, weights, self._tokens, keeps_shift=keeps_shift
+            )
         return {"loss": np.array(loss), **{f"grad:{name}": gradient for name, gradient in grads.items()}}
 
 

@@ -24,8 +24,6 @@ from palm.spec.taps import tap_names
 _FEW, _LUCK = 32, 3.0
 # Where the function amplifies rounding to this, nothing can be told from a smaller error.
 _SENSELESS = 0.5
-
-
 # A float32 or bfloat16 result that is exact, as a lookup is, or a float64 one that the referee rounds alike.
 _NO_ROUNDING = 4 * UNIT_ROUNDOFF["float64"]
 
@@ -222,11 +220,13 @@ def _judge(
             reasons[0] += f", and {further} is the one that is further from the referee"
         # Without a float64 program the ratio is one to what rounding allows, and proves nothing by itself.
         is_proven = None not in measured.own or measured.cross > base.widest
-    for reading, error, bound in zip(readings, measured.errors, bounds, strict=True):
+    for reading, error, bound, usual in zip(readings, measured.errors, bounds, base.sides, strict=True):
         if error > bound:
             judge = "the referee" if has_referee else "its own float64 program"
             reasons.append(_beyond(f"{reading.label} differs from {judge} by {error:.1e}", bound))
-            is_proven |= (reading.is_double or error > base.widest) and not is_excused
+            # What the function amplifies of one type's rounding it amplifies of a coarser one's too.
+            widest = base.widest * max(1.0, bound / usual)
+            is_proven |= (reading.is_double or error > widest) and not is_excused
     for words, distance, programs in measured.wrong:
         bound = programs * base.double
         if distance > bound and distance > (most := allow(distance, bound, "float64")):

@@ -58,20 +58,25 @@ def rounded(x: np.ndarray, to: Format) -> np.ndarray:
         return x.astype(kind).astype(np.float64)
 
 
-def precision(of: Format) -> Precision:
-    """How palm's programs, and most, round: inside of operations and in sums at least in float32."""
-    unit = unit_roundoff(of)
-    wide = min(unit, UNIT_ROUNDOFF["float32"])
-    return Precision(unit, wide, wide)
+def precision(of: Format) -> tuple[Precision, float]:
+    """How palm's programs, and most, round: inside of operations and in sums at least in float32.
+
+    And what errors of that are to be multiplied by: those of float64 are float32's, 2^-29 times as large.
+    """
+    single = UNIT_ROUNDOFF["float32"]
+    if of == "float64":
+        return Precision(single, single, single), UNIT_ROUNDOFF[of] / single
+    return Precision(unit_roundoff(of), single, single), 1.0
 
 
 def noise_need(config: PaLMConfig, weights: Named, ids: np.ndarray, exact: np.ndarray, of: Format) -> float:
     """Relative rms error of the logits that rounding to `of` leaves: the largest of some draws."""
     own = {name: rounded(array, of) for name, array in weights.items()}
     scale = rms(exact) or 1.0
+    noise, factor = precision(of)
     with np.errstate(all="ignore"):  # float16 overflows where the referee does not
-        draws = (forward.run(config, noisy(own, precision(of), i), ids)["logits"] for i in range(_DRAWS))
-        return _largest(rms(np.asarray(draw) - exact) / scale for draw in draws)
+        draws = (forward.run(config, noisy(own, noise, i), ids)["logits"] for i in range(_DRAWS))
+        return _largest(factor * rms(np.asarray(draw) - exact) / scale for draw in draws)
 
 
 def _largest(values: Iterable[float]) -> float:

@@ -1,6 +1,8 @@
-"""Monte Carlo arithmetic: the referee with random rounding errors of any precision in each of its operations.
+"""Monte Carlo arithmetic: the referee with random rounding errors of a precision in each of its operations.
 
-A result that a program rounds is x + u·2^⌊log₂|x|⌋·ξ, ξ uniform in [−1, 1]; a sum of K terms, formed in
+A machine rounds to its own grid of numbers. The same machine with a grid c times as fine or coarse, c drawn
+at random from [1, 2) for each operation, makes other errors of the same size: x becomes round(c·x) / c. As in
+the machine, equal numbers have equal errors, which add up where rows are alike. A sum of K terms, formed in
 parts, has the error of its partial sums besides. So a run of the referee with this noise is off by what
 rounding leaves of a right program on these weights and tokens, whatever the function cancels or amplifies,
 and each draw is another right program. Source: Parker, "Monte Carlo arithmetic" (UCSC-CRL-97-02, 1997).
@@ -30,7 +32,8 @@ class Precision:
     """Unit roundoffs of a program: of what is stored between operations, and inside of them.
 
     A program in bfloat16 that computes norms, softmax and rotations in float32 has float32's inside; one that
-    upcasts nothing has bfloat16's. `sums`: of the accumulator.
+    upcasts nothing has bfloat16's. `sums`: of the accumulator. All are powers of two well above float64's
+    own, or 0; errors are proportional to them.
     """
 
     stored: float
@@ -46,10 +49,12 @@ class _Noise:
         self._rng = np.random.default_rng([_SEED, draw])
 
     def on(self, x: np.ndarray, size: float) -> np.ndarray:
-        """x rounded to unit roundoff `size`."""
-        x = np.asarray(x)
-        mantissa, exponent = np.frexp(x)
-        return x + np.ldexp(size * self._uniform(x.shape) * (mantissa != 0), exponent - 1)
+        """x rounded to unit roundoff `size`, on another grid."""
+        if size == 0.0:
+            return x
+        grid = self._rng.uniform(1.0, 2.0)
+        steps, exponent = _steps(np.asarray(x) * grid, size)
+        return np.ldexp(np.rint(steps), exponent) / grid
 
     def of_sum(self, total: np.ndarray, squares: np.ndarray, terms: int) -> np.ndarray:
         """A sum with the error of its partial sums. `squares`: the sum of its terms' squares.
@@ -57,12 +62,21 @@ class _Noise:
         Added in pairs, terms of one sign leave twice the sum's own rounding, terms of random sign one
         rounding of √squares for each level; added one after the other in lanes, K / (2·lanes) of them.
         """
+        unit = self.precision.sums
+        if unit == 0.0:
+            return total
         levels = math.log2(max(terms, 2)) + terms / (2 * _LANES)
-        size = np.sqrt(2 * np.square(total) + levels * squares)
-        return total + self.precision.sums * size * self._uniform(np.shape(total))
+        steps, _ = _steps(total * self._rng.uniform(1.0, 2.0), unit)
+        # Of equal sums equal too: what is left of them below the last digit.
+        error = 2 * (steps - np.floor(steps)) - 1
+        return total + unit * np.sqrt(2 * np.square(total) + levels * squares) * error
 
-    def _uniform(self, shape: tuple[int, ...]) -> np.ndarray:
-        return self._rng.uniform(-1.0, 1.0, shape)
+
+def _steps(x: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray]:
+    """x in units of the last digit of a number with unit roundoff `size`, and the exponent of that digit."""
+    bits = round(-math.log2(size))
+    mantissa, exponent = np.frexp(x)
+    return np.ldexp(mantissa, bits), exponent - bits
 
 
 class _Noisy(np.ndarray):
