@@ -22,6 +22,8 @@ from palm.spec.rounding import rms
 
 # So many positions show most faults.
 _BRIEF = 32
+# Right programs need the same within a factor of two: at so many times that, another one changes nothing.
+_HOPELESS = 10.0
 Called = Callable[[np.ndarray], Logits]
 
 
@@ -43,7 +45,7 @@ def examine(call: Called, model: Any, weights: dict[str, np.ndarray], ids: np.nd
     given = call(ids)
     whole = Search(model.config, weights, ids, given.values, given.dtype)
     if whole.dtype in LOW and whole.before > whole.need:
-        whole = replace(whole, own=max(own_errors(model, whole), default=0.0))
+        whole = _with_own(whole, model)
     nothing = Examined(whole, Outcome((), 0, 0), (), None)
     if not math.isfinite(whole.before) or whole.before <= _quiet(whole):
         return nothing
@@ -61,6 +63,15 @@ def examine(call: Called, model: Any, weights: dict[str, np.ndarray], ids: np.nd
 def _quiet(whole: Search) -> float:
     """What asks for no search: in a low precision, less than the bound, below which a fault could hide."""
     return whole.need if whole.dtype in LOW else whole.bound
+
+
+def _with_own(whole: Search, model: Any) -> Search:
+    """With what palm's own models are off by: the given one, and where another could matter that as well."""
+    for error in own_errors(model, whole):
+        whole = replace(whole, own=max(whole.own, error))
+        if not whole.bound < whole.before <= _HOPELESS * whole.need:
+            break
+    return whole
 
 
 def own_errors(model: Any, whole: Search) -> Iterator[float]:

@@ -30,7 +30,7 @@ from palm.spec.forward import REFEREE
 _CLOSEST = 10
 # What is tried beyond single causes: multiply-adds, and for each block of a run what Python adds to them.
 # A quarter of a minute on one core.
-_WORK = 1.5e11
+_WORK = 1e11
 # Two right programs with independent errors: so many times one's own apart.
 _ALIKE = math.sqrt(2)
 # What is so near in units of the need is what a right program would be.

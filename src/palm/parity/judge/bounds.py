@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from palm.parity.judge.need import CERTAIN, FACTOR
 from palm.parity.recording.excerpt import Excerpt
 from palm.parity.recording.recording import Recording
 from palm.spec.rounding import rounding_bound
@@ -31,6 +33,18 @@ class Bounds:
 def cancellation(largest: float, this: float) -> float:
     """Where a gradient nearly cancels, what rounding leaves is of the size of those that do not."""
     return max(1.0, largest / (this or largest or 1.0))
+
+
+def is_excused(
+    errors: Sequence[float], allowed: Sequence[float], bounds: Sequence[float], usual: Sequence[float]
+) -> bool:
+    """Whether it is only the cap on what amplification allows that a side is beyond.
+
+    What is amplified is drawn, and below CERTAIN times the need nothing is proven: see `judge.need`.
+    """
+    beyond = [i for i in range(2) if errors[i] > bounds[i]]
+    most = [CERTAIN / FACTOR * a if a > u else a for a, u in zip(allowed, usual, strict=True)]
+    return bool(beyond) and all(errors[i] <= most[i] for i in beyond)
 
 
 def tap_bounds(name: str, sides: Sides) -> Bounds:

@@ -64,7 +64,7 @@ class Conditioning:
 
     def _rounded(self, draw: int, dtype: DType, is_tap: bool) -> Named:
         weights = noisy(self._weights, precision(dtype)[0], draw)
-        return self._values(weights, is_tap=is_tap, keeps_shift=draw % 2 == 1)
+        return self._values(weights, is_tap=is_tap, keeps_shift=False)
 
     def _values(self, weights: Named, *, is_tap: bool, keeps_shift: bool = True) -> Named:
         if is_tap:

@@ -11,7 +11,7 @@ import numpy as np
 
 from palm.config import DType, PaLMConfig
 from palm.parity.finding import Finding, Kind, Nature
-from palm.parity.judge.bounds import Bounds, backward_bounds, cancellation, tap_bounds
+from palm.parity.judge.bounds import Bounds, backward_bounds, cancellation, is_excused, tap_bounds
 from palm.parity.judge.conditioning import Conditioning
 from palm.parity.recording.excerpt import Excerpt
 from palm.parity.recording.recording import Recording
@@ -144,7 +144,7 @@ def _finding(
         base,
         allow,
         has_referee=exact is not None,
-        is_excused=_is_excused(measured.errors, allowed, bounds),
+        is_excused=is_excused(measured.errors, allowed, bounds, base.sides),
         same_model=same_model,
     )
     a, b = measured.errors
@@ -261,12 +261,6 @@ def _beyond(words: str, bound: float) -> str:
 
 def _not_finite(labels: Sequence[str]) -> str:
     return f"{' and '.join(labels)} {'are' if len(labels) > 1 else 'is'} not finite"
-
-
-def _is_excused(errors: Sequence[float], allowed: Sequence[float], bounds: Sequence[float]) -> bool:
-    """Whether it is only the cap on what amplification allows that a side is beyond."""
-    beyond = [i for i in range(2) if errors[i] > bounds[i]]
-    return bool(beyond) and all(errors[i] <= allowed[i] for i in beyond)
 
 
 def _with_statistics(found: Finding, sides: tuple[Excerpt, Excerpt], base: Bounds) -> Finding:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from palm.config import PaLMConfig
-from palm.parity.explain.causes import attention, ends, matrices, norms, rotary
+from palm.parity.explain.causes import attention, ends, matrices, norms, rotary, structure
 from palm.parity.explain.causes.building_blocks import Variant
 from palm.parity.explain.causes.solvers import Solve
 
@@ -79,6 +79,11 @@ CAUSES: tuple[Cause, ...] = (
         solved=rotary.THETA,
     ),
     Cause("rotary missing", "Rotate both queries and keys.", rotary.rotary_missing),
+    Cause(
+        "rotary frequencies",
+        "Rotate all pairs of queries and keys, and nothing else, by i·θ^(-2p/dim_head).",
+        rotary.rotary_kinds,
+    ),
     Cause("rotary direction", "Rotate (a, b) to (a cos − b sin, b cos + a sin).", rotary.rotary_direction),
     Cause("rotary offset", "Count positions from 0, for queries and keys alike.", rotary.rotary_offset),
     Cause(
@@ -109,6 +114,19 @@ CAUSES: tuple[Cause, ...] = (
         matrices.transposed,
     ),
     Cause("up/gate swapped", "Apply swish to the gate, the second half of the fused matrix.", matrices.gate),
+    Cause("activation", "Apply swish, x·sigmoid(x), to the gate.", structure.activation),
+    Cause(
+        "block order",
+        "Add attention and feed-forward, both of one norm of the block's input, to that input.",
+        structure.order,
+    ),
+    Cause("final norm", "Norm the last block's output before the logits.", structure.final_norm),
+    Cause("branches", "Add what both branches give, as it is, to each block's input.", structure.branches),
+    Cause("blocks", "Give each block its own weights, in order.", structure.blocks),
+    Cause("output form", "Return the logits of each position, as they are.", structure.outputs),
+    Cause("weights rounded", "Keep the weights in the model's dtype.", structure.rounded_weights),
+    Cause("attention window", "Let position i see all keys j ≤ i.", attention.window),
+    Cause("query and key norm", "Use queries and keys as the matrices give them.", attention.qk_norm),
     Cause("residual", "Add the outputs of attention and feed-forward to the block's input.", ends.residual),
     Cause(
         "logit scale",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from palm.config import PaLMConfig
 from palm.parity.explain.causes.building_blocks import Variant, bfloat16
 from palm.parity.explain.causes.solvers import number
-from palm.spec import forward
+from palm.spec import forward, functions
 from palm.spec.forward import Operation, Place
 from palm.spec.positions import alibi_slopes
 
@@ -146,6 +147,7 @@ def mask_fill(config: PaLMConfig) -> Iterator[Variant]:
     """What is masked gets a finite score."""
 
     for fill in FILLS:
+        yield _replaced(fill)
         yield _filled(fill)
         yield _added(fill)
 
@@ -154,6 +156,18 @@ def _filled(fill: float) -> Variant:
     return f"masked scores are {fill:.10g} instead of −∞", attended(
         lambda at: masked(at, linear(at), fill=fill)
     )
+
+
+def _replaced(fill: float) -> Variant:
+    """As `masked_fill` does: the score itself, not the bias, is exchanged."""
+
+    def operation(at: Place) -> np.ndarray:
+        heads, key, value = functions.split_heads(at.tap("q"), at.config), at.tap("k"), at.tap("v")
+        scores = heads * at.config.dim_head**-0.5 @ key[..., None, :, :].swapaxes(-1, -2) + linear(at)
+        weights = functions.softmax(np.where(_distances(at) >= 0, scores, fill))
+        return functions.merge_heads(weights @ value[..., None, :, :])
+
+    return f"masked scores are exchanged for {fill:.10g} instead of −∞", {"attention": operation}
 
 
 def _added(fill: float) -> Variant:
@@ -167,6 +181,38 @@ FILL = (
     number(lambda at, size: _filled(-size), 1e-2, 1e2, points=40, causal=False),
     number(lambda at, size: _added(-size), 1e-2, 1e2, points=40, causal=False),
 )
+
+
+def window(config: PaLMConfig) -> Iterator[Variant]:
+    """Only the last keys are seen, or those of one chunk."""
+
+    def near(size: int) -> Callable[[Place], np.ndarray]:
+        return lambda at: np.where(_distances(at) < size, masked(at, linear(at)), -np.inf)
+
+    for size in (4, 8, 16, 32, 64, 128, 256, 512, 1024):
+        yield (
+            f"each position sees only {size} keys, its own and those before",
+            attended(near(size)),
+        )
+
+
+def qk_norm(config: PaLMConfig) -> Iterator[Variant]:
+    """Scores of normed queries and keys."""
+
+    def normed(at: Place, root: float) -> np.ndarray:
+        def of(x: np.ndarray) -> np.ndarray:
+            return x / np.maximum(np.sqrt(np.square(x).mean(-1, keepdims=True)), 1e-12) * root
+
+        h, e = at.config.heads, at.config.dim_head
+        q = at.tap("q").reshape(*at.tokens.shape, h, e)
+        taps = {at.prefix + "q": of(q).reshape(*at.tokens.shape, h * e), at.prefix + "k": of(at.tap("k"))}
+        return forward.attention(dataclasses.replace(at, taps={**at.taps, **taps}))
+
+    yield "queries and keys are normed to an rms of 1", {"attention": lambda at: normed(at, 1.0)}
+    yield (
+        "queries and keys are normed to a length of 1",
+        {"attention": lambda at: normed(at, at.config.dim_head**-0.5)},
+    )
 
 
 def query_scale(config: PaLMConfig) -> Iterator[Variant]:

@@ -20,6 +20,14 @@ def tokens(config: PaLMConfig) -> Iterator[Variant]:
     def moved(by: int) -> Operation:
         return lambda at: forward.embed(dataclasses.replace(at, tokens=np.roll(at.tokens, by, -1)))
 
+    def other(by: int) -> Operation:
+        def operation(at: Place) -> np.ndarray:
+            return forward.embed(dataclasses.replace(at, tokens=(at.tokens + by) % at.config.num_tokens))
+
+        return operation
+
+    yield "the ids looked up are those given + 1", {"embed": other(1)}
+    yield "the ids looked up are those given − 1", {"embed": other(-1)}
     yield "the tokens are shifted by one to the right", {"embed": moved(1)}
     yield "the tokens are shifted by one to the left", {"embed": moved(-1)}
     yield (

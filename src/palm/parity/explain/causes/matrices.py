@@ -73,17 +73,25 @@ def block_order(config: PaLMConfig) -> Iterator[Variant]:
 
 
 def head_order(config: PaLMConfig) -> Iterator[Variant]:
-    """Columns grouped by place in the head, not by head."""
+    """Columns grouped by place in the head, not by head; read so, or stored so."""
     h, e = config.heads, config.dim_head
-    order = np.arange(h * e).reshape(h, e).T.ravel()
-    yield (
-        "the query columns are not grouped by head",
-        {"q": with_weight("q", "attention.query", lambda at, w: w[:, order])},
-    )
-    yield (
-        "the rows of the output matrix are not grouped by head",
-        {"attention_out": with_weight("attention_out", "attention.out", lambda at, w: w[order])},
-    )
+    stored = np.arange(h * e).reshape(h, e).T.ravel()
+    orders = {"": stored, " (the inverse order)": np.arange(h * e).reshape(e, h).T.ravel()}
+    if h == 1 or e == 1:
+        return
+    for told, order in orders.items() if h != e else [("", stored)]:
+
+        def columns(at: Place, w: np.ndarray, order: np.ndarray = order) -> np.ndarray:
+            return w[:, order]
+
+        def rows(at: Place, w: np.ndarray, order: np.ndarray = order) -> np.ndarray:
+            return w[order]
+
+        queries = {"q": with_weight("q", "attention.query", columns)}
+        output = {"attention_out": with_weight("attention_out", "attention.out", rows)}
+        yield f"the query columns are not grouped by head{told}", queries
+        yield f"the rows of the output matrix are not grouped by head{told}", output
+        yield f"neither query columns nor output rows are grouped by head{told}", {**queries, **output}
 
 
 def matmul_precision(config: PaLMConfig) -> Iterator[Variant]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from palm.config import EpsMode, PaLMConfig
-from palm.parity.explain.causes.building_blocks import Variant, bfloat16, with_config, with_weight
+from palm.parity.explain.causes.building_blocks import Variant, bfloat16, times, with_config, with_weight
 from palm.parity.explain.causes.solvers import number
 from palm.spec import forward, functions
 from palm.spec.forward import Place
@@ -18,10 +18,17 @@ EPS = tuple(float(f"{digit}e{power}") for power in range(-12, 0) for digit in (1
 
 
 def eps(config: PaLMConfig) -> Iterator[Variant]:
-    """Another value."""
+    """Another value, or none."""
+    yield f"eps is 0 instead of {config.eps:g}", {"norm": _without_eps}
     for eps in sorted(EPS, key=lambda eps: abs(np.log(eps / config.eps))):
         if eps != config.eps:
             yield f"eps is {eps:g} instead of {config.eps:g}", with_config(("norm",), norm_eps=eps)
+
+
+def _without_eps(at: Place) -> np.ndarray:
+    x = centred(at)
+    with np.errstate(all="ignore"):
+        return x / np.sqrt(np.square(x).mean(-1, keepdims=True)) * at.weight("norm")
 
 
 EPS_SOLVED = (
@@ -117,6 +124,13 @@ def norm_scale(config: PaLMConfig) -> Iterator[Variant]:
     """Without the weight, or with 1 + weight."""
     yield "the norm scale is left out", {"norm": with_weight("norm", "norm", lambda at, g: np.ones_like(g))}
     yield "the norm is multiplied by 1 + scale", {"norm": with_weight("norm", "norm", lambda at, g: 1 + g)}
+    yield "the norm is multiplied by scale − 1", {"norm": with_weight("norm", "norm", lambda at, g: g - 1)}
+    root = config.dim**-0.5
+    for told, factor in (("dim^-1/2", root), ("1 / dim", root**2)):
+        yield (
+            f"the norm is multiplied by {told}",
+            {"norm": times(factor, forward.norm)},
+        )
 
 
 def norm_bfloat16(config: PaLMConfig) -> Iterator[Variant]:

@@ -96,6 +96,41 @@ def rotary_missing(config: PaLMConfig) -> Iterator[Variant]:
             yield f"rotary is missing on {_told(kinds)}", _rotated(kinds, lambda at, x: x)
 
 
+def rotary_kinds(config: PaLMConfig) -> Iterator[Variant]:
+    """Frequencies of another rule, fewer pairs, or values rotated too."""
+    if not _only_rotary(config):
+        return
+    e, pairs = config.dim_head, np.arange(config.dim_head // 2)
+
+    def by(exponents: np.ndarray, kept: np.ndarray | float = 1.0) -> Mapping[str, Operation]:
+        """Frequencies kept·θ^-exponents."""
+
+        def rotate(at: Place, x: np.ndarray) -> np.ndarray:
+            frequencies = kept * at.config.rope_theta**-exponents
+            return _rotated_by(x, np.arange(at.tokens.shape[-1])[:, None] * frequencies)
+
+        return _rotated(("q", "k"), rotate)
+
+    own = 2 * pairs / e
+    for share, told in ((0.25, "a quarter"), (0.5, "half"), (0.75, "three quarters")):
+        width = int(share * len(pairs))
+        if 0 < width < len(pairs):
+            first = np.where(pairs < width, 1.0, 0.0)
+            yield f"only the first pairs are rotated, {told} of them", by(own, first)
+            yield (
+                f"rotary is that of a head of {2 * width}, in its first pairs only",
+                by(pairs / width, first),
+            )
+    for divisor in (2, 4, 8, 16):
+        yield f"rotary positions are divided by {divisor}", by(own, 1 / divisor)
+    yield "rotary frequencies are θ^(-p/dim_head) instead of θ^(-2p/dim_head)", by(pairs / e)
+    yield (
+        "rotary frequencies are θ^(-2p/dim) instead of θ^(-2p/dim_head)",
+        by(2 * pairs / config.dim),
+    )
+    yield "values are rotated too", {"v": lambda at: _rotated_by(forward.project(at, "value"), _angles(at))}
+
+
 def rotary_direction(config: PaLMConfig) -> Iterator[Variant]:
     """Rotated by −i."""
     if _only_rotary(config):
