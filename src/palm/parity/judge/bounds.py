@@ -38,13 +38,18 @@ def cancellation(largest: float, this: float) -> float:
 def is_excused(
     errors: Sequence[float], allowed: Sequence[float], bounds: Sequence[float], usual: Sequence[float]
 ) -> bool:
-    """Whether it is only the cap on what amplification allows that a side is beyond.
-
-    What is amplified is drawn, and below CERTAIN times the need nothing is proven: see `judge.need`.
-    """
+    """Whether a side is beyond only the cap on what amplification allows, or nothing is certain."""
     beyond = [i for i in range(2) if errors[i] > bounds[i]]
-    most = [CERTAIN / FACTOR * a if a > u else a for a, u in zip(allowed, usual, strict=True)]
-    return bool(beyond) and all(errors[i] <= most[i] for i in beyond)
+    return bool(beyond) and not any(is_certain(errors[i], allowed[i], usual[i]) for i in beyond)
+
+
+def is_certain(error: float, allowed: float, usual: float) -> bool:
+    """Whether an error is more than what amplification allows.
+
+    What is `allowed` beyond the `usual` is drawn at random, and below CERTAIN times the need nothing is
+    proven: see `judge.need`.
+    """
+    return not error <= (CERTAIN / FACTOR * allowed if allowed > usual else allowed)
 
 
 def tap_bounds(name: str, sides: Sides) -> Bounds:

@@ -11,7 +11,7 @@ import numpy as np
 
 from palm.config import DType, PaLMConfig
 from palm.parity.finding import Finding, Kind, Nature
-from palm.parity.judge.bounds import Bounds, backward_bounds, cancellation, is_excused, tap_bounds
+from palm.parity.judge.bounds import Bounds, backward_bounds, cancellation, is_certain, is_excused, tap_bounds
 from palm.parity.judge.conditioning import Conditioning
 from palm.parity.recording.excerpt import Excerpt
 from palm.parity.recording.recording import Recording
@@ -230,7 +230,8 @@ def _judge(
     for words, distance, programs in measured.wrong:
         bound = programs * base.double
         if distance > bound and distance > (most := allow(distance, bound, "float64")):
-            is_proven = True
+            is_proven |= is_certain(distance, most, bound)
+            is_excused |= not is_certain(distance, most, bound)
             if ratio <= RATIO_BAR:  # else it is said already
                 reasons.append(_beyond(words.format(distance), most))
     if reasons:
