@@ -183,28 +183,29 @@ class _Port:
         return x / (1 + xp.exp(-(1.702 if self.fault == "quick gelu" else 1.0) * x))
 
 
-class _Numpy:
-    half = np.dtype(np.float16)
+class _Arrays:
+    """What NumPy and JAX have in common; `xp` is the one or the other."""
 
-    def __init__(self, dtype: str) -> None:
-        self.dtype = np.dtype(dtype)
-        self.wider = np.result_type(self.dtype, np.float32)
+    xp: Any
+    dtype: Any
+
+    @property
+    def wider(self) -> Any:
+        return self.xp.promote_types(self.dtype, np.float32)
 
     def array(self, x: Any) -> Any:
-        return x.astype(self.dtype)
+        return self.xp.asarray(x, self.dtype)
+
+    low = array
 
     def wide(self, x: Any) -> Any:
         return x.astype(self.wider)
 
-    low = array
-    exp, sqrt, tanh, floor, swap = map(staticmethod, (np.exp, np.sqrt, np.tanh, np.maximum, np.swapaxes))
-    erf = staticmethod(np.vectorize(math.erf))
-
     def join(self, x: Any) -> Any:
-        return np.concatenate(x, -1)
+        return self.xp.concatenate(x, -1)
 
     def stack(self, x: Any) -> Any:
-        return np.stack(x, -1)
+        return self.xp.stack(x, -1)
 
     def rows(self, table: Any, ids: Any) -> Any:
         return table[ids]
@@ -216,10 +217,20 @@ class _Numpy:
         return x.mean(-1, keepdims=True)
 
     def like(self, x: Any, other: Any) -> Any:
-        return x.astype(other.dtype)
+        return self.xp.asarray(x, other.dtype)
 
     def where(self, seen: Any, x: Any, fill: float) -> Any:
-        return np.where(seen, x, np.asarray(fill, x.dtype))
+        return self.xp.where(seen, x, self.xp.asarray(fill, x.dtype))
+
+
+class _Numpy(_Arrays):
+    xp = np
+    half = np.dtype(np.float16)
+    exp, sqrt, tanh, floor, swap = map(staticmethod, (np.exp, np.sqrt, np.tanh, np.maximum, np.swapaxes))
+    erf = staticmethod(np.vectorize(math.erf))
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = np.dtype(dtype)
 
     def softmax(self, x: Any) -> Any:
         x = np.exp(x - x.max(-1, keepdims=True))
@@ -275,43 +286,14 @@ class _Torch:
         return x.softmax(-1)
 
 
-class _Jax:
+class _Jax(_Arrays):
+    xp = jnp
     half = jnp.float16
-
-    def __init__(self, dtype: str) -> None:
-        self.dtype = jnp.dtype(dtype)
-        self.wider = jnp.promote_types(self.dtype, jnp.float32)
-
-    def array(self, x: Any) -> Any:
-        return jnp.asarray(x, self.dtype)
-
-    def wide(self, x: Any) -> Any:
-        return x.astype(self.wider)
-
-    low = array
     exp, sqrt, tanh, erf = map(staticmethod, (jnp.exp, jnp.sqrt, jnp.tanh, jax.scipy.special.erf))
     floor, swap = map(staticmethod, (jnp.maximum, jnp.swapaxes))
 
-    def join(self, x: Any) -> Any:
-        return jnp.concatenate(x, -1)
-
-    def stack(self, x: Any) -> Any:
-        return jnp.stack(x, -1)
-
-    def rows(self, table: Any, ids: Any) -> Any:
-        return table[ids]
-
-    def t(self, x: Any) -> Any:
-        return x.T
-
-    def mean(self, x: Any) -> Any:
-        return x.mean(-1, keepdims=True)
-
-    def like(self, x: Any, other: Any) -> Any:
-        return jnp.asarray(x, other.dtype)
-
-    def where(self, seen: Any, x: Any, fill: float) -> Any:
-        return jnp.where(seen, x, jnp.asarray(fill, x.dtype))
+    def __init__(self, dtype: str) -> None:
+        self.dtype = jnp.dtype(dtype)
 
     def softmax(self, x: Any) -> Any:
         return jax.nn.softmax(x, -1)

@@ -9,6 +9,8 @@ from typing import Any
 from palm.fields import plain
 
 UNKNOWN = "unknown"
+# A cause takes at least so much of the distance.
+SHARE = 0.5
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from cases import draw_tokens, draw_weights
 
 import palm
 from palm.parity.blackbox.compare import ForeignComparison
+from palm.parity.blackbox.logits import _called
 from palm.spec.arrays import Arrays
 
 CONFIG = palm.PaLMConfig(
@@ -276,3 +277,22 @@ def test_what_is_unknown_says_where_it_begins_and_what_is_nearest():
     tokens = draw_tokens(CONFIG, 30)
     assert f"The first position that differs is 11, of id {tokens[11]}." in found.verdict
     assert found.hints[0] in found.to_dict()["hints"]
+
+
+class Converting(torch.nn.Module):
+    """A port that turns ids into a tensor itself, as only NumPy's array can be."""
+
+    def forward(self, ids: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(ids.astype(np.int64))
+
+
+class Failing(torch.nn.Module):
+    def forward(self, ids: Any) -> Any:
+        raise ValueError(f"no {type(ids).__name__}, please")
+
+
+def test_a_torch_module_may_convert_ids_itself_and_else_its_error_on_a_tensor_is_told():
+    ids = np.arange(3)
+    assert _called(Converting(), ids).tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="no Tensor, please"):
+        _called(Failing(), ids)

@@ -67,14 +67,14 @@ def _quiet(whole: Search) -> float:
 
 def _with_own(whole: Search, model: Any) -> Search:
     """With what palm's own models are off by: the given one, and where another could matter that as well."""
-    for error in own_errors(model, whole):
+    for error in _own_errors(model, whole):
         whole = replace(whole, own=max(whole.own, error))
         if not whole.bound < whole.before <= _HOPELESS * whole.need:
             break
     return whole
 
 
-def own_errors(model: Any, whole: Search) -> Iterator[float]:
+def _own_errors(model: Any, whole: Search) -> Iterator[float]:
     """What palm's own models in a type are off by: that which was given, then those of other backends."""
     if whole.dtype not in DTYPES:
         return

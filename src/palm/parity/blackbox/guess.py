@@ -12,14 +12,13 @@ import numpy as np
 
 from palm.config import PaLMConfig
 from palm.parity.blackbox.configs import Alternative, Changed
+from palm.parity.diagnosis import SHARE
 from palm.parity.explain.causes import CAUSES, Cause
 from palm.parity.explain.replay import distance
 from palm.parity.judge.need import LOW, Format, a_priori, allowed, noise_need
 from palm.spec.forward import REFEREE, Operation, run
 
 FIXES = {cause.name: cause.fix for cause in CAUSES}
-# A cause takes at least so much of the distance.
-_HALF = 0.5
 # What Python adds to the multiply-adds of a block.
 _OVERHEAD = 4e6
 
@@ -93,7 +92,7 @@ class Search:
 
     def is_near(self, after: float, bound: float) -> bool:
         """Whether it is within a bound, and at least half of the distance is gone."""
-        return after <= min(bound, _HALF * self.before)
+        return after <= min(bound, SHARE * self.before)
 
     def meets(self, guess: Guess) -> bool:
         """To rounding; a single loss of precision only roughly."""

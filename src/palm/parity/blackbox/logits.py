@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,22 +48,16 @@ def logits_of(
 
 
 def _called(function: Callable[..., Any], ids: np.ndarray) -> Any:
-    """What it gives for the ids in a form that it takes: what it does to them is its own affair."""
-    *others, last = _forms(function, ids)
-    for form in others:
-        try:
-            return _output(function(form))
-        except Exception:  # of one form, it may be anything: the last one tells
-            continue
-    return _output(function(last))
-
-
-def _forms(function: Callable[..., Any], ids: np.ndarray) -> Iterator[Any]:
-    """A torch module takes tensors; anything else NumPy's array."""
+    """What it gives for the ids, of a torch module as a tensor; what it does to them is its own affair."""
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(function, torch.nn.Module):
-        yield torch.from_numpy(ids.copy())
-    yield ids.copy()
+    if torch is None or not isinstance(function, torch.nn.Module):
+        return _output(function(ids.copy()))
+    try:
+        return _output(function(torch.from_numpy(ids.copy())))
+    except Exception:
+        with suppress(Exception):  # it may convert ids itself; else the first error tells
+            return _output(function(ids.copy()))
+        raise
 
 
 def _output(given: Any) -> Any:

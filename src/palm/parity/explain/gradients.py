@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from palm.parity.diagnosis import UNKNOWN, Diagnosis
+from palm.parity.diagnosis import SHARE, UNKNOWN, Diagnosis
 from palm.parity.explain.replay import distance
 from palm.parity.recording.recording import Recording
 from palm.spec import backward
@@ -20,8 +20,6 @@ from palm.spec.arrays import Named
 _SCALE = "Divide the loss by the number of predicted tokens, once, and let no factor into the backward pass."
 _MISSING = "Look for a detach, a stop_gradient, or a parameter that is used only through a copy."
 _TRANSPOSED = "Transpose the gradient, or the matrix it belongs to."
-# A cause takes at least so much of the distance.
-_HALF = 0.5
 _ONE_USE = "Use one tensor for both ends, so that its two gradients add up."
 
 
@@ -58,7 +56,7 @@ def diagnose_backward(side: Recording, off: Mapping[str, float]) -> Iterator[Dia
     for name in nearest:
         for cause, detail, wrong, fix in _known(side, name, exact):
             after = distance(side.grads[name], wrong) if wrong.any() else float(side.grads[name].any())
-            if after <= min(off[name], _HALF * distance(side.grads[name], exact[name])):
+            if after <= min(off[name], SHARE * distance(side.grads[name], exact[name])):
                 named.append(told([name], cause, detail, after, fix))
                 break
     # What is not named in the same block may be the echo of what is.

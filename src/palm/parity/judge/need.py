@@ -13,10 +13,9 @@ Another right program may differ from these in two ways, and neither more than d
   own (the same triangle as in `palm.spec.rounding`); a program that stays inside that circle is not told
   apart from rounding.
 
-So `FACTOR` = √2·√2 = 2 times the need is what rounding explains. Measured over right ports in NumPy, PyTorch
-and JAX (fused or separate products, upcast norms or not, rotations by complex numbers), a port's distance is
-0.4 to 1.9 times the need: `benchmarks/false_alarms.py`. A fault as large as the port's own rounding can hide
-in the factor, so beyond it and below `CERTAIN` = 3 times the need, nothing is proven: it is not told apart.
+So `FACTOR` = √2·√2 = 2 times the need is what rounding explains. A fault as large as the port's own rounding
+can hide in the factor, so beyond it and below `CERTAIN` = 3 times the need, nothing is proven: it is not told
+apart. `benchmarks/false_alarms.py` measures right ports in NumPy, PyTorch and JAX in units of the need.
 """
 
 from __future__ import annotations
