@@ -85,6 +85,10 @@ def _sample(cases: list[pytest.Function], count: int) -> list[pytest.Function]:
 
 def _values(case: pytest.Function) -> list[tuple[int, str]]:
     """The values in the name of a case, by place: of `float32-alibi-True`, three."""
+    if not hasattr(case, "callspec"):
+        raise pytest.UsageError(
+            f"a test that is marked `sampled` must have several cases; {case.nodeid} has one"
+        )
     return list(enumerate(case.callspec.id.split("-")))
 
 

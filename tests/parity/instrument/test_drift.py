@@ -41,7 +41,6 @@ def torch_runs(train):
     return train("torch"), train("torch", control=True)
 
 
-@pytest.mark.sampled(1)
 def test_both_wings_drift_apart_no_faster_than_an_ulp_would_drive_them(train, torch_runs):
     torch, control = torch_runs
     found = butterfly(torch, train("jax"), control)
