@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from cases import draw_tokens, draw_weights
 
 import palm
+from palm.parity.judge.bounds import backward_bounds, cancellation
+from palm.parity.recording.recording import record
+from palm.spec import backward
 from palm.spec.arrays import Arrays
 from palm.spec.parameters import DTYPES
+from palm.spec.rounding import rms
 
 CONFIGS = {
     arch: palm.PaLMConfig(num_tokens=96, dim=48, depth=2, heads=4, dim_head=16, ff_mult=2).resolve(arch)
@@ -65,3 +70,23 @@ def test_a_fault_beside_amplified_rounding_is_still_one():
     found = palm.compare(one, wrong, draw_tokens(one.config, 2, 32))
     assert found.outcome == "differ"
     assert found.first_divergence == "blocks.0.q"
+
+
+@pytest.mark.parametrize(
+    ("which", "size", "outcome"),
+    [(min, 1.2, "cannot tell"), (min, 2.0, "differ"), (max, 1.2, "differ"), (max, 0.8, "agree")],
+)
+def test_only_where_terms_cancel_a_little_more_than_the_bound_proves_nothing(which, size, outcome):
+    """A gradient that larger ones cancel to has their rounding, of which only the size is known."""
+    config, ids = CONFIGS["torch"], draw_tokens(CONFIGS["torch"], 2, 32)
+    a, b = (record(one, ids) for one in models(lambda _: None, "torch", "float32", "paper"))
+    gradients = backward.value_and_grad(config, a.weights, ids)[1]
+    sizes = {name: rms(gradient) for name, gradient in gradients.items()}
+    name = which(sizes, key=sizes.__getitem__)
+    bound = backward_bounds((a, b)).times(cancellation(max(sizes.values()), sizes[name])).double
+    drawn = np.random.default_rng(0).standard_normal(gradients[name].shape)
+    moved = a.exact_grads[name] + size * bound * sizes[name] * drawn / rms(drawn)
+    other = replace(a, exact_grads={**a.exact_grads, name: moved})
+    found = palm.compare(other, b)
+    assert found.outcome == outcome, found.verdict
+    assert found.first_divergence == (None if outcome == "agree" else f"grad:{name}")

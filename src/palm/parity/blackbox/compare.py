@@ -22,12 +22,11 @@ from palm.parity.blackbox.guess import Search
 from palm.parity.blackbox.label import label_of
 from palm.parity.blackbox.logits import Logits, logits_of
 from palm.parity.diagnosis import evidence
+from palm.parity.judge.bounds import SENSELESS
 from palm.parity.judge.need import CERTAIN, LOW, Format
 from palm.parity.judge.predictions import predictions
 from palm.spec.tokens import check_tokens
 
-# Where a right program's rounding is this large, nothing can be told from a smaller distance.
-_SENSELESS = 0.5
 # Equal values have one average, whatever their weights.
 _BLIND = (
     "Each sequence repeats one id: mistakes in positions, in attention's scores and in its mask cannot show. "
@@ -86,7 +85,7 @@ class ForeignComparison(Answer):
         if self.likenesses or self.not_finite:
             return "differ"
         if self.before <= self.bound:
-            return "agree" if self.bound < _SENSELESS else "cannot tell"
+            return "agree" if self.bound < SENSELESS else "cannot tell"
         return "cannot tell" if self.before < CERTAIN * self.need else "differ"
 
     @property

@@ -12,22 +12,33 @@ from palm.parity.recording.recording import Recording
 from palm.spec.rounding import rounding_bound
 
 Sides = tuple[Recording, Recording] | tuple[Excerpt, Excerpt]
+# Where the function amplifies rounding to this, nothing can be told from a smaller error.
+SENSELESS = 0.5
 # What a coarser type than bfloat16 would leave.
 _BEYOND_BFLOAT16 = 4.0
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Largest relative errors that rounding explains: each side's, a float64 program's, any program's."""
+    """Largest relative errors that rounding explains: each side's, a float64 program's, any program's.
+
+    `cancelled`: how many times as large they are as those of a value in which nothing cancels.
+    """
 
     sides: tuple[float, float]
     double: float
     widest: float
+    cancelled: float = 1.0
 
     def times(self, factor: float) -> Bounds:
-        """All of them, `factor` times as large."""
+        """Of a value that `factor` times larger ones cancel to."""
         a, b = self.sides
-        return Bounds((a * factor, b * factor), self.double * factor, self.widest * factor)
+        return Bounds((a * factor, b * factor), self.double * factor, self.widest * factor, factor)
+
+    @property
+    def usual(self) -> tuple[float, float]:
+        """Of each side, if nothing cancelled."""
+        return self.sides[0] / self.cancelled, self.sides[1] / self.cancelled
 
 
 def cancellation(largest: float, this: float) -> float:
@@ -46,9 +57,13 @@ def is_excused(
 def is_certain(error: float, allowed: float, usual: float) -> bool:
     """Whether an error is more than what amplification allows.
 
-    What is `allowed` beyond the `usual` is drawn at random, and below CERTAIN times the need nothing is
-    proven: see `judge.need`.
+    What is `allowed` beyond the `usual`, because the function amplifies rounding or because larger values
+    cancel, is an estimate from the size of random errors, FACTOR times the need, and no upper limit: below
+    CERTAIN times the need nothing is proven, see `judge.need`. Where no digit is left, its size proves
+    nothing at all; the sides' float64 programs, which have digits left, still may.
     """
+    if allowed >= SENSELESS:
+        return False
     return not error <= (CERTAIN / FACTOR * allowed if allowed > usual else allowed)
 
 

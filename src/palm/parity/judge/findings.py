@@ -11,7 +11,15 @@ import numpy as np
 
 from palm.config import DType, PaLMConfig
 from palm.parity.finding import Finding, Kind, Nature
-from palm.parity.judge.bounds import Bounds, backward_bounds, cancellation, is_certain, is_excused, tap_bounds
+from palm.parity.judge.bounds import (
+    SENSELESS,
+    Bounds,
+    backward_bounds,
+    cancellation,
+    is_certain,
+    is_excused,
+    tap_bounds,
+)
 from palm.parity.judge.conditioning import Conditioning
 from palm.parity.recording.excerpt import Excerpt
 from palm.parity.recording.recording import Recording
@@ -22,8 +30,6 @@ from palm.spec.taps import tap_names
 
 # The rms of fewer numbers may by chance be so many times what is expected of it.
 _FEW, _LUCK = 32, 3.0
-# Where the function amplifies rounding to this, nothing can be told from a smaller error.
-_SENSELESS = 0.5
 # A float32 or bfloat16 result that is exact, as a lookup is, or a float64 one that the referee rounds alike.
 _NO_ROUNDING = 4 * UNIT_ROUNDOFF["float64"]
 
@@ -127,7 +133,7 @@ def _finding(
         allow(error, bound, reading.dtype)
         for error, bound, reading in zip(measured.errors, base.sides, readings, strict=True)
     ]
-    bounds = [min(most, max(bound, _SENSELESS)) for most, bound in zip(allowed, base.sides, strict=True)]
+    bounds = [min(most, max(bound, SENSELESS)) for most, bound in zip(allowed, base.sides, strict=True)]
     own = [
         # A float64 side has no wider self to be measured against; the referee stands in for it, or the bound.
         (bound if exact is None else error) if reading.is_double else bound if mine is None else mine
@@ -144,7 +150,7 @@ def _finding(
         base,
         allow,
         has_referee=exact is not None,
-        is_excused=is_excused(measured.errors, allowed, bounds, base.sides),
+        is_excused=is_excused(measured.errors, allowed, bounds, base.usual),
         same_model=same_model,
     )
     a, b = measured.errors
@@ -230,8 +236,8 @@ def _judge(
     for words, distance, programs in measured.wrong:
         bound = programs * base.double
         if distance > bound and distance > (most := allow(distance, bound, "float64")):
-            is_proven |= is_certain(distance, most, bound)
-            is_excused |= not is_certain(distance, most, bound)
+            sure = is_certain(distance, most, bound / base.cancelled)
+            is_proven, is_excused = is_proven or sure, is_excused or not sure
             if ratio <= RATIO_BAR:  # else it is said already
                 reasons.append(_beyond(words.format(distance), most))
     if reasons:
