@@ -31,7 +31,7 @@ from palm.errors import ConfigError
 from palm.fields import check_choice, integer
 from palm.models import from_numpy
 from palm.parity.blackbox.compare import check_own, compare_foreign
-from palm.parity.drift.drift import RUNS, Butterfly
+from palm.parity.drift.drift import RUNS, Drift
 from palm.parity.recording.recording import STEPS
 from palm.parity.run.launch import OnStep, Source, compare_sides, train_backends, training_steps
 from palm.parity.run.sides import Bundle, Original, Side
@@ -189,10 +189,12 @@ def _compare_training(
     return show(report, request.out)
 
 
-def _with_training(report: dict[str, Any], trained: Butterfly) -> dict[str, Any]:
+def _with_training(report: dict[str, Any], trained: Drift) -> dict[str, Any]:
     """The report with a training in it: the sides agree only if both agree."""
     verdict = f"{report['verdict'].removesuffix('.')}; {trained.verdict}"
-    outcome = report["outcome"] if trained.agree else "differ"
+    outcome = report["outcome"]
+    if trained.outcome == "differ" or outcome == "agree":
+        outcome = trained.outcome
     own = {"outcome": outcome, "agree": outcome == "agree", "verdict": verdict}
     return {**report, **own, "training": trained.to_dict()}
 

@@ -13,7 +13,8 @@ from cases import draw_weights, python_path
 import palm
 from palm.data.windows import open_corpus, standard_library_text
 from palm.parity.drift.drift import RUNS, butterfly
-from palm.parity.drift.trajectory import moved_by_an_ulp, record_training
+from palm.parity.drift.trajectory import record_training
+from palm.parity.drift.ulp import moved_by_an_ulp
 from palm.parity.run.launch import Source, train_backends, training_steps
 
 CONFIG = palm.PaLMConfig(num_tokens=256, dim=32, depth=2, heads=2, dim_head=16).resolve("torch")

@@ -1,43 +1,31 @@
-"""Two trainings from the same weights: do the frameworks drift apart faster than one rounding error would?
+"""Two trainings from the same weights: do they drift apart faster than rounding errors would drive them?
 
-Training amplifies rounding without end, so no fixed tolerance fits. What fits is the *butterfly effect*: the
-torch wing once more, from weights of which each element is moved by one unit in the last place. With x_k, y_k
-and c_k the weights of torch, of JAX and of that control after k steps,
-
-    distance_k = ‖x_k − y_k‖ / ‖x_k‖        control_k = ‖x_k − c_k‖ / ‖x_k‖
-
-and the ratio of the two says how much more than such a unit it would take to drive torch as far away from
-itself as JAX is. It is the geometric mean over an octave of steps (8–15, 16–31, …), and the largest octave
-counts: in a long run both distances end at the size of the weights, and what was different shows early. But
-not before step 8, unless there are no more: in bfloat16, moving a weight by one unit of its float32 master
-hardly ever moves the rounded copy that computes, so the control needs a few steps to depart.
+Training amplifies rounding without end, so no fixed tolerance fits. What fits is the *butterfly effect*: a
+*control*, which is one of the sides once more, from weights of which each element is moved by one unit in the
+last place. `palm.parity.drift.distance` says how the distance of the sides and that of the control are
+measured. Their ratio is the geometric mean over an octave of steps (1, 2–3, 4–7, 8–15, …), and the largest
+octave counts: in a long run both distances end at the size of the weights, and what was different shows
+early; and a wrong first step fades later.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from palm.fields import plain
+from palm.parity.drift.check import check_comparable
+from palm.parity.drift.distance import distances
 from palm.parity.drift.trajectory import Trajectory
-from palm.spec.parameters import dtype_name
-from palm.spec.rounding import UNIT_ROUNDOFF
+from palm.parity.finding import Outcome
 
 RUNS = ("torch", "jax", "control")
-# Above all ratios of right sides, so measured: `tiny`, batch 2, length 64, ten seeds of 20 steps each,
-# recipe "adamw": float64 0.11 to 0.21, float32 0.13 to 0.15, bfloat16 1.4 to 1.8; 200 steps of float32 up to
-# 0.57; two controls of one another 0.9 to 1.2. The learning rate 1 % off, in float32: 1100; β₂ 0.98 for 0.99:
-# 700; z-loss 10 % off: 9. In bfloat16, which rounds away what is smaller, they are 3.2, 2.6 and 1.6.
-# What no bar can tell apart is chance in the recipe "paper": Adafactor starts with lr · the gradient's sign,
-# so a weight whose gradient is nearly 0 may be sent either way. In `tiny` that was so for 2 controls of 24,
-# up to 270 times further away. A fault is there for every seed.
+# MEASURED
 BUTTERFLY_BAR = 3.0
-# In bfloat16 the steps before gave ratios up to 3.0: it takes 8 steps, better 20, to judge it.
-FIRST_JUDGED = 8
 
 
 class Octave(NamedTuple):
@@ -49,20 +37,25 @@ class Octave(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Butterfly:
+class Drift:
     """What training both sides found. Arrays have one value for each k = 0 … N updates made.
 
-    `losses` and `grad_norms`: of torch, jax and control, of batch k + 1 before it is learnt from.
-    `distance`, `control_distance`: of the weights, from torch's. `not_finite`: by run, the first k at which
-    loss or gradient is not finite, if there is one. `followed` of `parameters` weights were measured.
+    `labels`: what the sides are called. `losses` and `grad_norms`: by label and of the control, of batch
+    k + 1 before it is learnt from. `distance`: of the weights; `control_distance`: what rounding explains of it.
+    `not_finite`: by run, the first k at which loss, gradient or weights are not finite, if there is one.
+    `chance`: the step at which a few weights took opposite steps, their gradients being near 0; none after
+    it is judged.
+    `followed` of `parameters` weights were measured.
     """
 
+    labels: tuple[str, str]
     losses: Mapping[str, np.ndarray] = field(repr=False)
     grad_norms: Mapping[str, np.ndarray] = field(repr=False)
     distance: np.ndarray = field(repr=False)
     control_distance: np.ndarray = field(repr=False)
     octaves: tuple[Octave, ...]
     not_finite: Mapping[str, int]
+    chance: int | None
     followed: int
     parameters: int
 
@@ -73,13 +66,13 @@ class Butterfly:
 
     @property
     def gap(self) -> np.ndarray:
-        """|torch's loss − jax's| in nats."""
-        return _gap(self.losses["torch"], self.losses["jax"])
+        """The distance between the losses of both sides."""
+        return _gap(*(self.losses[label] for label in self.labels))
 
     @property
     def control_gap(self) -> np.ndarray:
-        """|torch's loss − the control's| in nats."""
-        return _gap(self.losses["torch"], self.losses["control"])
+        """The distance between the losses of the first side and of the control."""
+        return _gap(self.losses[self.labels[0]], self.losses["control"])
 
     @property
     def largest_gap(self) -> float:
@@ -93,16 +86,25 @@ class Butterfly:
         return max((octave.ratio for octave in self.octaves), default=math.nan)
 
     @property
+    def outcome(self) -> Outcome:
+        """Agree: all runs stayed finite and the sides no further apart than the bar allows. Cannot tell: so
+        far as can be judged, which is only until the step `chance`."""
+        if self.not_finite or not self.ratio <= BUTTERFLY_BAR:
+            return "differ"
+        return "agree" if self.chance is None else "cannot tell"
+
+    @property
     def agree(self) -> bool:
-        """Whether all runs stayed finite and the frameworks no further apart than the bar allows."""
-        return not self.not_finite and self.ratio <= BUTTERFLY_BAR
+        """Whether the outcome is "agree"."""
+        return self.outcome == "agree"
 
     @property
     def verdict(self) -> str:
         """The answer in a sentence."""
+        a, b = self.labels
         measured = (
-            f"the distance between torch and jax is at most {self.ratio:.2g} times the distance between "
-            f"torch and its control (initial weights moved by one unit in the last place; bar "
+            f"the distance between {a} and {b} is at most {self.ratio:.2g} times the distance between "
+            f"{a} and its control (initial weights moved by one unit in the last place; bar "
             f"{BUTTERFLY_BAR:g}); largest gap of the losses {self.largest_gap:.1e} nats"
         )
         over = f"over {self.steps} training step{'s' * (self.steps != 1)}"
@@ -110,12 +112,17 @@ class Butterfly:
             where = ", ".join(f"on {run} from step {k} on" for run, k in self.not_finite.items())
             until = f"; before that, {measured}" if self.octaves else ""
             return f"{over} loss or gradient is not finite {where}{until}."
+        if self.outcome == "cannot tell":
+            return (
+                f"{over} it cannot be told whether {a} and {b} drift apart: in step {self.chance} a few weights "
+                "went opposite ways, as rounding can send those whose gradient is nearly 0, and the others follow them. Until then, {measured}. Repeat with another seed."
+            )
         first = next((octave.first for octave in self.octaves if octave.ratio > BUTTERFLY_BAR), None)
-        drift = "no faster than torch and its control"
+        drift = f"no faster than {a} and its control"
         if first is not None:
             drift = f"by more than rounding explains, from step {first} on"
             measured += "; a fault shows with every seed"
-        return f"{over} torch and jax drift apart {drift}: {measured}."
+        return f"{over} {a} and {b} drift apart {drift}: {measured}."
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values for JSON; what is not finite is given as text ("inf", "nan").
@@ -143,24 +150,44 @@ class Butterfly:
         }
 
 
-def butterfly(torch: Trajectory, jax: Trajectory, control: Trajectory) -> Butterfly:
-    """Compare three trainings of the same batches; the control is torch's from weights moved by an ulp."""
-    runs = dict(zip(RUNS, (torch, jax, control), strict=True))
-    distance, control_distance = _distances(torch, jax), _distances(torch, control)
+def drift(a: Trajectory, b: Trajectory) -> Drift:
+    """Compare two trainings on the same batches. At least one of them has a control.
+
+    Raises `WeightsError` if names or shapes of the weights differ, if the sides do not start from the same
+    weights, or if they made another number of steps or were recorded with another seed.
+    """
+    check_comparable(a, b)
+    return _compared(a, b, exact_scalars=False)
+
+
+def butterfly(torch: Trajectory, jax: Trajectory, control: Trajectory) -> Drift:
+    """Compare palm's two wings; the control is torch's from weights moved by an ulp."""
+    first = replace(torch, label=RUNS[0], control=control)
+    return _compared(first, replace(jax, label=RUNS[1]), exact_scalars=True)
+
+
+def _compared(a: Trajectory, b: Trajectory, *, exact_scalars: bool) -> Drift:
+    control = a.control or b.control
+    assert control is not None
+    runs = {a.label: a, b.label: b, "control": control}
+    found = distances(a, b, BUTTERFLY_BAR, exact_scalars=exact_scalars)
     not_finite = {run: k for run, way in runs.items() if (k := way.first_not_finite) is not None}
-    finite = min(not_finite.values(), default=len(distance))
-    followed = torch.weights.shape[1]
+    last = min(not_finite.values(), default=len(found.judged))
+    followed = a.weights.shape[1]
     # Below that no distance is told from another: one weight that is followed, moved by one unit.
-    least = UNIT_ROUNDOFF[dtype_name(torch.weights.dtype)] / math.sqrt(followed)
-    return Butterfly(
+    least = max(a.unit, b.unit) / math.sqrt(followed)
+    norms = {run: way.grad_norms for run, way in runs.items() if way.grad_norms is not None}
+    return Drift(
+        labels=(a.label, b.label),
         losses={run: way.losses for run, way in runs.items()},
-        grad_norms={run: way.grad_norms for run, way in runs.items()},
-        distance=distance,
-        control_distance=control_distance,
-        octaves=tuple(_octaves(distance[:finite], control_distance[:finite], least)),
+        grad_norms=norms,
+        distance=found.distance,
+        control_distance=found.control,
+        octaves=tuple(_octaves(found.judged[:last], found.control[:last], least)),
         not_finite=not_finite,
+        chance=found.chance if found.chance is not None and found.chance < last else None,
         followed=followed,
-        parameters=torch.parameters,
+        parameters=a.parameters,
     )
 
 
@@ -175,20 +202,9 @@ def _gap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.abs(a - b)
 
 
-def _distances(a: Trajectory, b: Trajectory) -> np.ndarray:
-    """‖a_k − b_k‖ / ‖a_k‖ for each k, row by row: all may be more than memory holds. Shape (N + 1,)."""
-    found = []
-    for row_a, row_b in zip(a.weights, b.weights, strict=True):
-        wide = row_a.astype(np.float64)
-        found.append(np.linalg.norm(wide - row_b) / (np.linalg.norm(wide) or 1.0))
-    return np.array(found)
-
-
 def _octaves(distance: np.ndarray, control: np.ndarray, least: float) -> list[Octave]:
     logs = np.log(np.maximum(distance, least)) - np.log(np.maximum(control, least))
-    last = len(logs) - 1
-    first = min(FIRST_JUDGED, 1 << max(0, last.bit_length() - 1))
-    found = []
+    found, first = [], 1
     while first < len(logs):
         ratios = logs[first : 2 * first]
         found.append(Octave(first, first + len(ratios) - 1, float(np.exp(ratios.mean()))))

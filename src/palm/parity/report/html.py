@@ -23,7 +23,7 @@ from palm.parity.report.distances import distance_plot, distances
 from palm.parity.report.reading import FOREIGN, Reading
 from palm.parity.report.svg import shown, tag
 from palm.parity.report.tables import Pairs, causes, findings_table
-from palm.parity.report.training import training_figures, training_rows
+from palm.parity.report.training import training_figures, training_outcome, training_rows
 
 # Findings in the table of a notebook's fragment.
 _NOTABLE = 8
@@ -116,6 +116,7 @@ def _templates() -> Environment:
         "causes": causes,
         "findings_table": findings_table,
         "training_rows": training_rows,
+        "training_outcome": training_outcome,
     }
     environment.filters |= {"number": _number, "breakable": _breakable, "marked": _marked}
     environment.tests |= {"nan": math.isnan}

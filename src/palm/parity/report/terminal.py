@@ -13,6 +13,7 @@ from rich.text import Text
 from palm.parity.finding import Finding, Outcome
 from palm.parity.report.columns import brief_table, full_table, heading, training_table
 from palm.parity.report.reading import FOREIGN, Reading
+from palm.parity.report.training import training_outcome
 from palm.parity.report.words import block_and_row, counted, visible
 
 _OUTCOMES: dict[Outcome, tuple[str, str]] = {
@@ -79,7 +80,7 @@ def print_training(training: Mapping[str, Any], console: Console) -> None:
         " control: torch against itself, from weights moved by one unit in the last place\n",
         highlight=False,
     )
-    _print_verdict("agree" if training["agree"] else "differ", training["verdict"], console)
+    _print_verdict(training_outcome(training), training["verdict"], console)
 
 
 def _print_verdict(outcome: Outcome, verdict: str, console: Console) -> None:

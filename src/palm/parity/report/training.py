@@ -11,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from palm.parity.drift.drift import RUNS, spread_steps
+from palm.parity.finding import Outcome
 from palm.parity.report.axes import (
     Axis,
     LinearAxis,
@@ -52,8 +53,16 @@ class Figure:
     plot: Markup
 
 
+def training_outcome(training: Mapping[str, Any]) -> Outcome:
+    """The outcome of what `Drift.to_dict()` gave: if not even the bar is exceeded, nothing is proven."""
+    if training["agree"]:
+        return "agree"
+    over = training["not_finite"] or not float(training["ratio"]) <= training["bar"]
+    return "differ" if over else "cannot tell"
+
+
 def training_figures(training: Mapping[str, Any], a: str, b: str) -> list[Figure]:
-    """Losses, their gap, and the distance of the weights, from what `Butterfly.to_dict()` gave."""
+    """Losses, their gap, and the distance of the weights, from what `Drift.to_dict()` gave."""
     gap, control_gap, distance, control_distance = (_numbers(training[name]) for name in _SERIES)
     cross, control, bar = f"{a} against {b}", f"{a} against its control", float(training["bar"])
     return [

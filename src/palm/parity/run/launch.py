@@ -20,7 +20,7 @@ from palm.data.corpus import open_corpus
 from palm.data.windows import windows
 from palm.errors import BundleError
 from palm.parity.compare import judged
-from palm.parity.drift.drift import RUNS, Butterfly, butterfly
+from palm.parity.drift.drift import RUNS, Drift, butterfly
 from palm.parity.drift.trajectory import read_trajectory
 from palm.parity.explain.explain import explained
 from palm.parity.recording.bundle import read_bundle
@@ -149,7 +149,7 @@ def train_backends(
     device: str | None,
     attention: str,
     on_step: OnStep,
-) -> Butterfly:
+) -> Drift:
     """Train one model in both wings on the same batches, and once more in torch from weights an ulp away.
 
     One process after another: each has all cores and the device's memory to itself. `on_step(run, step)` is

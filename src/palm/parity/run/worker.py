@@ -21,7 +21,8 @@ from palm.config import DType, PaLMConfig
 from palm.data.corpus import open_corpus
 from palm.errors import PalmError
 from palm.models import common_dtype, from_numpy
-from palm.parity.drift.trajectory import moved_by_an_ulp, record_training
+from palm.parity.drift.trajectory import record_training
+from palm.parity.drift.ulp import moved_by_an_ulp
 from palm.parity.recording.bundle import write_bundle
 from palm.parity.recording.excerpt import record_excerpt
 from palm.parity.recording.recording import REMAT, Mode, record
@@ -87,7 +88,7 @@ def train(request: dict[str, Any]) -> None:
         config, stored = load_arrays(request["checkpoint"])
         weights = {name: array.astype(numpy_dtype(master)) for name, array in stored.items()}
     if request["is_control"]:
-        weights = moved_by_an_ulp(weights, request["seed"])
+        weights = moved_by_an_ulp(weights, request["seed"], recipe.precision)
     options = {name: request[name] for name in ("backend", "device", "attention")}
     model = from_numpy(config, weights, **options)
     print("build", flush=True)
