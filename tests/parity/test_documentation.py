@@ -134,3 +134,15 @@ def test_the_examples_of_the_frameworks_page_run(capsys):
     assert names["logits"].shape == (20, 64)
     assert names["same"].shape == (2, 20, 64)
     assert names["shapes"].embedding.weight.shape == names["drawn"].embedding.weight.shape == (64, 32)
+
+
+def test_the_drift_of_two_loops_is_what_the_page_says(capsys):
+    [code] = [code for code in examples("docs/own-training-loop.md") if "drift(" in code]
+    faulty = code.replace("optax.adamw(1e-2, weight_decay=0.1)", "optax.adamw(1e-2)")
+    assert faulty != code
+    right, wrong = (run(text, {})["found"] for text in (code, faulty))
+    assert (right.outcome, wrong.outcome) == ("agree", "differ")
+    page = " ".join((ROOT / "docs/own-training-loop.md").read_text(encoding="utf-8").split())
+    told = capsys.readouterr().out.splitlines()
+    assert f"`{told[0].partition(': ')[0]}: …`" in page
+    assert f"`… {told[1].partition(': ')[0].removeprefix('over 20 training steps ')}: …`" in page

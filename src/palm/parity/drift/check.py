@@ -33,7 +33,8 @@ def _check_recorded(a: Trajectory, b: Trajectory) -> None:
     if (len(a.weights), a.seed) != (len(b.weights), b.seed):
         raise WeightsError(
             f"both sides must make as many steps, with one seed; got {len(a.weights) - 1} steps and seed "
-            f"{a.seed} of {a.label}, {len(b.weights) - 1} and {b.seed} of {b.label}. Record both on the same batches."
+            f"{a.seed} of {a.label}, {len(b.weights) - 1} and {b.seed} of {b.label}. Record both on the "
+            "same batches."
         )
 
 

@@ -62,8 +62,8 @@ class Loop:
         if strange := sorted(numbers - set(marks)):
             raise WeightsError(
                 "weights= must only pick and rearrange arrays that are in the state; got the number "
-                f"{strange[0]:g} of {self.label}, while the state was filled with {len(marks)} others. Put the "
-                "weights into the state, and do not compute with them."
+                f"{strange[0]:g} of {self.label}, while the state was filled with {len(marks)} others. Put "
+                "the weights into the state, and do not compute with them."
             )
         places = {marks[number] for number in numbers}
         arrays = {str(i): _array(holders[i]) for i in sorted(places)}

@@ -99,8 +99,8 @@ class Trajectory:
             control = loop.follow(loop.moved(state, seed, precision), batches, places)
         if all(np.array_equal(row, rows[0]) for row in rows[1:]):
             raise WeightsError(
-                f"a step must change the weights; got the same after {len(batches)} steps of {label}. Return the "
-                "new state, and let weights= read it from there."
+                f"a step must change the weights; got the same after {len(batches)} steps of {label}. Return "
+                "the new state, and let weights= read it from there."
             )
 
         def made(losses: list[float], rows: list[np.ndarray], control: Trajectory | None) -> Trajectory:
