@@ -141,6 +141,13 @@ def sensitivity(session: nox.Session) -> None:
 
 
 @nox.session
+def alarms(session: nox.Session) -> None:
+    """Right programs that must raise no alarm, and faults in bfloat16 that must not pass as rounding."""
+    install(session, "all")
+    session.run("python", "benchmarks/false_alarms.py", *session.posargs, env=QUICK)
+
+
+@nox.session
 def recording(session: nox.Session) -> None:
     """What it costs to record a model of a billion parameters; takes 20 GiB of memory."""
     install(session, "all")

@@ -84,22 +84,23 @@ class _Port:
 
     def __call__(self, ids: np.ndarray) -> Any:
         cfg, w, xp = self.cfg, self.w, self.xp
-        x = xp.rows(w["embedding"], ids) * (1.1 if self.fault == "embedding × 1.1" else 1)
+        x = xp.low(xp.rows(w["embedding"], ids) * (1.1 if self.fault == "embedding × 1.1" else 1.0))
         for i in range(cfg.depth):
             x = self.block(x, f"blocks.{i}.")
         y = x if self.fault == "no final norm" else self.norm(x, w["norm"])
         matrix = xp.t(w["embedding"]) if cfg.tie_embeddings else w["unembedding"]
-        z = y @ matrix * (cfg.logit_scale * (1.05 if self.fault == "logits × 1.05" else 1))
-        return xp.low(2 * xp.tanh(xp.wide(z) / 2)) if self.fault == "softcap 2" else z
+        z = xp.dot(y, matrix) * (cfg.logit_scale * (1.05 if self.fault == "logits × 1.05" else 1))
+        return xp.low(2 * xp.tanh(xp.wide(z) / 2) if self.fault == "softcap 2" else z)
 
     def block(self, x: Any, b: str) -> Any:
+        xp = self.xp
         y = self.norm(x, self.w[b + "norm"])
         attended = self.attention(y, b + "attention.")
         if self.fault == "serial block":
             x = x + attended
             return x + self.feedforward(self.norm(x, self.w[b + "norm"]), b + "feedforward.")
         branches = attended + self.feedforward(y, b + "feedforward.")
-        return x + branches * (0.5 if self.fault == "half residual" else 1)
+        return x + xp.low(branches * (0.5 if self.fault == "half residual" else 1.0))
 
     def norm(self, x: Any, g: Any) -> Any:
         cfg, xp = self.cfg, self.xp
@@ -118,10 +119,10 @@ class _Port:
         h, e = cfg.heads, cfg.dim_head
         names = ["query", "key_value"] if cfg.share_kv else ["query", "key", "value"]
         if self.fused:
-            made = y @ xp.join([w[p + name] for name in names])
+            made = xp.dot(y, xp.join([w[p + name] for name in names]))
             parts = [made[..., : h * e], made[..., h * e : h * e + e], made[..., h * e + e :]]
         else:
-            parts = [y @ w[p + name] for name in names]
+            parts = [xp.dot(y, w[p + name]) for name in names]
         q, k, v = parts[0], parts[1], parts[1] if cfg.share_kv else parts[2]
         n = q.shape[-2]
         if self.fault == "query heads (d h)":
@@ -132,7 +133,7 @@ class _Port:
             q = self.rotated(q, 1 if self.fault == "positions from 1 for queries" else 0)
             k = k if self.fault == "no rotary on keys" else self.rotated(k, 0)
         scale = {"scale × 1.05": 1.05, "scale × 1.1": 1.1, "scale twice": e**-0.5}.get(self.fault, 1)
-        s = self.up(q @ xp.swap(k[..., None, :, :], -1, -2)) * (e**-0.5 * scale)
+        s = self.up(xp.dot(q, xp.swap(k[..., None, :, :], -1, -2))) * (e**-0.5 * scale)
         i = np.arange(n)
         seen = i[None, :] <= i[:, None] + (self.fault == "sees the next")
         if self.fault == "window 16":
@@ -142,8 +143,8 @@ class _Port:
             slopes = slopes * (1.1 if self.fault == "slopes × 1.1" else 1)
             s = s + xp.like(np.where(seen, -slopes[:, None, None] * (i[:, None] - i), 0.0), s)
         s = xp.where(seen, s, -1.0 if self.fault == "fill −1" else -1e30 if s.dtype != xp.half else -6e4)
-        o = xp.swap(xp.low(xp.softmax(s)) @ v[..., None, :, :], -2, -3)
-        return o.reshape(*o.shape[:-2], h * e) @ w[p + "out"]
+        o = xp.swap(xp.dot(xp.low(xp.softmax(s)), v[..., None, :, :]), -2, -3)
+        return xp.dot(o.reshape(*o.shape[:-2], h * e), w[p + "out"])
 
     def rotated(self, x: Any, first: int) -> Any:
         cfg, xp = self.cfg, self.xp
@@ -164,13 +165,14 @@ class _Port:
     def feedforward(self, y: Any, p: str) -> Any:
         w, xp = self.w, self.xp
         if self.fused:
-            made = y @ xp.join([w[p + "gate"], w[p + "up"]])
+            made = xp.dot(y, xp.join([w[p + "gate"], w[p + "up"]]))
             gate, up = made[..., : self.cfg.ff_dim], made[..., self.cfg.ff_dim :]
         else:
-            gate, up = y @ w[p + "gate"], y @ w[p + "up"]
+            gate, up = xp.dot(y, w[p + "gate"]), xp.dot(y, w[p + "up"])
         if self.fault == "gate and up swapped":
             gate, up = up, gate
-        return xp.low(self.activated(gate) * (1 if self.fault == "no gate" else self.up(up))) @ w[p + "down"]
+        product = self.activated(gate) * (1 if self.fault == "no gate" else self.up(up))
+        return xp.dot(xp.low(product), w[p + "down"])
 
     def activated(self, gate: Any) -> Any:
         xp, x = self.xp, self.up(gate)
@@ -197,6 +199,9 @@ class _Arrays:
         return self.xp.asarray(x, self.dtype)
 
     low = array
+
+    def dot(self, a: Any, b: Any) -> Any:
+        return (a @ b).astype(a.dtype)  # of bfloat16, NumPy makes float32
 
     def wide(self, x: Any) -> Any:
         return x.astype(self.wider)
@@ -252,6 +257,9 @@ class _Torch:
 
     def low(self, x: Any) -> Any:
         return x.to(self.dtype)
+
+    def dot(self, a: Any, b: Any) -> Any:
+        return a @ b
 
     exp, sqrt, tanh, erf = torch.exp, torch.sqrt, torch.tanh, torch.erf
 
