@@ -16,7 +16,7 @@ from palm.parity.blackbox.guess import Guess, Search
 from palm.parity.blackbox.logits import Logits
 from palm.parity.blackbox.search import Outcome, confirmed, explain
 from palm.parity.explain.replay import distance
-from palm.parity.judge.need import LOW, Format, a_priori, allowed, formats
+from palm.parity.judge.need import CERTAIN, LOW, Format, a_priori, allowed, formats, right_programs
 from palm.spec.parameters import DTYPES
 from palm.spec.rounding import rms
 
@@ -57,12 +57,30 @@ def examine(call: Called, model: Any, weights: dict[str, np.ndarray], ids: np.nd
         again = explain(whole, is_quick=True)
         met = confirmed(whole, again.met)
         outcome = replace(outcome, tried=outcome.tried + again.tried)
+    if met and whole.before < CERTAIN * whole.need:
+        met = _not_rounding(whole, met)
     return Examined(whole, outcome, tuple(met), _first_beyond(whole) if is_beyond else None)
 
 
 def _quiet(whole: Search) -> float:
     """What asks for no search: in a low precision, less than the bound, below which a fault could hide."""
     return whole.need if whole.dtype in LOW else whole.bound
+
+
+def _not_rounding(whole: Search, met: list[Guess]) -> list[Guess]:
+    """The guesses that no right program is nearer to than to the referee.
+
+    Where rows are nearly alike, the errors of rounding all have one direction. If a wrong function lies in
+    it, it explains right programs too. Errors in many directions have next to nothing in common with a
+    wrong function, which is then further from each right program than the referee is.
+    """
+    right = list(right_programs(whole.config, whole.weights, whole.ids, whole.exact, whole.dtype))
+
+    def is_told_apart(guess: Guess) -> bool:
+        wrong = whole.run(guess.changed)
+        return all(distance(one, wrong) > distance(one, whole.exact) for one in right)
+
+    return [guess for guess in met if is_told_apart(guess)]
 
 
 def _with_own(whole: Search, model: Any) -> Search:

@@ -20,7 +20,8 @@ apart. `benchmarks/false_alarms.py` measures right ports in NumPy, PyTorch and J
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -37,6 +38,8 @@ FACTOR, CERTAIN = 2.0, 3.0
 Format: TypeAlias = DType | Literal["float16"]
 LOW: tuple[Format, ...] = ("float16", "bfloat16")
 _DRAWS = 3
+# Of each kind: one whose errors are those of a wrong function by chance comes now and then only.
+_PROGRAMS = 8
 _HALF = 2.0**-11
 
 
@@ -76,6 +79,19 @@ def noise_need(config: PaLMConfig, weights: Named, ids: np.ndarray, exact: np.nd
     with np.errstate(all="ignore"):  # float16 overflows where the referee does not
         draws = (forward.run(config, noisy(own, noise, i), ids)["logits"] for i in range(_DRAWS))
         return _largest(factor * rms(np.asarray(draw) - exact) / scale for draw in draws)
+
+
+def right_programs(
+    config: PaLMConfig, weights: Named, ids: np.ndarray, exact: np.ndarray, of: Format
+) -> Iterator[np.ndarray]:
+    """Logits of right programs: of some that upcast inside of operations, and of some that upcast nothing."""
+    own = {name: rounded(array, of) for name, array in weights.items()}
+    usual, factor = precision(of)
+    for noise in (usual, replace(usual, inside=usual.stored)):
+        for draw in range(_PROGRAMS):
+            with np.errstate(all="ignore"):
+                logits = np.asarray(forward.run(config, noisy(own, noise, draw), ids)["logits"])
+            yield exact + factor * (logits - exact)
 
 
 def _largest(values: Iterable[float]) -> float:
