@@ -25,7 +25,10 @@ APART = ("--ignore=tests/browser", "--ignore=tests/endurance", "--ignore=tests/f
 # Hundreds of small programs are compiled once and run once. `parity` runs the grid at full effort.
 # One thread for each process: two on two cores would only wait for one another.
 QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "OMP_NUM_THREADS": "1"}
-# The core that knows of frameworks. Beside one wing it runs alone; with `-- --whole`, all of the core does.
+# Compiled programs, for the sessions that run the same ones; `tests` begins anew.
+COMPILED = Path(".nox/compiled").resolve()
+# The core that knows of frameworks. It runs where one of them or both are missing; with `-- --whole`, all of
+# the core does.
 AWARE = ("tests/core/test_import.py", "tests/core/test_startup.py", "tests/core/checkpoint", "tests/core/cli")
 # What runs once more with the shapes in signatures checked at each call.
 SHAPED = (
@@ -33,6 +36,11 @@ SHAPED = (
     *(f"tests/{wing}_impl/test_modules.py" for wing in ("torch", "jax")),
     *(f"tests/parity/test_{name}.py" for name in ("attention", "norm", "position", "swiglu")),
 )
+
+
+CACHED = {"JAX_COMPILATION_CACHE_DIR": str(COMPILED)} | {
+    f"JAX_PERSISTENT_CACHE_MIN_{what}": "0" for what in ("COMPILE_TIME_SECS", "ENTRY_SIZE_BYTES")
+}
 
 
 def group(name: str) -> list[str]:
@@ -70,19 +78,17 @@ def run_suite(session: nox.Session, *runs: Sequence[str]) -> None:
     install_upstream(session)
     # What takes half an hour does not run here, but must not rot either.
     session.run("pytest", "tests/endurance", "tests/faults", "--collect-only", "-q", silent=True)
-    compiled = Path(session.virtualenv.location, "compiled").resolve()
-    shutil.rmtree(compiled, ignore_errors=True)
-    env = QUICK | {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
-    env |= {f"JAX_PERSISTENT_CACHE_MIN_{what}": "0" for what in ("COMPILE_TIME_SECS", "ENTRY_SIZE_BYTES")}
+    shutil.rmtree(COMPILED, ignore_errors=True)
     for arguments in runs:
-        session.run("pytest", "-n", "3", "--dist", "worksteal", *APART, *arguments, env=env)
+        session.run("pytest", "-n", "3", "--dist", "worksteal", *APART, *arguments, env=QUICK | CACHED)
 
 
 @nox.session
 def core(session: nox.Session) -> None:
-    """What must work with neither framework installed."""
+    """What must work with neither framework installed: all of it is imported, and what knows of them runs."""
     install(session, "", "tests")
-    session.run("pytest", "tests/core", *session.posargs)
+    session.run("pytest", "tests/core", "--collect-only", "-q", silent=True)
+    session.run("pytest", *own_core(session), *session.posargs)
 
 
 @nox.session
@@ -100,8 +106,12 @@ def jax_only(session: nox.Session) -> None:
 def run_wing(session: nox.Session, wing: str) -> None:
     """Install one framework, and run its wing's tests and those of the core that know of frameworks."""
     install(session, wing, "tests")
-    own = ("tests/core",) if "--whole" in session.posargs else AWARE
-    session.run("pytest", *own, f"tests/{wing}_impl", *session.posargs, env=QUICK)
+    session.run("pytest", *own_core(session), f"tests/{wing}_impl", *session.posargs, env=QUICK | CACHED)
+
+
+def own_core(session: nox.Session) -> tuple[str, ...]:
+    """The tests of the core that a session runs where a framework is missing."""
+    return ("tests/core",) if "--whole" in session.posargs else AWARE
 
 
 @nox.session
@@ -176,8 +186,9 @@ def examples(session: nox.Session) -> None:
     """Every example: two scripts, and two that are notebooks as well. Each asserts what it shows."""
     install(session, "all", "examples")
     for name in ("train_torch", "train_jax"):
-        session.run("python", f"examples/{name}.py", env=QUICK)
-    session.run("python", "examples/notebooks.py", "--check", env=QUICK)  # what the other two scripts say
+        session.run("python", f"examples/{name}.py", env=QUICK | CACHED)
+    # What the other two scripts say.
+    session.run("python", "examples/notebooks.py", "--check", env=QUICK | CACHED)
 
 
 @nox.session
