@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from palm.generation.rows import Generation
     from palm.parity.compare import compare
     from palm.parity.finding import Finding
+    from palm.parity.programs.result import Divergence, ProgramComparison
+    from palm.parity.programs.sides import trace
+    from palm.parity.programs.trace import Trace
     from palm.parity.recording.bundle import record_bundle as record
     from palm.parity.result import Comparison
     from palm.training.train import resume, train
@@ -44,8 +47,11 @@ else:
         __name__,
         {
             "Comparison": "palm.parity.result:Comparison",
+            "Divergence": "palm.parity.programs.result:Divergence",
             "Finding": "palm.parity.finding:Finding",
             "Generation": "palm.generation.rows:Generation",
+            "ProgramComparison": "palm.parity.programs.result:ProgramComparison",
+            "Trace": "palm.parity.programs.trace:Trace",
             "Trained": "palm.training.trained:Trained",
             "compare": "palm.parity.compare:compare",
             "from_upstream": "palm.upstream.read:from_upstream",
@@ -54,6 +60,7 @@ else:
             "record": "palm.parity.recording.bundle:record_bundle",
             "resume": "palm.training.train:resume",
             "save": "palm.checkpoint.checkpoint:save",
+            "trace": "palm.parity.programs.sides:trace",
             "train": "palm.training.train:train",
         },
     )
@@ -71,15 +78,18 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DivergedError",
+    "Divergence",
     "Finding",
     "Generation",
     "MissingFrameworkError",
     "PaLMConfig",
     "PalmError",
     "ProbeError",
+    "ProgramComparison",
     "Recipe",
     "RunError",
     "TokenError",
+    "Trace",
     "Trained",
     "UpstreamError",
     "WeightsError",
@@ -102,6 +112,7 @@ __all__ = [
     "save",
     "to_numpy",
     "tokenizer_of",
+    "trace",
     "train",
     "value_and_grad",
 ]

@@ -17,6 +17,7 @@ from palm.recipes import Outcome, Rates, Recipe, Remat
 from palm.spec.arrays import Arrays
 from palm.spec.parameters import Parameter
 from palm.spec.sampling import Sampling
+from palm.tracing.program import Program
 
 M = TypeVar("M")
 M_co = TypeVar("M_co", covariant=True)
@@ -123,6 +124,9 @@ class Wing(Protocol[M]):
         self, model: M, tokens: np.ndarray, *, compiled: bool = ..., remat: Remat = ..., copied: bool = ...
     ) -> tuple[float, Arrays]:
         """Mean next-token loss in nats and its gradient by canonical name."""
+
+    def trace_program(self, program: Callable[..., Any], inputs: tuple[Any, ...], label: str) -> Program:
+        """Any program of the framework's with NumPy inputs, traced in float64."""
 
     def widened(self, model: M) -> AbstractContextManager[M]:
         """The same model computing in float64."""

@@ -11,7 +11,7 @@ FLOORS = (
     {"fields"},
     {"config"},
     {"presets", "recipes"},
-    {"spec"},
+    {"spec", "tracing"},
     {"data", "torch_impl", "jax_impl", "wings"},
     {"backends"},
     {"models"},
@@ -23,13 +23,13 @@ FLOORS = (
 )
 # The floors of the instrument.
 PARITY_FLOORS = (
-    {"finding", "diagnosis", "recording"},
+    {"finding", "diagnosis", "recording", "label"},
     {"judge"},
     {"drift"},
     {"report"},
     {"answer", "progress"},
     {"result"},
-    {"repeats", "explain"},
+    {"repeats", "explain", "programs"},
     {"blackbox"},
     {"compare"},
     {"run"},
@@ -44,6 +44,7 @@ DOORS = {
     "parity": {
         *("compare", "result", "finding", "repeats"),
         *("recording.bundle", "recording.excerpt", "recording.recording"),
+        *("programs.compare", "programs.result", "programs.sides", "programs.trace", "run.remote"),
         *("blackbox.compare", "drift.drift", "report.html", "report.terminal", "run.launch", "run.sides"),
     },
 }

@@ -14,10 +14,13 @@ from house import FILES, imports, parse
 from palm.backends import ATTENTION_PATHS
 
 WINGS = {"torch": "torch_impl", "jax": "jax_impl"}
-# What each framework has of its own: kernels of attention, and the private parts of PyTorch.
+# What each framework has of its own: kernels of attention, private parts of PyTorch, how it is traced.
 OWN_FILES = {
-    "torch": {"paths/sdpa.py", "paths/flex.py", "private.py"},
-    "jax": {"paths/cudnn.py", "paths/splash.py", "paths/pallas.py", "paths/pallas_kernels.py"},
+    "torch": {"paths/sdpa.py", "paths/flex.py", "private.py", "trace/dispatch.py", "trace/state.py"},
+    "jax": {
+        *("paths/cudnn.py", "paths/splash.py", "paths/pallas.py", "paths/pallas_kernels.py"),
+        *(f"trace/{name}.py" for name in ("evaluate", "inner", "kinds", "precision", "segment")),
+    },
 }
 MIRRORED = sorted(
     name
@@ -26,6 +29,7 @@ MIRRORED = sorted(
 )
 # What one framework needs and the other does not: nn.Linear stores the transpose, torch has its own bfloat16.
 # JAX's matrix products have a precision of their own, JAX has no embedding, and its weights come from keys.
+# Only what is compiled prepares for changes.
 # Only torch keeps numbers below 1e-38 on a CPU unless a thread is told not to.
 ONE_SIDED = {
     "weights.py": {"is_linear", "to_tensor", "to_array"},
@@ -33,6 +37,7 @@ ONE_SIDED = {
     "linear.py": {"normal"},
     "train.py": {"flushing_thread"},
     "wrapped.py": {"weight_dtypes", "check_taps"},
+    "trace/program.py": {"TracedProgram.prepare"},
 }
 # The ways each framework has of being called: no method of ours.
 CALLS = {"__init__", "__call__", "forward"}

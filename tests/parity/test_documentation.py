@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from cases import ROOT
-from ports import ROTARY, in_numpy
 
 import palm
 from palm.cli.main import main
@@ -70,24 +69,15 @@ def test_the_readme_builds_both_moves_weights_and_compares(capsys):
         assert np.array_equal(array, palm.to_numpy(names["in_jax"])[name])
 
 
-def test_the_readme_names_the_mistake_of_a_port(folder, capsys):
-    config = replace(ROTARY, num_tokens=64)
-    model = palm.build(config, backend="jax")
-    palm.save(model, folder / "checkpoint")
-    weights = {name: array.astype(np.float64) for name, array in palm.to_numpy(model).items()}
-
-    def my_port(ids: np.ndarray) -> np.ndarray:
-        return in_numpy(config, weights, ids, "layout")
-
-    [code] = [code for code in examples("README.md") if "my_port" in code]
-    run(code, {"my_port": my_port})
-    told = capsys.readouterr().out
-    documented = re.findall(
-        r"^    (my_port .*)\n    (.*)$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE
-    )
-    [(before, after)] = documented
-    assert told.startswith(before.split(" (…)")[0])
-    assert after in told
+def test_the_readme_names_both_mistakes_of_a_port_on_their_lines(folder, capsys, monkeypatch):
+    [code] = [code for code in examples("README.md") if "def port(" in code]
+    (folder / "example.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(folder)
+    importlib.import_module("example")
+    told = capsys.readouterr().out.splitlines()
+    documented = (ROOT / "README.md").read_text("utf-8").partition("The port has two mistakes.")[2]
+    for line in re.findall(r"^    (.*)$", documented.partition("[Compare two")[0], re.MULTILINE):
+        assert any(found.strip().startswith(line.strip().removesuffix(" (…)")) for found in told), line
 
 
 @pytest.mark.whole
@@ -104,10 +94,8 @@ def test_the_commands_of_a_page_train_resume_and_generate(folder, page, capsysbi
     assert texts[0]
 
 
-@pytest.mark.sampled(1)
-@pytest.mark.parametrize("page", ["README.md", "docs/first-training.md"])
-def test_the_python_of_a_page_trains_resumes_and_generates(folder, page, capsys):
-    [code] = [code for code in examples(page) if "palm.train" in code]
+def test_the_python_of_the_tutorial_trains_resumes_and_generates(folder, capsys):
+    [code] = [code for code in examples("docs/first-training.md") if "palm.train" in code]
     assert run(code, {})["trained"].step == 4
     assert capsys.readouterr().out
 

@@ -22,6 +22,7 @@ from palm.cli.flags import (
     default,
     given,
 )
+from palm.cli.program_files import compare_program_files, is_program
 from palm.cli.progress import progress
 from palm.cli.report import check_writable, show
 from palm.cli.sides import config_of_sides, model_name, parse_sides, refuse_ignored
@@ -74,6 +75,12 @@ class CompareRequest:
     """Training steps to compare as well. 0: no training."""
     recipe: str = "adamw"
     """Recipe of the training: adamw, bytes or paper. --batch, --length, --dtype and --seed apply to it."""
+    inputs: Annotated[Path | None, default("none; two programs need it")] = None
+    """What two programs are called with: an .npy file, or the arrays of an .npz file in their order."""
+    python_a: Annotated[Path | None, default("this Python")] = None
+    """The Python that runs the program on the first side."""
+    python_b: Annotated[Path | None, default("this Python")] = None
+    """The Python that runs the program on the second side."""
     out: Path = Path("palm-compare")
     """Folder of report.json and report.html."""
     model: ModelFlags
@@ -103,6 +110,9 @@ def compare(request: Request[CompareRequest]) -> int:
 
     A recorded side is the folder that palm record wrote. It needs no framework.
 
+    Two programs of anyone's are FILE.py:NAME, a module or a function in a Python file, and FILE.py:NAME, or a
+    trace that palm.trace recorded. Both are called with --inputs.
+
     A published original is palm_pytorch.palm_lite[:weights]. Only its logits are compared.
 
     Each live side runs in its own process on the same real text. A NumPy referee in float64 judges both.
@@ -116,6 +126,10 @@ def compare(request: Request[CompareRequest]) -> int:
     integer("train", request.train, least=0)
     check_choice("recipe", request.recipe, RECIPES)
     check_writable(request.out)
+    both = request.a, request.b
+    if any(map(is_program, both)):
+        pythons = request.python_a, request.python_b
+        return show(compare_program_files(both, pythons, request.inputs), request.out)
     sides = parse_sides(
         request.a,
         request.b,

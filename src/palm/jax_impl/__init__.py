@@ -22,6 +22,7 @@ from palm.jax_impl.probe import (
     widened,
 )
 from palm.jax_impl.programs import keep_programs
+from palm.jax_impl.trace.program import trace_program
 from palm.jax_impl.train import Trainer
 from palm.jax_impl.weights import dtype_of, from_arrays, to_arrays
 from palm.jax_impl.wrapped import check_plain, find_model, settled
@@ -65,6 +66,7 @@ __all__ = [
     "swiglu",
     "textbook_attention",
     "to_arrays",
+    "trace_program",
     "value_and_grad",
     "weights",
     "widened",

@@ -1,4 +1,4 @@
-"""From two recordings to findings: where two sides differ, and how much more than rounding."""
+"""Two sides of any kind: where they differ, and how much more than rounding."""
 
 from __future__ import annotations
 
@@ -11,23 +11,28 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 
-from palm.backends import is_model
+from palm.backends import backend_of, config_of, is_model, model_of
 from palm.checkpoint.checkpoint import load_arrays
-from palm.errors import ConfigError, TokenError
+from palm.errors import ConfigError, ProbeError, TokenError
 from palm.parity.blackbox.compare import ForeignComparison, compare_foreign
 from palm.parity.explain.explain import explained
 from palm.parity.judge.conditioning import Conditioning
 from palm.parity.judge.findings import excerpt_findings, recording_findings
 from palm.parity.judge.predictions import predictions, side_by_side
+from palm.parity.programs.compare import compare_programs
+from palm.parity.programs.kinds import Framework, traced_program
+from palm.parity.programs.result import ProgramComparison
+from palm.parity.programs.sides import programs
+from palm.parity.programs.trace import Trace, is_trace, read_trace
 from palm.parity.progress import progress
 from palm.parity.recording.bundle import read_bundle
 from palm.parity.recording.excerpt import Excerpt, excerpt_of, first_row
 from palm.parity.recording.recording import STEPS, OnStep, Recording, quietly, record
 from palm.parity.result import Comparison
 from palm.spec import backward, forward
-from palm.spec.arrays import Ids
 from palm.spec.parameters import numpy_dtype
 from palm.spec.rounding import coarsest
+from palm.spec.tokens import check_tokens
 
 if TYPE_CHECKING:
     from palm.backends import Model
@@ -35,8 +40,10 @@ if TYPE_CHECKING:
 Recorded = Recording | Excerpt
 # A side that is palm's: a live model, a recording, or the path of a bundle.
 Side: TypeAlias = "Model | Recorded | str | PathLike[str]"
-# A side that is not: a function from ids to logits.
-Foreign: TypeAlias = Callable[[Ids], Any]
+# A side that is not: anyone's program.
+Foreign: TypeAlias = Callable[..., Any]
+# What each side is written for; None where that is plain to see.
+Frameworks: TypeAlias = "tuple[Framework | None, Framework | None]"
 _ROUNDED = (
     "the weights differ as if one side had the other's weights rounded to {0}; give both sides the weights "
     "rounded to {0}, as palm compare does for two live sides"
@@ -49,6 +56,7 @@ def compare(
     a: Side,
     b: Side,
     tokens: Any = ...,
+    /,
     *,
     checkpoint: str | PathLike[str] | None = ...,
     on_step: OnStep = ...,
@@ -56,47 +64,91 @@ def compare(
 
 
 @overload
-def compare(a: Foreign, b: Model, tokens: Any) -> ForeignComparison: ...
+def compare(a: Foreign, b: Model, tokens: Any, /) -> ForeignComparison: ...
 
 
 @overload
-def compare(a: Model, b: Foreign, tokens: Any) -> ForeignComparison: ...
+def compare(a: Model, b: Foreign, tokens: Any, /) -> ForeignComparison: ...
+
+
+@overload
+def compare(a: Foreign, b: Foreign, /, *inputs: Any, frameworks: Frameworks = ...) -> ProgramComparison: ...
 
 
 def compare(
     a: Any,
     b: Any,
-    tokens: Any = None,
-    *,
+    /,
+    *inputs: Any,
+    frameworks: Frameworks = (None, None),
     checkpoint: str | PathLike[str] | None = None,
     on_step: OnStep = quietly,
-) -> Comparison | ForeignComparison:
-    """Compare two sides on `tokens`: live models of palm's, recordings, or bundles, and get a `Comparison`.
+) -> Comparison | ForeignComparison | ProgramComparison:
+    """Compare two sides on the same inputs.
 
-    If one of them is a callable that is not palm's, from ids to logits, it is held against the other one, a
-    model that has its weights, and what is wrong in it is named: a `ForeignComparison` (see
-    `palm.parity.blackbox.compare.compare_foreign`).
+    **Two programs of anyone's**: a PyTorch module, a function of tensors or of JAX or NumPy arrays, an
+    Equinox module, a Flax module with its state. `inputs` are what both are called with: nested containers of
+    arrays of any framework; each side gets them as arrays of its own. Both run in float64, every operation is
+    recorded, and the two are aligned by the values they compute: a `ProgramComparison` says where they part,
+    on which lines, and why. Neither program nor input is changed. `frameworks` says, for each side, "torch",
+    "jax" or "numpy" where that is not plain to see. A step of a training is a program, too.
 
-    Both are held against the float64 NumPy referee on a's config and weights; of excerpts, each against its
-    own program in float64. See `palm.spec.rounding` for the two tests. Live models run in this process;
-    `palm compare` on the command line gives each its own. A bundle is given by its path;
+    **Two sides of palm's** on tokens (..., n), n ≥ 2: live models, recordings, or bundles, given by their
+    path; recordings bring their own tokens. Both are held against the float64 NumPy referee on a's config and
+    weights; of excerpts, each against its own program in float64: a `Comparison`. See `palm.spec.rounding`
+    for the two tests. Live models run in this process; `palm compare` on the command line gives each its own.
     `checkpoint` has the weights of excerpts that were not drawn from a seed, which it takes to say why.
-    Tokens (..., n), n ≥ 2; recordings bring their own. Raises `TokenError`, `WeightsError` if a weight is not
-    finite, `BackendError` for models that are not palm's, `BundleError` for a damaged bundle,
-    `ConfigError` if the shapes or the tokens of the two differ.
+
+    **A model of palm's and a function** from ids to logits that has its weights: a `ForeignComparison`. What
+    is wrong in the function is named in palm's terms from its logits alone (see
+    `palm.parity.blackbox.compare.compare_foreign`), and on which line, if it can be traced.
+
+    Raises `ProbeError` if a program fails, `TokenError`, `WeightsError` if a weight is not finite,
+    `BackendError` for models that are not palm's, `BundleError` for a damaged bundle, `ConfigError` if the
+    shapes or the tokens of two sides of palm's differ.
 
     `on_step` is called with the name of each finished step. Without it, a line on standard error shows how
     far the comparison is, if that is a terminal or a notebook and it takes longer than two seconds.
     """
-    for foreign, ours in ((a, b), (b, a)):
-        if callable(foreign) and not is_model(foreign):
+    a, b = (read_trace(side) if is_trace(side) else side for side in (a, b))
+    foreign = [(callable(side) and not is_model(side)) or isinstance(side, Trace) for side in (a, b)]
+    if all(foreign) or any(isinstance(side, Trace) for side in (a, b)):
+        with progress(0):
+            return compare_programs(*programs((a, b), inputs, frameworks))
+    tokens = _only(inputs)
+    for is_foreign, side, ours in zip(foreign, (a, b), (b, a), strict=True):
+        if is_foreign:
             with progress(0):
-                return compare_foreign(foreign, ours, tokens)
+                return _with_lines(compare_foreign(side, ours, tokens), side, ours, tokens)
     if on_step is not quietly:
         return explained(judged(a, b, tokens, checkpoint=checkpoint, on_step=on_step))
     live = sum(is_model(side) for side in (a, b))
     with progress(live * (len(STEPS) - 1) + 2) as finished:  # the models are built; referee and explanation
         return explained(judged(a, b, tokens, checkpoint=checkpoint, on_step=finished))
+
+
+def _only(inputs: tuple[Any, ...]) -> Any:
+    """The one input of a model of palm's: its tokens."""
+    if len(inputs) > 1:
+        raise TokenError(
+            f"tokens must be the only input where a side is palm's; got {len(inputs)} inputs. Pass ids."
+        )
+    return next(iter(inputs), None)
+
+
+def _with_lines(found: ForeignComparison, function: Any, model: Any, tokens: Any) -> ForeignComparison:
+    """What was found from the logits, and where the two part if the function can be traced."""
+    if found.not_finite:
+        return found
+    config = config_of(model)
+    ids = check_tokens(tokens, config, at_least=2)
+    try:
+        a = traced_program(function, (ids,), label=found.label)
+        b = traced_program(model_of(model), (ids,), label="palm", framework=backend_of(model))
+        lines = compare_programs(a, b)
+    except ProbeError:  # it is remote, say, or compiled: its logits are all there is
+        return found
+    return replace(found, traced=not lines.doubts, divergences=lines.divergences)
 
 
 def judged(

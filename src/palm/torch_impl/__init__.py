@@ -22,6 +22,7 @@ from palm.torch_impl.probe import (
     widened,
 )
 from palm.torch_impl.programs import keep_programs
+from palm.torch_impl.trace.program import trace_program
 from palm.torch_impl.train import Trainer
 from palm.torch_impl.weights import dtype_of, from_arrays, to_arrays
 from palm.torch_impl.wrapped import check_plain, find_model, settled
@@ -65,6 +66,7 @@ __all__ = [
     "swiglu",
     "textbook_attention",
     "to_arrays",
+    "trace_program",
     "value_and_grad",
     "weights",
     "widened",

@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 
-from palm.parity.blackbox.label import label_of
+from palm.parity.label import label_of
 
 
 def port(ids):

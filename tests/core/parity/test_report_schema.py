@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -15,6 +16,7 @@ from palm.config import PaLMConfig
 from palm.parity.blackbox.compare import ForeignComparison, Likeness
 from palm.parity.drift.drift import butterfly
 from palm.parity.finding import Nature, Outcome
+from palm.parity.programs.result import Divergence, ProgramComparison, Site
 from palm.parity.recording.bundle import write_bundle
 from palm.parity.recording.excerpt import excerpt_of
 from palm.parity.repeats import Repeats
@@ -58,6 +60,13 @@ def documented(heading):
     rows = re.findall(r"^\| `([^`]+)` \| ([^|]+) \| [^|]+ \|$", body, re.MULTILINE)
     assert len(rows) == len(dict(rows)) == body.count("\n| `")
     return {key: kinds.strip().split(" or ") for key, kinds in rows}
+
+
+SITE = Site("add", "mine.py", 3, "norm", "layers.0", "x + 1e-5", (1e-5,), (("mine.py", 9),))
+DIVERGENCES = (
+    Divergence(SITE, SITE, "other constant", "a has 1 where b has 2.", 0.1),
+    Divergence(None, replace(SITE, file=None, line=None), None, "b computes add.", float("nan"), 2),
+)
 
 
 def walked(value, path="", leave=()):
@@ -126,9 +135,19 @@ def test_every_key_of_a_foreign_comparison_is_documented():
         kl_divergence=float("nan"),
         tried=7,
         left_out=0,
+        traced=True,
+        divergences=DIVERGENCES,
     ).to_dict()
     heading = "report.json of a model that is not palm's"
-    assert_documented([{**found, "run": {}}], heading, leave={"config", "run"})
+    assert_documented([{**found, "run": {}}], heading, leave={"config", "run", "divergences[].a"})
+
+
+def test_every_key_of_a_comparison_of_programs_is_documented():
+    common = {"label_a": "a", "label_b": "b", "aligned": (0.5, 1.0), "operations": (7, 8), "bound": 1e-9}
+    found = ProgramComparison(**common, divergences=DIVERGENCES, doubts=(), distance=0.1)
+    doubtful = ProgramComparison(**common, divergences=(), doubts=("a is random",), distance=float("nan"))
+    reports = [{**one.to_dict(), "run": {}} for one in (found, doubtful)]
+    assert_documented(reports, "report.json of two programs", leave={"run", "divergences[].a"})
 
 
 def test_every_key_of_a_bundle_is_documented(tmp_path):

@@ -19,12 +19,13 @@ from palm.models import activations, to_numpy
 from palm.parity.answer import Answer
 from palm.parity.blackbox.examine import Examined, examine, rounding_of
 from palm.parity.blackbox.guess import Search
-from palm.parity.blackbox.label import label_of
 from palm.parity.blackbox.logits import Logits, logits_of
 from palm.parity.diagnosis import evidence
 from palm.parity.judge.bounds import SENSELESS
 from palm.parity.judge.need import CERTAIN, LOW, Format
 from palm.parity.judge.predictions import predictions
+from palm.parity.label import label_of
+from palm.parity.programs.result import Divergence
 from palm.spec.tokens import check_tokens
 
 # Equal values have one average, whatever their weights.
@@ -52,6 +53,7 @@ class ForeignComparison(Answer):
     explains of it in `dtype`, the type that the port computes in; `need`: what a right program in that type
     is off by here, as measured, see `palm.parity.judge.need`; NaN where it did not matter. `rounding_of`: the
     widest type whose rounding would explain it, if there is one.
+    `divergences`: where the two part, found by tracing both; `traced`: whether that was possible.
     `not_finite`: how many logits are NaN or infinite. `likenesses`: what explains it, empty if nothing known
     does; several are equally like. `tried`: variants that were; `left_out`: those, of several causes at once,
     that were not because this model's runs take too long. `one_id`: each sequence repeats one id.
@@ -73,6 +75,8 @@ class ForeignComparison(Answer):
     one_id: bool = False
     need: float = math.nan
     hints: tuple[str, ...] = ()
+    traced: bool = False
+    divergences: tuple[Divergence, ...] = ()
 
     @property
     def agree(self) -> bool:
@@ -82,11 +86,23 @@ class ForeignComparison(Answer):
     @property
     def outcome(self) -> Literal["agree", "differ", "cannot tell"]:
         """The answer: what a known cause explains is a difference, also where rounding could."""
-        if self.likenesses or self.not_finite:
+        if self.likenesses or self.not_finite or self._other_function:
             return "differ"
+        if self._hidden and self.traced:  # in float64 it is the same function
+            return "agree"
         if self.before <= self.bound:
             return "agree" if self.bound < SENSELESS else "cannot tell"
-        return "cannot tell" if self.before < CERTAIN * self.need else "differ"
+        return "cannot tell" if self._hidden else "differ"
+
+    @property
+    def _hidden(self) -> bool:
+        """Whether the logits alone do not tell a difference from rounding."""
+        return self.before <= self.bound or self.before < CERTAIN * self.need
+
+    @property
+    def _other_function(self) -> list[Divergence]:
+        """The places where the two part in float64, but for roundings of the port's own."""
+        return [one for one in self.divergences if "rounded to" not in (one.cause or "")]
 
     @property
     def first_divergence(self) -> str | None:
@@ -104,6 +120,11 @@ class ForeignComparison(Answer):
         if self.agree:
             note = f" {_BLIND}" if self.one_id else ""
             return f"{self.label} and palm agree: their logits differ by rounding ({self._size}).{note}"
+        if not self.likenesses and not self.not_finite and self._other_function and self._hidden:
+            return (
+                f"{self.label} and palm differ, although rounding in {self.dtype} hides it ({self._size}): in "
+                f"float64, {self._other_function[0].sentence}"
+            )
         if self.not_finite:
             return f"{self.label} and palm differ: {self.not_finite:,} of its logits are not finite."
         if self.outcome == "cannot tell":
@@ -174,6 +195,8 @@ class ForeignComparison(Answer):
             "tried": self.tried,
             "left_out": self.left_out,
             "hints": list(self.hints),
+            "traced": self.traced,
+            "divergences": [one.to_dict() for one in self.divergences],
         }
 
 

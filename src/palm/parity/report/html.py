@@ -20,7 +20,8 @@ from palm.parity.finding import Finding
 from palm.parity.report import plots, words
 from palm.parity.report.axes import swatch
 from palm.parity.report.distances import distance_plot, distances
-from palm.parity.report.reading import FOREIGN, Reading
+from palm.parity.report.places import places
+from palm.parity.report.reading import FOREIGN, PROGRAMS, Reading
 from palm.parity.report.svg import shown, tag
 from palm.parity.report.tables import Pairs, causes, findings_table
 from palm.parity.report.training import training_figures, training_outcome, training_rows
@@ -37,8 +38,8 @@ def write_html(report: Mapping[str, Any], path: Path) -> None:
 def page(report: Mapping[str, Any]) -> str:
     """A report, as `to_dict()` gives it or report.json holds it, as one HTML file.
 
-    Both schemas are known: "palm-compare", with repeats and training if they are there, and
-    "palm-compare-foreign". No text in a report can become markup.
+    Three schemas are known: "palm-compare", with repeats and training if they are there,
+    "palm-compare-foreign" and "palm-compare-programs". No text in a report can become markup.
     """
     name, values = _values(report)
     return _templates().get_template(f"{name}.html").render(values)
@@ -52,8 +53,11 @@ def fragment(report: Mapping[str, Any]) -> str:
 
 def _values(report: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The template of a report, and what it shows."""
+    if report["schema"] == PROGRAMS:
+        return "programs", {"report": report, "places": list(places(report))}
     if report["schema"] == FOREIGN:
-        return "foreign", {"report": report, "plot": distance_plot(report), "distances": distances(report)}
+        plot, rows = distance_plot(report), distances(report)
+        return "foreign", {"report": report, "plot": plot, "distances": rows, "places": list(places(report))}
     reading = Reading.of(report)
     taps, loss, gradients = (reading.kind(kind) for kind in ("tap", "loss", "gradient"))
     return "comparison", {

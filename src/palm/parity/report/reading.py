@@ -13,6 +13,8 @@ from palm.parity.finding import Finding, Kind, Outcome
 
 # The schema of a report on a program of which only logits are seen.
 FOREIGN = "palm-compare-foreign"
+# The schema of a report on two programs of anyone's.
+PROGRAMS = "palm-compare-programs"
 _MEASURES = ("error_a", "error_b", "cross", "ratio", "bound_a", "bound_b")
 
 

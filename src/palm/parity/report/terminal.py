@@ -12,7 +12,8 @@ from rich.text import Text
 
 from palm.parity.finding import Finding, Outcome
 from palm.parity.report.columns import brief_table, full_table, heading, training_table
-from palm.parity.report.reading import FOREIGN, Reading
+from palm.parity.report.places import places
+from palm.parity.report.reading import FOREIGN, PROGRAMS, Reading
 from palm.parity.report.training import training_outcome
 from palm.parity.report.words import block_and_row, counted, visible
 
@@ -32,10 +33,11 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     Of two sides: taps, gradients (the worst of each kind), losses, predictions, the verdict, where and why,
     and the training. Of a program of which only logits are seen: the measurements and the verdict.
     """
-    if report["schema"] == FOREIGN:
-        console.print(_beside(_measured_foreign(report)))
+    if report["schema"] in (FOREIGN, PROGRAMS):
+        console.print(_beside(_measured_programs(report)))
         console.print()
         _print_verdict(report["outcome"], report["verdict"], console)
+        _print_places(report, console)
         return
     reading = Reading.of(report)
     names = _print_names(reading, console)
@@ -61,8 +63,9 @@ def text(report: Mapping[str, Any], *, width: int = 80) -> str:
     with console.capture() as capture:
         _print_verdict(report["outcome"], report["verdict"], console)
         console.print()
-        if report["schema"] == FOREIGN:
-            console.print(_beside(_measured_foreign(report)))
+        if report["schema"] in (FOREIGN, PROGRAMS):
+            console.print(_beside(_measured_programs(report)))
+            _print_places(report, console)
         else:
             reading = Reading.of(report)
             console.print(brief_table(reading, _print_names(reading, console)))
@@ -86,6 +89,17 @@ def print_training(training: Mapping[str, Any], console: Console) -> None:
 def _print_verdict(outcome: Outcome, verdict: str, console: Console) -> None:
     name, style = _OUTCOMES[outcome]
     console.print(Text.assemble((name, style), "  ", visible(verdict.removeprefix(f"{outcome} "))))
+
+
+def _print_places(report: Mapping[str, Any], console: Console) -> None:
+    """Where two programs part: what differs, then the line of each side."""
+    for number, place in enumerate(places(report), 1):
+        console.print()
+        console.print(Text.assemble((f"{number:3}  ", "bold"), visible(place.headline)))
+        for label, where, source in place.sides:
+            console.print(Text(f"     {visible(label)}  {visible(where)}"), soft_wrap=True)
+            if source:
+                console.print(Text(f"         {visible(source)}", style="dim"), soft_wrap=True)
 
 
 def _print_names(reading: Reading, console: Console) -> tuple[str, str]:
@@ -145,6 +159,18 @@ def _measured_foreign(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from _predictions(report, f"KL({report['label']}‖palm)")
     for one in report["likenesses"]:
         yield "like", f"{one['cause']}: {one['detail']} (distance {one['after']:.1e}). {one['fix']}"
+
+
+def _measured_programs(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was measured of two programs, or of one of which only logits are seen."""
+    if report["schema"] == FOREIGN:
+        yield from _measured_foreign(report)
+        return
+    for side in report["sides"]:
+        aligned = f"{float(side['aligned']):.1%} of those that lead to an output aligned"
+        yield side["label"], f"{side['operations']:,} operations, {aligned}"
+    distance, bound = float(report["distance"]), float(report["bound"])
+    yield "outputs", f"{distance:.1e} apart in float64, rounding explains {bound:.1e}"
 
 
 def _predictions(report: Mapping[str, Any], divergence: str) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,57 @@
+"""`palm compare FILE.py:NAME OTHER.py:NAME --inputs FILE`: two programs of anyone's."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from palm.errors import ConfigError
+from palm.parity.programs.compare import compare_programs
+from palm.parity.programs.trace import SUFFIX, RecordedProgram, read_trace
+from palm.parity.run.remote import ProgramFile, RemoteProgram
+from palm.tracing.program import Program
+
+
+def is_program(side: str) -> bool:
+    """Whether a side is a program in a file, or the trace of one."""
+    return ProgramFile.of(side) is not None or side.endswith(SUFFIX)
+
+
+def compare_program_files(
+    sides: tuple[str, str], pythons: tuple[Path | None, Path | None], inputs: Path | None
+) -> dict[str, Any]:
+    """The report of two programs, each in its own process. Raises `ConfigError`."""
+    for side in sides:
+        if not is_program(side):
+            raise ConfigError(
+                f"both sides must be programs, FILE.py:NAME or a .trace; got {side} beside one. Name another."
+            )
+    arrays = () if all(side.endswith(SUFFIX) for side in sides) else read_inputs(inputs)
+    labels = sides if sides[0] != sides[1] else (f"{sides[0]} (a)", f"{sides[1]} (b)")
+    with ExitStack() as stack:
+        # Both processes start before the first is waited for.
+        found = [_program(*each, arrays) for each in zip(sides, labels, pythons, strict=True)]
+        a, b = (stack.enter_context(x) if isinstance(x, RemoteProgram) else x for x in found)
+        report = compare_programs(a, b).to_dict()
+    return {**report, "run": {"sides": " ".join(sides), "inputs": str(inputs)}}
+
+
+def _program(side: str, label: str, python: Path | None, arrays: tuple[np.ndarray, ...]) -> Program:
+    file = ProgramFile.of(side, None if python is None else str(python))
+    return RecordedProgram(read_trace(side)) if file is None else RemoteProgram(file, arrays, label)
+
+
+def read_inputs(path: Path | None) -> tuple[np.ndarray, ...]:
+    """The arrays that programs are called with. Raises `ConfigError`."""
+    if path is None:
+        raise ConfigError(
+            "inputs must be given to run programs; got none. Name an .npz or .npy: --inputs FILE."
+        )
+    try:
+        held = np.load(path, allow_pickle=False)
+        return (held,) if isinstance(held, np.ndarray) else tuple(held[name] for name in held.files)
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigError(f"inputs must be a file of NumPy's, .npz or .npy; got {path}: {error}.") from None

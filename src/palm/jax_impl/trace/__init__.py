@@ -1,0 +1,1 @@
+"""Any JAX program, traced in float64."""

@@ -1,0 +1,85 @@
+"""Functions inside a jaxpr: how they are opened, and which line of the user's they belong to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+from palm.tracing.operation import Place
+from palm.tracing.places import CALLERS, is_users
+
+CALLS = frozenset(
+    [
+        "jit",
+        "pjit",
+        "closed_call",
+        "core_call",
+        "call",
+        "custom_jvp_call",
+        "custom_vjp_call",
+        "checkpoint",
+        "remat",
+        "custom_vjp_call_jaxpr",
+        "custom_lin",
+        "shard_map",
+    ]
+)
+LOOPS = frozenset(("scan", "while", "cond"))
+_WHERE = re.compile(r" at (.*):\d+$")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The line from which an inner function is called; `fixed` if it stands for all that is inside."""
+
+    place: Place | None
+    fixed: bool
+
+    def of(self, inner: Any, place: Place | None) -> Scope:
+        """The scope inside a function that is called at `place`."""
+        return Scope(place, self.fixed or _is_librarys(inner))
+
+    def place_of(self, eqn: JaxprEqn) -> Place | None:
+        """The user's line of an equation. Inside a library's function it is the line that called this."""
+        if self.fixed:
+            return self.place
+        traceback = eqn.source_info.traceback
+        module = str(eqn.source_info.name_stack)
+        frames: Sequence[Any] = traceback.frames if traceback is not None else ()
+        own = [frame for frame in frames if is_users(frame.file_name)]
+        if not own:
+            return self.place
+        callers = tuple((frame.file_name, frame.line_num) for frame in own[1 : CALLERS + 1])
+        return Place(own[0].file_name, own[0].line_num, own[0].function_name, module, callers)
+
+
+def inner_of(eqn: JaxprEqn) -> Any:
+    """The jaxpr that an equation calls."""
+    return next(eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params)
+
+
+def opened(inner: Any) -> tuple[Jaxpr, Sequence[Any]]:
+    """A jaxpr and the constants it holds."""
+    return (inner.jaxpr, inner.consts) if isinstance(inner, ClosedJaxpr) else (inner, ())
+
+
+def has_loop(eqn: JaxprEqn) -> bool:
+    """Whether Python must run it: control flow, or a call with arrays or control flow inside."""
+    if eqn.primitive.name in LOOPS:
+        return True
+    if eqn.primitive.name not in CALLS:
+        return False
+    jaxpr, consts = opened(inner_of(eqn))
+    return bool(any(np.size(c) > 1 for c in consts)) or any(has_loop(e) for e in jaxpr.eqns)
+
+
+def _is_librarys(inner: Any) -> bool:
+    """Whether a library's function is called. JAX traces it once: its lines are those of its first caller."""
+    info = getattr(opened(inner)[0], "debug_info", None)
+    found = _WHERE.search(getattr(info, "func_src_info", None) or "")
+    return found is not None and not is_users(found.group(1))

@@ -1,0 +1,84 @@
+"""JAX's primitives in float64, whatever the program asks for, and what of that it asked for on purpose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import JaxprEqn
+
+from palm.tracing.numbers import as_written
+from palm.tracing.operation import DTYPES
+
+_SAME = frozenset(
+    ["copy", "copy_p", "stop_gradient", "optimization_barrier", "device_put", "name", "sharding_constraint"]
+)
+# What reads the bits of a number, or is compiled for its dtype, needs it in its own.
+_OWN = frozenset(["bitcast_convert_type", "pallas_call", "custom_call", "ffi_call", "nextafter"])
+_ASKED = ("new_dtype", "dtype", "preferred_element_type", "out_dtype")
+
+
+def is_float(x: Any) -> bool:
+    """Whether its elements are floating-point numbers."""
+    return bool(jnp.issubdtype(x.dtype, jnp.floating))
+
+
+def is_opaque(dtype: Any) -> bool:
+    """Whether it is the dtype of random keys, or its name: these are no numbers."""
+    if isinstance(dtype, str):
+        return dtype.startswith("key<")
+    return bool(jnp.issubdtype(dtype, jax.dtypes.extended))
+
+
+def wide(x: Any) -> Any:
+    """A float in float64. A single float32 number is taken to be what was written: 0.1, √8."""
+    dtype = getattr(x, "dtype", None)
+    if dtype is None or is_opaque(dtype) or not jnp.issubdtype(dtype, jnp.floating) or dtype == np.float64:
+        return x
+    if isinstance(x, jax.core.Tracer):
+        return x.astype(np.float64)
+    host = np.asarray(x)
+    if host.size == 1 and host.dtype == np.float32:
+        return np.asarray(as_written(np.float32(host.ravel()[0]))).reshape(host.shape)
+    return jnp.asarray(host, np.float64)
+
+
+def bind(eqn: JaxprEqn, ins: list[Any], working: str) -> tuple[list[Any], str]:
+    """The results of one primitive in float64, and the dtype below `working` that it rounds to."""
+    if eqn.primitive.name in _OWN:
+        avals: list[Any] = [v.aval for v in eqn.invars]
+        ins = [jnp.asarray(x, a.dtype) if is_float(a) else x for x, a in zip(ins, avals, strict=True)]
+        params, rounds = eqn.params, ""
+    else:
+        params, rounds = _promoted(eqn, working)
+    bound = eqn.primitive.get_bind_params(params)
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)  # the pair is of older releases
+    found = eqn.primitive.bind(*functions, *ins, **params)
+    results = list(found) if eqn.primitive.multiple_results else [found]
+    if rounds:
+        results = [x.astype(rounds) if is_float(x) else x for x in results]
+    return [wide(x) for x in results], rounds
+
+
+def is_same(eqn: JaxprEqn, results: list[Any], ins: list[Any], working: str) -> bool:
+    """Whether a primitive gives its input as it is, in float64."""
+    name = eqn.primitive.name
+    if name == "reduce_precision":
+        return bool(eqn.params["mantissa_bits"] >= (52, 23, 7)[DTYPES[working]])
+    if name == "convert_element_type":
+        return is_float(ins[0]) and is_float(results[0])
+    return name in _SAME and len(results) == 1
+
+
+def _promoted(eqn: JaxprEqn, working: str) -> tuple[dict[str, Any], str]:
+    params, rounds = dict(eqn.params), ""
+    for key in _ASKED:
+        dtype = params.get(key)
+        name = None if dtype is None or is_opaque(dtype) else np.dtype(dtype).name
+        if name in DTYPES:
+            if DTYPES[name] > DTYPES[working] or (DTYPES[name] == DTYPES[working] and name != working):
+                rounds = name
+            params[key] = np.dtype("float64")
+    return params, rounds

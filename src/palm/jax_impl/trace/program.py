@@ -1,0 +1,121 @@
+"""Any JAX program with its inputs, as something that runs in float64 as often as asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from palm.jax_impl.trace.evaluate import Runner, Value
+from palm.jax_impl.trace.inner import Scope
+from palm.jax_impl.trace.kinds import holds_arrays, is_array, parts_of
+from palm.jax_impl.trace.precision import is_float, wide
+from palm.jax_impl.trace.segment import Segment
+from palm.tracing.operation import NOTHING, Change, Kind, Run, working_dtype
+from palm.tracing.program import Program, mapped, outputs_of
+from palm.tracing.reachable import replaced
+
+
+def trace_program(program: Callable[..., Any], inputs: tuple[Any, ...], label: str) -> Program:
+    """The trace of a JAX function, an Equinox module, or a Flax module with its state, on NumPy inputs."""
+    return TracedProgram(program, inputs, label)
+
+
+class TracedProgram(Program):
+    """A jaxpr in float64, its arrays, and what was compiled of it."""
+
+    compiled = True
+
+    def __init__(self, program: Callable[..., Any], inputs: tuple[Any, ...], label: str) -> None:
+        self.label = label
+        self._segments: dict[Any, Segment] = {}
+        self._region: frozenset[int] = frozenset()
+        self._closed_over: dict[int, tuple[Any, str, str]] = {}
+        tree, call = parts_of(program)
+        paths, structure = jax.tree_util.tree_flatten_with_path(tree)
+        held = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in paths}
+        given: dict[str, np.ndarray] = {}
+        mapped(inputs, lambda name, x: given.setdefault(name, np.asarray(x)))
+        arrays = {name: x for name, x in held.items() if is_array(x)}
+        self._leaves: list[tuple[Kind, str, Any]] = [
+            *(("parameter", name, arrays[name]) for name in sorted(arrays)),
+            *(("input", name, given[name]) for name in sorted(given)),
+        ]
+        self._names: list[str] = []
+
+        def run(of_arrays: dict[str, Any], of_inputs: dict[str, Any]) -> list[Any]:
+            whole = jax.tree.unflatten(structure, [of_arrays.get(name, x) for name, x in held.items()])
+            found = outputs_of(call(whole, *mapped(inputs, lambda name, _: of_inputs[name])))
+            self._names = list(found)
+            return list(found.values())
+
+        self._closed = self._traced(program, run, arrays, given)
+        held_floats = [x for x in (*arrays.values(), *given.values(), *self._consts()) if is_float(x)]
+        self.dtype = working_dtype((self._own_dtype(x), np.size(x)) for x in held_floats)
+        self.first = self.run()
+
+    def _traced(self, program: Any, run: Any, arrays: dict[str, Any], given: dict[str, Any]) -> Any:
+        """The jaxpr. Its arguments are flattened in the order of their sorted names."""
+
+        def spec(held: dict[str, Any], *, promoted: bool) -> dict[str, Any]:
+            return {
+                name: jax.ShapeDtypeStruct(np.shape(x), np.float64 if promoted and is_float(x) else x.dtype)
+                for name, x in held.items()
+            }
+
+        with jax.enable_x64(True):
+            try:
+                with replaced(program, self._widened, holds_arrays):
+                    return jax.make_jaxpr(run)(spec(arrays, promoted=True), spec(given, promoted=True))
+            except TypeError:  # the program fixes dtypes that must be equal
+                self._closed_over.clear()
+                return jax.make_jaxpr(run)(spec(arrays, promoted=False), spec(given, promoted=False))
+
+    def _widened(self, name: str, held: Any) -> Any:
+        """What the program closes over, in float64: numbers beside it are then as precise as written."""
+
+        def one(path: Any, x: Any) -> Any:
+            if not is_array(x) or not is_float(x):
+                return x
+            promoted = jnp.asarray(x, np.float64)
+            own = jax.tree_util.keystr(path, simple=True, separator=".")
+            self._closed_over[id(promoted)] = (promoted, f"{name}.{own}" if own else name, str(x.dtype))
+            return promoted
+
+        return jax.tree_util.tree_map_with_path(one, held)
+
+    def _consts(self) -> list[Any]:
+        return [c for c in self._closed.consts if hasattr(c, "dtype")]
+
+    def _own_dtype(self, x: Any) -> str:
+        _, _, dtype = self._closed_over.get(id(x), (x, "", str(x.dtype)))
+        return dtype
+
+    def _const(self, runner: Runner, c: Any) -> Value:
+        _, name, dtype = self._closed_over.get(id(c), (c, "", str(getattr(c, "dtype", ""))))
+        return runner.leaf(wide(jnp.asarray(c)), "parameter" if name else "constant", name, dtype)
+
+    def prepare(self, region: Collection[int]) -> None:
+        """Compile, at the next change of an operation of `region`, for changes of all of them."""
+        self._region = frozenset(region)
+
+    def run(self, change: Change = NOTHING, values: Collection[int] = ()) -> Run:
+        """Run it once more."""
+        runner = Runner(
+            *(change, values),
+            working=self.dtype,
+            segments=self._segments,
+            const=self._const,
+            region=self._region,
+        )
+        with jax.enable_x64(True):
+            leaves = [runner.leaf(wide(jnp.asarray(x)), kind, n, str(x.dtype)) for kind, n, x in self._leaves]
+            consts = [self._const(runner, c) for c in self._closed.consts]
+            found = runner.evaluate(self._closed.jaxpr, consts, leaves, Scope(None, fixed=False))
+            arrays = {name: np.asarray(value.array) for name, value in zip(self._names, found, strict=True)}
+        self.outputs = {name: value.index for name, value in zip(self._names, found, strict=True)}
+        self.operations = runner.operations
+        return Run(np.array(runner.fingerprints), runner.values, arrays)

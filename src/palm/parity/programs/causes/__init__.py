@@ -1,0 +1,25 @@
+"""Why two programs part, told without knowing what they are: the first cause that the values prove."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from palm.parity.programs.causes.cause import Cause
+from palm.parity.programs.causes.operations import added, mask, operations, rounding, whole
+from palm.parity.programs.causes.order import another, arrangement, operand
+from palm.parity.programs.causes.values import constants, factor, function, leaf
+from palm.parity.programs.evidence import Evidence
+
+# The order is that of how much each says: what is proved by a number comes before what is only counted.
+_TESTS: tuple[Callable[[Evidence], Iterator[Cause]], ...] = (
+    *(leaf, rounding, mask, function, constants, factor),
+    *(arrangement, operand, whole, added, another, operations),
+)
+
+
+def cause_of(found: Evidence) -> Cause | None:
+    """The first cause that the values prove; None if none does."""
+    with np.errstate(all="ignore"):
+        return next((cause for test in _TESTS for cause in test(found)), None)

@@ -1,0 +1,108 @@
+"""What a cause is, and how one value is told from another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from palm.parity.programs.evidence import Half
+from palm.parity.programs.layout import distance, layouts
+from palm.parity.programs.words import family
+
+# Values that are equal in exact arithmetic are so to this in float64, through a few operations.
+EQUAL = 1e-8
+_LOW = {
+    "bfloat16": ml_dtypes.bfloat16,
+    "float16": np.float16,
+    "float32": np.float32,
+    "float8_e4m3": ml_dtypes.float8_e4m3fn,
+}
+# The same where each product was rounded to float32.
+_ROUNDED = 2.0**-23
+_MOST_SLICES = 4096
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why two programs part: `kind` in a few words for a program, `text` in the user's words.
+
+    `at_a`, `at_b`: the operations that it is about, where these are not the entries.
+    """
+
+    kind: str
+    text: str
+    at_a: int | None = None
+    at_b: int | None = None
+
+
+def equal(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether two arrays hold the same numbers in the same order, to rounding."""
+    return x.size == y.size and distance(x.ravel(), y.ravel()) < EQUAL
+
+
+def relation(x: np.ndarray, y: np.ndarray) -> str | None:
+    """How y was made of x, if it is plain to see: `times 2`, `shifted by 1 along axis 0`; None if equal."""
+    if x.shape == y.shape and distance(x, y) < EQUAL:
+        return None
+    return next(_relations(x, y), None)
+
+
+def value_name(half: Half, i: int) -> str:
+    """A value in words: `the parameter layers.0.weight`, `the result of matmul of line 12`."""
+    op = half.operations[i]
+    if op.kind != "operation":
+        return f"the {op.kind} {op.name}".rstrip()
+    where = f" of line {op.place.line}" if op.place is not None else ""
+    return f"the result of {family(op.op)}{where}"
+
+
+def _relations(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
+    if x.shape == y.shape:
+        yield from _of_numbers(x, y)
+        for axis in range(x.ndim):
+            yield from _along(x, y, axis)
+    if x.size == y.size > 1:
+        if any(equal(turned, y) for turned in layouts(x, y.shape)):
+            yield "with its axes in another order"
+        if equal(np.sort(x, axis=None), np.sort(y, axis=None)):
+            yield "with its elements in another order"
+
+
+def _of_numbers(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
+    for name, dtype in _LOW.items():
+        if distance(x, y) >= 1e-12 and np.array_equal(x.astype(dtype).astype(np.float64), y):
+            yield f"rounded to {name}"
+    finite = np.isfinite(x).all() and np.isfinite(y).all()
+    scale = float(np.sum(x * x))
+    slack = EQUAL if _is_exact(x) and _is_exact(y) else _ROUNDED
+    if finite and scale:
+        c = float(np.sum(x * y)) / scale
+        if distance(c * x, y) < slack < abs(c - 1) and abs(c) > 1e-6:
+            yield f"times {c:.7g}"
+    shift = y - x
+    if finite and x.size > 1 and float(np.ptp(shift)) < EQUAL * float(np.abs(shift).max(initial=0)):
+        yield f"plus {float(shift.ravel()[0]):.7g}"
+
+
+def _is_exact(x: np.ndarray) -> bool:
+    """Whether it holds more than float32 numbers, so that a product of it is not rounded to one."""
+    return not np.array_equal(x.astype(np.float32), x)
+
+
+def _along(x: np.ndarray, y: np.ndarray, axis: int) -> Iterator[str]:
+    n = x.shape[axis]
+    for by in (1, -1, 2, -2):
+        if n > 2 and equal(np.roll(x, by, axis), y):
+            yield f"shifted by {by} along axis {axis}"
+    if equal(np.flip(x, axis), y):
+        yield f"reversed along axis {axis}"
+    if not 2 <= n <= _MOST_SLICES:
+        return
+    rows_x, rows_y = (np.moveaxis(v, axis, 0).reshape(n, -1) for v in (x, y))
+    keys = np.random.default_rng(0).standard_normal(rows_x.shape[1])
+    key_x, key_y = rows_x @ keys, rows_y @ keys
+    if len(np.unique(key_x)) == n and equal(rows_x[np.argsort(key_x)], rows_y[np.argsort(key_y)]):
+        yield f"with the {n} slices of axis {axis} in another order"

@@ -1,0 +1,109 @@
+"""Causes that lie in what an operation reads: elements in other places, another operand."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from palm.parity.programs.causes.cause import Cause, relation, value_name
+from palm.parity.programs.evidence import Evidence
+from palm.parity.programs.layout import same_places
+from palm.parity.programs.words import family
+from palm.tracing.operation import Change
+
+# So many values are put in the place of others.
+_TRIES = 60
+
+
+def arrangement(found: Evidence) -> Iterator[Cause]:
+    """A value that both sides read has its elements in other places; followed back to where that begins."""
+    for i in found.a.reads:
+        same = [j for j in found.b.reads if found.class_b[j] == found.class_a[i] >= 0]
+        if not same or not _is_odd(found, i, same[0]):
+            continue
+        at_a, at_b = _origin(found, i, same[0])
+        one, two = found.a.operations[at_a], found.b.operations[at_b]
+        named = f"{value_name(found.a, at_a)} of {found.a.label}"
+        if one.kind != "operation" and two.kind != "operation":
+            how = relation(found.b.values[at_b], found.a.values[at_a]) or "in another order"
+            kind = f"order of {one.name or two.name or 'a constant'}"
+            yield Cause(kind, f"{named} is that of {found.b.label} {how}", at_a, at_b)
+        else:
+            text = f"{named} has its elements in other places than in {found.b.label}"
+            yield Cause("order of elements", text, at_a, at_b)
+        return
+
+
+def operand(found: Evidence) -> Iterator[Cause]:
+    """The same operation reads another value, or one in another order."""
+    if found.a.entry is None or found.b.entry is None:
+        return
+    one, two = found.a.operations[found.a.entry], found.b.operations[found.b.entry]
+    if family(one.op) != family(two.op) or one.kind != "operation":
+        return
+    mine = {int(found.class_a[i]): i for i in one.inputs}
+    theirs = {int(found.class_b[j]): j for j in two.inputs}
+    only_a = [i for c, i in mine.items() if c not in theirs]
+    only_b = [j for c, j in theirs.items() if c not in mine]
+    if len(only_a) == len(only_b) == 1:
+        x, y = value_name(found.a, only_a[0]), value_name(found.b, only_b[0])
+        text = f"{family(one.op)} of {found.a.label} reads {x}, and that of {found.b.label} {y}"
+        yield Cause("other operand", text)
+        return
+    for c in mine.keys() & theirs.keys():
+        held_b, held_a = found.b.values.get(theirs[c]), found.a.values.get(mine[c])
+        if held_b is None or held_a is None or held_b.size < 2:
+            continue
+        how = relation(held_b.reshape(held_a.shape) if held_b.size == held_a.size else held_b, held_a)
+        if how is not None:
+            text = f"{value_name(found.a, mine[c])} is, in {found.a.label}, that of {found.b.label} {how}"
+            yield Cause(f"order: {how}", text)
+            return
+
+
+def another(found: Evidence) -> Iterator[Cause]:
+    """One side computes the same of another value: with the other side's in its place, they meet."""
+    for which, half, other in (("a", found.a, found.b), ("b", found.b, found.a)):
+        mine, theirs = (found.class_a, found.class_b) if which == "a" else (found.class_b, found.class_a)
+        own = {int(mine[i]) for i in half.reads}
+        candidates = [j for j in other.reads if int(theirs[j]) not in own and other.values[j].size > 1]
+        tries = itertools.islice(itertools.product(half.region, candidates), _TRIES)
+        for p, j in tries:
+            put = _in_shape(other.values[j], half.values[p])
+            if put is not None and p != half.end and found.meets(which, Change(values={p: put})):
+                one, two = value_name(half, p), value_name(other, j)
+                at_a, at_b = (p, j) if which == "a" else (j, p)
+                text = f"{half.label} reads {one} where {other.label} reads {two}"
+                yield Cause("other operand", text, at_a, at_b)
+                return
+
+
+def _in_shape(x: np.ndarray, like: np.ndarray) -> np.ndarray | None:
+    """x in the shape of another value, if it has as many elements on the same axes."""
+    axes = [tuple(n for n in v.shape if n > 1) for v in (x, like)]
+    return x.reshape(like.shape) if axes[0] == axes[1] else None
+
+
+def _is_odd(found: Evidence, i: int, j: int) -> bool:
+    """Whether two equal values have their elements in other places."""
+    x, y = found.a.values.get(i), found.b.values.get(j)
+    if x is None or y is None or x.size < 4 or x.size != y.size or float(np.ptp(x)) == 0:
+        return False
+    return not same_places(y, x)
+
+
+def _origin(found: Evidence, i: int, j: int) -> tuple[int, int]:
+    """The last pair of values, going back, whose elements are in other places while those before are not."""
+    # One side may move elements where the other does not: then its own input is what is compared.
+    back_a, back_b = found.a.operations[i], found.b.operations[j]
+    before = [
+        *((p, q) for p in back_a.inputs for q in back_b.inputs),
+        *((p, j) for p in back_a.inputs if back_a.moves),
+        *((i, q) for q in back_b.inputs if back_b.moves),
+    ]
+    for p, q in before:
+        if found.class_a[p] == found.class_b[q] >= 0 and _is_odd(found, p, q):
+            return _origin(found, p, q)
+    return i, j

@@ -1,0 +1,191 @@
+"""Compare two programs of anyone's: where they part, on which lines, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from palm.parity.programs.align import Alignment, Traced, aligned, matches
+from palm.parity.programs.causes import cause_of
+from palm.parity.programs.causes.cause import Cause
+from palm.parity.programs.causes.values import told_constant
+from palm.parity.programs.evidence import Evidence, gathered
+from palm.parity.programs.layout import layouts
+from palm.parity.programs.parts import Part, Sides, output_bound, outputs_apart
+from palm.parity.programs.result import Divergence, ProgramComparison, Site, described, grouped
+from palm.tracing.operation import NOTHING, Change, Operation
+from palm.tracing.program import Program
+
+# So many places are looked at, one behind the other.
+_MOST = 64
+# Where rounding moves outputs by more, values of different functions may look equal.
+_CHAOS = 1e-2
+
+
+def compare_programs(a: Program, b: Program) -> ProgramComparison:
+    """Where two traced programs part, in float64."""
+    doubts = tuple(doubt for program in (a, b) for doubt in _undetermined(program))
+    search = _Search(a, b) if not doubts else None
+    bound = math.nan if search is None else output_bound(search.sides.alignment)
+    if bound > _CHAOS:
+        doubts = (f"rounding alone moves their outputs by {bound:.0e} of their size",)
+    return ProgramComparison(
+        label_a=a.label,
+        label_b=b.label,
+        divergences=grouped(search.divergences()) if search is not None and not doubts else (),
+        doubts=doubts,
+        distance=_furthest(a, b),
+        bound=bound,
+        aligned=(0.0, 0.0) if search is None else search.aligned,
+        operations=(len(a.operations), len(b.operations)),
+    )
+
+
+def _undetermined(program: Program) -> Iterator[str]:
+    """Why a program does not compute the same twice, if it does not."""
+    if program.recorded:
+        return
+    again = program.run()
+    same = len(again.fingerprints) == len(program.first.fingerprints) and np.array_equal(
+        again.fingerprints, program.first.fingerprints, equal_nan=True
+    )
+    if same:
+        return
+    moved = next(
+        (
+            i
+            for i, (x, y) in enumerate(zip(again.fingerprints, program.first.fingerprints, strict=False))
+            if not np.array_equal(x, y, equal_nan=True)
+        ),
+        None,
+    )
+    where = "" if moved is None else f"; the first value that changes is {Site.of(program.operations[moved])}"
+    yield f"{program.label} is not deterministic: a second run gives other values{where}"
+
+
+def _furthest(a: Program, b: Program) -> float:
+    """How far the outputs are apart; NaN if the programs have not as many of them."""
+    ours, theirs = a.first.outputs.values(), b.first.outputs.values()
+    if len(ours) != len(theirs):
+        return float("nan")
+    return max((outputs_apart(x, y) for x, y in zip(ours, theirs, strict=True)), default=0.0)
+
+
+class _Search:
+    """Looks for one difference after the other, each with the earlier ones taken away."""
+
+    def __init__(self, a: Program, b: Program) -> None:
+        self.labels = (a.label, b.label)
+        self.changes: dict[str, Change] = {"a": NOTHING, "b": NOTHING}
+        self.sides = Sides(aligned(a, b))
+        self.aligned = (
+            _fraction(self.sides.a, self.sides.need_a),
+            _fraction(self.sides.b, self.sides.need_b),
+        )
+        # What runs eagerly is run again at once; a compiled program must be compiled again.
+        self.put_in = "b" if a.compiled and not b.compiled else "a"
+        self.known: dict[object, Divergence] = {}
+        self.is_recorded = a.recorded or b.recorded
+
+    def divergences(self) -> Iterator[Divergence]:
+        """The places where the programs part, as they are found."""
+        for _ in range(_MOST):
+            part = self.sides.first_part()
+            if part is None:
+                return
+            if self.is_recorded:  # what takes another run is not known
+                yield self.first_places(part)
+                return
+            yield self.explained(part)
+            if not self.pass_by(part):
+                return
+
+    def first_places(self, part: Part) -> Divergence:
+        """Where two programs part of which one cannot run again."""
+        pairs = ((part.entry_a, part.end_a, self.sides.a), (part.entry_b, part.end_b, self.sides.b))
+        one, two = (side.operations[end if entry is None else entry] for entry, end, side in pairs)
+        return self.divergence(one, two, told_constant(one, two, self.labels), math.nan)
+
+    def divergence(
+        self, one: Operation | None, two: Operation | None, cause: Cause | None, distance: float
+    ) -> Divergence:
+        """One difference in words."""
+        where = described(one, two, self.labels)
+        sentence = f"{where}." if cause is None else f"{cause.text}: {where}."
+        a, b = (None if op is None else Site.of(op) for op in (one, two))
+        return Divergence(a, b, None if cause is None else cause.kind, sentence, distance)
+
+    def explained(self, part: Part) -> Divergence:
+        """One difference in words. One that is met again, in the next block say, has the same cause."""
+        key = self.key(part)
+        if key not in self.known:
+            found = gathered(self.sides, part, lambda which, change: self.meets(part, which, change))
+            self.known[key] = self.told(found, cause_of(found))
+        return self.known[key]
+
+    def key(self, part: Part) -> object:
+        """Equal for the same operations on the same lines, with the same numbers."""
+        pairs = ((part.entry_a, part.end_a, self.sides.a), (part.entry_b, part.end_b, self.sides.b))
+        ops = [side.operations[end if entry is None else entry] for entry, end, side in pairs]
+        return tuple(
+            (op.op, op.shape, op.constants, op.place and (op.place.file, op.place.line)) for op in ops
+        )
+
+    def told(self, found: Evidence, cause: Cause | None) -> Divergence:
+        """What is shown of a difference: the operations that the cause is about, or the entries."""
+        at = (None, None) if cause is None else (cause.at_a, cause.at_b)
+        one, two = (
+            None if not half.region else half.at if i is None else half.operations[i]
+            for half, i in zip((found.a, found.b), at, strict=True)
+        )
+        return self.divergence(one, two, cause, found.distance)
+
+    def rerun(self, which: str, change: Change) -> Alignment:
+        """The alignment if one side runs with a change."""
+        now = self.sides.alignment
+        side: Traced = getattr(now, which)
+        changed = replace(side, run=side.program.run(change))
+        a, b = (changed, now.b) if which == "a" else (now.a, changed)
+        return Alignment(a, b, matches(a, b), matches(b, a))
+
+    def meets(self, part: Part, which: str, change: Change) -> bool:
+        """Whether a change makes the two ends one."""
+        before = self.changes[which]
+        whole = Change({}, {**before.values, **change.values}, {**before.constants, **change.constants})
+        try:
+            found = self.rerun(which, whole)
+        except Exception:  # a number that the operation does not take
+            return False
+        return part.end_b in found.to_b[part.end_a]
+
+    def pass_by(self, part: Part) -> bool:
+        """Put the other side's value in the place of one side's, so that what follows can be compared."""
+        which = self.put_in
+        other, mine, theirs = ("b", part.end_a, part.end_b) if which == "a" else ("a", part.end_b, part.end_a)
+        source: Traced = getattr(self.sides.alignment, other)
+        target: Traced = getattr(self.sides.alignment, which)
+        value = source.program.run(self.changes[other], values=[theirs]).values[theirs]
+        shape = target.operations[mine].shape
+        for seen in (*layouts(value, shape), value.reshape(shape)):
+            old = self.changes[which]
+            change = Change({}, {**old.values, mine: seen}, old.constants)
+            alignment = self.rerun(which, change)
+            changes = {**self.changes, which: change}
+            sides = Sides(alignment, changes["a"], changes["b"])
+            if sides.open < self.sides.open:
+                self.sides, self.changes = sides, changes
+                return True
+        return False
+
+
+def _fraction(side: Traced, need: np.ndarray) -> float:
+    """Of the operations that lead to an output, the fraction that is not part of a difference."""
+    leads = np.zeros(len(need), bool)
+    leads[list(side.program.outputs.values())] = True
+    for i in range(len(need) - 1, -1, -1):
+        if leads[i]:
+            leads[list(side.operations[i].inputs)] = True
+    return 1.0 - float(need[leads].mean()) if leads.any() else 1.0

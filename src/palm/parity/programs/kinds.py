@@ -1,0 +1,126 @@
+"""Which framework a program is written for, and its trace."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+
+from palm.backends import wing
+from palm.errors import ProbeError
+from palm.tracing.numpy_program import NumpyProgram
+from palm.tracing.program import Program, mapped
+from palm.tracing.scope import referred
+
+Framework = Literal["torch", "jax", "numpy"]
+FRAMEWORKS: tuple[Framework, ...] = ("torch", "jax", "numpy")
+# How far to follow the functions that a function calls.
+_DEPTH = 4
+_MOST = 50
+
+
+def traced_program(
+    program: Callable[..., Any], inputs: tuple[Any, ...], *, label: str, framework: Framework | None = None
+) -> Program:
+    """A program with its inputs, run once.
+
+    Raises `ProbeError` if it fails or its framework is not known.
+    """
+    arrays = tuple(mapped(value, lambda _, x: _numpy(x)) for value in inputs)
+    framework = framework or framework_of(program, arrays)
+    trace = NumpyProgram if framework == "numpy" else wing(framework).trace_program
+    try:
+        return trace(program, arrays, label)
+    except ProbeError:
+        raise
+    except Exception as error:
+        raise ProbeError(
+            f"{label} must run on its inputs, in float64 too; it raised {type(error).__name__}: {error}. "
+            "Call it by itself on the same inputs first. If it fixes a dtype, let it take that of its inputs."
+        ) from error
+
+
+def framework_of(program: Any, inputs: tuple[Any, ...]) -> Framework:
+    """The framework that a program is written for, from what it is, holds, calls, and what it takes."""
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    if torch is not None and isinstance(program, torch.nn.Module):
+        return "torch"
+    if jax is not None and _is_pytree(program, jax):
+        return "jax"
+    found = set(_mentioned(program, 0, set()))
+    holds = {framework for framework, is_array in found if is_array} or {framework for framework, _ in found}
+    if len(holds) == 2:
+        raise ProbeError(
+            f"program must be written for one framework; got {_name(program)}, which uses torch and jax. "
+            'Say which one: frameworks=("torch", "jax").'
+        )
+    if holds == {"jax"} and ("jax", True) not in found and not _takes_tracers(program, inputs, jax):
+        return "numpy"  # it only mentions JAX
+    return next(iter(holds), "numpy")
+
+
+def _takes_tracers(program: Any, inputs: tuple[Any, ...], jax: Any) -> bool:
+    """Whether JAX can trace it; what calls NumPy on its inputs cannot be."""
+    try:
+        with jax.enable_x64(True):
+            jax.eval_shape(program, *inputs)
+    except jax.errors.TracerArrayConversionError:
+        return False
+    except Exception:  # its own error is told when it is traced
+        return True
+    return True
+
+
+def _mentioned(value: Any, depth: int, seen: set[int]) -> Iterator[tuple[Literal["torch", "jax"], bool]]:
+    """The frameworks of what a function refers to, and of what it calls; and whether it is no mere module."""
+    if depth > _DEPTH or id(value) in seen:
+        return
+    seen.add(id(value))
+    module = isinstance(value, types.ModuleType)
+    names = [value.__name__] if module else [c.__module__ for c in type(value).__mro__]
+    roots = {name.partition(".")[0] for name in names}
+    if "torch" in roots:
+        yield "torch", not module and not isinstance(value, types.FunctionType)
+    if roots & {"jax", "jaxlib", "equinox", "flax"}:
+        yield "jax", not module and not isinstance(value, types.FunctionType)
+    if not module:
+        for held in _held(value):
+            yield from _mentioned(held, depth + 1, seen)
+
+
+def _held(value: Any) -> Iterator[Any]:
+    """What an object refers to that may tell its framework."""
+    function = inspect.unwrap(value) if callable(value) and not isinstance(value, type) else value
+    if isinstance(function, functools.partial):
+        yield function.func
+    elif isinstance(function, types.MethodType):
+        yield from (function.__func__, function.__self__)
+    elif isinstance(function, types.FunctionType):
+        yield from referred(function).values()
+    elif isinstance(value, dict):
+        yield from list(value.values())[:_MOST]
+    elif callable(value) and not isinstance(value, type):
+        yield from (f for f in vars(type(value)).values() if isinstance(f, types.FunctionType))
+        yield getattr(value, "__dict__", None)
+
+
+def _is_pytree(program: Any, jax: Any) -> bool:
+    found = jax.tree.leaves(program)
+    return not (len(found) == 1 and found[0] is program) and any(isinstance(x, jax.Array) for x in found)
+
+
+def _numpy(x: Any) -> np.ndarray:
+    """An array of any framework as NumPy's."""
+    if hasattr(x, "detach"):
+        x = x.detach().cpu()
+        return np.asarray(x.float().numpy() if str(x.dtype) == "torch.bfloat16" else x.numpy())
+    return np.asarray(x)
+
+
+def _name(program: Any) -> str:
+    return getattr(program, "__qualname__", None) or type(program).__qualname__

@@ -1,0 +1,37 @@
+"""The places where two programs part, read from a report for showing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from palm.tracing.operation import shown
+
+
+@dataclass(frozen=True)
+class PartingPlace:
+    """One difference: `headline` in words, and label, place and source line of each side."""
+
+    headline: str
+    sides: tuple[tuple[str, str, str], tuple[str, str, str]]
+
+
+def places(report: Mapping[str, Any]) -> Iterator[PartingPlace]:
+    """Each of a report's divergences; of a report without any, none."""
+    labels = [side["label"] for side in report["sides"]] if "sides" in report else [report["label"], "palm"]
+    for one in report.get("divergences", ()):
+        cause = one["cause"] or "unknown cause"
+        times = f", {one['times']} times" if one["times"] > 1 else ""
+        sides = [_side(label, one[key]) for label, key in zip(labels, "ab", strict=True)]
+        yield PartingPlace(f"{cause} ({float(one['distance']):.1e} apart{times})", (sides[0], sides[1]))
+
+
+def _side(label: str, site: Mapping[str, Any] | None) -> tuple[str, str, str]:
+    if site is None:
+        return label, "computes nothing of its own there", ""
+    if site["file"] is None:
+        return label, site["op"], ""
+    module = f" in {site['module']}" if site["module"] else ""
+    called = "".join(f", called at {shown(file)}:{line}" for file, line in site["callers"][:1])
+    return label, f"{site['op']} at {shown(site['file'])}:{site['line']}{module}{called}", site["source"]

@@ -1,0 +1,102 @@
+"""A program of anyone's in a process of its own: runs it as often as `RemoteProgram` asks.
+
+    python -m palm.parity.run.program_worker FOLDER
+
+FOLDER has what the two say to one another: request.json in it says what to run; each line on standard input
+names a change, whose answer is written before the line `done` appears on standard output.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from palm.errors import PalmError, ProbeError
+from palm.parity.programs.kinds import traced_program
+from palm.parity.run.child import REFUSED
+from palm.tracing.operation import NOTHING, Change
+from palm.tracing.program import Program
+
+
+def main(folder: Path) -> None:
+    """Trace the program, then run it for each line."""
+    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    answers = sys.stdout
+    sys.stdout = sys.stderr  # what the program prints is its own affair
+    with np.load(folder / "inputs.npz", allow_pickle=False) as held:
+        inputs = tuple(held[name] for name in held.files)
+    program = traced_program(
+        found(request["file"], request["name"]),
+        inputs,
+        label=request["label"],
+        framework=request["framework"],
+    )
+    about = {
+        "operations": [asdict(op) for op in program.operations],
+        "outputs": program.outputs,
+        "dtype": program.dtype,
+        "compiled": program.compiled,
+    }
+    (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
+    answer(program, NOTHING, [], folder)
+    print("done", file=answers, flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        with np.load(folder / "change.npz", allow_pickle=False) as held:
+            values = {int(name): held[name] for name in held.files}
+        scale, constants = ({int(i): x for i, x in asked[key].items()} for key in ("scale", "constants"))
+        answer(program, Change(scale, values, constants), asked["values"], folder)
+        print("done", file=answers, flush=True)
+
+
+def answer(program: Program, change: Change, values: list[int], folder: Path) -> None:
+    """Run it, and write what it gave."""
+    run = program.run(change, values=values)
+    arrays: dict[str, Any] = {"fingerprints": run.fingerprints}
+    arrays |= {f"value {i}": x for i, x in run.values.items()}
+    arrays |= {f"output {name}": x for name, x in run.outputs.items()}
+    np.savez(folder / "answer.npz", **arrays)
+
+
+def found(file: str, name: str) -> Any:
+    """The object `name`, which may have dots, of the Python file `file`. Raises `ProbeError`."""
+    path = Path(file).resolve()
+    sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ProbeError(f"a program must be in a Python file; got {file}. Write it as FILE.py:NAME.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ProbeError(
+            f"{file} must run; it raised {type(error).__name__}: {error}. Run it by itself."
+        ) from error
+    value: Any = module
+    for part in name.split("."):
+        if not hasattr(value, part):
+            names = [key for key, x in vars(module).items() if callable(x) and not key.startswith("_")]
+            raise ProbeError(
+                f"{file} must define {name}; it has {', '.join(names[:12]) or 'nothing to call'}."
+            )
+        value = getattr(value, part)
+    if not callable(value):
+        raise ProbeError(f"{file}:{name} must be a program to call; got {type(value).__name__}.")
+    return value
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        main(Path(sys.argv[1]))
+    except PalmError as refusal:
+        print(f"{type(refusal).__name__}: {refusal}", file=sys.stderr)
+        sys.exit(REFUSED)

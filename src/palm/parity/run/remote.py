@@ -1,0 +1,127 @@
+"""A program that runs in a process, and a Python, of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from palm import errors
+from palm.errors import PalmError, ProbeError
+from palm.parity.programs.kinds import Framework
+from palm.parity.programs.trace import operation_of
+from palm.parity.run.child import REFUSED
+from palm.tracing.operation import NOTHING, Change, Run
+from palm.tracing.program import Program
+
+_WORKER = "palm.parity.run.program_worker"
+# What a Python without palm, or without what palm needs, says.
+_LACKS = ("No module named", "ModuleNotFoundError")
+
+
+@dataclass(frozen=True)
+class ProgramFile:
+    """The object `name` of a Python file. `python`: the interpreter that runs it; None is this one."""
+
+    file: str
+    name: str
+    python: str | None = None
+    framework: Framework | None = None
+
+    @classmethod
+    def of(cls, text: str, python: str | None = None) -> ProgramFile | None:
+        """What `FILE.py:NAME` says; None of another text."""
+        file, colon, name = text.rpartition(":")
+        return cls(file, name, python) if colon and file.endswith(".py") and name else None
+
+
+class RemoteProgram(Program):
+    """A `ProgramFile` on the arrays of `inputs`. Its process ends with the `with` block."""
+
+    def __init__(self, program: ProgramFile, inputs: tuple[np.ndarray, ...], label: str) -> None:
+        self.label = label
+        self._held = tempfile.TemporaryDirectory(prefix="palm-")
+        self._folder = Path(self._held.name)
+        request = {**asdict(program), "label": label}
+        (self._folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        np.savez(self._folder / "inputs.npz", *inputs)
+        self._complaints = (self._folder / "stderr").open("w+", encoding="utf-8", errors="replace")
+        python = program.python or sys.executable
+        pipes: dict[str, Any] = {
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+            "stderr": self._complaints,
+        }
+        try:
+            self._process = subprocess.Popen([python, "-m", _WORKER, str(self._folder)], text=True, **pipes)
+        except OSError as error:
+            self._held.cleanup()
+            raise ProbeError(f"python must be an interpreter; got {python}: {error.strerror}.") from None
+
+    def __enter__(self) -> RemoteProgram:
+        """Wait for its first run. Raises its own `PalmError`, or `ProbeError` if it died."""
+        try:
+            self._wait()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        about = json.loads((self._folder / "about.json").read_text(encoding="utf-8"))
+        self.operations = [operation_of(one, i) for i, one in enumerate(about["operations"])]
+        self.outputs, self.dtype, self.compiled = about["outputs"], about["dtype"], about["compiled"]
+        self.first = self._answer()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        with self._process:  # closes its pipes
+            pass
+        self._complaints.close()
+        self._held.cleanup()
+
+    def run(self, change: Change = NOTHING, values: Collection[int] = ()) -> Run:
+        """Run it once more, over there."""
+        put: dict[str, Any] = {str(i): x for i, x in change.values.items()}
+        np.savez(self._folder / "change.npz", **put)
+        asked = {"scale": {**change.scale}, "constants": {**change.constants}, "values": sorted(values)}
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(asked, default=int) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:  # it is gone: `_wait` says why
+            pass
+        self._wait()
+        return self._answer()
+
+    def _wait(self) -> None:
+        assert self._process.stdout is not None
+        if self._process.stdout.readline().strip() == "done":
+            return
+        status = self._process.wait()
+        self._complaints.seek(0)
+        words = self._complaints.read().strip()
+        kind, colon, told = words.rpartition("\n")[2].partition(": ")
+        if status == REFUSED and colon:
+            raise getattr(errors, kind, PalmError)(told)
+        hint = " Install palm for this Python." if any(lack in words for lack in _LACKS) else ""
+        raise ProbeError(f"{self.label} must run to its end; its process ended with {status}: {words}{hint}")
+
+    def _answer(self) -> Run:
+        with np.load(self._folder / "answer.npz", allow_pickle=False) as held:
+            arrays: dict[str, Any] = {name: held[name] for name in held.files}
+        kept, outputs = (_with_prefix(arrays, prefix) for prefix in ("value ", "output "))
+        return Run(arrays["fingerprints"], {int(i): x for i, x in kept.items()}, outputs)
+
+
+def _with_prefix(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): x for name, x in arrays.items() if name.startswith(prefix)}

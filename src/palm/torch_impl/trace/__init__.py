@@ -1,0 +1,1 @@
+"""Any PyTorch program, traced in float64."""

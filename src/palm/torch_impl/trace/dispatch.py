@@ -1,0 +1,252 @@
+"""Writes down every operation that PyTorch dispatches, computed in float64."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakIdKeyDictionary
+
+from palm.tracing.fingerprint import LENGTH, fingerprint, of_array, sums
+from palm.tracing.operation import DTYPES, Change, Kind, Operation, Place
+from palm.tracing.places import place_of
+
+# The same values at another address or shape; nothing of its own.
+_SAME = {"detach", "alias", "lift_fresh", "lift", "clone", "_unsafe_view", "contiguous"}
+_MOVES = _SAME | {
+    *("view", "reshape", "t", "transpose", "permute", "unsqueeze", "squeeze", "_reshape_alias", "flatten"),
+    *("unfold", "movedim", "flip"),
+}
+# Memory as it was found: its numbers are nobody's, and zeros here.
+_UNSET = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize"}
+
+
+def fingerprint_of(x: Tensor) -> np.ndarray:
+    """The fingerprint of a tensor, in pieces where it is large."""
+    x = x.detach()
+    if x.is_complex():
+        x = torch.view_as_real(x)
+    if not x.numel():
+        return np.full(LENGTH, np.nan)
+    if x.numel() <= 1 << 15 and x.device.type == "cpu":
+        return of_array(x.double().numpy())
+    flat = x.double().reshape(-1)
+    found = np.array([float(value) for value in sums(flat, torch)])
+    return fingerprint(found, flat.numel())
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down each operation. `exact` computes in float64 what the program asks for in less.
+
+    `names`: kind and name of the tensors that the program is known to hold, by id. `own`: the dtypes in which
+    it holds tensors that are promoted now. `working`: the program's own dtype.
+    """
+
+    def __init__(
+        self,
+        names: Mapping[int, tuple[Kind, str]],
+        own: Mapping[int, str],
+        change: Change,
+        keep: Collection[int],
+        *,
+        working: str,
+        exact: bool,
+    ) -> None:
+        super().__init__()
+        self.names, self.own, self.change, self.keep = names, own, change, set(keep)
+        self.working, self.exact = working, exact
+        self.operations: list[Operation] = []
+        self.fingerprints: list[np.ndarray] = []
+        self.values: dict[int, np.ndarray] = {}
+        # Which value a tensor is: by the tensor, or, where autograd made another one of it, by its memory.
+        self.known = WeakIdKeyDictionary()
+        self.stored: dict[int, dict[tuple[Any, ...], int]] = {}
+        self.twins: dict[int, tuple[Tensor, Tensor]] = {}
+        self.written: dict[int, int] = {}  # a storage: the operation that wrote to it last
+        self.leaves: list[Tensor] = []
+        self.given: list[Tensor] = []
+        self.before: list[tuple[Tensor, Tensor]] = []
+        self.path: list[str] = []
+        self.forward: dict[int, Place | None] = {}
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Put back, at the end, the values that the program held before it wrote to them."""
+        try:
+            yield
+        finally:
+            for x, values in reversed(self.before):
+                x.data.copy_(values)
+
+    def input(self, x: Tensor, name: str, dtype: str) -> None:
+        """Write down an input; `dtype` is the one it was given in."""
+        self.given.append(x)
+        self.disturb(x)
+        self.add(x, Operation("input", "input", tuple(x.shape), dtype, None, name))
+
+    def add(self, x: Tensor, operation: Operation, *, same_as: int | None = None) -> int:
+        """Write down a value; `same_as` has the same numbers."""
+        index = len(self.operations)
+        self.operations.append(operation)
+        self.fingerprints.append(fingerprint_of(x) if same_as is None else self.fingerprints[same_as])
+        if index in self.keep:
+            self.values[index] = x.detach().double().cpu().numpy().copy()
+        self.remember(x, index)
+        return index
+
+    def remember(self, x: Tensor, index: int) -> None:
+        """Know a tensor again as the value `index`."""
+        self.known[x] = index
+        self.stored.setdefault(_memory(x), {})[_where(x)] = index
+
+    def value(self, x: Tensor) -> int:
+        """Which value a tensor is. One that was not seen before is something the program holds."""
+        index = self.known.get(x)
+        if index is None:
+            index = self.stored.get(_memory(x), {}).get(_where(x))
+        if index is None:
+            index = self.leaf(x)
+        writer = self.written.get(_memory(x), -1) if x.numel() else -1
+        if writer > index:  # it was written to, through a view
+            op = Operation(
+                "written", "operation", tuple(x.shape), name_of(x.dtype), self.place(), inputs=(index, writer)
+            )
+            index = self.add(x, op)
+        return index
+
+    def leaf(self, x: Tensor) -> int:
+        """Write down what the program holds. Without gradient it may be a buffer, a table, a mask."""
+        kind, name = self.names.get(id(x), ("constant", ""))
+        self.leaves.append(x)
+        if not self.exact and x.dtype != torch.bool:
+            self.before.append((x, x.detach().clone()))
+        self.disturb(x)
+        dtype = self.own.get(id(x), name_of(x.dtype))
+        return self.add(x, Operation(kind, kind, tuple(x.shape), dtype, self.place(), name))
+
+    def disturb(self, x: Tensor) -> None:
+        """Move a leaf by as much as its rounding, if this run is to see what that does."""
+        scale = self.change.scale.get(len(self.operations))
+        if scale is not None and x.dtype == torch.float64:
+            noise = np.random.default_rng(len(self.operations)).uniform(-1, 1, tuple(x.shape))
+            x.data.mul_(1 + scale * torch.from_numpy(np.asarray(noise)).to(x.device))
+
+    def place(self) -> Place | None:
+        """The user's line; in the backward pass, that of the forward operation."""
+        node = _backward_node()
+        if node is not None and (at := self.forward.get(node)) is not None:
+            return at
+        return place_of(sys._getframe(2), ".".join(self.path))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, rounds = kwargs or {}, ""
+        if self.exact:
+            args, kwargs, rounds = self.promoted(args, kwargs)
+        given = _tensors((args, kwargs))
+        inputs = tuple(dict.fromkeys(self.value(x) for x in given))
+        numbers = tuple(float(x) for x in tree_leaves((args, kwargs)) if type(x) in (int, float))
+        if (others := self.change.constants.get(len(self.operations))) is not None:
+            put = iter(others)
+            args, kwargs = tree_map(
+                lambda x: type(x)(next(put)) if type(x) in (int, float) else x, (args, kwargs)
+            )
+        out = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        if name in _UNSET and not func._schema.is_mutable:
+            for x in _tensors(out):
+                x.zero_()
+        if rounds:
+            low = getattr(torch, rounds)
+            out = tree_map(lambda x: x.to(low).double() if _is_float(x) else x, out)
+        moves = name in _MOVES and len(inputs) == 1 and not rounds
+        if name in ("detach", "alias") and moves:
+            for x in _tensors(out):
+                self.remember(x, inputs[0])
+            return out
+        self.forget(_tensors(out), given)
+        place = self.place()
+        self.forward.setdefault(_sequence(), place)
+        for x in _tensors(out):
+            operation = Operation(
+                *(name.rstrip("_") or name, "operation", tuple(x.shape), name_of(x.dtype), place),
+                inputs=inputs,
+                constants=numbers,
+                moves=moves,
+                draws=torch.Tag.nondeterministic_seeded in func.tags,
+                rounds=rounds,
+            )
+            self.result(x, operation, given, writes=func._schema.is_mutable)
+        return out
+
+    def result(self, x: Tensor, operation: Operation, given: list[Tensor], *, writes: bool) -> None:
+        """Write down what an operation gave, or what is put in its place."""
+        index = len(self.operations)
+        if index in self.change.values:
+            x.copy_(torch.from_numpy(np.array(self.change.values[index])).reshape(x.shape))
+        whole = operation.moves and x.numel() == given[0].numel()
+        self.add(x, operation, same_as=operation.inputs[0] if whole else None)
+        if writes and x.numel() and any(x is y for y in given):
+            self.written[_memory(x)] = index
+
+    def forget(self, found: list[Tensor], given: list[Tensor]) -> None:
+        """Memory that a new tensor takes up is no longer that of an old one."""
+        memory = {_memory(x) for x in given}
+        for x in found:
+            if _memory(x) not in memory:
+                self.stored.pop(_memory(x), None)
+                self.written.pop(_memory(x), None)
+
+    def promoted(self, args: Any, kwargs: Any) -> tuple[Any, Any, str]:
+        """Arguments in float64, and the dtype below the program's own that it asks for."""
+        asked = [name_of(x) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.dtype)]
+        own = DTYPES[self.working]
+        low = [x for x in asked if x in DTYPES and DTYPES[x] >= max(own, 1) and x != self.working]
+
+        def one(x: Any) -> Any:
+            if isinstance(x, torch.dtype) and name_of(x) in DTYPES:
+                return torch.float64
+            if _is_float(x) and x.dtype != torch.float64:
+                twin = self.twins.get(id(x))
+                if twin is None or twin[0] is not x:
+                    self.twins[id(x)] = twin = (x, x.double())
+                return twin[1]
+            return x
+
+        return tree_map(one, args), tree_map(one, kwargs), low[0] if low else ""
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
+
+
+def _is_float(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def _memory(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
+
+
+def _where(x: Tensor) -> tuple[Any, ...]:
+    return (x.storage_offset(), tuple(x.shape), x.stride(), x.dtype)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """The name of a dtype as palm writes it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _backward_node() -> int | None:
+    node = torch._C._current_autograd_node()
+    return None if node is None else node._sequence_nr()
+
+
+def _sequence() -> int:
+    return torch._C._autograd._get_sequence_nr() - 1

@@ -1,0 +1,1 @@
+"""What any program computed, operation by operation: the data, and the tracer of NumPy programs."""

@@ -1,0 +1,59 @@
+"""A few numbers that know an array by its values, whatever their order.
+
+Two arrays of float64 numbers have equal fingerprints, to rounding, if one holds the elements of the other:
+transposed, reshaped, with its heads on another axis. By chance that does not happen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+# Of the finite elements: their fraction, rms; and of the elements in units of it, mean, mean absolute value,
+# third and fourth moment, largest and smallest.
+LENGTH = 8
+
+
+def sums(x: Any, xp: Any) -> list[Any]:
+    """Sums from which `fingerprint` is made, by the functions of `xp` (numpy, torch, jax.numpy).
+
+    Shapes: x (n,) float64, n ≥ 1 -> eight scalars. Powers are of x / largest, so that none overflows.
+    """
+    finite = xp.isfinite(x)
+    x = xp.where(finite, x, 0.0)
+    largest, smallest = x.max(), x.min()
+    scale = xp.maximum(xp.abs(largest), xp.abs(smallest))
+    y = x / xp.where(scale > 0, scale, 1.0)
+    squares = y * y
+    return [
+        finite.sum(),
+        largest,
+        smallest,
+        scale,
+        y.sum(),
+        xp.abs(y).sum(),
+        squares.sum(),
+        (squares * y).sum(),
+        (squares * squares).sum(),
+    ]
+
+
+def fingerprint(found: np.ndarray, size: int) -> np.ndarray:
+    """The fingerprint (8,) of an array of `size` elements from its `sums` (9,); NaN of an empty one."""
+    count, largest, smallest, scale, first, absolute, second, third, fourth = found
+    if not size:
+        return np.full(LENGTH, np.nan)
+    if not count or not scale:
+        return np.array([count / size, *[0.0] * (LENGTH - 1)])
+    root = np.sqrt(second / count)
+    moments = [first / root, absolute / root, third / root**3, fourth / root**4]
+    ends = [largest / (root * scale), smallest / (root * scale)]
+    return np.array([count / size, root * scale, *(moment / count for moment in moments), *ends])
+
+
+def of_array(x: np.ndarray) -> np.ndarray:
+    """The fingerprint of a NumPy array."""
+    if not x.size:
+        return np.full(LENGTH, np.nan)
+    return fingerprint(np.array(sums(np.asarray(x, np.float64).ravel(), np)), x.size)

@@ -1,0 +1,86 @@
+"""Any NumPy program with its inputs, as something that runs in float64 as often as asked."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from palm.tracing.numpy_array import Traced, writers
+from palm.tracing.numpy_recorder import Recorder
+from palm.tracing.operation import DTYPES, NOTHING, Change, Kind, Run, working_dtype
+from palm.tracing.places import is_users
+from palm.tracing.program import Program, leaves, mapped, outputs_of
+from palm.tracing.reachable import replaced
+
+# Functions that make an array from nothing, or whose result forgets that it is traced.
+_MAKERS = (
+    *("arange", "linspace", "zeros", "ones", "full", "empty", "eye", "identity", "tri", "vander"),
+    *("array", "asarray", "asanyarray", "ascontiguousarray", "zeros_like", "ones_like", "full_like"),
+)
+
+
+class NumpyProgram(Program):
+    """A function of NumPy arrays, with the arrays it is called on."""
+
+    def __init__(self, program: Callable[..., Any], inputs: tuple[Any, ...], label: str) -> None:
+        self.program, self.inputs, self.label = program, inputs, label
+        floats: list[tuple[str, int]] = []
+
+        def count(_: str, x: Any) -> Any:
+            if np.asarray(x).dtype.name in DTYPES:
+                floats.append((np.asarray(x).dtype.name, np.size(x)))
+            return x
+
+        with replaced(program, count):
+            mapped(inputs, count)
+        self.dtype = working_dtype(floats) if floats else "float64"
+        self.first = self.run()
+
+    def run(self, change: Change = NOTHING, values: Collection[int] = ()) -> Run:
+        """Run it once more."""
+        recorder = Recorder(change, values, self.dtype)
+
+        def traced(kind: Kind) -> Callable[[str, Any], Traced]:
+            return lambda name, x: recorder.wrapped(x, kind, name)
+
+        given = mapped(self.inputs, traced("input"))
+        for x in leaves(given).values():
+            if isinstance(x, Traced):
+                recorder.leaf(x)
+        with replaced(self.program, traced("parameter")), _written(recorder), np.errstate(all="ignore"):
+            outputs = outputs_of(self.program(*given))
+            self.outputs = {name: recorder.value(x) for name, x in outputs.items()}
+        self.operations = recorder.operations
+        arrays = {name: np.array(np.asarray(x), np.float64) for name, x in outputs.items()}
+        return Run(np.array(recorder.fingerprints), recorder.values, arrays)
+
+
+@contextmanager
+def _written(recorder: Recorder) -> Iterator[None]:
+    """While it lasts, operations are written down, also those that make arrays from nothing."""
+    before = {name: getattr(np, name) for name in _MAKERS}
+    unset = before["zeros"]  # memory as it was found has nobody's numbers
+
+    def maker(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def make(*args: Any, **kwargs: Any) -> Any:
+            if not is_users(sys._getframe(1).f_code.co_filename):
+                return function(*args, **kwargs)
+            return recorder.operation(name, unset if name == "empty" else function, args, kwargs)
+
+        return make
+
+    writers.append(recorder)
+    try:
+        for name, function in before.items():
+            setattr(np, name, maker(name, function))
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(np, name, function)
+        writers.pop()

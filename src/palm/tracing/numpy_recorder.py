@@ -1,0 +1,131 @@
+"""Writes down every operation of a NumPy program, computed in float64."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from palm.tracing.fingerprint import of_array
+from palm.tracing.numpy_array import Traced, dtype_named, flat, is_number, numeric, rebuilt, untraced
+from palm.tracing.operation import DTYPES, Change, Kind, Operation
+from palm.tracing.places import place_of
+
+_MOVES = {
+    *(
+        "reshape",
+        "transpose",
+        "swapaxes",
+        "ravel",
+        "flatten",
+        "squeeze",
+        "expand_dims",
+        "moveaxis",
+        "rollaxis",
+    ),
+    *("broadcast_to", "flip", "copy", "atleast_1d", "atleast_2d"),
+}
+_LOW = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
+
+
+class Recorder:
+    """One run. `names`: of the arrays that the program is known to have, by id: array, kind, name, dtype."""
+
+    def __init__(self, change: Change, keep: Collection[int], working: str) -> None:
+        self.change, self.keep, self.working = change, set(keep), working
+        self.names: dict[int, tuple[Any, Kind, str, str]] = {}
+        self.operations: list[Operation] = []
+        self.fingerprints: list[np.ndarray] = []
+        self.values: dict[int, np.ndarray] = {}
+        # Which value an array is: by the array itself, or, where NumPy made another one of it, by its memory.
+        self.known: dict[int, tuple[Any, int]] = {}
+        self.stored: dict[Any, int] = {}
+
+    def wrapped(self, x: Any, kind: Kind, name: str) -> Traced:
+        """An array that the program is given or holds, traced."""
+        own = np.asarray(x)
+        found = np.ndarray.view(np.array(own, np.float64 if own.dtype.name in DTYPES else None), Traced)
+        self.names[id(found)] = (found, kind, name, own.dtype.name)
+        return found
+
+    def value(self, x: np.ndarray) -> int:
+        """Which value an array is. One that was not seen before is something the program holds."""
+        found = self.known.get(id(x))
+        index = found[1] if found is not None and found[0] is x else self.stored.get(_where(x))
+        return self.leaf(x) if index is None else index
+
+    def leaf(self, x: np.ndarray) -> int:
+        """Write down what the program was given or holds, moved by its rounding if asked."""
+        _, kind, name, dtype = self.names.get(id(x), (x, "constant", "", x.dtype.name))
+        scale = self.change.scale.get(len(self.operations))
+        if scale is not None and x.dtype.kind == "f":
+            noise = np.random.default_rng(len(self.operations)).uniform(-1, 1, x.shape)
+            np.ndarray.view(x, np.ndarray)[...] *= 1 + scale * noise
+        place = None if kind == "input" else place_of(sys._getframe(2))
+        return self.add(x, Operation(kind, kind, x.shape, dtype, place, name))
+
+    def add(self, x: np.ndarray, operation: Operation) -> int:
+        """Write down a value."""
+        index = len(self.operations)
+        self.operations.append(operation)
+        numbers = numeric(x)
+        self.fingerprints.append(of_array(numbers))
+        if index in self.keep:
+            self.values[index] = np.array(numbers, np.float64)
+        self.known[id(x)] = (x, index)
+        self.stored[_where(x)] = index
+        return index
+
+    def operation(self, name: str, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Compute an operation in float64 and write it down."""
+        given = [x for x in flat((args, kwargs)) if isinstance(x, np.ndarray)]
+        arrays = [x for x in given if x.dtype != object or isinstance(x, Traced)]
+        inputs = tuple(dict.fromkeys(self.value(x) for x in arrays))
+        asked = [dtype for x in flat((args, kwargs)) if (dtype := dtype_named(x)) in DTYPES]
+        low = [dtype for dtype in asked if DTYPES[dtype] > DTYPES[self.working]]
+        numbers = tuple(float(untraced(x)) for x in flat((args, kwargs)) if is_number(x))
+        args, kwargs = rebuilt((args, kwargs), untraced)
+        if (others := self.change.constants.get(len(self.operations))) is not None:
+            put = iter(others)
+            args, kwargs = rebuilt((args, kwargs), lambda x: type(x)(next(put)) if is_number(x) else x)
+        out = call(*args, **kwargs)
+        if not isinstance(out, (np.ndarray, np.generic, tuple, list)):
+            return out
+        moves = name in _MOVES and len(inputs) == 1 and not low
+        about = {"inputs": inputs, "constants": numbers, "moves": moves, "rounds": low[0] if low else ""}
+        if isinstance(out, (tuple, list)):
+            return type(out)(self.result(name, x, about) for x in out)
+        return self.result(name, out, about)
+
+    def result(self, name: str, x: Any, about: Mapping[str, Any]) -> Any:
+        """Write down what an operation gave, or what is put in its place."""
+        array = np.asarray(x)
+        if array.dtype.kind not in "fiubcO":
+            return x
+        if about["rounds"] and array.dtype.kind == "f":
+            array = array.astype(_LOW[about["rounds"]])
+        if array.dtype.name in DTYPES:
+            array = array.astype(np.float64, copy=False)
+        index = len(self.operations)
+        if index in self.change.values:
+            array = np.array(self.change.values[index], array.dtype).reshape(array.shape)
+        traced = np.ndarray.view(array, Traced)
+        place = place_of(sys._getframe(2))
+        self.add(traced, Operation(name, "operation", array.shape, array.dtype.name, place, **about))
+        return traced
+
+    def write(self, target: Traced, key: Any, value: Any) -> None:
+        """Write to a part of an array, and write that down."""
+        given = [target, *(x for x in flat((key, value)) if isinstance(x, np.ndarray))]
+        inputs = tuple(dict.fromkeys(self.value(x) for x in given))
+        np.ndarray.view(target, np.ndarray)[rebuilt(key, untraced)] = rebuilt(value, untraced)
+        place = place_of(sys._getframe(2))
+        op = Operation("write", "operation", target.shape, target.dtype.name, place, inputs=inputs)
+        self.add(target, op)
+
+
+def _where(x: np.ndarray) -> Any:
+    return (x.__array_interface__["data"][0], x.shape, x.strides, x.dtype.str)

@@ -1,0 +1,95 @@
+"""What is known of a program after it ran: its operations, where they stand in the source, what they gave."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+# The dtypes that are promoted, by how much they round: float64 not at all.
+DTYPES = {"float64": 0, "float32": 1, "bfloat16": 2, "float16": 2}
+# What a value is: the result of an operation, or something the program was given or holds.
+Kind = Literal["operation", "input", "parameter", "constant"]
+
+
+def shown(file: str) -> str:
+    """A file as people name it: from the working folder if it is in it."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an operation stands: in the user's own source, and in which module of the model.
+
+    `callers`: the lines, of the user's own too, that called the function, the innermost first.
+    """
+
+    file: str
+    line: int
+    function: str
+    module: str = ""
+    callers: tuple[tuple[str, int], ...] = ()
+
+    def __str__(self) -> str:
+        return f"{shown(self.file)}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One value of a program.
+
+    `op`: the operation in the framework's own word; of a leaf, its kind. `name`: a leaf's name. `dtype`: the
+    one that the program itself asked for. `inputs`: the values it was computed from. `constants`: the
+    numbers among its arguments. `moves`: its elements are those of its input, in another order or shape.
+    `draws`: its result is random. `rounds`: the dtype it rounds to, below the program's own.
+    """
+
+    op: str
+    kind: Kind
+    shape: tuple[int, ...]
+    dtype: str
+    place: Place | None = None
+    name: str = ""
+    inputs: tuple[int, ...] = ()
+    constants: tuple[float, ...] = ()
+    moves: bool = False
+    draws: bool = False
+    rounds: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run gave: a fingerprint of each value, the values asked for, and the outputs."""
+
+    fingerprints: np.ndarray
+    values: Mapping[int, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What to do differently in a run.
+
+    `scale`: by how much, relatively, to disturb each leaf at random. `values`: results to put in the place
+    of an operation's own. `constants`: numbers to put in the place of an operation's own.
+    """
+
+    scale: Mapping[int, float] = field(default_factory=dict)
+    values: Mapping[int, np.ndarray] = field(default_factory=dict)
+    constants: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+
+
+NOTHING = Change()
+
+
+def working_dtype(floats: Iterable[tuple[str, int]]) -> str:
+    """The dtype that a program computes in: that of most of its numbers, given as (dtype, count)."""
+    sizes: Counter[str] = Counter()
+    for dtype, count in floats:
+        sizes[dtype] += count
+    return max(sizes, key=lambda name: sizes[name], default="float32")

@@ -1,0 +1,76 @@
+"""What every traced program can do, whatever its framework."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from palm.tracing.operation import NOTHING, Change, Operation, Run
+
+
+class Program(ABC):
+    """A program with its inputs: it runs in float64 as often as asked, and always the same operations.
+
+    `label`: its name for a reader. `dtype`: the one it computes in when it is not traced. `operations`: its
+    values in the order in which they came to be. `outputs`: which value each output is, by the output's name.
+    `first`: its first run. `compiled`: whether a run with another value must be compiled first. `recorded`:
+    whether it cannot run again.
+    """
+
+    compiled = False
+    recorded = False
+
+    label: str
+    dtype: str
+    first: Run
+    operations: list[Operation]
+    outputs: dict[str, int]
+
+    def prepare(self, region: Collection[int]) -> None:  # noqa: B027 - most have nothing to prepare
+        """Expect runs that change operations of `region`."""
+
+    @abstractmethod
+    def run(self, change: Change = NOTHING, values: Collection[int] = ()) -> Run:
+        """Run it once more, with a change, and keep the given values."""
+
+
+def leaves(tree: Any, name: str = "") -> Mapping[str, Any]:
+    """The arrays of nested containers by their path: `params.layers.0.weight`. None has no leaves."""
+    if tree is None:
+        return {}
+    children: Mapping[Any, Any]
+    if isinstance(tree, Mapping):
+        children = tree
+    elif isinstance(tree, (list, tuple)):
+        children = dict(zip(getattr(tree, "_fields", range(len(tree))), tree, strict=True))
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        children = {field.name: getattr(tree, field.name) for field in fields(tree)}
+    else:
+        return {name: tree}
+    return {
+        path: leaf
+        for key, child in children.items()
+        for path, leaf in leaves(child, f"{name}.{key}" if name else str(key)).items()
+    }
+
+
+def mapped(tree: Any, function: Any, name: str = "") -> Any:
+    """The same containers with `function(name, leaf)` in the place of each leaf that is an array."""
+
+    def child(key: Any, value: Any) -> Any:
+        return mapped(value, function, f"{name}.{key}" if name else str(key))
+
+    if isinstance(tree, Mapping):
+        return type(tree)({key: child(key, value) for key, value in tree.items()})  # type: ignore[call-arg]
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(child(key, value) for key, value in zip(tree._fields, tree, strict=True)))
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(child(key, value) for key, value in enumerate(tree))
+    return function(name, tree) if hasattr(tree, "dtype") else tree
+
+
+def outputs_of(tree: Any) -> dict[str, Any]:
+    """A program's outputs by name: a single one is `output`."""
+    return {name or "output": leaf for name, leaf in leaves(tree).items() if hasattr(leaf, "dtype")}
