@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+# So many elements are tried first.
+_FEW = 64
 Elementwise = Callable[[np.ndarray], np.ndarray]
 
 
@@ -51,8 +53,10 @@ def activation(x: np.ndarray, y: np.ndarray) -> str | None:
     if x.size != y.size or x.size < 2:
         return None
     x, y = x.ravel(), y.reshape(-1)
+    few = slice(None, None, max(1, x.size // _FEW))  # nearly always these are enough to say no
+    small = 1e-9 * float(np.abs(y).max(initial=0))
     with np.errstate(all="ignore"):
         for name, function in ACTIVATIONS.items():
-            if np.allclose(function(x), y, rtol=1e-7, atol=1e-9 * float(np.abs(y).max(initial=0))):
+            if all(np.allclose(function(x[part]), y[part], 1e-7, small) for part in (few, slice(None))):
                 return name
     return None
