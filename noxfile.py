@@ -21,7 +21,12 @@ UPSTREAM = ("PaLM-pytorch==0.2.2", "PaLM-jax==0.1.2")
 
 
 # What the suite leaves to sessions of their own: a browser, and what takes half an hour or more.
-APART = ("--ignore=tests/browser", "--ignore=tests/endurance", "--ignore=tests/faults")
+APART = (
+    "--ignore=tests/browser",
+    "--ignore=tests/endurance",
+    "--ignore=tests/faults",
+    "--ignore=tests/pairs",
+)
 # Hundreds of small programs are compiled once and run once. `parity` runs the grid at full effort.
 # One thread for each process: two on two cores would only wait for one another.
 QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "OMP_NUM_THREADS": "1"}
@@ -141,6 +146,17 @@ def faults(session: nox.Session) -> None:
     """Faults of 48 kinds, pairs of them, and right sides: all found and named, no false alarm."""
     install(session, "all", "tests")
     session.run("pytest", "-s", "tests/faults", *session.posargs, env=QUICK)
+
+
+@nox.session
+def pairs(session: nox.Session) -> None:
+    """Models of published libraries in PyTorch and JAX, right and with one mistake each: half an hour."""
+    constraints = (*CONSTRAINTS, "-c", "constraints-pairs.txt")
+    session.install(*constraints, "-e", ".[all]", *group("tests"), *group("pairs"))
+    # It declares TensorFlow, which its models do not need on JAX.
+    session.install(*constraints, "--no-deps", "keras-hub")
+    env = QUICK | {"KERAS_BACKEND": "jax"}
+    session.run("pytest", "-s", "tests/pairs", *session.posargs, env=env)
 
 
 @nox.session

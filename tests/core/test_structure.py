@@ -16,7 +16,14 @@ from palm.backends import ATTENTION_PATHS
 WINGS = {"torch": "torch_impl", "jax": "jax_impl"}
 # What each framework has of its own: kernels of attention, private parts of PyTorch, how it is traced.
 OWN_FILES = {
-    "torch": {"paths/sdpa.py", "paths/flex.py", "private.py", "trace/dispatch.py", "trace/state.py"},
+    "torch": {
+        "paths/sdpa.py",
+        "paths/flex.py",
+        "private.py",
+        "trace/dispatch.py",
+        "trace/state.py",
+        "trace/tensors.py",
+    },
     "jax": {
         *("paths/cudnn.py", "paths/splash.py", "paths/pallas.py", "paths/pallas_kernels.py"),
         *(f"trace/{name}.py" for name in ("evaluate", "inner", "kinds", "precision", "segment")),

@@ -56,4 +56,12 @@ def of_array(x: np.ndarray) -> np.ndarray:
     """The fingerprint of a NumPy array."""
     if not x.size:
         return np.full(LENGTH, np.nan)
-    return fingerprint(np.array(sums(np.asarray(x, np.float64).ravel(), np)), x.size)
+    x = real(x)
+    return fingerprint(np.array(sums(x.ravel(), np)), x.size)
+
+
+def real(x: np.ndarray) -> np.ndarray:
+    """An array in float64; real and imaginary parts of complex numbers are a last axis of two."""
+    if x.dtype.kind == "c":
+        x = np.stack((x.real, x.imag), -1)
+    return np.asarray(x, np.float64)

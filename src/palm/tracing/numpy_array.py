@@ -29,6 +29,10 @@ _METHODS = (
 )
 
 
+# Methods that write to the array itself.
+_IN_PLACE = ("sort", "fill", "put", "partition")
+
+
 class Writer(Protocol):
     """Who writes operations down."""
 
@@ -86,7 +90,7 @@ def _method(name: str) -> Callable[..., Any]:
     return call
 
 
-for _name in _METHODS:
+for _name in (*_METHODS, *_IN_PLACE):
     setattr(Traced, _name, _method(_name))
 
 

@@ -10,17 +10,28 @@ from typing import Any
 
 import numpy as np
 
+from palm.tracing.fingerprint import real
 from palm.tracing.numpy_array import Traced, writers
 from palm.tracing.numpy_recorder import Recorder
 from palm.tracing.operation import DTYPES, NOTHING, Change, Kind, Run, working_dtype
 from palm.tracing.places import is_users
 from palm.tracing.program import Program, leaves, mapped, outputs_of
+from palm.tracing.randomness import random_numbers
 from palm.tracing.reachable import replaced
 
 # Functions that make an array from nothing, or whose result forgets that it is traced.
 _MAKERS = (
     *("arange", "linspace", "zeros", "ones", "full", "empty", "eye", "identity", "tri", "vander"),
-    *("array", "asarray", "asanyarray", "ascontiguousarray", "zeros_like", "ones_like", "full_like"),
+    *(
+        "array",
+        "asarray",
+        "asanyarray",
+        "ascontiguousarray",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "empty_like",
+    ),
 )
 
 
@@ -53,10 +64,11 @@ class NumpyProgram(Program):
             if isinstance(x, Traced):
                 recorder.leaf(x)
         with replaced(self.program, traced("parameter")), _written(recorder), np.errstate(all="ignore"):
-            outputs = outputs_of(self.program(*given))
+            with random_numbers(self.seed):
+                outputs = outputs_of(self.program(*given))
             self.outputs = {name: recorder.value(x) for name, x in outputs.items()}
         self.operations = recorder.operations
-        arrays = {name: np.array(np.asarray(x), np.float64) for name, x in outputs.items()}
+        arrays = {name: real(np.array(np.asarray(x))) for name, x in outputs.items()}
         return Run(np.array(recorder.fingerprints), recorder.values, arrays)
 
 
@@ -64,14 +76,16 @@ class NumpyProgram(Program):
 def _written(recorder: Recorder) -> Iterator[None]:
     """While it lasts, operations are written down, also those that make arrays from nothing."""
     before = {name: getattr(np, name) for name in _MAKERS}
-    unset = before["zeros"]  # memory as it was found has nobody's numbers
+    unset = {
+        name: before[name.replace("empty", "zeros")] for name in ("empty", "empty_like")
+    }  # nobody's numbers
 
     def maker(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def make(*args: Any, **kwargs: Any) -> Any:
             if not is_users(sys._getframe(1).f_code.co_filename):
                 return function(*args, **kwargs)
-            return recorder.operation(name, unset if name == "empty" else function, args, kwargs)
+            return recorder.operation(name, unset.get(name, function), args, kwargs)
 
         return make
 

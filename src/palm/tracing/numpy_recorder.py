@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from palm.tracing.fingerprint import of_array
+from palm.tracing.fingerprint import of_array, real
 from palm.tracing.numpy_array import Traced, dtype_named, flat, is_number, numeric, rebuilt, untraced
 from palm.tracing.operation import DTYPES, Change, Kind, Operation
 from palm.tracing.places import place_of
@@ -43,6 +43,7 @@ class Recorder:
         # Which value an array is: by the array itself, or, where NumPy made another one of it, by its memory.
         self.known: dict[int, tuple[Any, int]] = {}
         self.stored: dict[Any, int] = {}
+        self.written: dict[int, int] = {}  # memory: the operation that wrote to it last
 
     def wrapped(self, x: Any, kind: Kind, name: str) -> Traced:
         """An array that the program is given or holds, traced."""
@@ -55,7 +56,13 @@ class Recorder:
         """Which value an array is. One that was not seen before is something the program holds."""
         found = self.known.get(id(x))
         index = found[1] if found is not None and found[0] is x else self.stored.get(_where(x))
-        return self.leaf(x) if index is None else index
+        index = self.leaf(x) if index is None else index
+        writer = self.written.get(_memory(x), -1)
+        if writer > index:  # it was written to, through another view
+            place = place_of(sys._getframe(2))
+            op = Operation("written", "operation", x.shape, x.dtype.name, place, inputs=(index, writer))
+            index = self.add(x, op)
+        return index
 
     def leaf(self, x: np.ndarray) -> int:
         """Write down what the program was given or holds, moved by its rounding if asked."""
@@ -74,7 +81,7 @@ class Recorder:
         numbers = numeric(x)
         self.fingerprints.append(of_array(numbers))
         if index in self.keep:
-            self.values[index] = np.array(numbers, np.float64)
+            self.values[index] = np.array(real(numbers))
         self.known[id(x)] = (x, index)
         self.stored[_where(x)] = index
         return index
@@ -87,17 +94,23 @@ class Recorder:
         asked = [dtype for x in flat((args, kwargs)) if (dtype := dtype_named(x)) in DTYPES]
         low = [dtype for dtype in asked if DTYPES[dtype] > DTYPES[self.working]]
         numbers = tuple(float(untraced(x)) for x in flat((args, kwargs)) if is_number(x))
+        targets = [x for x in flat(kwargs.get("out", ())) if isinstance(x, Traced)]
         args, kwargs = rebuilt((args, kwargs), untraced)
         if (others := self.change.constants.get(len(self.operations))) is not None:
             put = iter(others)
             args, kwargs = rebuilt((args, kwargs), lambda x: type(x)(next(put)) if is_number(x) else x)
         out = call(*args, **kwargs)
+        if out is None and arrays and not targets:  # it wrote to its first argument
+            targets = [x for x in arrays[:1] if isinstance(x, Traced)]
+        if targets:
+            return self.wrote(name, targets, inputs, numbers)
         if not isinstance(out, (np.ndarray, np.generic, tuple, list)):
             return out
         moves = name in _MOVES and len(inputs) == 1 and not low
         about = {"inputs": inputs, "constants": numbers, "moves": moves, "rounds": low[0] if low else ""}
         if isinstance(out, (tuple, list)):
-            return type(out)(self.result(name, x, about) for x in out)
+            found = [self.result(name, x, about) for x in out]
+            return type(out)(*found) if hasattr(out, "_fields") else type(out)(found)
         return self.result(name, out, about)
 
     def result(self, name: str, x: Any, about: Mapping[str, Any]) -> Any:
@@ -117,14 +130,35 @@ class Recorder:
         self.add(traced, Operation(name, "operation", array.shape, array.dtype.name, place, **about))
         return traced
 
+    def wrote(
+        self, name: str, targets: list[Traced], inputs: tuple[int, ...], constants: tuple[float, ...]
+    ) -> Any:
+        """Write down what arrays hold that were written to, or what is put in its place."""
+        place = place_of(sys._getframe(3))
+        for x in targets:
+            index = len(self.operations)
+            if index in self.change.values:
+                np.ndarray.view(x, np.ndarray)[...] = self.change.values[index].reshape(x.shape)
+            op = Operation(
+                *(name, "operation", x.shape, x.dtype.name, place), inputs=inputs, constants=constants
+            )
+            self.add(x, op)
+            self.written[_memory(x)] = index
+        return targets[0] if len(targets) == 1 else tuple(targets)
+
     def write(self, target: Traced, key: Any, value: Any) -> None:
         """Write to a part of an array, and write that down."""
         given = [target, *(x for x in flat((key, value)) if isinstance(x, np.ndarray))]
         inputs = tuple(dict.fromkeys(self.value(x) for x in given))
         np.ndarray.view(target, np.ndarray)[rebuilt(key, untraced)] = rebuilt(value, untraced)
-        place = place_of(sys._getframe(2))
-        op = Operation("write", "operation", target.shape, target.dtype.name, place, inputs=inputs)
-        self.add(target, op)
+        self.wrote("write", [target], inputs, ())
+
+
+def _memory(x: np.ndarray) -> int:
+    """Equal for all views of the same memory."""
+    while isinstance(x.base, np.ndarray):
+        x = x.base
+    return int(x.__array_interface__["data"][0])
 
 
 def _where(x: np.ndarray) -> Any:

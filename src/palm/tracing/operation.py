@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -93,3 +93,13 @@ def working_dtype(floats: Iterable[tuple[str, int]]) -> str:
     for dtype, count in floats:
         sizes[dtype] += count
     return max(sizes, key=lambda name: sizes[name], default="float32")
+
+
+def with_places(operations: list[Operation]) -> list[Operation]:
+    """The same operations; what the program holds has the place of what reads it first, if it has none."""
+    found = list(operations)
+    for operation in operations:
+        for i in operation.inputs:
+            if found[i].place is None and found[i].kind in ("parameter", "constant"):
+                found[i] = replace(found[i], place=operation.place)
+    return found

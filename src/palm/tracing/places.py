@@ -25,6 +25,8 @@ _LIBRARIES = (
     "contextlib",
 )
 _PROGRAMS = ("torch/optim",)
+# Parts of libraries of models through which their layers call the framework.
+_BETWEEN = ("keras/src/backend/", "keras/src/ops/", "keras/src/utils/", "penzai/core/")
 # So many callers of a line are kept.
 CALLERS = 6
 # Of palm itself, its models are programs too.
@@ -46,7 +48,7 @@ def _folders() -> tuple[str, ...]:
 @cache
 def is_users(file: str) -> bool:
     """Whether a source file is the user's: no framework's, no library's between, not the tracer's."""
-    if file.startswith("<"):
+    if file.startswith("<") or any(part in file for part in _BETWEEN):
         return False
     path = Path(file)
     if path.is_relative_to(_PALM):

@@ -26,6 +26,8 @@ class Program(ABC):
     dtype: str
     first: Run
     operations: list[Operation]
+    # What each run draws its random numbers from: None is the process's own state, the same for every run.
+    seed: int | None = None
     outputs: dict[str, int]
 
     def prepare(self, region: Collection[int]) -> None:  # noqa: B027 - most have nothing to prepare
@@ -34,6 +36,14 @@ class Program(ABC):
     @abstractmethod
     def run(self, change: Change = NOTHING, values: Collection[int] = ()) -> Run:
         """Run it once more, with a change, and keep the given values."""
+
+    def again(self) -> Run:
+        """Run it once more with other random numbers, unless it brings its own."""
+        self.seed = 1
+        try:
+            return self.run()
+        finally:
+            self.seed = None
 
 
 def leaves(tree: Any, name: str = "") -> Mapping[str, Any]:

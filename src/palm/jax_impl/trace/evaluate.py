@@ -13,7 +13,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from palm.jax_impl.trace.inner import Scope, has_loop, inner_of, opened
 from palm.jax_impl.trace.precision import is_opaque, wide
 from palm.jax_impl.trace.segment import Ask, Segment, Step, batches, compiled
-from palm.tracing.fingerprint import of_array
+from palm.tracing.fingerprint import of_array, real
 from palm.tracing.operation import Change, Operation, Place
 
 Call = Callable[[Any, "list[Value]"], "list[Value]"]
@@ -58,7 +58,7 @@ class Runner:
         host = np.asarray(array) if needed else np.zeros(0)
         self.fingerprints.append(of_array(host) if same_as is None else self.fingerprints[same_as])
         if index in self.keep:
-            self.values[index] = host
+            self.values[index] = real(host)
         return index
 
     def leaf(self, array: Any, kind: Any, name: str, dtype: str) -> Value:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
+from palm.errors import ProbeError
 from palm.tracing.operation import Place
 from palm.tracing.places import CALLERS, is_users
 
@@ -59,7 +60,13 @@ class Scope:
 
 
 def inner_of(eqn: JaxprEqn) -> Any:
-    """The jaxpr that an equation calls."""
+    """The jaxpr that an equation calls. Raises `ProbeError` if it is for several devices."""
+    mesh = eqn.params.get("mesh")
+    if mesh is not None and mesh.size > 1:
+        raise ProbeError(
+            f"a program must run on one device to be traced; got a shard_map over {mesh.size}. Build it with "
+            "a mesh of one device, or compare the function inside."
+        )
     return next(eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,22 @@ _SAME = frozenset(
 )
 # What reads the bits of a number, or is compiled for its dtype, needs it in its own.
 _OWN = frozenset(["bitcast_convert_type", "pallas_call", "custom_call", "ffi_call", "nextafter"])
+# On one device what devices exchange is what each has.
+_EXCHANGED = frozenset(
+    [
+        "psum",
+        "psum_invariant",
+        "pmax",
+        "pmin",
+        "pvary",
+        "pbroadcast",
+        "ppermute",
+        "all_to_all",
+        "reduce_scatter",
+        "all_gather",
+        "all_gather_invariant",
+    ]
+)
 _ASKED = ("new_dtype", "dtype", "preferred_element_type", "out_dtype")
 
 
@@ -47,6 +63,8 @@ def wide(x: Any) -> Any:
 
 def bind(eqn: JaxprEqn, ins: list[Any], working: str) -> tuple[list[Any], str]:
     """The results of one primitive in float64, and the dtype below `working` that it rounds to."""
+    if (alone := _alone(eqn, ins)) is not None:
+        return alone, ""
     if eqn.primitive.name in _OWN:
         avals: list[Any] = [v.aval for v in eqn.invars]
         ins = [jnp.asarray(x, a.dtype) if is_float(a) else x for x, a in zip(ins, avals, strict=True)]
@@ -60,6 +78,20 @@ def bind(eqn: JaxprEqn, ins: list[Any], working: str) -> tuple[list[Any], str]:
     if rounds:
         results = [x.astype(rounds) if is_float(x) else x for x in results]
     return [wide(x) for x in results], rounds
+
+
+def _alone(eqn: JaxprEqn, ins: list[Any]) -> list[Any] | None:
+    """What an exchange between devices gives on the only one; None for another primitive."""
+    name = eqn.primitive.name
+    if name == "axis_index":
+        return [jnp.zeros((), np.int32)]
+    axes = eqn.params.get("axes", eqn.params.get("axis_name", ()))
+    if name not in _EXCHANGED or any(
+        isinstance(x, int) for x in (axes if isinstance(axes, tuple) else (axes,))
+    ):
+        return None
+    shapes = [cast("Any", v.aval).shape for v in eqn.outvars]
+    return [x.reshape(shape) for x, shape in zip(ins, shapes, strict=True)]
 
 
 def is_same(eqn: JaxprEqn, results: list[Any], ins: list[Any], working: str) -> bool:

@@ -12,9 +12,10 @@ import numpy as np
 from palm.jax_impl.trace.evaluate import Runner, Value
 from palm.jax_impl.trace.inner import Scope
 from palm.jax_impl.trace.kinds import holds_arrays, is_array, parts_of
-from palm.jax_impl.trace.precision import is_float, wide
+from palm.jax_impl.trace.precision import is_float, is_opaque, wide
 from palm.jax_impl.trace.segment import Segment
-from palm.tracing.operation import NOTHING, Change, Kind, Run, working_dtype
+from palm.tracing.fingerprint import real
+from palm.tracing.operation import NOTHING, Change, Kind, Run, with_places, working_dtype
 from palm.tracing.program import Program, mapped, outputs_of
 from palm.tracing.reachable import replaced
 
@@ -60,19 +61,21 @@ class TracedProgram(Program):
     def _traced(self, program: Any, run: Any, arrays: dict[str, Any], given: dict[str, Any]) -> Any:
         """The jaxpr. Its arguments are flattened in the order of their sorted names."""
 
+        def own(x: Any) -> Any:
+            return x.dtype if is_opaque(x.dtype) else jax.dtypes.canonicalize_dtype(x.dtype)
+
         def spec(held: dict[str, Any], *, promoted: bool) -> dict[str, Any]:
             return {
-                name: jax.ShapeDtypeStruct(np.shape(x), np.float64 if promoted and is_float(x) else x.dtype)
+                name: jax.ShapeDtypeStruct(np.shape(x), np.float64 if promoted and is_float(x) else own(x))
                 for name, x in held.items()
             }
 
-        with jax.enable_x64(True):
-            try:
-                with replaced(program, self._widened, holds_arrays):
-                    return jax.make_jaxpr(run)(spec(arrays, promoted=True), spec(given, promoted=True))
-            except TypeError:  # the program fixes dtypes that must be equal
-                self._closed_over.clear()
-                return jax.make_jaxpr(run)(spec(arrays, promoted=False), spec(given, promoted=False))
+        try:
+            with jax.enable_x64(True), replaced(program, self._widened, holds_arrays):
+                return jax.make_jaxpr(run)(spec(arrays, promoted=True), spec(given, promoted=True))
+        except (TypeError, ValueError):  # the program fixes dtypes that must be equal
+            self._closed_over.clear()
+            return jax.make_jaxpr(run)(spec(arrays, promoted=False), spec(given, promoted=False))
 
     def _widened(self, name: str, held: Any) -> Any:
         """What the program closes over, in float64: numbers beside it are then as precise as written."""
@@ -115,7 +118,9 @@ class TracedProgram(Program):
             leaves = [runner.leaf(wide(jnp.asarray(x)), kind, n, str(x.dtype)) for kind, n, x in self._leaves]
             consts = [self._const(runner, c) for c in self._closed.consts]
             found = runner.evaluate(self._closed.jaxpr, consts, leaves, Scope(None, fixed=False))
-            arrays = {name: np.asarray(value.array) for name, value in zip(self._names, found, strict=True)}
+            arrays = {
+                name: real(np.asarray(value.array)) for name, value in zip(self._names, found, strict=True)
+            }
         self.outputs = {name: value.index for name, value in zip(self._names, found, strict=True)}
-        self.operations = runner.operations
+        self.operations = with_places(runner.operations)
         return Run(np.array(runner.fingerprints), runner.values, arrays)

@@ -14,7 +14,8 @@ from palm.parity.programs.causes.cause import Cause
 from palm.parity.programs.causes.values import told_constant
 from palm.parity.programs.evidence import Evidence, gathered
 from palm.parity.programs.layout import layouts
-from palm.parity.programs.parts import Part, Sides, output_bound, outputs_apart
+from palm.parity.programs.narrow import narrowed
+from palm.parity.programs.parts import Part, Sides, output_bound, outputs_apart, paired
 from palm.parity.programs.result import Divergence, ProgramComparison, Site, described, grouped
 from palm.tracing.operation import NOTHING, Change, Operation
 from palm.tracing.program import Program
@@ -48,7 +49,7 @@ def _undetermined(program: Program) -> Iterator[str]:
     """Why a program does not compute the same twice, if it does not."""
     if program.recorded:
         return
-    again = program.run()
+    again = program.again()
     same = len(again.fingerprints) == len(program.first.fingerprints) and np.array_equal(
         again.fingerprints, program.first.fingerprints, equal_nan=True
     )
@@ -62,16 +63,29 @@ def _undetermined(program: Program) -> Iterator[str]:
         ),
         None,
     )
+    if moved is not None:  # what is drawn may look the same each time: as many zeros, in other places
+        moved = _drawn(program, moved)
     where = "" if moved is None else f"; the first value that changes is {Site.of(program.operations[moved])}"
     yield f"{program.label} is not deterministic: a second run gives other values{where}"
 
 
+def _drawn(program: Program, index: int) -> int:
+    """The last operation that draws among those a value was made of; itself if there is none."""
+    waiting, seen = [index], {index}
+    while waiting:
+        for i in program.operations[waiting.pop()].inputs:
+            if i not in seen:
+                seen.add(i)
+                waiting.append(i)
+    return max((i for i in seen if program.operations[i].draws), default=index)
+
+
 def _furthest(a: Program, b: Program) -> float:
     """How far the outputs are apart; NaN if the programs have not as many of them."""
-    ours, theirs = a.first.outputs.values(), b.first.outputs.values()
+    ours, theirs = a.first.outputs, b.first.outputs
     if len(ours) != len(theirs):
         return float("nan")
-    return max((outputs_apart(x, y) for x, y in zip(ours, theirs, strict=True)), default=0.0)
+    return max((outputs_apart(x, y) for x, y in paired(ours, theirs)), default=0.0)
 
 
 class _Search:
@@ -99,6 +113,7 @@ class _Search:
             if self.is_recorded:  # what takes another run is not known
                 yield self.first_places(part)
                 return
+            part = narrowed(self.sides, part, self.put_in, lambda *change, p=part: self.meets(p, *change))
             yield self.explained(part)
             if not self.pass_by(part):
                 return
@@ -169,6 +184,8 @@ class _Search:
         target: Traced = getattr(self.sides.alignment, which)
         value = source.program.run(self.changes[other], values=[theirs]).values[theirs]
         shape = target.operations[mine].shape
+        if value.size != math.prod(shape):
+            return False
         for seen in (*layouts(value, shape), value.reshape(shape)):
             old = self.changes[which]
             change = Change({}, {**old.values, mine: seen}, old.constants)

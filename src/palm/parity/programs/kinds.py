@@ -104,7 +104,7 @@ def _held(value: Any) -> Iterator[Any]:
         yield from referred(function).values()
     elif isinstance(value, dict):
         yield from list(value.values())[:_MOST]
-    elif callable(value) and not isinstance(value, type):
+    elif hasattr(value, "__dict__") and not isinstance(value, type):
         yield from (f for f in vars(type(value)).values() if isinstance(f, types.FunctionType))
         yield getattr(value, "__dict__", None)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,12 +14,21 @@ from palm.parity.programs.layout import distance
 from palm.parity.programs.words import family
 from palm.tracing.operation import NOTHING, Change
 
+T = TypeVar("T")
+
 
 def outputs_apart(x: np.ndarray, y: np.ndarray) -> float:
     """How far two outputs are apart, relative to themselves; axes of one element are no difference."""
     if tuple(n for n in x.shape if n > 1) != tuple(n for n in y.shape if n > 1):
         return 1.0
     return distance(x, y.reshape(x.shape))
+
+
+def paired(ours: Mapping[str, T], theirs: Mapping[str, T]) -> list[tuple[T, T]]:
+    """Each output with the other side's: of the same name, or else of the same number."""
+    if ours.keys() == theirs.keys():
+        return [(x, theirs[name]) for name, x in ours.items()]
+    return list(zip(ours.values(), theirs.values(), strict=False))
 
 
 def output_bound(alignment: Alignment) -> float:
@@ -66,18 +77,25 @@ class Sides:
         ends = self.counterparts()
         if not ends:
             return None
-        end_a, end_b = ends[0]
-        before_a, before_b = ancestry(self.a, end_a, self.need_a), ancestry(self.b, end_b, self.need_b)
-        from_a = [i for i in entries(self.a, self.need_a) if i in before_a]
-        from_b = [i for i in entries(self.b, self.need_b) if i in before_b]
+        return self.part(*ends[0])
+
+    def part(self, end_a: int, end_b: int) -> Part:
+        """The difference that ends in two values."""
+        before = ancestry(self.a, end_a, self.need_a), ancestry(self.b, end_b, self.need_b)
+        from_a, from_b = (self.entries_within(k, region) for k, region in enumerate(before))
         return Part(*self.pair(from_a, from_b), end_a, end_b)
+
+    def entries_within(self, number: int, region: Collection[int]) -> list[int]:
+        """Where the difference begins in a part of side a (0) or b (1)."""
+        side, need = ((self.a, self.need_a), (self.b, self.need_b))[number]
+        return [i for i in entries(side, need) if i in region]
 
     def moved_output(self) -> Part | None:
         """An output that has the other side's elements in other places."""
-        ours, theirs = self.a.run.outputs.values(), self.b.run.outputs.values()
+        ours, theirs = self.a.run.outputs, self.b.run.outputs
         if len(ours) == len(theirs):
             bound = output_bound(self.alignment)
-            for (i, j), x, y in zip(self.outputs(), ours, theirs, strict=True):
+            for (i, j), (x, y) in zip(self.outputs(), paired(ours, theirs), strict=True):
                 if outputs_apart(x, y) > bound:
                     return Part(i, j, i, j)
         return None
@@ -136,10 +154,7 @@ class Sides:
 
     def outputs(self) -> list[tuple[int, int]]:
         """Each output with the other side's: of the same name, or else of the same number."""
-        ours, theirs = self.a.program.outputs, self.b.program.outputs
-        if ours.keys() == theirs.keys():
-            return [(i, theirs[name]) for name, i in ours.items()]
-        return list(zip(ours.values(), theirs.values(), strict=False))
+        return paired(self.a.program.outputs, self.b.program.outputs)
 
     def alike(self, i: int, j: int) -> bool:
         """Whether one value could stand in for the other: as many elements."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.weak import WeakIdKeyDictionary
 
-from palm.tracing.fingerprint import LENGTH, fingerprint, of_array, sums
+from palm.errors import ProbeError
+from palm.torch_impl.trace.tensors import Tensors, array_of, fingerprint_of
 from palm.tracing.operation import DTYPES, Change, Kind, Operation, Place
 from palm.tracing.places import place_of
 
@@ -26,20 +26,6 @@ _MOVES = _SAME | {
 }
 # Memory as it was found: its numbers are nobody's, and zeros here.
 _UNSET = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize"}
-
-
-def fingerprint_of(x: Tensor) -> np.ndarray:
-    """The fingerprint of a tensor, in pieces where it is large."""
-    x = x.detach()
-    if x.is_complex():
-        x = torch.view_as_real(x)
-    if not x.numel():
-        return np.full(LENGTH, np.nan)
-    if x.numel() <= 1 << 15 and x.device.type == "cpu":
-        return of_array(x.double().numpy())
-    flat = x.double().reshape(-1)
-    found = np.array([float(value) for value in sums(flat, torch)])
-    return fingerprint(found, flat.numel())
 
 
 class Recorder(TorchDispatchMode):
@@ -65,11 +51,8 @@ class Recorder(TorchDispatchMode):
         self.operations: list[Operation] = []
         self.fingerprints: list[np.ndarray] = []
         self.values: dict[int, np.ndarray] = {}
-        # Which value a tensor is: by the tensor, or, where autograd made another one of it, by its memory.
-        self.known = WeakIdKeyDictionary()
-        self.stored: dict[int, dict[tuple[Any, ...], int]] = {}
+        self.tensors = Tensors()
         self.twins: dict[int, tuple[Tensor, Tensor]] = {}
-        self.written: dict[int, int] = {}  # a storage: the operation that wrote to it last
         self.leaves: list[Tensor] = []
         self.given: list[Tensor] = []
         self.before: list[tuple[Tensor, Tensor]] = []
@@ -97,23 +80,16 @@ class Recorder(TorchDispatchMode):
         self.operations.append(operation)
         self.fingerprints.append(fingerprint_of(x) if same_as is None else self.fingerprints[same_as])
         if index in self.keep:
-            self.values[index] = x.detach().double().cpu().numpy().copy()
-        self.remember(x, index)
+            self.values[index] = array_of(x).copy()
+        self.tensors.remember(x, index)
         return index
-
-    def remember(self, x: Tensor, index: int) -> None:
-        """Know a tensor again as the value `index`."""
-        self.known[x] = index
-        self.stored.setdefault(_memory(x), {})[_where(x)] = index
 
     def value(self, x: Tensor) -> int:
         """Which value a tensor is. One that was not seen before is something the program holds."""
-        index = self.known.get(x)
-        if index is None:
-            index = self.stored.get(_memory(x), {}).get(_where(x))
+        index = self.tensors.find(x)
         if index is None:
             index = self.leaf(x)
-        writer = self.written.get(_memory(x), -1) if x.numel() else -1
+        writer = self.tensors.writer(x)
         if writer > index:  # it was written to, through a view
             op = Operation(
                 "written", "operation", tuple(x.shape), name_of(x.dtype), self.place(), inputs=(index, writer)
@@ -125,7 +101,7 @@ class Recorder(TorchDispatchMode):
         """Write down what the program holds. Without gradient it may be a buffer, a table, a mask."""
         kind, name = self.names.get(id(x), ("constant", ""))
         self.leaves.append(x)
-        if not self.exact and x.dtype != torch.bool:
+        if not self.exact or not x.is_floating_point():  # those are put back with their dtype
             self.before.append((x, x.detach().clone()))
         self.disturb(x)
         dtype = self.own.get(id(x), name_of(x.dtype))
@@ -157,8 +133,8 @@ class Recorder(TorchDispatchMode):
             args, kwargs = tree_map(
                 lambda x: type(x)(next(put)) if type(x) in (int, float) else x, (args, kwargs)
             )
-        out = func(*args, **kwargs)
         name = func.overloadpacket.__name__
+        out = self.computed(func, args, kwargs)
         if name in _UNSET and not func._schema.is_mutable:
             for x in _tensors(out):
                 x.zero_()
@@ -168,12 +144,11 @@ class Recorder(TorchDispatchMode):
         moves = name in _MOVES and len(inputs) == 1 and not rounds
         if name in ("detach", "alias") and moves:
             for x in _tensors(out):
-                self.remember(x, inputs[0])
+                self.tensors.remember(x, inputs[0])
             return out
-        self.forget(_tensors(out), given)
         place = self.place()
         self.forward.setdefault(_sequence(), place)
-        for x in _tensors(out):
+        for x in [*_tensors(out), *_only_written(func, args, kwargs, out)]:
             operation = Operation(
                 *(name.rstrip("_") or name, "operation", tuple(x.shape), name_of(x.dtype), place),
                 inputs=inputs,
@@ -185,23 +160,28 @@ class Recorder(TorchDispatchMode):
             self.result(x, operation, given, writes=func._schema.is_mutable)
         return out
 
+    def computed(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What an operation gives. Raises `ProbeError` for one that has no float64."""
+        try:
+            return func(*args, **kwargs)
+        except (RuntimeError, NotImplementedError) as error:
+            if not self.exact:
+                raise
+            raise ProbeError(
+                f"a program must be able to run in float64; {func.overloadpacket.__name__} at {self.place()} "
+                f"is not: {str(error).splitlines()[0]}. Put the steps it fuses in its place, or compare what "
+                "comes before it."
+            ) from error
+
     def result(self, x: Tensor, operation: Operation, given: list[Tensor], *, writes: bool) -> None:
         """Write down what an operation gave, or what is put in its place."""
         index = len(self.operations)
-        if index in self.change.values:
+        if index in self.change.values and x.layout == torch.strided:
             x.copy_(torch.from_numpy(np.array(self.change.values[index])).reshape(x.shape))
         whole = operation.moves and x.numel() == given[0].numel()
         self.add(x, operation, same_as=operation.inputs[0] if whole else None)
-        if writes and x.numel() and any(x is y for y in given):
-            self.written[_memory(x)] = index
-
-    def forget(self, found: list[Tensor], given: list[Tensor]) -> None:
-        """Memory that a new tensor takes up is no longer that of an old one."""
-        memory = {_memory(x) for x in given}
-        for x in found:
-            if _memory(x) not in memory:
-                self.stored.pop(_memory(x), None)
-                self.written.pop(_memory(x), None)
+        if writes and any(x is y for y in given):
+            self.tensors.remember(x, index, writes=True)
 
     def promoted(self, args: Any, kwargs: Any) -> tuple[Any, Any, str]:
         """Arguments in float64, and the dtype below the program's own that it asks for."""
@@ -226,16 +206,18 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
 
 
+def _only_written(func: Any, args: Any, kwargs: Any, out: Any) -> list[Tensor]:
+    """Arguments that an operation writes to and does not return, as fused optimizers do."""
+    if not func._schema.is_mutable:
+        return []
+    named = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+    written = {a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
+    returned = {id(x) for x in _tensors(out)}
+    return [x for name in named if name in written for x in _tensors(named[name]) if id(x) not in returned]
+
+
 def _is_float(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point()
-
-
-def _memory(x: Tensor) -> int:
-    return x.untyped_storage().data_ptr()
-
-
-def _where(x: Tensor) -> tuple[Any, ...]:
-    return (x.storage_offset(), tuple(x.shape), x.stride(), x.dtype)
 
 
 def name_of(dtype: torch.dtype) -> str:

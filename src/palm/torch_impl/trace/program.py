@@ -15,8 +15,10 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from palm.torch_impl.trace.dispatch import Recorder, name_of
 from palm.torch_impl.trace.state import objects, promoted, restored
+from palm.torch_impl.trace.tensors import array_of
 from palm.tracing.operation import DTYPES, NOTHING, Change, Kind, Run, working_dtype
 from palm.tracing.program import Program, mapped, outputs_of
+from palm.tracing.randomness import random_numbers
 
 
 def trace_program(program: Callable[..., Any], inputs: tuple[Any, ...], label: str) -> Program:
@@ -30,7 +32,7 @@ class TracedProgram(Program):
     def __init__(self, program: Callable[..., Any], inputs: tuple[Any, ...], label: str) -> None:
         self.program, self.inputs, self.label = program, inputs, label
         self.dtype = "float64"
-        held = dict(objects(program))
+        held = objects(program)
         self._objects = list(held.values())
         modules = {name: x for name, x in held.items() if isinstance(x, nn.Module)}
         self._names = _parameters(modules)
@@ -38,6 +40,8 @@ class TracedProgram(Program):
             id(m): f"{p}.{n}".strip(".") for p, x in modules.items() for n, m in x.named_modules()
         }
         self._own: dict[int, str] = {}
+        held_floats = (p for m in modules.values() for p in m.parameters() if p.is_floating_point())
+        self._narrow = next((p.dtype for p in held_floats), torch.get_default_dtype())
         seen = self._looked(narrow=False)
         self._holds = [x for x in seen.leaves if name_of(x.dtype) in DTYPES]
         self._own = {id(x): name_of(x.dtype) for x in self._holds}
@@ -48,7 +52,7 @@ class TracedProgram(Program):
     def _looked(self, *, narrow: bool) -> Recorder:
         """One run in the program's own precision, which finds out what it holds.
 
-        A float64 input of a float32 program is given in float32 if the program does not take it as it is.
+        Float inputs are given in the dtype of the program's parameters if it does not take them as they are.
         """
         seen = self._recorder(NOTHING, (), exact=False)
         try:
@@ -66,7 +70,7 @@ class TracedProgram(Program):
     def run(self, change: Change = NOTHING, values: Collection[int] = ()) -> Run:
         """Run it once more."""
         recorder = self._recorder(change, values, exact=True)
-        with restored(self._objects), promoted(self._holds):
+        with restored(self._objects), promoted(self._holds), recorder.restoring():
             outputs = self._call(recorder)
         self.operations = recorder.operations
         return Run(np.array(recorder.fingerprints), recorder.values, outputs)
@@ -76,16 +80,20 @@ class TracedProgram(Program):
             x = torch.from_numpy(np.array(array))
             own = name_of(x.dtype)
             if x.is_floating_point() and (recorder.exact or narrow):
-                x = x.double() if recorder.exact else x.to(torch.get_default_dtype())
+                x = x.double() if recorder.exact else x.to(self._narrow)
             recorder.input(x, name, own)
             return x
 
         given = mapped(self.inputs, tensor)
-        with _settings(exact=recorder.exact), _module_paths(self._modules, recorder.path), recorder:
+        with (
+            _settings(self.seed, exact=recorder.exact),
+            _module_paths(self._modules, recorder.path),
+            recorder,
+        ):
             found = self.program(*given)
         outputs = outputs_of(found)
         self.outputs = {name: recorder.value(x) for name, x in outputs.items()}
-        return {name: x.detach().double().cpu().numpy() for name, x in outputs.items()}
+        return {name: array_of(x) for name, x in outputs.items()}
 
 
 def _parameters(modules: dict[str, nn.Module]) -> dict[int, tuple[Kind, str]]:
@@ -99,11 +107,14 @@ def _parameters(modules: dict[str, nn.Module]) -> dict[int, tuple[Kind, str]]:
 
 
 @contextmanager
-def _settings(*, exact: bool) -> Iterator[None]:
+def _settings(seed: int | None, *, exact: bool) -> Iterator[None]:
     """What a traced run needs of the process, and puts back afterwards."""
     default = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(random_numbers(seed))
+        if seed is not None:
+            torch.manual_seed(seed)
         if "torch._dynamo" in sys.modules:  # else nothing was compiled, and to import it takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # its steps are seen, and have a float64

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from palm.parity.programs.activations import activation
+from palm.parity.programs.activations import Made
 from palm.parity.programs.causes.cause import EQUAL, Cause, relation, value_name
 from palm.parity.programs.evidence import Evidence, Half
 from palm.parity.programs.layout import distance
@@ -93,17 +93,20 @@ def function(found: Evidence) -> Iterator[Cause]:
         same = [j for j in found.b.reads if found.class_b[j] == found.class_a[i] >= 0]
         if not same:
             continue
-        x, z = found.a.values[i], found.b.values[same[0]]
-        for p in found.a.region:
-            one = activation(x, found.a.values[p])
-            if one is None:
-                continue
-            for q in reversed(found.b.region):
-                two = activation(z, found.b.values[q])
-                if two not in (None, one) and found.a.values[p].size == found.b.values[q].size:
-                    text = f"{found.a.label} applies {one} where {found.b.label} applies {two}"
-                    yield Cause(f"{one} for {two}", text)
-                    return
+        in_a = _functions(found.a, i)
+        in_b = _functions(found.b, same[0]) if in_a else []
+        for (p, one), (q, two) in itertools.product(in_a, reversed(in_b)):
+            if one != two and found.a.values[p].size == found.b.values[q].size:
+                text = f"{found.a.label} applies {one} where {found.b.label} applies {two}"
+                yield Cause(f"{one} for {two}", text)
+                return
+
+
+def _functions(half: Half, read: int) -> list[tuple[int, str]]:
+    """The values of a region that a known function made of one it reads, with the function's name."""
+    made = Made(half.values[read])
+    named = ((p, made.by(half.values[p])) for p in half.region)
+    return [(p, name) for p, name in named if name is not None]
 
 
 def _numbers(half: Half) -> list[tuple[int, int, float]]:
