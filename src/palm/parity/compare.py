@@ -48,6 +48,8 @@ _ROUNDED = (
     "the weights differ as if one side had the other's weights rounded to {0}; give both sides the weights "
     "rounded to {0}, as palm compare does for two live sides"
 )
+# A NumPy port of more operations loops over elements; to trace it would take minutes.
+_MOST_OPERATIONS = 4_000
 _SAME_SHAPE = ("num_tokens", "dim", "depth", "heads", "dim_head", "ff_mult")
 
 
@@ -143,7 +145,7 @@ def _with_lines(found: ForeignComparison, function: Any, model: Any, tokens: Any
     config = config_of(model)
     ids = check_tokens(tokens, config, at_least=2)
     try:
-        a = traced_program(function, (ids,), label=found.label)
+        a = traced_program(function, (ids,), label=found.label, most=_MOST_OPERATIONS)
         b = traced_program(model_of(model), (ids,), label="palm", framework=backend_of(model))
         lines = compare_programs(a, b)
     except ProbeError:  # it is remote, say, or compiled: its logits are all there is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -36,10 +37,15 @@ _MAKERS = (
 
 
 class NumpyProgram(Program):
-    """A function of NumPy arrays, with the arrays it is called on."""
+    """A function of NumPy arrays, with the arrays it is called on.
 
-    def __init__(self, program: Callable[..., Any], inputs: tuple[Any, ...], label: str) -> None:
-        self.program, self.inputs, self.label = program, inputs, label
+    Raises `ProbeError` if it computes more than `most` operations.
+    """
+
+    def __init__(
+        self, program: Callable[..., Any], inputs: tuple[Any, ...], label: str, most: float = math.inf
+    ) -> None:
+        self.program, self.inputs, self.label, self.most = program, inputs, label, most
         floats: list[tuple[str, int]] = []
 
         def count(_: str, x: Any) -> Any:
@@ -54,7 +60,7 @@ class NumpyProgram(Program):
 
     def run(self, change: Change = NOTHING, values: Collection[int] = ()) -> Run:
         """Run it once more."""
-        recorder = Recorder(change, values, self.dtype)
+        recorder = Recorder(change, values, self.dtype, self.most)
 
         def traced(kind: Kind) -> Callable[[str, Any], Traced]:
             return lambda name, x: recorder.wrapped(x, kind, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from palm.errors import ProbeError
 from palm.tracing.fingerprint import of_array, real
 from palm.tracing.numpy_array import Traced, dtype_named, flat, is_number, numeric, rebuilt, untraced
 from palm.tracing.operation import DTYPES, Change, Kind, Operation
@@ -32,10 +34,13 @@ _LOW = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.flo
 
 
 class Recorder:
-    """One run. `names`: of the arrays that the program is known to have, by id: array, kind, name, dtype."""
+    """One run. `names`: of the arrays that the program is known to have, by id: array, kind, name, dtype.
 
-    def __init__(self, change: Change, keep: Collection[int], working: str) -> None:
-        self.change, self.keep, self.working = change, set(keep), working
+    `most`: more operations than that raise `ProbeError`.
+    """
+
+    def __init__(self, change: Change, keep: Collection[int], working: str, most: float = math.inf) -> None:
+        self.change, self.keep, self.working, self.most = change, set(keep), working, most
         self.names: dict[int, tuple[Any, Kind, str, str]] = {}
         self.operations: list[Operation] = []
         self.fingerprints: list[np.ndarray] = []
@@ -77,6 +82,8 @@ class Recorder:
     def add(self, x: np.ndarray, operation: Operation) -> int:
         """Write down a value."""
         index = len(self.operations)
+        if index >= self.most:
+            raise ProbeError(f"the program must compute at most {self.most:,} operations; got more of them.")
         self.operations.append(operation)
         numbers = numeric(x)
         self.fingerprints.append(of_array(numbers))

@@ -49,8 +49,13 @@ def is_opaque(dtype: Any) -> bool:
 
 
 def wide(x: Any) -> Any:
-    """A float in float64. A single float32 number is taken to be what was written: 0.1, √8."""
+    """A float in float64, a complex number in complex128.
+
+    A single float32 number is taken to be what was written: 0.1, √8.
+    """
     dtype = getattr(x, "dtype", None)
+    if dtype == np.complex64:
+        return jnp.asarray(x, np.complex128)
     if dtype is None or is_opaque(dtype) or not jnp.issubdtype(dtype, jnp.floating) or dtype == np.float64:
         return x
     if isinstance(x, jax.core.Tracer):
@@ -113,4 +118,6 @@ def _promoted(eqn: JaxprEqn, working: str) -> tuple[dict[str, Any], str]:
             if DTYPES[name] > DTYPES[working] or (DTYPES[name] == DTYPES[working] and name != working):
                 rounds = name
             params[key] = np.dtype("float64")
+        elif name == "complex64":
+            params[key] = np.dtype("complex128")
     return params, rounds

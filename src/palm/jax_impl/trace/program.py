@@ -115,7 +115,10 @@ class TracedProgram(Program):
             region=self._region,
         )
         with jax.enable_x64(True):
-            leaves = [runner.leaf(wide(jnp.asarray(x)), kind, n, str(x.dtype)) for kind, n, x in self._leaves]
+            leaves = [
+                runner.leaf(_as_traced(x, v.aval), kind, name, str(x.dtype))
+                for (kind, name, x), v in zip(self._leaves, self._closed.jaxpr.invars, strict=True)
+            ]
             consts = [self._const(runner, c) for c in self._closed.consts]
             found = runner.evaluate(self._closed.jaxpr, consts, leaves, Scope(None, fixed=False))
             arrays = {
@@ -124,3 +127,9 @@ class TracedProgram(Program):
         self.outputs = {name: value.index for name, value in zip(self._names, found, strict=True)}
         self.operations = with_places(runner.operations)
         return Run(np.array(runner.fingerprints), runner.values, arrays)
+
+
+def _as_traced(x: Any, aval: Any) -> Any:
+    """An argument in float64, or with integers of the width that the program was traced with."""
+    integer = not is_opaque(aval.dtype) and np.dtype(aval.dtype).kind in "iu"
+    return wide(jnp.asarray(x, aval.dtype if integer else None))

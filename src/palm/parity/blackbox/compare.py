@@ -122,8 +122,8 @@ class ForeignComparison(Answer):
             return f"{self.label} and palm agree: their logits differ by rounding ({self._size}).{note}"
         if not self.likenesses and not self.not_finite and self._other_function and self._hidden:
             return (
-                f"{self.label} and palm differ, although rounding in {self.dtype} hides it ({self._size}): in "
-                f"float64, {self._other_function[0].sentence}"
+                f"{self.label} and palm differ, although rounding in {self.dtype} hides it ({self._size}): "
+                f"in float64, {self._other_function[0].sentence}"
             )
         if self.not_finite:
             return f"{self.label} and palm differ: {self.not_finite:,} of its logits are not finite."

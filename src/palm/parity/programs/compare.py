@@ -22,6 +22,9 @@ from palm.tracing.program import Program
 
 # So many places are looked at, one behind the other.
 _MOST = 64
+# So many operations are computed to look for places and causes: a minute or two of a program that loops over
+# elements in Python, and more than any other needs.
+_WORK = 200_000
 # Where rounding moves outputs by more, values of different functions may look equal.
 _CHAOS = 1e-2
 
@@ -100,15 +103,17 @@ class _Search:
             _fraction(self.sides.b, self.sides.need_b),
         )
         # What runs eagerly is run again at once; a compiled program must be compiled again.
-        self.put_in = "b" if a.compiled and not b.compiled else "a"
+        cost = [(side.compiled, len(side.operations)) for side in (a, b)]
+        self.put_in = "b" if cost[1] < cost[0] else "a"
         self.known: dict[object, Divergence] = {}
+        self.left = _WORK
         self.is_recorded = a.recorded or b.recorded
 
     def divergences(self) -> Iterator[Divergence]:
         """The places where the programs part, as they are found."""
         for _ in range(_MOST):
             part = self.sides.first_part()
-            if part is None:
+            if part is None or self.left < 0:
                 return
             if self.is_recorded:  # what takes another run is not known
                 yield self.first_places(part)
@@ -162,12 +167,15 @@ class _Search:
         """The alignment if one side runs with a change."""
         now = self.sides.alignment
         side: Traced = getattr(now, which)
+        self.left -= len(side.operations)
         changed = replace(side, run=side.program.run(change))
         a, b = (changed, now.b) if which == "a" else (now.a, changed)
         return Alignment(a, b, matches(a, b), matches(b, a))
 
     def meets(self, part: Part, which: str, change: Change) -> bool:
         """Whether a change makes the two ends one."""
+        if self.left < 0:
+            return False
         before = self.changes[which]
         whole = Change({}, {**before.values, **change.values}, {**before.constants, **change.constants})
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -25,17 +26,24 @@ _MOST = 50
 
 
 def traced_program(
-    program: Callable[..., Any], inputs: tuple[Any, ...], *, label: str, framework: Framework | None = None
+    program: Callable[..., Any],
+    inputs: tuple[Any, ...],
+    *,
+    label: str,
+    framework: Framework | None = None,
+    most: float = math.inf,
 ) -> Program:
     """A program with its inputs, run once.
 
-    Raises `ProbeError` if it fails or its framework is not known.
+    Raises `ProbeError` if it fails, if its framework is not known, or if it is a NumPy program of more than
+    `most` operations: one that loops over elements in Python.
     """
     arrays = tuple(mapped(value, lambda _, x: _numpy(x)) for value in inputs)
     framework = framework or framework_of(program, arrays)
-    trace = NumpyProgram if framework == "numpy" else wing(framework).trace_program
     try:
-        return trace(program, arrays, label)
+        if framework == "numpy":
+            return NumpyProgram(program, arrays, label, most)
+        return wing(framework).trace_program(program, arrays, label)
     except ProbeError:
         raise
     except Exception as error:
