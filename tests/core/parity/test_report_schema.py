@@ -16,6 +16,7 @@ from palm.config import PaLMConfig
 from palm.parity.blackbox.compare import ForeignComparison, Likeness
 from palm.parity.drift.drift import butterfly
 from palm.parity.finding import Nature, Outcome
+from palm.parity.programs.parameters import Parameter
 from palm.parity.programs.result import Divergence, ProgramComparison, Site
 from palm.parity.recording.bundle import write_bundle
 from palm.parity.recording.excerpt import excerpt_of
@@ -144,7 +145,11 @@ def test_every_key_of_a_foreign_comparison_is_documented():
 
 def test_every_key_of_a_comparison_of_programs_is_documented():
     common = {"label_a": "a", "label_b": "b", "aligned": (0.5, 1.0), "operations": (7, 8), "bound": 1e-9}
-    found = ProgramComparison(**common, divergences=DIVERGENCES, doubts=(), distance=0.1)
+    known = Parameter("a", "w", ("v",), "joined along axis 0")
+    alone = Parameter("b", "u", (), nearest="w", distance=0.1)
+    found = ProgramComparison(
+        **common, divergences=DIVERGENCES, doubts=(), distance=0.1, parameters=(known, alone)
+    )
     doubtful = ProgramComparison(**common, divergences=(), doubts=("a is random",), distance=float("nan"))
     reports = [{**one.to_dict(), "run": {}} for one in (found, doubtful)]
     assert_documented(reports, "report.json of two programs", leave={"run", "divergences[].a"})

@@ -15,6 +15,7 @@ from palm.parity.programs.causes.values import told_constant
 from palm.parity.programs.evidence import Evidence, gathered
 from palm.parity.programs.layout import layouts
 from palm.parity.programs.narrow import narrowed
+from palm.parity.programs.parameters import parameters
 from palm.parity.programs.parts import Part, Sides, output_bound, outputs_apart, paired
 from palm.parity.programs.result import Divergence, ProgramComparison, Site, described, grouped
 from palm.tracing.operation import NOTHING, Change, Operation
@@ -45,6 +46,7 @@ def compare_programs(a: Program, b: Program) -> ProgramComparison:
         bound=bound,
         aligned=(0.0, 0.0) if search is None else search.aligned,
         operations=(len(a.operations), len(b.operations)),
+        parameters=parameters(search.start) if search is not None and not search.is_recorded else (),
     )
 
 
@@ -97,7 +99,8 @@ class _Search:
     def __init__(self, a: Program, b: Program) -> None:
         self.labels = (a.label, b.label)
         self.changes: dict[str, Change] = {"a": NOTHING, "b": NOTHING}
-        self.sides = Sides(aligned(a, b))
+        self.start = aligned(a, b)
+        self.sides = Sides(self.start)
         self.aligned = (
             _fraction(self.sides.a, self.sides.need_a),
             _fraction(self.sides.b, self.sides.need_b),

@@ -10,6 +10,7 @@ from typing import Any
 from palm.fields import plain
 from palm.parity.answer import Answer
 from palm.parity.finding import Outcome
+from palm.parity.programs.parameters import Parameter
 from palm.parity.programs.words import family
 from palm.tracing.operation import Operation, shown
 
@@ -101,6 +102,7 @@ class ProgramComparison(Answer):
     bound: float
     aligned: tuple[float, float]
     operations: tuple[int, int]
+    parameters: tuple[Parameter, ...] = ()
 
     @property
     def outcome(self) -> Outcome:
@@ -146,6 +148,7 @@ class ProgramComparison(Answer):
             "bound": plain(self.bound),
             "doubts": list(self.doubts),
             "divergences": [one.to_dict() for one in self.divergences],
+            "parameters": [one.to_dict() for one in self.parameters],
         }
 
 

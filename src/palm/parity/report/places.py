@@ -8,6 +8,9 @@ from typing import Any
 
 from palm.tracing.operation import shown
 
+# So many parameters without a counterpart are shown.
+_MOST_PARAMETERS = 8
+
 
 @dataclass(frozen=True)
 class PartingPlace:
@@ -35,3 +38,19 @@ def _side(label: str, site: Mapping[str, Any] | None) -> tuple[str, str, str]:
     module = f" in {site['module']}" if site["module"] else ""
     called = "".join(f", called at {shown(file)}:{line}" for file, line in site["callers"][:1])
     return label, f"{site['op']} at {shown(site['file'])}:{site['line']}{module}{called}", site["source"]
+
+
+def parameter_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Of the parameters of two programs: how many have a counterpart, then those that have none."""
+    held = report.get("parameters", ())
+    if not held:
+        return
+    alone = [one for one in held if not one["counterparts"]]
+    yield "parameters", f"{len(held) - len(alone)} of {len(held)} are also on the other side"
+    for one in alone[:_MOST_PARAMETERS]:
+        near = "nothing is of that size"
+        if one["nearest"] is not None:
+            near = f"nearest is {one['nearest']}, {float(one['distance']):.1e} apart"
+        yield "", f"not {one['name']} of {one['side']}: {near}"
+    if len(alone) > _MOST_PARAMETERS:
+        yield "", f"and {len(alone) - _MOST_PARAMETERS} more"
