@@ -54,8 +54,8 @@ def fragment(report: Mapping[str, Any]) -> str:
 def _values(report: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The template of a report, and what it shows."""
     if report["schema"] == PROGRAMS:
-        rows = list(parameter_rows(report))
-        return "programs", {"report": report, "places": list(places(report)), "parameters": rows}
+        held = list(parameter_rows(report))
+        return "programs", {"report": report, "places": list(places(report)), "parameters": held}
     if report["schema"] == FOREIGN:
         plot, rows = distance_plot(report), distances(report)
         return "foreign", {"report": report, "plot": plot, "distances": rows, "places": list(places(report))}
