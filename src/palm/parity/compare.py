@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 
-from palm.backends import backend_of, config_of, is_model, model_of
+from palm.backends import backend_of, config_of, dtype_of, is_model, model_of
 from palm.checkpoint.checkpoint import load_arrays
 from palm.errors import ConfigError, ProbeError, TokenError
 from palm.parity.blackbox.compare import ForeignComparison, compare_foreign
 from palm.parity.explain.explain import explained
 from palm.parity.judge.conditioning import Conditioning
 from palm.parity.judge.findings import excerpt_findings, recording_findings
+from palm.parity.judge.need import holds
 from palm.parity.judge.predictions import predictions, side_by_side
 from palm.parity.programs.compare import compare_programs
 from palm.parity.programs.kinds import Framework, traced_program
@@ -140,7 +141,9 @@ def _only(inputs: tuple[Any, ...]) -> Any:
 
 def _with_lines(found: ForeignComparison, function: Any, model: Any, tokens: Any) -> ForeignComparison:
     """What was found from the logits, and where the two part if the function can be traced."""
-    if found.not_finite:
+    # A port in a dtype that cannot hold the model's weights holds rounded ones. In float64 it is therefore
+    # another function, right or wrong.
+    if found.not_finite or not holds(found.dtype, dtype_of(model)):
         return found
     config = config_of(model)
     ids = check_tokens(tokens, config, at_least=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -131,6 +132,39 @@ def test_logits_of_a_lower_type_than_they_are_returned_in_are_held_to_that(facto
     found = palm.compare(lambda ids: port(ids) * 1.0001, rough, draw_tokens(cfg, 40))
     assert (found.agree, found.dtype, found.rounding_of) == (False, "float32", "bfloat16")
     assert "Rounding in bfloat16 would be as large: if your function computes in bfloat16" in found.verdict
+
+
+@pytest.mark.parametrize(
+    ("own", "low"), [("float32", "float16"), ("bfloat16", "float16"), ("float32", "bfloat16")]
+)
+def test_a_port_whose_dtype_cannot_hold_the_weights_is_judged_by_its_logits(own, low):
+    cfg = ROTARY
+    model = palm.from_numpy(cfg, draw_weights(cfg, 5, own), backend="torch")
+    found = palm.compare(lowered(model, low), model, draw_tokens(cfg, 40))
+    assert (found.agree, found.dtype, found.traced) == (True, low, False), found.verdict
+    assert found.divergences == ()
+
+
+def test_a_port_in_the_dtype_of_the_weights_is_judged_in_float64_too():
+    cfg = ROTARY
+    model = palm.from_numpy(cfg, draw_weights(cfg, 5, "bfloat16"), backend="torch")
+    right, wrong = (
+        palm.compare(lowered(model, "bfloat16", factor), model, draw_tokens(cfg, 40))
+        for factor in (1.0, 1.001)
+    )
+    assert (right.agree, right.traced) == (True, True), right.verdict
+    assert wrong.before < wrong.bound  # rounding would hide it
+    assert (wrong.outcome, wrong.divergences[0].cause) == ("differ", "times 1.001")
+
+
+def lowered(model: Any, dtype: str, factor: float = 1.0) -> Any:
+    """A port that computes in `dtype` with the model's weights."""
+    copied = copy.deepcopy(model).to(getattr(torch, dtype))
+
+    def port(ids: np.ndarray) -> torch.Tensor:
+        return copied(torch.as_tensor(ids)) * factor
+
+    return port
 
 
 def test_what_is_given_as_a_list_is_held_to_the_type_of_the_model():

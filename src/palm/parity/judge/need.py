@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -55,9 +55,17 @@ def unit_roundoff(of: Format) -> float:
 
 def rounded(x: np.ndarray, to: Format) -> np.ndarray:
     """x as `to` has it, in float64."""
-    kind = np.dtype(np.float16) if to == "float16" else DTYPES[to]
     with np.errstate(over="ignore"):
-        return x.astype(kind).astype(np.float64)
+        return x.astype(_numpy_dtype(to)).astype(np.float64)
+
+
+def holds(wide: Format, narrow: Format) -> bool:
+    """Whether `wide` has all numbers of `narrow`. Neither of float16 and bfloat16 has those of the other."""
+    return bool(np.can_cast(_numpy_dtype(narrow), _numpy_dtype(wide)))
+
+
+def _numpy_dtype(of: Format) -> np.dtype[Any]:
+    return np.dtype(np.float16) if of == "float16" else DTYPES[of]
 
 
 def precision(of: Format) -> tuple[Precision, float]:
