@@ -31,6 +31,11 @@ class Traced:
         return self.program.operations
 
     @cached_property
+    def empty(self) -> np.ndarray:
+        """Whether a value has no finite number that a fingerprint could be made of."""
+        return ~np.isfinite(self.run.fingerprints[:, 1])
+
+    @cached_property
     def informative(self) -> np.ndarray:
         """Whether a value's fingerprint says more than that it is constant or empty."""
         prints = self.run.fingerprints
@@ -54,19 +59,20 @@ def tolerance(base: np.ndarray, disturbed: np.ndarray) -> np.ndarray:
 
 
 def matches(a: Traced, b: Traced) -> list[np.ndarray]:
-    """For each value of a, the values of b that it may be: those with an equal fingerprint."""
-    found = []
+    """For each value of a, the values of b that it may be."""
+    return [counterparts(a, i, b) for i in range(len(a.run.fingerprints))]
+
+
+def counterparts(a: Traced, i: int, b: Traced) -> np.ndarray:
+    """The values of b that the value i of a may be: those with an equal fingerprint."""
+    if a.empty[i]:
+        return np.flatnonzero(b.empty)
+    mine, own = a.run.fingerprints[i], a.tolerance[i]
     theirs, slack = b.run.fingerprints, b.tolerance
-    empty = ~np.isfinite(theirs[:, 1])
-    for mine, own in zip(a.run.fingerprints, a.tolerance, strict=True):
-        if not np.isfinite(mine[1]):
-            found.append(np.flatnonzero(empty))
-            continue
-        near = np.abs(theirs[:, 1] - mine[1]) <= own[1] + slack[:, 1]
-        rows = np.flatnonzero(near & ~empty)
-        close = np.all(np.abs(theirs[rows] - mine) <= own + slack[rows], axis=1)
-        found.append(rows[close])
-    return found
+    near = np.abs(theirs[:, 1] - mine[1]) <= own[1] + slack[:, 1]
+    rows = np.flatnonzero(near & ~b.empty)
+    close = np.all(np.abs(theirs[rows] - mine) <= own + slack[rows], axis=1)
+    return rows[close]
 
 
 def needed(side: Traced, matched: np.ndarray) -> np.ndarray:
@@ -94,6 +100,11 @@ class Alignment:
     b: Traced
     to_b: list[np.ndarray]
     to_a: list[np.ndarray]
+
+    @classmethod
+    def of(cls, a: Traced, b: Traced) -> Alignment:
+        """Every value of both with its counterparts."""
+        return cls(a, b, matches(a, b), matches(b, a))
 
     @cached_property
     def matched_a(self) -> np.ndarray:
@@ -124,5 +135,4 @@ def traced(program: Program, scale: dict[int, float]) -> Traced:
 def aligned(a: Program, b: Program) -> Alignment:
     """Both programs' values, each with its counterparts."""
     first, second = scales(a, b), scales(b, a)
-    one, two = traced(a, first), traced(b, second)
-    return Alignment(one, two, matches(one, two), matches(two, one))
+    return Alignment.of(traced(a, first), traced(b, second))

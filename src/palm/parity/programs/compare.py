@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from palm.parity.programs.align import Alignment, Traced, aligned, matches
+from palm.parity.programs.align import Alignment, Traced, aligned, counterparts
 from palm.parity.programs.causes import cause_of
 from palm.parity.programs.causes.cause import Cause
 from palm.parity.programs.causes.values import told_constant
@@ -16,7 +16,7 @@ from palm.parity.programs.evidence import Evidence, gathered
 from palm.parity.programs.layout import layouts
 from palm.parity.programs.narrow import narrowed
 from palm.parity.programs.parameters import parameters
-from palm.parity.programs.parts import Part, Sides, output_bound, outputs_apart, paired
+from palm.parity.programs.parts import Part, Sides, ancestry, output_bound, outputs_apart, paired
 from palm.parity.programs.result import Divergence, ProgramComparison, Site, described, grouped
 from palm.tracing.operation import NOTHING, Change, Operation
 from palm.tracing.program import Program
@@ -76,13 +76,8 @@ def _undetermined(program: Program) -> Iterator[str]:
 
 def _drawn(program: Program, index: int) -> int:
     """The last operation that draws among those a value was made of; itself if there is none."""
-    waiting, seen = [index], {index}
-    while waiting:
-        for i in program.operations[waiting.pop()].inputs:
-            if i not in seen:
-                seen.add(i)
-                waiting.append(i)
-    return max((i for i in seen if program.operations[i].draws), default=index)
+    made_of = ancestry(program, index, np.ones(len(program.operations), bool))
+    return max((i for i in made_of if program.operations[i].draws), default=index)
 
 
 def _furthest(a: Program, b: Program) -> float:
@@ -166,14 +161,13 @@ class _Search:
         )
         return self.divergence(one, two, cause, found.distance)
 
-    def rerun(self, which: str, change: Change) -> Alignment:
-        """The alignment if one side runs with a change."""
+    def rerun(self, which: str, change: Change) -> tuple[Traced, Traced]:
+        """Both sides, one of them run with a change."""
         now = self.sides.alignment
         side: Traced = getattr(now, which)
         self.left -= len(side.operations)
         changed = replace(side, run=side.program.run(change))
-        a, b = (changed, now.b) if which == "a" else (now.a, changed)
-        return Alignment(a, b, matches(a, b), matches(b, a))
+        return (changed, now.b) if which == "a" else (now.a, changed)
 
     def meets(self, part: Part, which: str, change: Change) -> bool:
         """Whether a change makes the two ends one."""
@@ -182,10 +176,10 @@ class _Search:
         before = self.changes[which]
         whole = Change({}, {**before.values, **change.values}, {**before.constants, **change.constants})
         try:
-            found = self.rerun(which, whole)
+            a, b = self.rerun(which, whole)
         except Exception:  # a number that the operation does not take
             return False
-        return part.end_b in found.to_b[part.end_a]
+        return part.end_b in counterparts(a, part.end_a, b)
 
     def pass_by(self, part: Part) -> bool:
         """Put the other side's value in the place of one side's, so that what follows can be compared."""
@@ -200,9 +194,9 @@ class _Search:
         for seen in (*layouts(value, shape), value.reshape(shape)):
             old = self.changes[which]
             change = Change({}, {**old.values, mine: seen}, old.constants)
-            alignment = self.rerun(which, change)
+            a, b = self.rerun(which, change)
             changes = {**self.changes, which: change}
-            sides = Sides(alignment, changes["a"], changes["b"])
+            sides = Sides(Alignment.of(a, b), changes["a"], changes["b"])
             if sides.open < self.sides.open:
                 self.sides, self.changes = sides, changes
                 return True

@@ -13,6 +13,7 @@ from palm.parity.programs.align import FLOOR, Alignment, Traced, entries, needed
 from palm.parity.programs.layout import distance
 from palm.parity.programs.words import family
 from palm.tracing.operation import NOTHING, Change
+from palm.tracing.program import Program
 
 T = TypeVar("T")
 
@@ -161,7 +162,7 @@ class Sides:
         return int(np.prod(self.a.operations[i].shape)) == int(np.prod(self.b.operations[j].shape))
 
 
-def ancestry(side: Traced, index: int, need: np.ndarray) -> set[int]:
+def ancestry(side: Traced | Program, index: int, need: np.ndarray) -> set[int]:
     """A value and the needed values that it was computed from."""
     found, waiting = set(), [index]
     while waiting:
