@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -85,15 +86,12 @@ def parameters(alignment: Alignment) -> tuple[Parameter, ...]:
 
     It takes another run of each side for those that no single one of the other side holds.
     """
+    a, b = _Held(alignment.a), _Held(alignment.b)
     found = []
-    for mine, theirs, to in (
-        (alignment.a, alignment.b, alignment.to_b),
-        (alignment.b, alignment.a, alignment.to_a),
-    ):
-        held = _held(theirs)
-        whole = {i: [j for j in map(int, to[i]) if j in held] for i in _held(mine, only="parameter")}
+    for mine, theirs, to in ((a, b, alignment.to_b), (b, a, alignment.to_a)):
+        whole = {i: [int(j) for j in to[i] if j in theirs.names] for i in mine.parameters}
         found += [
-            Parameter(mine.program.label, _name(mine, i), tuple(_name(theirs, j) for j in others[:1]))
+            Parameter(mine.label, mine.names[i], (theirs.names[others[0]],))
             for i, others in whole.items()
             if others
         ]
@@ -101,17 +99,34 @@ def parameters(alignment: Alignment) -> tuple[Parameter, ...]:
     return tuple(found)
 
 
-def _in_parts(mine: Traced, theirs: Traced, open_: Sequence[int]) -> Iterator[Parameter]:
+class _Held:
+    """The float arrays of more than one element that a side holds: their names by index, and their values."""
+
+    def __init__(self, side: Traced) -> None:
+        self.program, self.label = side.program, side.program.label
+        held = {
+            i: op
+            for i, op in enumerate(side.operations)
+            if op.kind in ("parameter", "constant") and op.dtype in DTYPES and np.prod(op.shape) > 1
+        }
+        self.names = {i: op.name or f"{op.kind} at {op.place}" for i, op in held.items()}
+        self.parameters = [i for i, op in held.items() if op.kind == "parameter"]
+
+    @cached_property
+    def values(self) -> Mapping[int, np.ndarray]:
+        """In float64: another run."""
+        return self.program.run(values=self.names).values
+
+
+def _in_parts(mine: _Held, theirs: _Held, open_: Sequence[int]) -> Iterator[Parameter]:
     """Parameters that no single one of the other side holds: joined, split or stacked, or without any."""
     if not open_:
         return
-    held = _held(theirs)
-    own = mine.program.run(values=open_).values
-    others = [theirs.program.run(values=held).values[j] for j in held] if held else []
-    names = [_name(theirs, j) for j in held]
+    names = list(theirs.names.values())
+    others = [theirs.values[j] for j in theirs.names] if names else []
     slices = _Slices.of(others) if others else None
     for i in open_:
-        label, name, x = mine.program.label, _name(mine, i), own[i]
+        label, name, x = mine.label, mine.names[i], mine.values[i]
         part = None if slices is None else _part(x, slices, names)
         if part is not None:
             yield Parameter(label, name, *part)
@@ -150,22 +165,6 @@ def _part(x: np.ndarray, slices: _Slices, names: Sequence[str]) -> tuple[tuple[s
         if all(part is not None for part in inner):
             return tuple(dict.fromkeys(n for part in inner if part for n in part[0])), "stacked along axis 0"
     return None
-
-
-def _held(side: Traced, only: str | None = None) -> list[int]:
-    """The float arrays that a program holds, of more than one element."""
-    return [
-        i
-        for i, op in enumerate(side.operations)
-        if op.kind in ((only,) if only else ("parameter", "constant"))
-        and op.dtype in DTYPES
-        and np.prod(op.shape) > 1
-    ]
-
-
-def _name(side: Traced, i: int) -> str:
-    op = side.operations[i]
-    return op.name or f"{op.kind} at {op.place}"
 
 
 def _sums(rows: np.ndarray) -> np.ndarray:
