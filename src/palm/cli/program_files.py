@@ -10,14 +10,14 @@ import numpy as np
 
 from palm.errors import ConfigError
 from palm.parity.programs.compare import compare_programs
-from palm.parity.programs.trace import SUFFIX, RecordedProgram, read_trace
+from palm.parity.programs.trace import RecordedProgram, is_trace, read_trace
 from palm.parity.run.remote import ProgramFile, RemoteProgram
 from palm.tracing.program import Program
 
 
 def is_program(side: str) -> bool:
     """Whether a side is a program in a file, or the trace of one."""
-    return ProgramFile.of(side) is not None or side.endswith(SUFFIX)
+    return ProgramFile.of(side) is not None or is_trace(side)
 
 
 def compare_program_files(
@@ -29,7 +29,7 @@ def compare_program_files(
             raise ConfigError(
                 f"both sides must be programs, FILE.py:NAME or a .trace; got {side} beside one. Name another."
             )
-    arrays = () if all(side.endswith(SUFFIX) for side in sides) else read_inputs(inputs)
+    arrays = () if all(map(is_trace, sides)) else read_inputs(inputs)
     labels = sides if sides[0] != sides[1] else (f"{sides[0]} (a)", f"{sides[1]} (b)")
     with ExitStack() as stack:
         # Both processes start before the first is waited for.

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import ml_dtypes
 import numpy as np
 
 from palm.config import DType, PaLMConfig
@@ -39,6 +40,11 @@ _AMPLIFICATION = 2.0
 def coarsest(dtypes: Iterable[DType]) -> DType:
     """The dtype with the largest unit roundoff."""
     return max(dtypes, key=lambda dtype: UNIT_ROUNDOFF[dtype])
+
+
+def unit_roundoff(dtype: str) -> float:
+    """Half the distance from 1 to the next number, of any floating-point dtype: 2^-11 for float16."""
+    return float(ml_dtypes.finfo(dtype).eps) / 2
 
 
 def rms(x: np.ndarray) -> float:

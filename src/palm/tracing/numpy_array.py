@@ -10,20 +10,12 @@ import numpy as np
 from palm.tracing.numbers import as_written
 from palm.tracing.operation import DTYPES
 
+# Methods and functions whose result has the elements of the array, in another order or shape.
+MOVES = ("reshape", "transpose", "swapaxes", "ravel", "flatten", "squeeze", "copy")
 # Methods that do not pass through NumPy's functions.
 _METHODS = (
-    *(
-        "reshape",
-        "transpose",
-        "swapaxes",
-        "ravel",
-        "flatten",
-        "squeeze",
-        "repeat",
-        "take",
-        "diagonal",
-        "copy",
-    ),
+    *MOVES,
+    *("repeat", "take", "diagonal"),
     *("cumsum", "cumprod", "dot", "argsort", "argmax", "argmin", "trace", "astype", "clip", "round"),
     *("sum", "mean", "std", "var", "max", "min", "prod", "all", "any", "nonzero"),
 )

@@ -12,23 +12,13 @@ import numpy as np
 
 from palm.errors import ProbeError
 from palm.tracing.fingerprint import of_array, real
-from palm.tracing.numpy_array import Traced, dtype_named, flat, is_number, numeric, rebuilt, untraced
+from palm.tracing.numpy_array import MOVES, Traced, dtype_named, flat, is_number, numeric, rebuilt, untraced
 from palm.tracing.operation import DTYPES, Change, Kind, Operation
 from palm.tracing.places import place_of
 
 _MOVES = {
-    *(
-        "reshape",
-        "transpose",
-        "swapaxes",
-        "ravel",
-        "flatten",
-        "squeeze",
-        "expand_dims",
-        "moveaxis",
-        "rollaxis",
-    ),
-    *("broadcast_to", "flip", "copy", "atleast_1d", "atleast_2d"),
+    *MOVES,
+    *("expand_dims", "moveaxis", "rollaxis", "broadcast_to", "flip", "atleast_1d", "atleast_2d"),
 }
 _LOW = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 

@@ -38,7 +38,8 @@ from typing import NamedTuple
 import numpy as np
 
 from palm.parity.drift.trajectory import Trajectory
-from palm.parity.drift.ulp import spacing, unit_roundoff
+from palm.parity.drift.ulp import spacing
+from palm.spec.rounding import unit_roundoff
 
 # One in so many weights, but at least one, may be sent the other way by chance in a step.
 CHANCE = 4096

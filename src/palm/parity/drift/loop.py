@@ -129,9 +129,7 @@ def _leaves(thing: Any, path: str) -> Iterator[tuple[str, Any]]:
 def _holders(state: Any) -> list[Any]:
     """Every array of floating-point numbers in a state: those that are written in place, then JAX's."""
     own = [thing for thing in reached(state) if (is_tensor(thing) or isinstance(thing, np.ndarray))]
-    jax: list[Any] = []
-    _mapped(state, lambda leaf: jax.append(leaf) or leaf)  # type: ignore[func-returns-value]
-    return [thing for thing in (*own, *jax) if _is_floating(thing)]
+    return [thing for thing in (*own, *_jax_arrays(state)) if _is_floating(thing)]
 
 
 def _filled(state: Any, holders: Sequence[Any], values: Sequence[np.ndarray | None]) -> Any:
@@ -162,12 +160,17 @@ def _write(holder: Any, value: np.ndarray) -> None:
         holder[...] = value
 
 
+def _jax_arrays(state: Any) -> list[Any]:
+    """The JAX arrays of a state."""
+    jax = sys.modules.get("jax")
+    return [] if jax is None else [leaf for leaf in jax.tree.leaves(state) if is_jax(leaf)]
+
+
 def _mapped(state: Any, change: Callable[[Any], Any]) -> Any:
     """The state with each of its JAX arrays changed; the very same, if it has none."""
-    jax = sys.modules.get("jax")
-    if jax is None or not any(is_jax(leaf) for leaf in jax.tree.leaves(state)):
+    if not _jax_arrays(state):
         return state
-    return jax.tree.map(lambda leaf: change(leaf) if is_jax(leaf) else leaf, state)
+    return sys.modules["jax"].tree.map(lambda leaf: change(leaf) if is_jax(leaf) else leaf, state)
 
 
 def _is_floating(thing: Any) -> bool:

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from palm.tracing.randomness import random_numbers
+
 Undo = Callable[[], None]
 # Code and types: a step does not train them.
 _FIXED = (
@@ -29,12 +31,13 @@ def kept(state: Any) -> Iterator[None]:
 
     So are the global generators of Python, NumPy and torch.
     """
-    undo = [*_random(), *(_undo(thing) for thing in reached(state))]
-    try:
-        yield
-    finally:
-        for put_back in undo:
-            put_back()
+    undo = [*_torch_random(), *(_undo(thing) for thing in reached(state))]
+    with random_numbers(None):
+        try:
+            yield
+        finally:
+            for put_back in undo:
+                put_back()
 
 
 def reached(state: Any) -> list[Any]:
@@ -123,17 +126,14 @@ def _restore_entries(table: dict[Any, Any], entries: list[tuple[Any, Any]]) -> N
             table[key] = value
 
 
-def _random() -> list[Undo]:
-    """What puts the global generators back."""
+def _torch_random() -> list[Undo]:
+    """What puts torch's global generators back."""
     torch = sys.modules.get("torch")
-    put_back = [
-        _later(random.setstate, random.getstate()),
-        _later(np.random.set_state, np.random.get_state()),
-    ]
-    if torch is not None:
-        put_back.append(_later(torch.set_rng_state, torch.get_rng_state()))
-        if torch.cuda.is_initialized():
-            put_back.append(_later(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+    if torch is None:
+        return []
+    put_back = [_later(torch.set_rng_state, torch.get_rng_state())]
+    if torch.cuda.is_initialized():
+        put_back.append(_later(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
     return put_back
 
 

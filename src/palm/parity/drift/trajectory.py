@@ -20,10 +20,11 @@ from palm.errors import DataError, WeightsError
 from palm.models import to_numpy
 from palm.parity.drift.loop import Loop, Step, Weights, all_weights
 from palm.parity.drift.state import kept
-from palm.parity.drift.ulp import check_precision, unit_roundoff
+from palm.parity.drift.ulp import check_precision
 from palm.recipes import Recipe
 from palm.spec.parameters import numpy_dtype, parameters
 from palm.spec.random import generator
+from palm.spec.rounding import unit_roundoff
 
 Arrays = dict[str, np.ndarray]
 

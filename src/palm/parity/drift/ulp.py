@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import ml_dtypes
 import numpy as np
 
 from palm.errors import ConfigError
 from palm.spec.random import generator
+from palm.spec.rounding import unit_roundoff
 
 PRECISIONS = ("float64", "float32", "float16", "bfloat16")
-
-
-def unit_roundoff(dtype: str) -> float:
-    """Half the distance from 1 to the next number of a dtype: 2^-24 for float32."""
-    return float(ml_dtypes.finfo(dtype).eps) / 2
 
 
 def check_precision(precision: str | None) -> None:

@@ -31,7 +31,7 @@ from palm.parity.judge.noise import Precision, noisy
 from palm.spec import forward
 from palm.spec.arrays import Named
 from palm.spec.parameters import DTYPES
-from palm.spec.rounding import UNIT_ROUNDOFF, rms, rounding_bound
+from palm.spec.rounding import UNIT_ROUNDOFF, rms, rounding_bound, unit_roundoff
 
 FACTOR, CERTAIN = 2.0, 3.0
 # The type of a foreign program's logits; palm itself does not compute in float16.
@@ -40,17 +40,11 @@ LOW: tuple[Format, ...] = ("float16", "bfloat16")
 _DRAWS = 3
 # Of each kind: one whose errors are those of a wrong function by chance comes now and then only.
 _PROGRAMS = 8
-_HALF = 2.0**-11
 
 
 def formats() -> tuple[Format, ...]:
     """From the most precise to the least."""
     return "float64", "float32", "float16", "bfloat16"
-
-
-def unit_roundoff(of: Format) -> float:
-    """Half the distance of 1 to the next number."""
-    return _HALF if of == "float16" else UNIT_ROUNDOFF[of]
 
 
 def rounded(x: np.ndarray, to: Format) -> np.ndarray:
@@ -109,7 +103,8 @@ def _largest(values: Iterable[float]) -> float:
 def a_priori(config: PaLMConfig, of: Format, tokens: int) -> float:
     """`rounding_bound` of the logits."""
     if of == "float16":  # of which palm's bound is proportional to the unit roundoff, but for its sums
-        return rounding_bound(config, "bfloat16", tokens, config.depth) * _HALF / UNIT_ROUNDOFF["bfloat16"]
+        ratio = unit_roundoff("float16") / unit_roundoff("bfloat16")
+        return rounding_bound(config, "bfloat16", tokens, config.depth) * ratio
     return rounding_bound(config, of, tokens, config.depth)
 
 
