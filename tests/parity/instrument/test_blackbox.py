@@ -6,12 +6,14 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
 from cases import assert_explains, draw_tokens, draw_weights
-from ports import PORTS, ROTARY, in_jax, in_numpy, in_torch
+from ports import ALIBI, PORTS, ROTARY, in_jax, in_numpy, in_torch
 
 import palm
 from palm.parity.blackbox.compare import ForeignComparison
@@ -145,16 +147,36 @@ def test_a_port_whose_dtype_cannot_hold_the_weights_is_judged_by_its_logits(own,
     assert found.divergences == ()
 
 
+@pytest.mark.parametrize("number", [1.0, 1.001])
+def test_a_number_that_bfloat16_may_have_rounded_is_no_other_function(number):
+    found = in_bfloat16(number)
+    assert (found.agree, found.traced) == (True, True), found.verdict
+
+
 def test_a_port_in_the_dtype_of_the_weights_is_judged_in_float64_too():
+    found = in_bfloat16(1.006)
+    assert found.before < found.bound  # rounding would hide it
+    assert (found.outcome, found.divergences[0].cause) == ("differ", "times 1.006")
+
+
+def in_bfloat16(factor: float) -> ForeignComparison:
     cfg = ROTARY
     model = palm.from_numpy(cfg, draw_weights(cfg, 5, "bfloat16"), backend="torch")
-    right, wrong = (
-        palm.compare(lowered(model, "bfloat16", factor), model, draw_tokens(cfg, 40))
-        for factor in (1.0, 1.001)
-    )
-    assert (right.agree, right.traced) == (True, True), right.verdict
-    assert wrong.before < wrong.bound  # rounding would hide it
-    assert (wrong.outcome, wrong.divergences[0].cause) == ("differ", "times 1.001")
+    return palm.compare(lowered(model, "bfloat16", factor), model, draw_tokens(cfg, 40))
+
+
+def test_a_right_jax_port_in_bfloat16_rounds_its_numbers():
+    cfg = ALIBI
+    weights = draw_weights(cfg, 5, "bfloat16")
+    inner = palm.from_numpy(cfg, weights, backend="jax")
+
+    def port(ids: np.ndarray) -> jax.Array:
+        hidden = jnp.asarray(inner(jnp.asarray(ids)) * jnp.float32(1 / cfg.logit_scale), jnp.bfloat16)
+        return hidden * cfg.logit_scale  # a number of bfloat16, rounded from dim^-1/2
+
+    found = palm.compare(port, palm.from_numpy(cfg, weights, backend="torch"), draw_tokens(cfg, 40))
+    assert (found.agree, found.traced) == (True, True), found.verdict
+    assert found.divergences[0].cause == "times 0.9998894"
 
 
 def lowered(model: Any, dtype: str, factor: float = 1.0) -> Any:

@@ -26,6 +26,7 @@ from palm.parity.judge.need import CERTAIN, LOW, Format
 from palm.parity.judge.predictions import predictions
 from palm.parity.label import label_of
 from palm.parity.programs.result import Divergence
+from palm.spec.rounding import unit_roundoff
 from palm.spec.tokens import check_tokens
 
 # Equal values have one average, whatever their weights.
@@ -101,8 +102,15 @@ class ForeignComparison(Answer):
 
     @property
     def _other_function(self) -> list[Divergence]:
-        """The places where the two part in float64, but for roundings of the port's own."""
-        return [one for one in self.divergences if "rounded to" not in (one.cause or "")]
+        """The places where the two part in float64, but for roundings of the port's own.
+
+        A number of a port in a low precision is rounded to it, as the factor dim^-1/2 on JAX's bfloat16
+        logits: what was written cannot be told, so that values may be off by a unit roundoff u. Distances
+        are relative to the rms of both values together, where that is u/√2.
+        """
+        number = unit_roundoff(self.dtype) / math.sqrt(2) if self.dtype in LOW else 0.0
+        told = [one for one in self.divergences if "rounded to" not in (one.cause or "")]
+        return [one for one in told if not one.distance <= number]
 
     @property
     def first_divergence(self) -> str | None:
