@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import palm
 import palm.parity.compare  # its own imports draw random numbers, once
+from palm.torch_impl.trace.program import trace_program
 
 X = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
 IDS = np.array([1, 2, 2])
@@ -178,3 +179,20 @@ INT8 = torch.ones(32, 32, dtype=torch.int8)
 def test_a_program_that_fails_says_why():
     with pytest.raises(palm.ProbeError, match="must run on its inputs"):
         palm.trace(lambda x: torch.relu(x) @ x, X)
+
+
+def test_a_table_in_float64_that_is_cast_is_not_what_a_program_computes_in():
+    weight = torch.ones(3, 4)
+
+    def program(x: torch.Tensor) -> torch.Tensor:
+        table = torch.tensor(np.linspace(0.1, 1, 400).reshape(100, 4), dtype=weight.dtype)
+        return x @ weight + table.sum(0)
+
+    def wide(x: torch.Tensor) -> torch.Tensor:
+        return x @ weight.double() + torch.tensor(np.linspace(0.1, 1, 400).reshape(100, 4)).sum(0)
+
+    x = np.ones((2, 3), np.float32)
+    found = trace_program(program, (x,), "program")
+    assert found.dtype == "float32"
+    assert not any(op.rounds for op in found.operations)
+    assert trace_program(wide, (x.astype(np.float64),), "wide").dtype == "float64"
