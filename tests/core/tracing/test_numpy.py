@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import palm
+from palm.tracing.numpy_program import NumpyProgram
 
 X = np.random.default_rng(0).standard_normal((4, 6))
 W = np.random.default_rng(1).standard_normal((6, 6)).astype(np.float32)
@@ -111,3 +112,14 @@ def test_numpys_own_random_numbers_are_not_deterministic():
     found = palm.compare(program, program, X, frameworks=("numpy", "numpy"))
     assert found.outcome == "cannot tell"
     assert "not deterministic" in found.verdict
+
+
+def test_a_program_of_more_operations_than_are_allowed_is_refused():
+    def looping(x: np.ndarray) -> np.ndarray:
+        for _ in range(20):
+            x = x + 1.0
+        return x
+
+    assert len(NumpyProgram(looping, (np.ones(3),), "looping", 21).operations) == 21
+    with pytest.raises(palm.ProbeError, match="at most 20 operations"):
+        NumpyProgram(looping, (np.ones(3),), "looping", 20)

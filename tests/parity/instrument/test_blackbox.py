@@ -60,6 +60,7 @@ def test_a_right_port_agrees(port):
     assert found.first_divergence is None
     assert found.likenesses == ()
     assert found.verdict.startswith("my_port and palm agree")
+    assert found.traced == (port is not in_numpy)  # which loops over elements
 
 
 @pytest.mark.parametrize(("case", "cause"), MISTAKES.items(), ids=lambda x: x if isinstance(x, str) else x[1])
