@@ -107,6 +107,11 @@ def untraced(x: Any) -> Any:
     return np.float64 if dtype_named(x) in DTYPES else x
 
 
+def bare(x: Any) -> Any:
+    """An argument without its writer."""
+    return np.ndarray.view(x, np.ndarray) if isinstance(x, Traced) else x
+
+
 def dtype_named(x: Any) -> str | None:
     """The name of the dtype that an argument is, if it is one."""
     if isinstance(x, np.dtype):

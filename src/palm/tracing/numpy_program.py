@@ -14,7 +14,7 @@ import numpy as np
 from palm.tracing.fingerprint import real
 from palm.tracing.numpy_array import Traced, writers
 from palm.tracing.numpy_recorder import Recorder
-from palm.tracing.operation import DTYPES, NOTHING, Change, Kind, Run, working_dtype
+from palm.tracing.operation import DTYPES, NOTHING, Change, Kind, Own, Run, working_dtype
 from palm.tracing.places import is_users
 from palm.tracing.program import Program, leaves, mapped, outputs_of
 from palm.tracing.randomness import random_numbers
@@ -61,6 +61,18 @@ class NumpyProgram(Program):
     def run(self, change: Change = NOTHING, values: Collection[int] = ()) -> Run:
         """Run it once more."""
         recorder = Recorder(change, values, self.dtype, self.most)
+        self.outputs, arrays = self._call(recorder)
+        self.operations = recorder.operations
+        return Run(np.array(recorder.fingerprints), recorder.values, arrays, recorder.samples)
+
+    def own(self) -> Own:
+        """Run it in its own precision."""
+        recorder = Recorder(NOTHING, (), self.dtype, self.most, exact=False)
+        outputs, _ = self._call(recorder)
+        return Own(recorder.operations, recorder.samples, outputs)
+
+    def _call(self, recorder: Recorder) -> tuple[dict[str, int], dict[str, np.ndarray]]:
+        """Which value each output is, and the outputs."""
 
         def traced(kind: Kind) -> Callable[[str, Any], Traced]:
             return lambda name, x: recorder.wrapped(x, kind, name)
@@ -72,10 +84,8 @@ class NumpyProgram(Program):
         with replaced(self.program, traced("parameter")), _written(recorder), np.errstate(all="ignore"):
             with random_numbers(self.seed):
                 outputs = outputs_of(self.program(*given))
-            self.outputs = {name: recorder.value(x) for name, x in outputs.items()}
-        self.operations = recorder.operations
-        arrays = {name: real(np.array(np.asarray(x))) for name, x in outputs.items()}
-        return Run(np.array(recorder.fingerprints), recorder.values, arrays)
+            indices = {name: recorder.value(x) for name, x in outputs.items()}
+        return indices, {name: real(np.array(np.asarray(x))) for name, x in outputs.items()}
 
 
 @contextmanager

@@ -12,9 +12,20 @@ import numpy as np
 
 from palm.errors import ProbeError
 from palm.tracing.fingerprint import of_array, real
-from palm.tracing.numpy_array import MOVES, Traced, dtype_named, flat, is_number, numeric, rebuilt, untraced
+from palm.tracing.numpy_array import (
+    MOVES,
+    Traced,
+    bare,
+    dtype_named,
+    flat,
+    is_number,
+    numeric,
+    rebuilt,
+    untraced,
+)
 from palm.tracing.operation import DTYPES, Change, Kind, Operation
 from palm.tracing.places import place_of
+from palm.tracing.sample import EXACT, rounded, sampled
 
 _MOVES = {
     *MOVES,
@@ -26,14 +37,25 @@ _LOW = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.flo
 class Recorder:
     """One run. `names`: of the arrays that the program is known to have, by id: array, kind, name, dtype.
 
-    `most`: more operations than that raise `ProbeError`.
+    `most`: more operations than that raise `ProbeError`. `exact` computes in float64 what the program asks
+    for in less.
     """
 
-    def __init__(self, change: Change, keep: Collection[int], working: str, most: float = math.inf) -> None:
+    def __init__(
+        self,
+        change: Change,
+        keep: Collection[int],
+        working: str,
+        most: float = math.inf,
+        *,
+        exact: bool = True,
+    ) -> None:
         self.change, self.keep, self.working, self.most = change, set(keep), working, most
+        self.exact, self.argument = exact, untraced if exact else bare
         self.names: dict[int, tuple[Any, Kind, str, str]] = {}
         self.operations: list[Operation] = []
         self.fingerprints: list[np.ndarray] = []
+        self.samples: list[np.ndarray] = []
         self.values: dict[int, np.ndarray] = {}
         # Which value an array is: by the array itself, or, where NumPy made another one of it, by its memory.
         self.known: dict[int, tuple[Any, int]] = {}
@@ -43,7 +65,8 @@ class Recorder:
     def wrapped(self, x: Any, kind: Kind, name: str) -> Traced:
         """An array that the program is given or holds, traced."""
         own = np.asarray(x)
-        found = np.ndarray.view(np.array(own, np.float64 if own.dtype.name in DTYPES else None), Traced)
+        promoted = np.float64 if self.exact and own.dtype.name in DTYPES else None
+        found = np.ndarray.view(np.array(own, promoted), Traced)
         self.names[id(found)] = (found, kind, name, own.dtype.name)
         return found
 
@@ -77,6 +100,7 @@ class Recorder:
         self.operations.append(operation)
         numbers = numeric(x)
         self.fingerprints.append(of_array(numbers))
+        self.samples.append(sampled(numbers))
         if index in self.keep:
             self.values[index] = np.array(real(numbers))
         self.known[id(x)] = (x, index)
@@ -92,7 +116,7 @@ class Recorder:
         low = [dtype for dtype in asked if DTYPES[dtype] > DTYPES[self.working]]
         numbers = tuple(float(untraced(x)) for x in flat((args, kwargs)) if is_number(x))
         targets = [x for x in flat(kwargs.get("out", ())) if isinstance(x, Traced)]
-        args, kwargs = rebuilt((args, kwargs), untraced)
+        args, kwargs = rebuilt((args, kwargs), self.argument)
         if (others := self.change.constants.get(len(self.operations))) is not None:
             put = iter(others)
             args, kwargs = rebuilt((args, kwargs), lambda x: type(x)(next(put)) if is_number(x) else x)
@@ -115,17 +139,25 @@ class Recorder:
         array = np.asarray(x)
         if array.dtype.kind not in "fiubcO":
             return x
-        if about["rounds"] and array.dtype.kind == "f":
+        if self.exact and about["rounds"] and array.dtype.kind == "f":
             array = array.astype(_LOW[about["rounds"]])
-        if array.dtype.name in DTYPES:
+        if self.exact and array.dtype.name in DTYPES:
             array = array.astype(np.float64, copy=False)
         index = len(self.operations)
         if index in self.change.values:
             array = np.array(self.change.values[index], array.dtype).reshape(array.shape)
+        array = self.rounded(array, index)
         traced = np.ndarray.view(array, Traced)
         place = place_of(sys._getframe(2))
         self.add(traced, Operation(name, "operation", array.shape, array.dtype.name, place, **about))
         return traced
+
+    def rounded(self, x: np.ndarray, index: int) -> np.ndarray:
+        """What an operation gave, rounded if this run is to see what that does."""
+        noise = self.change.noise
+        if noise is None or x.dtype != np.float64 or noise.bits[index] == EXACT:
+            return x
+        return np.asarray(rounded(x, int(noise.bits[index]), noise.factor, np))
 
     def wrote(
         self, name: str, targets: list[Traced], inputs: tuple[int, ...], constants: tuple[float, ...]
@@ -136,6 +168,8 @@ class Recorder:
             index = len(self.operations)
             if index in self.change.values:
                 np.ndarray.view(x, np.ndarray)[...] = self.change.values[index].reshape(x.shape)
+            if self.change.noise is not None:
+                np.ndarray.view(x, np.ndarray)[...] = self.rounded(bare(x), index)
             op = Operation(
                 *(name, "operation", x.shape, x.dtype.name, place), inputs=inputs, constants=constants
             )
@@ -147,7 +181,7 @@ class Recorder:
         """Write to a part of an array, and write that down."""
         given = [target, *(x for x in flat((key, value)) if isinstance(x, np.ndarray))]
         inputs = tuple(dict.fromkeys(self.value(x) for x in given))
-        np.ndarray.view(target, np.ndarray)[rebuilt(key, untraced)] = rebuilt(value, untraced)
+        np.ndarray.view(target, np.ndarray)[rebuilt(key, self.argument)] = rebuilt(value, self.argument)
         self.wrote("write", [target], inputs, ())
 
 

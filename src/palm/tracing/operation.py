@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -64,11 +64,40 @@ class Operation:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run gave: a fingerprint of each value, the values asked for, and the outputs."""
+    """What one run gave: a fingerprint of each value, the values asked for, and the outputs.
+
+    `samples`: some elements of each value, of a value the same ones in every run.
+    """
 
     fingerprints: np.ndarray
     values: Mapping[int, np.ndarray]
     outputs: Mapping[str, np.ndarray]
+    samples: Sequence[np.ndarray] = ()
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Rounding to put into a run.
+
+    `bits`: to how many bits behind the first one each operation's result is rounded; 52 is float64. `factor`:
+    what results are multiplied by while they are rounded, so that another one gives other errors.
+    """
+
+    bits: np.ndarray
+    factor: float = 1.0
+
+    def part(self, first: int, count: int) -> Noise:
+        """That of `count` operations from the number `first` on."""
+        return Noise(self.bits[first : first + count], self.factor)
+
+
+@dataclass(frozen=True)
+class Own:
+    """A run of a program in its own precision, which may have other casts than the run in float64."""
+
+    operations: Sequence[Operation]
+    samples: Sequence[np.ndarray]
+    outputs: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -76,12 +105,14 @@ class Change:
     """What to do differently in a run.
 
     `scale`: by how much, relatively, to disturb each leaf at random. `values`: results to put in the place
-    of an operation's own. `constants`: numbers to put in the place of an operation's own.
+    of an operation's own. `constants`: numbers to put in the place of an operation's own. `noise`: rounding
+    errors for each operation.
     """
 
     scale: Mapping[int, float] = field(default_factory=dict)
     values: Mapping[int, np.ndarray] = field(default_factory=dict)
     constants: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    noise: Noise | None = None
 
 
 NOTHING = Change()

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from palm.tracing.operation import NOTHING, Change, Operation, Run
+from palm.tracing.operation import NOTHING, Change, Operation, Own, Run
+from palm.tracing.rounding import Rounding, exact, measured
 
 
 class Program(ABC):
@@ -36,6 +37,16 @@ class Program(ABC):
     @abstractmethod
     def run(self, change: Change = NOTHING, values: Collection[int] = ()) -> Run:
         """Run it once more, with a change, and keep the given values."""
+
+    @abstractmethod
+    def own(self) -> Own:
+        """Run it once in its own precision."""
+
+    def rounding(self) -> Rounding:
+        """The errors of its values: a run in its own precision, and three in float64 with rounding errors."""
+        if self.dtype == "float64":
+            return exact(len(self.operations))
+        return measured(self.run, self.own(), self.first, self.operations, self.outputs, self.dtype)
 
     def again(self) -> Run:
         """Run it once more with other random numbers, unless it brings its own."""

@@ -14,7 +14,8 @@ from palm.jax_impl.trace.inner import Scope, has_loop, inner_of, opened
 from palm.jax_impl.trace.precision import is_opaque, wide
 from palm.jax_impl.trace.segment import Ask, Segment, Step, batches, compiled
 from palm.tracing.fingerprint import of_array, real
-from palm.tracing.operation import Change, Operation, Place
+from palm.tracing.operation import Change, Noise, Operation, Place
+from palm.tracing.sample import sampled
 
 Call = Callable[[Any, "list[Value]"], "list[Value]"]
 
@@ -31,7 +32,7 @@ class Value:
 class Runner:
     """One run. `segments` keeps what is compiled for the next run; `const` makes a value of a held array.
 
-    `region`: operations that changes are likely to be about.
+    `region`: operations that changes are likely to be about. `exact`: whether it computes in float64.
     """
 
     def __init__(
@@ -43,11 +44,13 @@ class Runner:
         segments: dict[Any, Segment],
         const: Callable[[Runner, Any], Value],
         region: Collection[int],
+        exact: bool,
     ) -> None:
         self.change, self.keep, self.working = change, set(keep), working
-        self.segments, self.const, self.region = segments, const, region
+        self.segments, self.const, self.region, self.exact = segments, const, region, exact
         self.operations: list[Operation] = []
         self.fingerprints: list[np.ndarray] = []
+        self.samples: list[np.ndarray] = []
         self.values: dict[int, np.ndarray] = {}
 
     def add(self, operation: Operation, array: Any, *, same_as: int | None = None) -> int:
@@ -57,6 +60,7 @@ class Runner:
         needed = array is not None and (index in self.keep or same_as is None)
         host = np.asarray(array) if needed else np.zeros(0)
         self.fingerprints.append(of_array(host) if same_as is None else self.fingerprints[same_as])
+        self.samples.append(sampled(host) if same_as is None else self.samples[same_as])
         if index in self.keep:
             self.values[index] = real(host)
         return index
@@ -93,7 +97,8 @@ class Runner:
     def read(self, env: dict[Any, Value], var: Any) -> Value:
         """The value of a variable."""
         if isinstance(var, Literal):
-            return self.leaf(wide(var.val), "constant", "", str(cast("Any", var.aval).dtype))
+            held = wide(var.val) if self.exact else var.val
+            return self.leaf(held, "constant", "", str(cast("Any", var.aval).dtype))
         return env[var]
 
     def control(self, eqn: JaxprEqn, ins: list[Value], place: Place | None, scope: Scope) -> list[Value]:
@@ -164,18 +169,19 @@ class Runner:
         outs = [v for eqn in eqns for v in eqn.outvars if not _is_dropped(v)]
         arrays = [env[v].array for v in free]
 
-        def program(ask: Ask, base: Sequence[Step]) -> Segment:
+        def program(ask: Ask, base: Sequence[Step], noise: Noise | None = None) -> Segment:
             if (key, ask) not in self.segments:
-                self.segments[key, ask] = compiled(eqns, free, outs, arrays, ask, base)
+                self.segments[key, ask] = compiled(eqns, free, outs, arrays, ask, base, noise)
             return self.segments[key, ask]
 
-        plain = Ask(scope, self.working)
+        plain = Ask(scope, self.working, exact=self.exact)
         base = program(plain, ()).steps
-        segment = program(self.asked(plain, base), base)
         first = len(self.operations)
+        noise = self.change.noise and self.change.noise.part(first, len(base))
+        segment = program(self.asked(plain, base), base, noise)
         values = {i - first: x for i, x in self.change.values.items()}
         numbers = {i - first: x for i, x in self.change.constants.items()}
-        results = iter(segment.run(arrays, values, numbers))
+        results = iter(segment.run(arrays, values, numbers, noise.factor if noise else 1.0))
         indices: list[int] = []
 
         def at(local: int) -> int:
@@ -198,7 +204,7 @@ class Runner:
         hidden = frozenset(
             i - base for i in self.keep if 0 <= i - base < len(steps) and not steps[i - base].shown
         )
-        return replace(plain, slots=usable, hidden=hidden)
+        return replace(plain, slots=usable, hidden=hidden, noisy=self.change.noise is not None)
 
 
 def _is_dropped(var: Any) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
@@ -73,6 +74,16 @@ def inner_of(eqn: JaxprEqn) -> Any:
 def opened(inner: Any) -> tuple[Jaxpr, Sequence[Any]]:
     """A jaxpr and the constants it holds."""
     return (inner.jaxpr, inner.consts) if isinstance(inner, ClosedJaxpr) else (inner, ())
+
+
+def held_by(closed: ClosedJaxpr) -> Iterator[Any]:
+    """The constants that a jaxpr and the functions inside it hold."""
+    yield from closed.consts
+    for eqn in closed.jaxpr.eqns:
+        for inner in jax.tree.leaves(eqn.params, is_leaf=lambda x: isinstance(x, (ClosedJaxpr, Jaxpr))):
+            if isinstance(inner, (ClosedJaxpr, Jaxpr)):
+                jaxpr, consts = opened(inner)
+                yield from held_by(ClosedJaxpr(jaxpr, consts))
 
 
 def has_loop(eqn: JaxprEqn) -> bool:

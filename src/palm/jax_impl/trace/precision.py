@@ -76,13 +76,23 @@ def bind(eqn: JaxprEqn, ins: list[Any], working: str) -> tuple[list[Any], str]:
         params, rounds = eqn.params, ""
     else:
         params, rounds = _promoted(eqn, working)
-    bound = eqn.primitive.get_bind_params(params)
-    functions, params = bound if isinstance(bound, tuple) else ((), bound)  # the pair is of older releases
-    found = eqn.primitive.bind(*functions, *ins, **params)
-    results = list(found) if eqn.primitive.multiple_results else [found]
+    results = _results(eqn, ins, params)
     if rounds:
         results = [x.astype(rounds) if is_float(x) else x for x in results]
     return [wide(x) for x in results], rounds
+
+
+def bound(eqn: JaxprEqn, ins: list[Any]) -> list[Any]:
+    """The results of one primitive as the program asks for them."""
+    alone = _alone(eqn, ins)
+    return _results(eqn, ins, eqn.params) if alone is None else alone
+
+
+def _results(eqn: JaxprEqn, ins: list[Any], params: Any) -> list[Any]:
+    bind = eqn.primitive.get_bind_params(params)
+    functions, params = bind if isinstance(bind, tuple) else ((), bind)  # the pair is of older releases
+    found = eqn.primitive.bind(*functions, *ins, **params)
+    return list(found) if eqn.primitive.multiple_results else [found]
 
 
 def _alone(eqn: JaxprEqn, ins: list[Any]) -> list[Any] | None:

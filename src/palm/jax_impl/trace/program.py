@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from palm.jax_impl.trace.evaluate import Runner, Value
-from palm.jax_impl.trace.inner import Scope
+from palm.jax_impl.trace.inner import Scope, held_by
 from palm.jax_impl.trace.kinds import holds_arrays, is_array, parts_of
 from palm.jax_impl.trace.precision import is_float, is_opaque, wide
 from palm.jax_impl.trace.segment import Segment
 from palm.tracing.fingerprint import real
-from palm.tracing.operation import NOTHING, Change, Kind, Run, with_places, working_dtype
+from palm.tracing.operation import NOTHING, Change, Kind, Own, Run, with_places, working_dtype
 from palm.tracing.program import Program, mapped, outputs_of
 from palm.tracing.reachable import replaced
 
@@ -53,29 +53,37 @@ class TracedProgram(Program):
             self._names = list(found)
             return list(found.values())
 
+        def own() -> Any:
+            return self._jaxpr(run, arrays, given, promoted=False)
+
+        self._own = own
         self._closed = self._traced(program, run, arrays, given)
         held_floats = [x for x in (*arrays.values(), *given.values(), *self._consts()) if is_float(x)]
         self.dtype = working_dtype((self._own_dtype(x), np.size(x)) for x in held_floats)
         self.first = self.run()
 
     def _traced(self, program: Any, run: Any, arrays: dict[str, Any], given: dict[str, Any]) -> Any:
+        """The jaxpr in float64, or in the program's own dtypes if it fixes some that must be equal."""
+        try:
+            with jax.enable_x64(True), replaced(program, self._widened, holds_arrays):
+                return self._jaxpr(run, arrays, given, promoted=True)
+        except (TypeError, ValueError):
+            self._closed_over.clear()
+            return self._jaxpr(run, arrays, given, promoted=False)
+
+    def _jaxpr(self, run: Any, arrays: dict[str, Any], given: dict[str, Any], *, promoted: bool) -> Any:
         """The jaxpr. Its arguments are flattened in the order of their sorted names."""
 
         def own(x: Any) -> Any:
             return x.dtype if is_opaque(x.dtype) else jax.dtypes.canonicalize_dtype(x.dtype)
 
-        def spec(held: dict[str, Any], *, promoted: bool) -> dict[str, Any]:
+        def spec(held: dict[str, Any]) -> dict[str, Any]:
             return {
                 name: jax.ShapeDtypeStruct(np.shape(x), np.float64 if promoted and is_float(x) else own(x))
                 for name, x in held.items()
             }
 
-        try:
-            with jax.enable_x64(True), replaced(program, self._widened, holds_arrays):
-                return jax.make_jaxpr(run)(spec(arrays, promoted=True), spec(given, promoted=True))
-        except (TypeError, ValueError):  # the program fixes dtypes that must be equal
-            self._closed_over.clear()
-            return jax.make_jaxpr(run)(spec(arrays, promoted=False), spec(given, promoted=False))
+        return jax.make_jaxpr(run)(spec(arrays), spec(given))
 
     def _widened(self, name: str, held: Any) -> Any:
         """What the program closes over, in float64: numbers beside it are then as precise as written."""
@@ -91,7 +99,7 @@ class TracedProgram(Program):
         return jax.tree_util.tree_map_with_path(one, held)
 
     def _consts(self) -> list[Any]:
-        return [c for c in self._closed.consts if hasattr(c, "dtype")]
+        return [c for c in held_by(self._closed) if hasattr(c, "dtype")]
 
     def _own_dtype(self, x: Any) -> str:
         _, _, dtype = self._closed_over.get(id(x), (x, "", str(x.dtype)))
@@ -99,7 +107,8 @@ class TracedProgram(Program):
 
     def _const(self, runner: Runner, c: Any) -> Value:
         _, name, dtype = self._closed_over.get(id(c), (c, "", str(getattr(c, "dtype", ""))))
-        return runner.leaf(wide(jnp.asarray(c)), "parameter" if name else "constant", name, dtype)
+        held = wide(jnp.asarray(c)) if runner.exact else jnp.asarray(c)
+        return runner.leaf(held, "parameter" if name else "constant", name, dtype)
 
     def prepare(self, region: Collection[int]) -> None:
         """Compile, at the next change of an operation of `region`, for changes of all of them."""
@@ -107,29 +116,42 @@ class TracedProgram(Program):
 
     def run(self, change: Change = NOTHING, values: Collection[int] = ()) -> Run:
         """Run it once more."""
+        with jax.enable_x64(True):
+            runner, found = self._evaluated(self._closed, change, values, exact=True)
+            arrays = {name: real(np.asarray(value.array)) for name, value in found.items()}
+        self.outputs = {name: value.index for name, value in found.items()}
+        self.operations = with_places(runner.operations)
+        return Run(np.array(runner.fingerprints), runner.values, arrays, runner.samples)
+
+    def own(self) -> Own:
+        """Run it in its own precision."""
+        runner, found = self._evaluated(self._own(), NOTHING, (), exact=False)
+        return Own(runner.operations, runner.samples, {name: value.index for name, value in found.items()})
+
+    def _evaluated(
+        self, closed: Any, change: Change, values: Collection[int], *, exact: bool
+    ) -> tuple[Runner, dict[str, Value]]:
+        """A run of a jaxpr, and its outputs."""
         runner = Runner(
             *(change, values),
             working=self.dtype,
-            segments=self._segments,
+            segments=self._segments if exact else {},
             const=self._const,
             region=self._region,
+            exact=exact,
         )
-        with jax.enable_x64(True):
-            leaves = [
-                runner.leaf(_as_traced(x, v.aval), kind, name, str(x.dtype))
-                for (kind, name, x), v in zip(self._leaves, self._closed.jaxpr.invars, strict=True)
-            ]
-            consts = [self._const(runner, c) for c in self._closed.consts]
-            found = runner.evaluate(self._closed.jaxpr, consts, leaves, Scope(None, fixed=False))
-            arrays = {
-                name: real(np.asarray(value.array)) for name, value in zip(self._names, found, strict=True)
-            }
-        self.outputs = {name: value.index for name, value in zip(self._names, found, strict=True)}
-        self.operations = with_places(runner.operations)
-        return Run(np.array(runner.fingerprints), runner.values, arrays)
+        leaves = [
+            runner.leaf(_as_traced(x, v.aval, exact=exact), kind, name, str(x.dtype))
+            for (kind, name, x), v in zip(self._leaves, closed.jaxpr.invars, strict=True)
+        ]
+        consts = [self._const(runner, c) for c in closed.consts]
+        found = runner.evaluate(closed.jaxpr, consts, leaves, Scope(None, fixed=False))
+        return runner, dict(zip(self._names, found, strict=True))
 
 
-def _as_traced(x: Any, aval: Any) -> Any:
-    """An argument in float64, or with integers of the width that the program was traced with."""
+def _as_traced(x: Any, aval: Any, *, exact: bool) -> Any:
+    """An argument in float64, or as the program was traced with it."""
+    if not exact:
+        return x if is_opaque(aval.dtype) else jnp.asarray(x, aval.dtype)
     integer = not is_opaque(aval.dtype) and np.dtype(aval.dtype).kind in "iu"
     return wide(jnp.asarray(x, aval.dtype if integer else None))

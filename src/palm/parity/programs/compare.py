@@ -14,6 +14,7 @@ from palm.parity.programs.causes.cause import Cause
 from palm.parity.programs.causes.values import told_constant
 from palm.parity.programs.evidence import Evidence, gathered
 from palm.parity.programs.layout import layouts
+from palm.parity.programs.losses import Precisions
 from palm.parity.programs.narrow import narrowed
 from palm.parity.programs.parameters import parameters
 from palm.parity.programs.parts import Part, Sides, ancestry, output_bound, outputs_apart, paired
@@ -30,19 +31,30 @@ _WORK = 200_000
 _CHAOS = 1e-2
 
 
-def compare_programs(a: Program, b: Program) -> ProgramComparison:
-    """Where two traced programs part, in float64."""
+def compare_programs(a: Program, b: Program, *, precision: bool = True) -> ProgramComparison:
+    """Where two traced programs part in float64; if they do not, where one loses precision in its own.
+
+    Without `precision` the last is not asked.
+    """
     doubts = tuple(doubt for program in (a, b) for doubt in _undetermined(program))
     search = _Search(a, b) if not doubts else None
     bound = math.nan if search is None else output_bound(search.sides.alignment)
     if bound > _CHAOS:
         doubts = (f"rounding alone moves their outputs by {bound:.0e} of their size",)
+    divergences = grouped(search.divergences()) if search is not None and not doubts else ()
+    apart = _furthest(a, b)
+    own = None
+    if search is not None and precision and not divergences and apart <= bound and not doubts:
+        own = search.precisions()
     return ProgramComparison(
         label_a=a.label,
         label_b=b.label,
-        divergences=grouped(search.divergences()) if search is not None and not doubts else (),
+        divergences=divergences,
         doubts=doubts,
-        distance=_furthest(a, b),
+        precision=() if own is None else own.sides(),
+        losses=() if own is None else tuple(own.losses()),
+        rows=() if own is None else tuple(own.rows()),
+        distance=apart,
         bound=bound,
         aligned=(0.0, 0.0) if search is None else search.aligned,
         operations=(len(a.operations), len(b.operations)),
@@ -106,6 +118,12 @@ class _Search:
         self.known: dict[object, Divergence] = {}
         self.left = _WORK
         self.is_recorded = a.recorded or b.recorded
+
+    def precisions(self) -> Precisions:
+        """Both sides in their own precision."""
+        now = self.start
+        roundings = now.a.program.rounding(), now.b.program.rounding()
+        return Precisions(now, self.sides.outputs(), self.labels, roundings)
 
     def divergences(self) -> Iterator[Divergence]:
         """The places where the programs part, as they are found."""

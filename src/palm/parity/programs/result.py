@@ -11,6 +11,7 @@ from palm.fields import plain
 from palm.parity.answer import Answer
 from palm.parity.finding import Outcome
 from palm.parity.programs.parameters import Parameter
+from palm.parity.programs.precision import Precision, Row
 from palm.parity.programs.words import family
 from palm.tracing.operation import Operation, shown
 
@@ -91,7 +92,11 @@ class ProgramComparison(Answer):
     `divergences`: where they part, in the order in which they compute; empty if they agree. `distance`: of
     the outputs in float64; `bound`: the largest that rounding explains. `aligned`: of each side's operations
     that lead to an output, the fraction that has a counterpart or is enclosed by such. `doubts`: why it may
-    not be told. `operations`: how many each side recorded.
+    not be told. `operations`: how many each side recorded. `parameters`: which is which.
+
+    Where they agree in float64, each side is run in its own precision as well. `losses`: where one loses more
+    than it needs to; `precision`: how far the outputs of each side are off; `rows`: the error of each aligned
+    operation on both sides.
     """
 
     label_a: str
@@ -103,17 +108,22 @@ class ProgramComparison(Answer):
     aligned: tuple[float, float]
     operations: tuple[int, int]
     parameters: tuple[Parameter, ...] = ()
+    precision: tuple[Precision, ...] = ()
+    losses: tuple[Divergence, ...] = ()
+    rows: tuple[Row, ...] = ()
 
     @property
     def outcome(self) -> Outcome:
         """The answer: a doubt about the programs themselves comes before what they differ in."""
         if self.doubts:
             return "cannot tell"
-        return "agree" if not self.divergences and self.distance <= self.bound else "differ"
+        if self.divergences or not self.distance <= self.bound:
+            return "differ"
+        return "differ by rounding more than expected" if self.losses else "agree"
 
     @property
     def agree(self) -> bool:
-        """Whether both compute the same function of these inputs."""
+        """Whether both compute the same function of these inputs, as precisely as their dtypes let them."""
         return self.outcome == "agree"
 
     @property
@@ -122,8 +132,12 @@ class ProgramComparison(Answer):
         both = f"{self.label_a} and {self.label_b}"
         if self.doubts:
             return f"cannot tell whether {both} agree: {'; '.join(self.doubts)}."
+        same = f"in float64 they compute the same (outputs {self.distance:.1e} apart)"
+        if self.losses:
+            lost = " ".join(one.sentence for one in self.losses)
+            return f"{both} differ by rounding more than expected: {same}, but {lost}"
         if self.agree:
-            return f"{both} agree: in float64 they compute the same (outputs {self.distance:.1e} apart)."
+            return f"{both} agree: {same}."
         if not self.divergences:
             return f"{both} differ: their outputs are {self.distance:.1e} apart, or of other shapes."
         more = len(self.divergences) - 1
@@ -148,6 +162,9 @@ class ProgramComparison(Answer):
             "bound": plain(self.bound),
             "doubts": list(self.doubts),
             "divergences": [one.to_dict() for one in self.divergences],
+            "losses": [one.to_dict() for one in self.losses],
+            "precision": [one.to_dict() for one in self.precision],
+            "rows": [one.to_dict() for one in self.rows],
             "parameters": [one.to_dict() for one in self.parameters],
         }
 

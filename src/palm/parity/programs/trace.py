@@ -18,8 +18,9 @@ import numpy as np
 from palm.errors import BundleError
 from palm.parity.programs.scales import HELD, SHARED
 from palm.tracing.fingerprint import LENGTH
-from palm.tracing.operation import NOTHING, Change, Operation, Place, Run
+from palm.tracing.operation import NOTHING, Change, Operation, Own, Place, Run
 from palm.tracing.program import Program
+from palm.tracing.rounding import Rounding
 
 SUFFIX = ".trace"
 _SCHEMA, _VERSION = "palm-trace", 1
@@ -36,6 +37,8 @@ class Trace:
     see `palm.tracing.fingerprint`. `moved`: the same after each leaf was disturbed by its rounding, once as
     of values that the other side shares, and once as of constants that are held in float32. `outputs`: which
     operation each output is; `results`: the outputs. `dtype`: what the program computes in by itself.
+    `rounding`: error, need and unit of each operation there, shape (3, operations), see
+    `palm.tracing.rounding`.
     """
 
     label: str
@@ -43,6 +46,7 @@ class Trace:
     operations: tuple[Operation, ...]
     fingerprints: np.ndarray
     moved: np.ndarray
+    rounding: np.ndarray
     outputs: Mapping[str, int]
     results: Mapping[str, np.ndarray]
 
@@ -67,7 +71,7 @@ class Trace:
             "outputs": dict(self.outputs),
         }
         arrays: dict[str, Any] = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
-        arrays |= {"fingerprints": self.fingerprints, "moved": self.moved}
+        arrays |= {"fingerprints": self.fingerprints, "moved": self.moved, "rounding": self.rounding}
         arrays |= {f"result {name}": value for name, value in self.results.items()}
         arrays["sha256"] = np.frombuffer(_digest(arrays).encode(), np.uint8)
         held = io.BytesIO()
@@ -107,25 +111,23 @@ def read_trace(path: str | PathLike[str]) -> Trace:
 
 
 def record_trace(program: Program) -> Trace:
-    """The trace of a program: two more runs."""
+    """The trace of a program: six more runs."""
     leaves = {i: op for i, op in enumerate(program.operations) if op.kind != "operation"}
     scales = (
         dict.fromkeys(leaves, SHARED),
         {i: HELD if op.kind == "constant" and op.dtype != "float64" else SHARED for i, op in leaves.items()},
     )
     moved = [program.run(Change(scale=scale)).fingerprints for scale in scales]
-    first = program.first
-    operations, outputs = tuple(program.operations), dict(program.outputs)
+    found = program.rounding()
     return Trace(
-        *(
-            program.label,
-            program.dtype,
-            operations,
-            first.fingerprints,
-            np.stack(moved),
-            outputs,
-            first.outputs,
-        )
+        label=program.label,
+        dtype=program.dtype,
+        operations=tuple(program.operations),
+        fingerprints=program.first.fingerprints,
+        moved=np.stack(moved),
+        rounding=np.stack((found.error, found.need, found.unit)),
+        outputs=dict(program.outputs),
+        results=program.first.outputs,
     )
 
 
@@ -138,7 +140,7 @@ class RecordedProgram(Program):
         self.label, self.dtype = trace.label, trace.dtype
         self.operations, self.outputs = list(trace.operations), dict(trace.outputs)
         self.first = Run(trace.fingerprints, {}, trace.results)
-        self._moved = trace.moved
+        self._moved, self._rounding = trace.moved, trace.rounding
 
     def run(self, change: Change = NOTHING, values: Collection[int] = ()) -> Run:
         """What was recorded, with the disturbance that is nearest to the one asked for."""
@@ -147,6 +149,14 @@ class RecordedProgram(Program):
         if not change.scale:
             return self.first
         return Run(self._moved[int(max(change.scale.values()) > SHARED)], {}, self.first.outputs)
+
+    def own(self) -> Own:
+        """Not known any more: `rounding` has what is kept of it."""
+        raise NotImplementedError("a recorded program does not run again")
+
+    def rounding(self) -> Rounding:
+        """What was recorded."""
+        return Rounding(self.dtype, *self._rounding)
 
 
 def _trace_of(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Trace:
@@ -159,13 +169,15 @@ def _trace_of(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Tra
         and about["version"] == _VERSION
         and arrays["fingerprints"].shape == (count, LENGTH)
         and arrays["moved"].shape == (2, count, LENGTH)
+        and arrays["rounding"].shape == (3, count)
         and all(0 <= i < count for i in outputs.values())
-        and all(x.dtype == np.float64 for x in (arrays["fingerprints"], arrays["moved"], *results.values()))
+        and all(x.dtype == np.float64 for x in (*arrays.values(), *results.values()))
     )
     if not fits:
         raise BundleError("a trace must have a fingerprint of each operation; this has not. Record again.")
     label, dtype = str(about["label"]), str(about["dtype"])
-    return Trace(label, dtype, operations, arrays["fingerprints"], arrays["moved"], outputs, results)
+    measured = (arrays[name] for name in ("fingerprints", "moved", "rounding"))
+    return Trace(label, dtype, operations, *measured, outputs, results)
 
 
 def operation_of(plain: Mapping[str, Any], index: int) -> Operation:

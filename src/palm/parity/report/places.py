@@ -21,13 +21,23 @@ class PartingPlace:
 
 
 def places(report: Mapping[str, Any]) -> Iterator[PartingPlace]:
-    """Each of a report's divergences; of a report without any, none."""
+    """Where the two of a report part, then where one loses precision."""
     labels = [side["label"] for side in report["sides"]] if "sides" in report else [report["label"], "palm"]
-    for one in report.get("divergences", ()):
+    for one in (*report.get("divergences", ()), *report.get("losses", ())):
         cause = one["cause"] or "unknown cause"
         times = f", {one['times']} times" if one["times"] > 1 else ""
         sides = [_side(label, one[key]) for label, key in zip(labels, "ab", strict=True)]
         yield PartingPlace(f"{cause} ({float(one['distance']):.1e} apart{times})", (sides[0], sides[1]))
+
+
+def precision_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """How far each side's own precision takes its outputs from float64."""
+    for one in report.get("precision", ()):
+        error, need, ratio = (float(one[key]) for key in ("error", "need", "ratio"))
+        yield (
+            f"in {one['dtype']}",
+            f"{one['label']} is off by {error:.1e} where rounding needs {need:.1e}: ratio {ratio:.2g}",
+        )
 
 
 def _side(label: str, site: Mapping[str, Any] | None) -> tuple[str, str, str]:

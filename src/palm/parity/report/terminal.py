@@ -12,7 +12,7 @@ from rich.text import Text
 
 from palm.parity.finding import Finding, Outcome
 from palm.parity.report.columns import brief_table, full_table, heading, training_table
-from palm.parity.report.places import parameter_rows, places
+from palm.parity.report.places import parameter_rows, places, precision_rows
 from palm.parity.report.reading import FOREIGN, PROGRAMS, Reading
 from palm.parity.report.training import training_outcome
 from palm.parity.report.words import block_and_row, counted, visible
@@ -171,6 +171,7 @@ def _measured_programs(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield side["label"], f"{side['operations']:,} operations, {aligned}"
     distance, bound = float(report["distance"]), float(report["bound"])
     yield "outputs", f"{distance:.1e} apart in float64, rounding explains {bound:.1e}"
+    yield from precision_rows(report)
     yield from parameter_rows(report)
 
 

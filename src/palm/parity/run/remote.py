@@ -19,8 +19,9 @@ from palm.errors import PalmError, ProbeError
 from palm.parity.programs.kinds import Framework
 from palm.parity.programs.trace import operation_of
 from palm.parity.run.child import REFUSED
-from palm.tracing.operation import NOTHING, Change, Run
+from palm.tracing.operation import NOTHING, Change, Own, Run
 from palm.tracing.program import Program
+from palm.tracing.rounding import Rounding
 
 _WORKER = "palm.parity.run.program_worker"
 # What a Python without palm, or without what palm needs, says.
@@ -93,7 +94,22 @@ class RemoteProgram(Program):
         """Run it once more, over there."""
         put: dict[str, Any] = {str(i): x for i, x in change.values.items()}
         np.savez(self._folder / "change.npz", **put)
-        asked = {"scale": {**change.scale}, "constants": {**change.constants}, "values": sorted(values)}
+        scale, constants = dict(change.scale), dict(change.constants)
+        self._ask({"scale": scale, "constants": constants, "values": sorted(values)})
+        return self._answer()
+
+    def own(self) -> Own:
+        """It stays over there: `rounding` is what comes back of it."""
+        raise NotImplementedError("a program in another process tells only the errors of its own run")
+
+    def rounding(self) -> Rounding:
+        """The errors of its values, measured over there."""
+        self._ask({"rounding": True})
+        with np.load(self._folder / "rounding.npz", allow_pickle=False) as held:
+            return Rounding(self.dtype, *held["rounding"])
+
+    def _ask(self, asked: dict[str, Any]) -> None:
+        """Send a question, and wait until its answer is written."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(asked, default=int) + "\n")
@@ -101,7 +117,6 @@ class RemoteProgram(Program):
         except BrokenPipeError:  # it is gone: `_wait` says why
             pass
         self._wait()
-        return self._answer()
 
     def _wait(self) -> None:
         assert self._process.stdout is not None

@@ -14,9 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from palm.errors import ProbeError
-from palm.torch_impl.trace.tensors import Tensors, array_of, fingerprint_of
-from palm.tracing.operation import DTYPES, Change, Kind, Operation, Place
+from palm.torch_impl.trace.tensors import Tensors, array_of, fingerprint_of, sample_of
+from palm.tracing.operation import DTYPES, Change, Kind, Noise, Operation, Place
 from palm.tracing.places import place_of
+from palm.tracing.sample import EXACT, rounded
 
 # The same values at another address or shape; nothing of its own.
 _SAME = {"detach", "alias", "lift_fresh", "lift", "clone", "_unsafe_view", "contiguous"}
@@ -50,6 +51,7 @@ class Recorder(TorchDispatchMode):
         self.working, self.exact = working, exact
         self.operations: list[Operation] = []
         self.fingerprints: list[np.ndarray] = []
+        self.samples: list[np.ndarray] = []
         self.values: dict[int, np.ndarray] = {}
         self.tensors = Tensors()
         self.twins: dict[int, tuple[Tensor, Tensor]] = {}
@@ -79,6 +81,7 @@ class Recorder(TorchDispatchMode):
         index = len(self.operations)
         self.operations.append(operation)
         self.fingerprints.append(fingerprint_of(x) if same_as is None else self.fingerprints[same_as])
+        self.samples.append(sample_of(x) if same_as is None else self.samples[same_as])
         if index in self.keep:
             self.values[index] = array_of(x).copy()
         self.tensors.remember(x, index)
@@ -178,10 +181,18 @@ class Recorder(TorchDispatchMode):
         index = len(self.operations)
         if index in self.change.values and x.layout == torch.strided:
             x.copy_(torch.from_numpy(np.array(self.change.values[index])).reshape(x.shape))
+        if self.change.noise is not None:
+            self.round(x, index, self.change.noise)
         whole = operation.moves and x.numel() == given[0].numel()
         self.add(x, operation, same_as=operation.inputs[0] if whole else None)
         if writes and any(x is y for y in given):
             self.tensors.remember(x, index, writes=True)
+
+    def round(self, x: Tensor, index: int, noise: Noise) -> None:
+        """Round what an operation gave, where it stands."""
+        bits = int(noise.bits[index])
+        if bits < EXACT and x.dtype == torch.float64 and x.layout == torch.strided:
+            x.copy_(rounded(x, bits, noise.factor, torch))
 
     def promoted(self, args: Any, kwargs: Any) -> tuple[Any, Any, str]:
         """Arguments in float64, and the dtype below the program's own that it asks for."""

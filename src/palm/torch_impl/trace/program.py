@@ -17,7 +17,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from palm.torch_impl.trace.dispatch import Recorder, name_of
 from palm.torch_impl.trace.state import objects, promoted, restored
 from palm.torch_impl.trace.tensors import array_of
-from palm.tracing.operation import DTYPES, NOTHING, Change, Kind, Operation, Run, working_dtype
+from palm.tracing.operation import DTYPES, NOTHING, Change, Kind, Operation, Own, Run, working_dtype
 from palm.tracing.program import Program, mapped, outputs_of
 from palm.tracing.randomness import random_numbers
 
@@ -74,7 +74,13 @@ class TracedProgram(Program):
         with restored(self._objects), promoted(self._holds), recorder.restoring():
             outputs = self._call(recorder)
         self.operations = recorder.operations
-        return Run(np.array(recorder.fingerprints), recorder.values, outputs)
+        return Run(np.array(recorder.fingerprints), recorder.values, outputs, recorder.samples)
+
+    def own(self) -> Own:
+        """Run it in its own precision."""
+        outputs, seen = self.outputs, self._looked(narrow=False)
+        self.outputs, of_own = outputs, self.outputs
+        return Own(seen.operations, seen.samples, of_own)
 
     def _call(self, recorder: Recorder, *, narrow: bool = False) -> dict[str, np.ndarray]:
         def tensor(name: str, array: Any) -> Tensor:

@@ -11,6 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakIdKeyDictionary
 
 from palm.tracing.fingerprint import LENGTH, fingerprint, of_array, sums
+from palm.tracing.sample import chosen, sampled
 
 # Larger tensors are summed where they are.
 _HOST = 1 << 15
@@ -68,6 +69,12 @@ def fingerprint_of(x: Tensor) -> np.ndarray:
     flat = _real(x).reshape(-1)
     found = np.array([float(value) for value in sums(flat, torch)])
     return fingerprint(found, flat.numel())
+
+
+def sample_of(x: Tensor) -> np.ndarray:
+    """Some elements of a tensor, the same ones in every run."""
+    at = chosen(x.numel()) if x.layout == torch.strided else None
+    return sampled(array_of(x if at is None else x.detach().reshape(-1)[torch.from_numpy(at).to(x.device)]))
 
 
 def array_of(x: Tensor) -> np.ndarray:
