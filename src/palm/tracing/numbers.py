@@ -1,14 +1,41 @@
-"""Numbers that a program holds in float32, as precise as they were written."""
+"""Numbers that a program holds in a low precision, as precise as they were written."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from fractions import Fraction
 
 import numpy as np
 
+from palm.tracing.operation import Operation
+
 _LARGEST_DENOMINATOR = 256
+
+
+def settled(x: np.ndarray, numbers: Collection[float]) -> float:
+    """What a single number was before it was rounded to its dtype: one of `numbers`, if one rounds to it.
+
+    These are the other program's. A difference of numbers that rounding to the dtype removes cannot be told.
+    """
+    exact = float(x.ravel()[0])
+    same = [number for number in numbers if np.array(number).astype(x.dtype) == exact]
+    if same:
+        return min(same, key=lambda number: abs(number - exact))
+    return as_written(np.float32(exact)) if x.dtype == np.float32 else exact
+
+
+def numbers_of(operations: Iterable[Operation], fingerprints: np.ndarray) -> tuple[float, ...]:
+    """The numbers that a program computes with, their reciprocals, and both with the other sign."""
+    written = {abs(x) for op in operations for x in op.constants}
+    written |= {
+        float(found[1])
+        for op, found in zip(operations, fingerprints, strict=True)
+        if op.kind == "constant" and math.prod(op.shape) == 1
+    }
+    usable = {x for x in written if 0 < x < math.inf}
+    usable |= {1 / x for x in usable if 1 / x < math.inf}
+    return tuple(sorted(usable | {-x for x in usable}))
 
 
 def as_written(x: np.float32) -> float:

@@ -38,6 +38,9 @@ class Program(ABC):
     def run(self, change: Change = NOTHING, values: Collection[int] = ()) -> Run:
         """Run it once more, with a change, and keep the given values."""
 
+    def settle(self, numbers: Collection[float]) -> None:  # noqa: B027 - most know what was written
+        """Take a number that was rounded to a low precision for that one of `numbers` which rounds to it."""
+
     @abstractmethod
     def own(self) -> Own:
         """Run it once in its own precision."""

@@ -45,9 +45,11 @@ class Runner:
         const: Callable[[Runner, Any], Value],
         region: Collection[int],
         exact: bool,
+        numbers: tuple[float, ...] = (),
     ) -> None:
         self.change, self.keep, self.working = change, set(keep), working
         self.segments, self.const, self.region, self.exact = segments, const, region, exact
+        self.numbers = numbers
         self.operations: list[Operation] = []
         self.fingerprints: list[np.ndarray] = []
         self.samples: list[np.ndarray] = []
@@ -97,7 +99,7 @@ class Runner:
     def read(self, env: dict[Any, Value], var: Any) -> Value:
         """The value of a variable."""
         if isinstance(var, Literal):
-            held = wide(var.val) if self.exact else var.val
+            held = wide(var.val, self.numbers) if self.exact else var.val
             return self.leaf(held, "constant", "", str(cast("Any", var.aval).dtype))
         return env[var]
 
@@ -174,7 +176,7 @@ class Runner:
                 self.segments[key, ask] = compiled(eqns, free, outs, arrays, ask, base, noise)
             return self.segments[key, ask]
 
-        plain = Ask(scope, self.working, exact=self.exact)
+        plain = Ask(scope, self.working, exact=self.exact, numbers=self.numbers)
         base = program(plain, ()).steps
         first = len(self.operations)
         noise = self.change.noise and self.change.noise.part(first, len(base))

@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from palm.errors import ProbeError
+from palm.jax_impl.trace.precision import is_float, is_opaque
 from palm.tracing.operation import Place
 from palm.tracing.places import CALLERS, is_users
 
@@ -76,14 +77,32 @@ def opened(inner: Any) -> tuple[Jaxpr, Sequence[Any]]:
     return (inner.jaxpr, inner.consts) if isinstance(inner, ClosedJaxpr) else (inner, ())
 
 
-def held_by(closed: ClosedJaxpr) -> Iterator[Any]:
-    """The constants that a jaxpr and the functions inside it hold."""
-    yield from closed.consts
+def all_of(closed: ClosedJaxpr) -> Iterator[ClosedJaxpr]:
+    """A jaxpr and those of the functions inside it."""
+    yield closed
     for eqn in closed.jaxpr.eqns:
         for inner in jax.tree.leaves(eqn.params, is_leaf=lambda x: isinstance(x, (ClosedJaxpr, Jaxpr))):
             if isinstance(inner, (ClosedJaxpr, Jaxpr)):
-                jaxpr, consts = opened(inner)
-                yield from held_by(ClosedJaxpr(jaxpr, consts))
+                yield from all_of(ClosedJaxpr(*opened(inner)))
+
+
+def held_by(closed: ClosedJaxpr) -> Iterator[Any]:
+    """The constants that a jaxpr and the functions inside it hold."""
+    return (c for one in all_of(closed) for c in one.consts)
+
+
+def single_numbers(closed: ClosedJaxpr) -> Iterator[np.ndarray]:
+    """The single floats among the constants and arguments inside a jaxpr, in their dtypes."""
+    written = (
+        v.val
+        for one in all_of(closed)
+        for eqn in one.jaxpr.eqns
+        for v in eqn.invars
+        if isinstance(v, Literal)
+    )
+    for x in (*held_by(closed), *written):
+        if hasattr(x, "dtype") and np.size(x) == 1 and not is_opaque(x.dtype) and is_float(x):
+            yield np.asarray(x)
 
 
 def has_loop(eqn: JaxprEqn) -> bool:

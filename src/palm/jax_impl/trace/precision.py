@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, cast
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
 
-from palm.tracing.numbers import as_written
+from palm.tracing.numbers import settled
 from palm.tracing.operation import DTYPES
 
 _SAME = frozenset(
@@ -48,10 +49,10 @@ def is_opaque(dtype: Any) -> bool:
     return bool(jnp.issubdtype(dtype, jax.dtypes.extended))
 
 
-def wide(x: Any) -> Any:
+def wide(x: Any, numbers: Collection[float] = ()) -> Any:
     """A float in float64, a complex number in complex128.
 
-    A single float32 number is taken to be what was written: 0.1, √8.
+    A single number is taken to be what was written: 0.1, √8, or one of `numbers`.
     """
     dtype = getattr(x, "dtype", None)
     if dtype == np.complex64:
@@ -61,8 +62,8 @@ def wide(x: Any) -> Any:
     if isinstance(x, jax.core.Tracer):
         return x.astype(np.float64)
     host = np.asarray(x)
-    if host.size == 1 and host.dtype == np.float32:
-        return np.asarray(as_written(np.float32(host.ravel()[0]))).reshape(host.shape)
+    if host.size == 1:
+        return np.asarray(settled(host, numbers)).reshape(host.shape)
     return jnp.asarray(host, np.float64)
 
 

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from palm.jax_impl.trace.evaluate import Runner, Value
-from palm.jax_impl.trace.inner import Scope, held_by
+from palm.jax_impl.trace.inner import Scope, held_by, single_numbers
 from palm.jax_impl.trace.kinds import holds_arrays, is_array, parts_of
 from palm.jax_impl.trace.precision import is_float, is_opaque, wide
 from palm.jax_impl.trace.segment import Segment
 from palm.tracing.fingerprint import real
+from palm.tracing.numbers import settled
 from palm.tracing.operation import NOTHING, Change, Kind, Own, Run, with_places, working_dtype
 from palm.tracing.program import Program, mapped, outputs_of
 from palm.tracing.reachable import replaced
@@ -34,6 +35,7 @@ class TracedProgram(Program):
         self.label = label
         self._segments: dict[Any, Segment] = {}
         self._region: frozenset[int] = frozenset()
+        self._numbers: tuple[float, ...] = ()
         self._closed_over: dict[int, tuple[Any, str, str]] = {}
         tree, call = parts_of(program)
         paths, structure = jax.tree_util.tree_flatten_with_path(tree)
@@ -107,7 +109,7 @@ class TracedProgram(Program):
 
     def _const(self, runner: Runner, c: Any) -> Value:
         _, name, dtype = self._closed_over.get(id(c), (c, "", str(getattr(c, "dtype", ""))))
-        held = wide(jnp.asarray(c)) if runner.exact else jnp.asarray(c)
+        held = wide(jnp.asarray(c), self._numbers) if runner.exact else jnp.asarray(c)
         return runner.leaf(held, "parameter" if name else "constant", name, dtype)
 
     def prepare(self, region: Collection[int]) -> None:
@@ -122,6 +124,13 @@ class TracedProgram(Program):
         self.outputs = {name: value.index for name, value in found.items()}
         self.operations = with_places(runner.operations)
         return Run(np.array(runner.fingerprints), runner.values, arrays, runner.samples)
+
+    def settle(self, numbers: Collection[float]) -> None:
+        """Take a number that was rounded to a low precision for that one of `numbers` which rounds to it."""
+        before, self._numbers = self._numbers, tuple(numbers)
+        if any(settled(x, numbers) != settled(x, before) for x in single_numbers(self._closed)):
+            self._segments.clear()
+            self.first = self.run()
 
     def own(self) -> Own:
         """Run it in its own precision."""
@@ -139,6 +148,7 @@ class TracedProgram(Program):
             const=self._const,
             region=self._region,
             exact=exact,
+            numbers=self._numbers,
         )
         leaves = [
             runner.leaf(_as_traced(x, v.aval, exact=exact), kind, name, str(x.dtype))

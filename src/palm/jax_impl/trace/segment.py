@@ -51,6 +51,7 @@ class Ask:
     hidden: frozenset[int] = frozenset()
     noisy: bool = False
     exact: bool = True
+    numbers: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class _Writer:
 
     def widened(self, x: Any) -> Any:
         """What the program holds, as it computes with it here."""
-        return wide(x) if self.ask.exact else x
+        return wide(x, self.ask.numbers) if self.ask.exact else x
 
     def constant(self, x: Any, at: Place | None) -> tuple[Any, int]:
         """Write down an array that the program holds."""

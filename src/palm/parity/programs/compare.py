@@ -19,6 +19,7 @@ from palm.parity.programs.narrow import narrowed
 from palm.parity.programs.parameters import parameters
 from palm.parity.programs.parts import Part, Sides, ancestry, output_bound, outputs_apart, paired
 from palm.parity.programs.result import Divergence, ProgramComparison, Site, described, grouped
+from palm.tracing.numbers import numbers_of
 from palm.tracing.operation import NOTHING, Change, Operation
 from palm.tracing.program import Program
 
@@ -36,6 +37,8 @@ def compare_programs(a: Program, b: Program, *, precision: bool = True) -> Progr
 
     Without `precision` the last is not asked.
     """
+    for one, other in ((a, b), (b, a)):
+        one.settle(numbers_of(other.operations, other.first.fingerprints))
     doubts = tuple(doubt for program in (a, b) for doubt in _undetermined(program))
     search = _Search(a, b) if not doubts else None
     bound = math.nan if search is None else output_bound(search.sides.alignment)

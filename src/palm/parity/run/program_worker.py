@@ -21,7 +21,7 @@ import numpy as np
 from palm.errors import PalmError, ProbeError
 from palm.parity.programs.kinds import traced_program
 from palm.parity.run.child import REFUSED
-from palm.tracing.operation import NOTHING, Change
+from palm.tracing.operation import Change, Run
 from palm.tracing.program import Program
 
 
@@ -45,25 +45,31 @@ def main(folder: Path) -> None:
         "compiled": program.compiled,
     }
     (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
-    answer(program, NOTHING, [], folder)
+    write(program.first, folder)
     print("done", file=answers, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
-        if "rounding" in asked:
-            of = program.rounding()
-            np.savez(folder / "rounding.npz", rounding=np.stack((of.error, of.need, of.unit)))
-            print("done", file=answers, flush=True)
-            continue
-        with np.load(folder / "change.npz", allow_pickle=False) as held:
-            values = {int(name): held[name] for name in held.files}
-        scale, constants = ({int(i): x for i, x in asked[key].items()} for key in ("scale", "constants"))
-        answer(program, Change(scale, values, constants), asked["values"], folder)
+        reply(program, asked, folder)
         print("done", file=answers, flush=True)
 
 
-def answer(program: Program, change: Change, values: list[int], folder: Path) -> None:
-    """Run it, and write what it gave."""
-    run = program.run(change, values=values)
+def reply(program: Program, asked: dict[str, Any], folder: Path) -> None:
+    """Do what is asked, and write what came of it."""
+    if "rounding" in asked:
+        of = program.rounding()
+        np.savez(folder / "rounding.npz", rounding=np.stack((of.error, of.need, of.unit)))
+    elif "numbers" in asked:
+        program.settle(asked["numbers"])
+        write(program.first, folder)
+    else:
+        with np.load(folder / "change.npz", allow_pickle=False) as held:
+            values = {int(name): held[name] for name in held.files}
+        scale, constants = ({int(i): x for i, x in asked[key].items()} for key in ("scale", "constants"))
+        write(program.run(Change(scale, values, constants), values=asked["values"]), folder)
+
+
+def write(run: Run, folder: Path) -> None:
+    """Write what a run gave."""
     arrays: dict[str, Any] = {"fingerprints": run.fingerprints}
     arrays |= {f"value {i}": x for i, x in run.values.items()}
     arrays |= {f"output {name}": x for name, x in run.outputs.items()}

@@ -98,6 +98,11 @@ class RemoteProgram(Program):
         self._ask({"scale": scale, "constants": constants, "values": sorted(values)})
         return self._answer()
 
+    def settle(self, numbers: Collection[float]) -> None:
+        """Tell it over there, and run it once more."""
+        self._ask({"numbers": list(numbers)})
+        self.first = self._answer()
+
     def own(self) -> Own:
         """It stays over there: `rounding` is what comes back of it."""
         raise NotImplementedError("a program in another process tells only the errors of its own run")
