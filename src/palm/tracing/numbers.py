@@ -19,10 +19,11 @@ def settled(x: np.ndarray, numbers: Collection[float]) -> float:
     These are the other program's. A difference of numbers that rounding to the dtype removes cannot be told.
     """
     exact = float(x.ravel()[0])
+    written = as_written(np.float32(exact)) if x.dtype == np.float32 else exact
     same = [number for number in numbers if np.array(number).astype(x.dtype) == exact]
-    if same:
-        return min(same, key=lambda number: abs(number - exact))
-    return as_written(np.float32(exact)) if x.dtype == np.float32 else exact
+    if not same or any(math.isclose(number, written, rel_tol=1e-12) for number in same):
+        return written
+    return min(same, key=lambda number: abs(number - exact))
 
 
 def numbers_of(operations: Iterable[Operation], fingerprints: np.ndarray) -> tuple[float, ...]:

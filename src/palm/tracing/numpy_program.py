@@ -14,11 +14,12 @@ import numpy as np
 from palm.tracing.fingerprint import real
 from palm.tracing.numpy_array import Traced, writers
 from palm.tracing.numpy_recorder import Recorder
-from palm.tracing.operation import DTYPES, NOTHING, Change, Kind, Own, Run, working_dtype
+from palm.tracing.operation import NOTHING, Change, Kind, Own, Run
 from palm.tracing.places import is_users
 from palm.tracing.program import Program, leaves, mapped, outputs_of
 from palm.tracing.randomness import random_numbers
 from palm.tracing.reachable import replaced
+from palm.tracing.working import leaf_floats, working_dtype
 
 # Functions that make an array from nothing, or whose result forgets that it is traced.
 _MAKERS = (
@@ -46,16 +47,8 @@ class NumpyProgram(Program):
         self, program: Callable[..., Any], inputs: tuple[Any, ...], label: str, most: float = math.inf
     ) -> None:
         self.program, self.inputs, self.label, self.most = program, inputs, label, most
-        floats: list[tuple[str, int]] = []
-
-        def count(_: str, x: Any) -> Any:
-            if np.asarray(x).dtype.name in DTYPES:
-                floats.append((np.asarray(x).dtype.name, np.size(x)))
-            return x
-
-        with replaced(program, count):
-            mapped(inputs, count)
-        self.dtype = working_dtype(floats) if floats else "float64"
+        self.dtype = "float64"
+        self.dtype = working_dtype(leaf_floats(self.own().operations), "float64")
         self.first = self.run()
 
     def run(self, change: Change = NOTHING, values: Collection[int] = ()) -> Run:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -116,14 +115,6 @@ class Change:
 
 
 NOTHING = Change()
-
-
-def working_dtype(floats: Iterable[tuple[str, int]]) -> str:
-    """The dtype that a program computes in: that of most of its numbers, given as (dtype, count)."""
-    sizes: Counter[str] = Counter()
-    for dtype, count in floats:
-        sizes[dtype] += count
-    return max(sizes, key=lambda name: sizes[name], default="float32")
 
 
 def with_places(operations: list[Operation]) -> list[Operation]:

@@ -91,6 +91,20 @@ def held_by(closed: ClosedJaxpr) -> Iterator[Any]:
     return (c for one in all_of(closed) for c in one.consts)
 
 
+def read_as(jaxpr: Jaxpr, var: Any) -> set[str]:
+    """The dtypes in which a variable is read: what it is cast to, or else its own."""
+    found: set[str] = set()
+    for eqn in jaxpr.eqns:
+        for number in (i for i, v in enumerate(eqn.invars) if v is var):
+            name = eqn.primitive.name
+            if name in CALLS:
+                inner = opened(inner_of(eqn))[0]
+                found |= read_as(inner, inner.invars[number])
+            else:
+                found.add(str(eqn.params["new_dtype"] if name == "convert_element_type" else var.aval.dtype))
+    return found
+
+
 def single_numbers(closed: ClosedJaxpr) -> Iterator[np.ndarray]:
     """The single floats among the constants and arguments inside a jaxpr, in their dtypes."""
     written = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -10,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from palm.jax_impl.trace.evaluate import Runner, Value
-from palm.jax_impl.trace.inner import Scope, held_by, single_numbers
+from palm.jax_impl.trace.inner import Scope, held_by, read_as, single_numbers
 from palm.jax_impl.trace.kinds import holds_arrays, is_array, parts_of
 from palm.jax_impl.trace.precision import is_float, is_opaque, wide
 from palm.jax_impl.trace.segment import Segment
 from palm.tracing.fingerprint import real
 from palm.tracing.numbers import settled
-from palm.tracing.operation import NOTHING, Change, Kind, Own, Run, with_places, working_dtype
+from palm.tracing.operation import NOTHING, Change, Kind, Own, Run, with_places
 from palm.tracing.program import Program, mapped, outputs_of
 from palm.tracing.reachable import replaced
+from palm.tracing.working import used_as, working_dtype
 
 
 def trace_program(program: Callable[..., Any], inputs: tuple[Any, ...], label: str) -> Program:
@@ -60,8 +61,7 @@ class TracedProgram(Program):
 
         self._own = own
         self._closed = self._traced(program, run, arrays, given)
-        held_floats = [x for x in (*arrays.values(), *given.values(), *self._consts()) if is_float(x)]
-        self.dtype = working_dtype((self._own_dtype(x), np.size(x)) for x in held_floats)
+        self.dtype = working_dtype(self._floats())
         self.first = self.run()
 
     def _traced(self, program: Any, run: Any, arrays: dict[str, Any], given: dict[str, Any]) -> Any:
@@ -100,8 +100,15 @@ class TracedProgram(Program):
 
         return jax.tree_util.tree_map_with_path(one, held)
 
-    def _consts(self) -> list[Any]:
-        return [c for c in held_by(self._closed) if hasattr(c, "dtype")]
+    def _floats(self) -> Iterator[tuple[str, int]]:
+        """The dtype that each leaf counts as, and its number of elements."""
+        for (kind, _, x), var in zip(self._leaves, self._closed.jaxpr.invars, strict=True):
+            if is_float(x):
+                read = read_as(self._closed.jaxpr, var) if kind == "input" else ()
+                yield used_as(str(x.dtype), read), np.size(x)
+        for c in held_by(self._closed):
+            if hasattr(c, "dtype") and is_float(c):
+                yield self._own_dtype(c), np.size(c)
 
     def _own_dtype(self, x: Any) -> str:
         _, _, dtype = self._closed_over.get(id(x), (x, "", str(x.dtype)))

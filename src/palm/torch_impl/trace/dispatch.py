@@ -56,7 +56,6 @@ class Recorder(TorchDispatchMode):
         self.tensors = Tensors()
         self.twins: dict[int, tuple[Tensor, Tensor]] = {}
         self.leaves: list[Tensor] = []
-        self.given: list[Tensor] = []
         self.before: list[tuple[Tensor, Tensor]] = []
         self.path: list[str] = []
         self.forward: dict[int, Place | None] = {}
@@ -72,7 +71,6 @@ class Recorder(TorchDispatchMode):
 
     def input(self, x: Tensor, name: str, dtype: str) -> None:
         """Write down an input; `dtype` is the one it was given in."""
-        self.given.append(x)
         self.disturb(x)
         self.add(x, Operation("input", "input", tuple(x.shape), dtype, None, name))
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,9 +16,10 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from palm.torch_impl.trace.dispatch import Recorder, name_of
 from palm.torch_impl.trace.state import objects, promoted, restored
 from palm.torch_impl.trace.tensors import array_of
-from palm.tracing.operation import DTYPES, NOTHING, Change, Kind, Operation, Own, Run, working_dtype
+from palm.tracing.operation import DTYPES, NOTHING, Change, Kind, Own, Run
 from palm.tracing.program import Program, mapped, outputs_of
 from palm.tracing.randomness import random_numbers
+from palm.tracing.working import leaf_floats, working_dtype
 
 
 def trace_program(program: Callable[..., Any], inputs: tuple[Any, ...], label: str) -> Program:
@@ -46,8 +46,7 @@ class TracedProgram(Program):
         seen = self._looked(narrow=False)
         self._holds = [x for x in seen.leaves if name_of(x.dtype) in DTYPES]
         self._own = {id(x): name_of(x.dtype) for x in self._holds}
-        given = ((name_of(x.dtype), x.numel()) for x in seen.given if name_of(x.dtype) in DTYPES)
-        self.dtype = working_dtype((*given, *_held_floats(seen.operations)))
+        self.dtype = working_dtype(leaf_floats(seen.operations))
         self.first = self.run()
 
     def _looked(self, *, narrow: bool) -> Recorder:
@@ -101,29 +100,6 @@ class TracedProgram(Program):
         outputs = outputs_of(found)
         self.outputs = {name: recorder.value(x) for name, x in outputs.items()}
         return {name: array_of(x) for name, x in outputs.items()}
-
-
-def _held_floats(operations: Sequence[Operation]) -> Iterator[tuple[str, int]]:
-    """The dtype and the number of elements of what a program holds.
-
-    Nobody computes in a float64 table that is only cast to less: it counts as what it is cast to.
-    """
-    readers: dict[int, list[int]] = {}
-    for j, op in enumerate(operations):
-        for i in op.inputs:
-            readers.setdefault(i, []).append(j)
-
-    def reads(i: int) -> list[Operation]:
-        """What reads a value, seen through what only moves elements."""
-        found = ((operations[j], j) for j in readers.get(i, ()))
-        return [read for op, j in found for read in (reads(j) if op.moves else [op])]
-
-    for i, op in enumerate(operations):
-        if op.kind not in ("parameter", "constant") or op.dtype not in DTYPES:
-            continue
-        readings = reads(i) if op.dtype == "float64" else []
-        is_table = readings and all(read.op == "_to_copy" for read in readings)
-        yield (readings[0].dtype if is_table else op.dtype), math.prod(op.shape)
 
 
 def _parameters(modules: dict[str, nn.Module]) -> dict[int, tuple[Kind, str]]:
