@@ -44,7 +44,7 @@ ONE_SIDED = {
     "linear.py": {"normal"},
     "train.py": {"flushing_thread"},
     "wrapped.py": {"weight_dtypes", "check_taps"},
-    "trace/program.py": {"TracedProgram.prepare"},
+    "trace/program.py": {"TracedProgram.prepare", "TracedProgram.settle"},
 }
 # The ways each framework has of being called: no method of ours.
 CALLS = {"__init__", "__call__", "forward"}

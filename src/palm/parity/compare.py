@@ -116,8 +116,8 @@ def compare(
     a, b = (read_trace(side) if is_trace(side) else side for side in (a, b))
     foreign = [(callable(side) and not is_model(side)) or isinstance(side, Trace) for side in (a, b)]
     if all(foreign) or any(isinstance(side, Trace) for side in (a, b)):
-        with progress(0):
-            return compare_programs(*programs((a, b), inputs, frameworks))
+        with progress(0) as finished:
+            return compare_programs(*programs((a, b), inputs, frameworks, finished), on_step=finished)
     tokens = _only(inputs)
     for is_foreign, side, ours in zip(foreign, (a, b), (b, a), strict=True):
         if is_foreign:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from palm.errors import ProbeError
 from palm.tracing.operation import NOTHING, Change, Operation, Own, Run
 from palm.tracing.rounding import Rounding, exact, measured
 
@@ -46,10 +47,20 @@ class Program(ABC):
         """Run it once in its own precision."""
 
     def rounding(self) -> Rounding:
-        """The errors of its values: a run in its own precision, and three in float64 with rounding errors."""
+        """The errors of its values: a run in its own precision, and three in float64 with rounding errors.
+
+        Raises `ProbeError` if it does not run in its own precision.
+        """
         if self.dtype == "float64":
             return exact(len(self.operations))
-        return measured(self.run, self.own(), self.first, self.operations, self.outputs, self.dtype)
+        try:
+            own = self.own()
+        except Exception as error:
+            raise ProbeError(
+                f"{self.label} must run on its inputs in {self.dtype}, as it is; it raised "
+                f"{type(error).__name__}: {error}. Call it by itself on the same inputs first."
+            ) from error
+        return measured(self.run, own, self.first, self.operations, self.outputs, self.dtype)
 
     def again(self) -> Run:
         """Run it once more with other random numbers, unless it brings its own."""

@@ -30,13 +30,10 @@ _CASTS = frozenset(
 # What gives elements of its inputs as they are.
 _COPIES = _CASTS | frozenset(
     [
-        *("slice", "split", "index", "narrow", "select", "where", "select_n"),
-        *("masked_fill", "embedding", "gather", "take", "index_select", "cat", "concatenate", "stack"),
-        *("dynamic_slice", "dynamic_update_slice", "expand", "broadcast_to", "pad", "neg", "negative", "abs"),
+        *("slice", "split", "index", "narrow", "select", "where", "select_n", "masked_fill", "embedding"),
+        *("gather", "take", "index_select", "cat", "concatenate", "stack", "dynamic_slice", "expand", "roll"),
+        *("dynamic_update_slice", "broadcast_to", "pad", "neg", "negative", "abs", "relu", "max", "maximum"),
         *(
-            "relu",
-            "max",
-            "maximum",
             "min",
             "minimum",
             "clip",
@@ -44,25 +41,19 @@ _COPIES = _CASTS | frozenset(
             "reduce_max",
             "maximum.reduce",
             "tril",
+            "triu",
+            "sort",
+            "repeat",
         ),
-        *("triu", "sort", "repeat", "unbind", "chunk", "split_with_sizes", "arange", "iota", "zeros", "ones"),
-        *("full", "fill", "zero", "argmax", "sign", "write", "written", "copysign", "roll"),
+        *("unbind", "chunk", "split_with_sizes", "arange", "iota", "zeros", "ones", "full", "fill", "zero"),
+        *("argmax", "sign", "write", "written", "copysign"),
     ]
 )
 _MATMULS = frozenset(
-    (
-        "mm",
-        "bmm",
-        "addmm",
-        "baddbmm",
-        "matmul",
-        "dot_general",
-        "dot",
-        "einsum",
-        "tensordot",
-        "linear",
+    [
+        *("mm", "bmm", "addmm", "baddbmm", "matmul", "dot_general", "dot", "einsum", "tensordot", "linear"),
         "inner",
-    )
+    ]
 )
 
 
@@ -167,7 +158,7 @@ def _leaves(exact: Sequence[Operation], own: Own) -> dict[int, int]:
 
     def keys(operations: Sequence[Operation]) -> dict[object, int]:
         seen: Counter[object] = Counter()
-        found = {}
+        found: dict[object, int] = {}
         for i, op in enumerate(operations):
             if op.kind != "operation":
                 key = (op.kind, op.name, op.shape)

@@ -25,7 +25,7 @@ def used_as(own: str, read: Collection[str]) -> str:
     Nobody computes in a number that is only cast to less: it counts as what it is cast to.
     """
     only = next(iter(read)) if len(read) == 1 else own
-    return only if DTYPES.get(only, 0) > DTYPES[own] else own
+    return only if DTYPES.get(only, 0) > DTYPES.get(own, 0) else own
 
 
 def leaf_floats(operations: Sequence[Operation]) -> Iterator[tuple[str, int]]:

@@ -19,6 +19,7 @@ from palm.parity.programs.narrow import narrowed
 from palm.parity.programs.parameters import parameters
 from palm.parity.programs.parts import Part, Sides, ancestry, output_bound, outputs_apart, paired
 from palm.parity.programs.result import Divergence, ProgramComparison, Site, described, grouped
+from palm.parity.recording.recording import OnStep, quietly
 from palm.tracing.numbers import numbers_of
 from palm.tracing.operation import NOTHING, Change, Operation
 from palm.tracing.program import Program
@@ -32,15 +33,18 @@ _WORK = 200_000
 _CHAOS = 1e-2
 
 
-def compare_programs(a: Program, b: Program, *, precision: bool = True) -> ProgramComparison:
+def compare_programs(
+    a: Program, b: Program, *, precision: bool = True, on_step: OnStep = quietly
+) -> ProgramComparison:
     """Where two traced programs part in float64; if they do not, where one loses precision in its own.
 
-    Without `precision` the last is not asked.
+    Without `precision` the last is not asked. `on_step` is called with the name of each finished step.
     """
     for one, other in ((a, b), (b, a)):
         one.settle(numbers_of(other.operations, other.first.fingerprints))
     doubts = tuple(doubt for program in (a, b) for doubt in _undetermined(program))
-    search = _Search(a, b) if not doubts else None
+    search = _Search(a, b, on_step) if not doubts else None
+    on_step("aligned")
     bound = math.nan if search is None else output_bound(search.sides.alignment)
     if bound > _CHAOS:
         doubts = (f"rounding alone moves their outputs by {bound:.0e} of their size",)
@@ -106,8 +110,8 @@ def _furthest(a: Program, b: Program) -> float:
 class _Search:
     """Looks for one difference after the other, each with the earlier ones taken away."""
 
-    def __init__(self, a: Program, b: Program) -> None:
-        self.labels = (a.label, b.label)
+    def __init__(self, a: Program, b: Program, on_step: OnStep) -> None:
+        self.labels, self.on_step = (a.label, b.label), on_step
         self.changes: dict[str, Change] = {"a": NOTHING, "b": NOTHING}
         self.start = aligned(a, b)
         self.sides = Sides(self.start)
@@ -130,7 +134,9 @@ class _Search:
 
     def divergences(self) -> Iterator[Divergence]:
         """The places where the programs part, as they are found."""
-        for _ in range(_MOST):
+        for number in range(_MOST):
+            if number:
+                self.on_step(f"place {number}")
             part = self.sides.first_part()
             if part is None or self.left < 0:
                 return

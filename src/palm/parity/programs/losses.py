@@ -112,10 +112,11 @@ class Precisions:
         mine = program.operations[at]
         theirs = next((self.programs[1 - k].operations[j] for j in self.counterparts[k][at]), None)
         pair: tuple[Operation | None, Operation | None] = (mine, theirs) if k == 0 else (theirs, mine)
-        sites = [None if op is None else Site.of(op) for op in pair]
+        a, b = (None if op is None else Site.of(op) for op in pair)
         found = self.roundings[k]
         return Divergence(
-            *sites,
+            a,
+            b,
             cause=f"precision lost in {found.dtype}",
             sentence=self.sentence(k, at, output),
             distance=float(found.error[output]),

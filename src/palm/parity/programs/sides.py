@@ -10,6 +10,7 @@ from palm.backends import is_model, model_of
 from palm.parity.label import label_of
 from palm.parity.programs.kinds import Framework, framework_of, traced_program
 from palm.parity.programs.trace import RecordedProgram, Trace, record_trace
+from palm.parity.recording.recording import OnStep, quietly
 from palm.tracing.program import Program
 
 
@@ -26,9 +27,15 @@ def trace(program: Any, *inputs: Any, framework: Framework | None = None) -> Tra
 
 
 def programs(
-    sides: tuple[Any, Any], inputs: tuple[Any, ...], frameworks: Sequence[Framework | None]
+    sides: tuple[Any, Any],
+    inputs: tuple[Any, ...],
+    frameworks: Sequence[Framework | None],
+    on_step: OnStep = quietly,
 ) -> tuple[Program, Program]:
-    """Both sides, each run once; a trace stands for its program. Labels that look alike are told apart."""
+    """Both sides, each run once; a trace stands for its program. Labels that look alike are told apart.
+
+    `on_step` is called with the name of each finished step.
+    """
     known = [
         None if isinstance(side, Trace) else framework or framework_of(side, inputs)
         for side, framework in zip(sides, frameworks, strict=True)
@@ -37,10 +44,11 @@ def programs(
     if names[0].casefold() == names[1].casefold():
         kinds = [kind or "trace" for kind in known] if known[0] != known[1] else ["a", "b"]
         names = [f"{name} ({kind})" for name, kind in zip(names, kinds, strict=True)]
-    one, other = (
-        RecordedProgram(replace(side, label=label))
-        if isinstance(side, Trace)
-        else traced_program(side, inputs, label=label, framework=framework)
-        for side, label, framework in zip(sides, names, known, strict=True)
-    )
-    return one, other
+    found: list[Program] = []
+    for side, label, framework in zip(sides, names, known, strict=True):
+        if isinstance(side, Trace):
+            found.append(RecordedProgram(replace(side, label=label)))
+        else:
+            found.append(traced_program(side, inputs, label=label, framework=framework))
+        on_step(f"traced {label}")
+    return found[0], found[1]

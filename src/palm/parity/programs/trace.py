@@ -176,8 +176,16 @@ def _trace_of(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Tra
     if not fits:
         raise BundleError("a trace must have a fingerprint of each operation; this has not. Record again.")
     label, dtype = str(about["label"]), str(about["dtype"])
-    measured = (arrays[name] for name in ("fingerprints", "moved", "rounding"))
-    return Trace(label, dtype, operations, *measured, outputs, results)
+    return Trace(
+        label=label,
+        dtype=dtype,
+        operations=operations,
+        fingerprints=arrays["fingerprints"],
+        moved=arrays["moved"],
+        rounding=arrays["rounding"],
+        outputs=outputs,
+        results=results,
+    )
 
 
 def operation_of(plain: Mapping[str, Any], index: int) -> Operation:
