@@ -143,9 +143,11 @@ class _Search:
             if self.is_recorded:  # what takes another run is not known
                 yield self.first_places(part)
                 return
-            part = narrowed(self.sides, part, self.put_in, lambda *change, p=part: self.meets(p, *change))
-            yield self.explained(part)
-            if not self.pass_by(part):
+            whole = part
+            part = narrowed(self.sides, part, self.put_in, lambda *change, p=whole: self.meets((p,), *change))
+            told, change = self.explained(part, whole)
+            yield told
+            if not self.pass_by(part, change):
                 return
 
     def first_places(self, part: Part) -> Divergence:
@@ -163,21 +165,25 @@ class _Search:
         a, b = (None if op is None else Site.of(op) for op in (one, two))
         return Divergence(a, b, None if cause is None else cause.kind, sentence, distance)
 
-    def explained(self, part: Part) -> Divergence:
-        """One difference in words. One that is met again, in the next block say, has the same cause."""
-        key = self.key(part)
+    def explained(self, part: Part, whole: Part) -> tuple[Divergence, tuple[str, Change] | None]:
+        """One difference in words, and the change that proves its cause.
+
+        One that is met again, in the next block say, has the same cause. `whole`: the difference before it
+        was narrowed: where it ends, the sides meet too.
+        """
+        key, change = self.key(part), None
         if key not in self.known:
-            found = gathered(self.sides, part, lambda which, change: self.meets(part, which, change))
-            self.known[key] = self.told(found, cause_of(found))
-        return self.known[key]
+            ends = (part, whole)
+            found = gathered(self.sides, part, lambda which, change: self.meets(ends, which, change))
+            cause = cause_of(found)
+            self.known[key] = self.told(found, cause)
+            change = None if cause is None else cause.proof
+        return self.known[key], change
 
     def key(self, part: Part) -> object:
         """Equal for the same operations on the same lines, with the same numbers."""
         pairs = ((part.entry_a, part.end_a, self.sides.a), (part.entry_b, part.end_b, self.sides.b))
-        ops = [side.operations[end if entry is None else entry] for entry, end, side in pairs]
-        return tuple(
-            (op.op, op.shape, op.constants, op.place and (op.place.file, op.place.line)) for op in ops
-        )
+        return tuple(_what(side.operations[end if entry is None else entry]) for entry, end, side in pairs)
 
     def told(self, found: Evidence, cause: Cause | None) -> Divergence:
         """What is shown of a difference: the operations that the cause is about, or the entries."""
@@ -196,38 +202,65 @@ class _Search:
         changed = replace(side, run=side.program.run(change))
         return (changed, now.b) if which == "a" else (now.a, changed)
 
-    def meets(self, part: Part, which: str, change: Change) -> bool:
-        """Whether a change makes the two ends one."""
+    def meets(self, parts: tuple[Part, ...], which: str, change: Change) -> bool:
+        """Whether a change makes the two ends of one of the parts one."""
         if self.left < 0:
             return False
-        before = self.changes[which]
-        whole = Change({}, {**before.values, **change.values}, {**before.constants, **change.constants})
         try:
-            a, b = self.rerun(which, whole)
+            a, b = self.rerun(which, self.merged(which, change))
         except Exception:  # a number that the operation does not take
             return False
-        return part.end_b in counterparts(a, part.end_a, b)
+        return any(part.end_b in counterparts(a, part.end_a, b) for part in parts)
 
-    def pass_by(self, part: Part) -> bool:
-        """Put the other side's value in the place of one side's, so that what follows can be compared."""
+    def merged(self, which: str, change: Change) -> Change:
+        """A change of one side after those that were made before.
+
+        A line that computes the same several times, in each block say, is changed each time.
+        """
+        before, side = self.changes[which], getattr(self.sides.alignment, which)
+        values = {j: x for i, x in change.values.items() for j in repeated(side, i)}
+        constants = {j: x for i, x in change.constants.items() for j in repeated(side, i)}
+        return Change({}, {**before.values, **values}, {**before.constants, **constants})
+
+    def pass_by(self, part: Part, proof: tuple[str, Change] | None) -> bool:
+        """Make one side as the other is, so that what follows can be compared."""
+        return any(self.changed(which, change) for which, change in self.ways_past(part, proof))
+
+    def ways_past(self, part: Part, proof: tuple[str, Change] | None) -> Iterator[tuple[str, Change]]:
+        """The change that proves the cause; else the other side's value in the place of one side's."""
+        if proof is not None:
+            yield proof
         which = self.put_in
         other, mine, theirs = ("b", part.end_a, part.end_b) if which == "a" else ("a", part.end_b, part.end_a)
         source: Traced = getattr(self.sides.alignment, other)
         target: Traced = getattr(self.sides.alignment, which)
         value = source.program.run(self.changes[other], values=[theirs]).values[theirs]
         shape = target.operations[mine].shape
-        if value.size != math.prod(shape):
+        if value.size == math.prod(shape):
+            for seen in (*layouts(value, shape), value.reshape(shape)):
+                yield which, Change(values={mine: seen})
+
+    def changed(self, which: str, change: Change) -> bool:
+        """Change one side for good if less is part of a difference then."""
+        whole = self.merged(which, change)
+        changes = {**self.changes, which: whole}
+        sides = Sides(Alignment.of(*self.rerun(which, whole)), changes["a"], changes["b"])
+        if sides.open >= self.sides.open:
             return False
-        for seen in (*layouts(value, shape), value.reshape(shape)):
-            old = self.changes[which]
-            change = Change({}, {**old.values, mine: seen}, old.constants)
-            a, b = self.rerun(which, change)
-            changes = {**self.changes, which: change}
-            sides = Sides(Alignment.of(a, b), changes["a"], changes["b"])
-            if sides.open < self.sides.open:
-                self.sides, self.changes = sides, changes
-                return True
-        return False
+        self.sides, self.changes = sides, changes
+        return True
+
+
+def repeated(side: Traced, index: int) -> list[int]:
+    """The operations that compute what another does, on its line: itself too."""
+    what, rows = _what(side.operations[index]), side.run.fingerprints
+    same = np.flatnonzero((rows == rows[index]).all(axis=1))
+    return [i for i in {index, *map(int, same)} if _what(side.operations[i]) == what]
+
+
+def _what(op: Operation) -> object:
+    """An operation with its line and its numbers."""
+    return op.op, op.shape, op.constants, op.place and (op.place.file, op.place.line)
 
 
 def _fraction(side: Traced, need: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,22 @@ class Evidence:
         """How far the ends are apart, relative to themselves."""
         return distance(self.end_a, self.end_b)
 
+    def sides(self) -> Iterator[tuple[str, Half, Half]]:
+        """Each half with its name in `meets` and the other half."""
+        yield "a", self.a, self.b
+        yield "b", self.b, self.a
+
+    def group(self, half: Half, i: int) -> int:
+        """The class of a value; -1 where the other side has none that is equal."""
+        return int((self.class_a if half is self.a else self.class_b)[i])
+
+    def common(self) -> Iterator[tuple[int, int]]:
+        """The values that both halves read, each in a and in b."""
+        for i in self.a.reads:
+            same = [j for j in self.b.reads if self.class_b[j] == self.class_a[i] >= 0]
+            if same:
+                yield i, same[0]
+
 
 def gathered(sides: Sides, part: Part, meets: Callable[[str, Change], bool]) -> Evidence:
     """The evidence of one difference: one more run of each side."""
@@ -74,7 +90,7 @@ def gathered(sides: Sides, part: Part, meets: Callable[[str, Change], bool]) -> 
         reads = sorted({j for i in region for j in side.operations[i].inputs if not need[j]})
         behind = _behind(side, reads)
         wanted = {*region, *reads, *behind, end}
-        side.program.prepare(region)
+        side.program.prepare([*region, *reads])
         run = side.program.run(change, values=wanted)
         halves.append(
             Half(

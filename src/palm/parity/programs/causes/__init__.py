@@ -7,15 +7,23 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from palm.parity.programs.causes.cause import Cause
-from palm.parity.programs.causes.operations import added, mask, operations, rounding, whole
+from palm.parity.programs.causes.operations import (
+    added,
+    exchanged,
+    mask,
+    operations,
+    reordered,
+    rounding,
+    whole,
+)
 from palm.parity.programs.causes.order import another, arrangement, operand
 from palm.parity.programs.causes.values import constants, factor, function, leaf
 from palm.parity.programs.evidence import Evidence
 
 # The order is that of how much each says: what is proved by a number comes before what is only counted.
 _TESTS: tuple[Callable[[Evidence], Iterator[Cause]], ...] = (
-    *(leaf, rounding, mask, function, constants, factor),
-    *(arrangement, operand, whole, added, another, operations),
+    *(leaf, rounding, mask, function, constants, added, factor),
+    *(arrangement, exchanged, reordered, operand, whole, another, operations),
 )
 
 

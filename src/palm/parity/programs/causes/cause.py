@@ -11,6 +11,7 @@ import numpy as np
 from palm.parity.programs.evidence import Half
 from palm.parity.programs.layout import distance, layouts
 from palm.parity.programs.words import family
+from palm.tracing.operation import Change
 
 # Values that are equal in exact arithmetic are so to this in float64, through a few operations.
 EQUAL = 1e-8
@@ -29,18 +30,26 @@ _MOST_SLICES = 4096
 class Cause:
     """Why two programs part: `kind` in a few words for a program, `text` in the user's words.
 
-    `at_a`, `at_b`: the operations that it is about, where these are not the entries.
+    `at_a`, `at_b`: the operations that it is about, where these are not the entries. `proof`: the change of a
+    side, "a" or "b", after which the two meet.
     """
 
     kind: str
     text: str
     at_a: int | None = None
     at_b: int | None = None
+    proof: tuple[str, Change] | None = None
 
 
 def equal(x: np.ndarray, y: np.ndarray) -> bool:
     """Whether two arrays hold the same numbers in the same order, to rounding."""
     return x.size == y.size and distance(x.ravel(), y.ravel()) < EQUAL
+
+
+def in_shape(x: np.ndarray, like: np.ndarray) -> np.ndarray | None:
+    """x in the shape of another value, if it has as many elements on the same axes."""
+    axes = [tuple(n for n in v.shape if n > 1) for v in (x, like)]
+    return x.reshape(like.shape) if axes[0] == axes[1] else None
 
 
 def relation(x: np.ndarray, y: np.ndarray) -> str | None:

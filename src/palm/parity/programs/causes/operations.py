@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import numpy as np
 
-from palm.parity.programs.causes.cause import EQUAL, Cause, relation
+from palm.parity.programs.causes.cause import EQUAL, Cause, in_shape, relation, value_name
 from palm.parity.programs.evidence import Evidence, Half
-from palm.parity.programs.layout import distance
+from palm.parity.programs.layout import distance, layouts
 from palm.parity.programs.words import family
+from palm.tracing.operation import Change, Operation
 
 # Operations that compute nothing.
 _BOOKKEEPING = {
@@ -22,6 +24,8 @@ _CASTS = {"astype", "_to_copy", "convert_element_type"}
 # Scores below this are hidden.
 _HIDDEN = -1e4
 _MOST_NAMES = 6
+# So many values are put in the place of others.
+_TRIES = 32
 
 
 def rounding(found: Evidence) -> Iterator[Cause]:
@@ -38,12 +42,26 @@ def mask(found: Evidence) -> Iterator[Cause]:
     x, y = found.end_a, found.end_b
     if x.shape != y.shape:
         return
-    hidden_a, hidden_b = (np.nan_to_num(v, neginf=-1e300) <= _HIDDEN for v in (x, y))
+    hidden_a, hidden_b = (_hides(v) for v in (x, y))
     both = ~hidden_a & ~hidden_b
     if not np.array_equal(hidden_a, hidden_b) and both.any() and distance(x[both], y[both]) < EQUAL:
         of_a, of_b = hidden_a.mean(), hidden_b.mean()
         text = f"{found.a.label} hides {of_a:.0%} of the entries, {found.b.label} {of_b:.0%}"
-        yield Cause("other mask", text)
+        yield Cause("other mask", text, _hiding(found.a, found.a.end), _hiding(found.b, found.b.end))
+
+
+def _hides(x: np.ndarray) -> np.ndarray:
+    """Which scores are so low that nothing is left of them."""
+    return np.nan_to_num(x, neginf=-1e300) <= _HIDDEN
+
+
+def _hiding(half: Half, i: int) -> int:
+    """The operation of a region in which it is decided which entries of a value are hidden."""
+    own = [j for j in half.operations[i].inputs if j in half.region]
+    low = [j for j in own if half.values[j].size > 1 and _hides(half.values[j]).any()]
+    if low:
+        return _hiding(half, low[0])
+    return next((j for j in own if half.operations[j].dtype == "bool"), i)
 
 
 def whole(found: Evidence) -> Iterator[Cause]:
@@ -54,24 +72,147 @@ def whole(found: Evidence) -> Iterator[Cause]:
 
 
 def added(found: Evidence) -> Iterator[Cause]:
-    """One side changes a value by an operation that the other side reads as it is."""
-    sides = (found.a, found.b, found.class_a, found.class_b), (found.b, found.a, found.class_b, found.class_a)
-    for half, other, mine, theirs in sides:
-        if half.entry is None or other.entry is None:
-            continue
-        first, target = half.operations[half.entry], other.operations[other.entry]
-        if family(first.op) in {family(target.op), *_BOOKKEEPING} or first.kind != "operation":
-            continue
-        common = {int(mine[i]) for i in first.inputs} & {int(theirs[j]) for j in target.inputs} - {-1}
-        same = [i for i in half.region if family(half.operations[i].op) == family(target.op)]
-        if common and any(half.entry in _roots(half, i) for i in same if i != half.entry):
-            what = " ".join([family(first.op), *(f"{x:.7g}" for x in first.constants[-1:])])
-            text = f"{half.label} applies {what} before {family(target.op)}, {other.label} does not"
-            # What is missing has no line of its own: the value that should have been changed is shown.
-            unchanged = _source(other, next(j for j in target.inputs if theirs[j] in common))
-            at = (half.entry, unchanged)
-            yield Cause(f"added operation: {what}", text, *(at if half is found.a else at[::-1]))
+    """One side changes a value that the other takes as it is: without these operations, the sides meet."""
+    shared = [{i for i, _ in found.common()}, {j for _, j in found.common()}]
+    for (which, half, other), common in zip(found.sides(), shared, strict=True):
+        for p, j in itertools.islice(_detours(half, common), _TRIES):
+            x, y = half.values[j], half.values[p]
+            change = Change(values={p: x.reshape(y.shape)})
+            if not found.meets(which, change):
+                continue
+            ops = [half.operations[i] for i in half.region if i in _between(half, j, p)]
+            kind, what = _told([op for op in ops if not op.moves], x, y)
+            unchanged = _unchanged(found, half, other, p, j)
+            at = (p, unchanged) if which == "a" else (unchanged, p)
+            text = f"{half.label} applies {what} to {value_name(half, j)}, {other.label} does not"
+            yield Cause(kind, text, *at, (which, change))
             return
+
+
+def _told(ops: list[Operation], x: np.ndarray, y: np.ndarray) -> tuple[str, str]:
+    """What operations make y of x, as the kind of a cause and in a sentence."""
+    ops = [op for op in ops if family(op.op) not in _BOOKKEEPING] or ops[-1:]
+    names = ", ".join(dict.fromkeys(family(op.op) for op in ops))
+    if len(ops) > 1:
+        return f"added operations: {names}", names
+    c = float(np.sum(x * y.reshape(x.shape)) / np.sum(x * x))
+    if distance(c * x.ravel(), y.ravel()) < EQUAL:
+        return f"times {c:.7g}", f"a factor of {c:.7g}"
+    what = " ".join([names, *(f"{number:.7g}" for number in ops[0].constants[-1:])])
+    return f"added operation: {what}", what
+
+
+def _detours(half: Half, common: set[int]) -> Iterator[tuple[int, int]]:
+    """A value of the region and one of its shape that it was made of: by one operation, then by more."""
+    own = [p for p in half.region if not half.operations[p].moves and half.operations[p].kind == "operation"]
+    direct = [(p, j) for p in own for j in half.operations[p].inputs]
+    longer = [(p, j) for p in own for j in sorted(common) if j not in half.operations[p].inputs]
+    for p, j in (*direct, *longer):
+        put = in_shape(half.values[j], half.values[p]) if j in half.values else None
+        if (
+            put is not None
+            and put.size > 1
+            and _between(half, j, p)
+            and distance(put, half.values[p]) > EQUAL
+        ):
+            yield p, j
+
+
+def _between(half: Half, j: int, p: int) -> set[int]:
+    """The operations of a region on the ways from a value to another: without the one, with the other."""
+    after = {j}
+    for i in half.region:
+        if i <= p and after & set(half.operations[i].inputs):
+            after.add(i)
+    if p not in after:
+        return set()
+    before = {p}
+    for i in reversed(half.region):
+        if any(i in half.operations[k].inputs for k in before):
+            before.add(i)
+    return (after & before) - {j}
+
+
+def _unchanged(found: Evidence, half: Half, other: Half, p: int, j: int) -> int | None:
+    """What to show of the side that does not change a value: where it is made, or where it is read.
+
+    What is missing has no line of its own. It belongs beside what it stands beside on the other side: the
+    one that shares more of its lines and callers.
+    """
+    group = found.group(half, j)
+    made = next((i for i in other.reads if found.group(other, i) == group >= 0), None)
+    if made is None:
+        return None
+    read = next(i for i in other.region if made in other.operations[i].inputs)
+    reader = next((half.operations[i] for i in half.region if p in half.operations[i].inputs), None)
+    lines = _lines(half.operations[p])
+    beside_made = len(lines & _lines(half.operations[j]))
+    beside_read = 0 if reader is None else len(lines & _lines(reader))
+    return _source(other, made) if beside_made > beside_read else read
+
+
+def _lines(op: Operation) -> set[tuple[str, int]]:
+    """The line of an operation and those of its callers."""
+    return set() if op.place is None else {(op.place.file, op.place.line), *op.place.callers}
+
+
+def exchanged(found: Evidence) -> Iterator[Cause]:
+    """Another operation is applied to the same values: with the other side's result, the sides meet."""
+    groups_b: dict[frozenset[int], list[int]] = defaultdict(list)
+    for j in found.b.region:
+        groups_b[_groups(found, found.b, j)].append(j)
+    for i in found.a.region:
+        group, one = _groups(found, found.a, i), found.a.operations[i]
+        for j in groups_b[group] if group and -1 not in group else ():
+            two = found.b.operations[j]
+            pair = family(one.op), family(two.op)
+            if pair[0] == pair[1] or {*pair} & _BOOKKEEPING:
+                continue
+            seen = layouts(found.b.values[j], found.a.values[i].shape)
+            changes = (Change(values={i: put}) for put in seen)
+            change = next((x for x in changes if found.meets("a", x)), None)
+            if change is not None:
+                text = f"{found.a.label} computes {pair[0]} where {found.b.label} computes {pair[1]}"
+                yield Cause(f"other operation: {pair[0]} for {pair[1]}", text, i, j, ("a", change))
+                return
+
+
+def _groups(found: Evidence, half: Half, i: int) -> frozenset[int]:
+    return frozenset(found.group(half, j) for j in half.operations[i].inputs)
+
+
+def reordered(found: Evidence) -> Iterator[Cause]:
+    """Two operations come in another order: with the other side's result of both, the sides meet."""
+    for first, second in _chains(found.a):
+        one, two = (found.a.operations[i] for i in (first, second))
+        group = _groups(found, found.a, first)
+        for second_b, first_b in _chains(found.b):
+            names = [family(found.b.operations[j].op) for j in (second_b, first_b)]
+            inverse = names[1] == f"inverse {family(one.op)}"
+            same = (
+                names[0] == family(two.op)
+                and (inverse or names[1] == family(one.op))
+                and names[0] != names[1]
+            )
+            if not same or _groups(found, found.b, second_b) != group or -1 in group:
+                continue
+            value = found.b.values[first_b]
+            for put in layouts(1 / value if inverse else value, found.a.values[second].shape):
+                change = Change(values={second: put})
+                if found.meets("a", change):
+                    order = f"{family(one.op)} before {family(two.op)}"
+                    told = " ".join([order, *(f"{x:.7g}" for x in two.constants[-1:])])
+                    text = f"{found.a.label} applies {told}, {found.b.label} after it"
+                    yield Cause(f"other order: {order}", text, first, second_b, ("a", change))
+                    return
+
+
+def _chains(half: Half) -> Iterator[tuple[int, int]]:
+    """Pairs of operations of a region of which the second reads the first's result."""
+    for i in half.region:
+        for j in half.operations[i].inputs:
+            if j in half.region:
+                yield j, i
 
 
 def operations(found: Evidence) -> Iterator[Cause]:
@@ -91,13 +232,3 @@ def _source(half: Half, i: int) -> int:
     """The operation that computed a value, seen through what only moves elements or changes their dtype."""
     op = half.operations[i]
     return _source(half, op.inputs[0]) if len(op.inputs) == 1 and (op.moves or op.op in _CASTS) else i
-
-
-def _roots(half: Half, i: int) -> set[int]:
-    """The inputs of an operation, seen through what only moves elements."""
-    found: set[int] = set()
-    for j in half.operations[i].inputs:
-        found.add(j)
-        if half.operations[j].moves or half.operations[j].op in _CASTS:
-            found |= _roots(half, j)
-    return found

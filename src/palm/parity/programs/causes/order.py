@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from palm.parity.programs.causes.cause import Cause, relation, value_name
+from palm.parity.programs.causes.cause import EQUAL, Cause, in_shape, relation, value_name
 from palm.parity.programs.evidence import Evidence
-from palm.parity.programs.layout import same_places
+from palm.parity.programs.layout import distance, layouts, same_places
 from palm.parity.programs.words import family
 from palm.tracing.operation import Change
 
@@ -19,11 +19,10 @@ _TRIES = 60
 
 def arrangement(found: Evidence) -> Iterator[Cause]:
     """A value that both sides read has its elements in other places; followed back to where that begins."""
-    for i in found.a.reads:
-        same = [j for j in found.b.reads if found.class_b[j] == found.class_a[i] >= 0]
-        if not same or not _is_odd(found, i, same[0]):
+    for i, j in found.common():
+        if not (_is_odd(found, i, j) or _is_turned(found, i, j)):
             continue
-        at_a, at_b = _origin(found, i, same[0])
+        at_a, at_b = _origin(found, i, j)
         one, two = found.a.operations[at_a], found.b.operations[at_b]
         named = f"{value_name(found.a, at_a)} of {found.a.label}"
         if one.kind != "operation" and two.kind != "operation":
@@ -65,25 +64,21 @@ def operand(found: Evidence) -> Iterator[Cause]:
 
 def another(found: Evidence) -> Iterator[Cause]:
     """One side computes the same of another value: with the other side's in its place, they meet."""
-    for which, half, other in (("a", found.a, found.b), ("b", found.b, found.a)):
-        mine, theirs = (found.class_a, found.class_b) if which == "a" else (found.class_b, found.class_a)
-        own = {int(mine[i]) for i in half.reads}
-        candidates = [j for j in other.reads if int(theirs[j]) not in own and other.values[j].size > 1]
+    for which, half, other in found.sides():
+        own = {found.group(half, i) for i in half.reads}
+        candidates = [j for j in other.reads if found.group(other, j) not in own and other.values[j].size > 1]
         tries = itertools.islice(itertools.product(half.region, candidates), _TRIES)
         for p, j in tries:
-            put = _in_shape(other.values[j], half.values[p])
-            if put is not None and p != half.end and found.meets(which, Change(values={p: put})):
+            put = in_shape(other.values[j], half.values[p])
+            if put is None or p == half.end:
+                continue
+            change = Change(values={p: put})
+            if found.meets(which, change):
                 one, two = value_name(half, p), value_name(other, j)
                 at_a, at_b = (p, j) if which == "a" else (j, p)
                 text = f"{half.label} reads {one} where {other.label} reads {two}"
-                yield Cause("other operand", text, at_a, at_b)
+                yield Cause("other operand", text, at_a, at_b, (which, change))
                 return
-
-
-def _in_shape(x: np.ndarray, like: np.ndarray) -> np.ndarray | None:
-    """x in the shape of another value, if it has as many elements on the same axes."""
-    axes = [tuple(n for n in v.shape if n > 1) for v in (x, like)]
-    return x.reshape(like.shape) if axes[0] == axes[1] else None
 
 
 def _is_odd(found: Evidence, i: int, j: int) -> bool:
@@ -92,6 +87,19 @@ def _is_odd(found: Evidence, i: int, j: int) -> bool:
     if x is None or y is None or x.size < 4 or x.size != y.size or float(np.ptp(x)) == 0:
         return False
     return not same_places(y, x)
+
+
+def _is_turned(found: Evidence, i: int, j: int) -> bool:
+    """Whether two equal values have two axes of one length each the other way round.
+
+    That may be a layout, as of a transposed square matrix, or other mathematics. It is the latter if the
+    sides meet once the axes are as the other side has them.
+    """
+    x, y = found.a.values.get(i), found.b.values.get(j)
+    if x is None or y is None or x.size < 4 or x.size != y.size:
+        return False
+    others = (seen for seen in layouts(y, x.shape) if distance(seen, x) > EQUAL)
+    return any(found.meets("a", Change(values={i: seen})) for seen in others)
 
 
 def _origin(found: Evidence, i: int, j: int) -> tuple[int, int]:
@@ -104,6 +112,9 @@ def _origin(found: Evidence, i: int, j: int) -> tuple[int, int]:
         *((i, q) for q in back_b.inputs if back_b.moves),
     ]
     for p, q in before:
-        if found.class_a[p] == found.class_b[q] >= 0 and _is_odd(found, p, q):
+        if not found.class_a[p] == found.class_b[q] >= 0:
+            continue
+        # What is computed has its axes in order; what moves elements may turn them.
+        if _is_odd(found, p, q) or (found.a.operations[p].moves and _is_turned(found, p, q)):
             return _origin(found, p, q)
     return i, j

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from palm.parity.programs.activations import Made
+from palm.parity.programs.activations import ACTIVATIONS, Made
 from palm.parity.programs.causes.cause import EQUAL, Cause, relation, value_name
 from palm.parity.programs.evidence import Evidence, Half
 from palm.parity.programs.layout import distance
@@ -16,6 +16,7 @@ from palm.tracing.operation import Change, Operation
 
 # So many numbers of one side are replaced, each by so many of the other side's.
 _NUMBERS, _OTHERS = 12, 8
+_NEUTRAL = (0.0, 1.0)
 
 
 def leaf(found: Evidence) -> Iterator[Cause]:
@@ -36,22 +37,35 @@ def leaf(found: Evidence) -> Iterator[Cause]:
 
 
 def constants(found: Evidence) -> Iterator[Cause]:
-    """One number is another one: putting the one in the other's place makes the sides meet."""
-    for which, half, other in (("a", found.a, found.b), ("b", found.b, found.a)):
+    """One number is another one: putting the one in the other's place makes the sides meet.
+
+    0 and 1 must do so both ways: in the place of a divisor, say, 1 only takes the division away.
+    """
+    for which, half, other in found.sides():
         mine, theirs = _numbers(half), _numbers(other)
         only = [n for n in mine if not _has(theirs, n[2])][:_NUMBERS]
         candidates = dict.fromkeys(n[2] for n in theirs if not _has(mine, n[2]))
-        for i, k, x in only:
-            for y in list(candidates)[:_OTHERS]:
-                numbers = list(half.operations[i].constants)
-                numbers[k] = y
-                if found.meets(which, Change(constants={i: tuple(numbers)})):
-                    holder = next(j for j, _, z in theirs if z == y)
-                    pair = ((i, x), (holder, y)) if which == "a" else ((holder, y), (i, x))
-                    (at_a, of_a), (at_b, of_b) = pair
-                    text = f"{found.a.label} has the number {of_a:.10g} where {found.b.label} has {of_b:.10g}"
-                    yield Cause(f"other constant: {of_a:.10g} for {of_b:.10g}", text, at_a, at_b)
-                    return
+        for (i, k, x), y in itertools.product(only, list(candidates)[:_OTHERS]):
+            change = _with_number(half, i, k, y)
+            if not found.meets(which, change):
+                continue
+            back = "b" if which == "a" else "a"
+            holders = ((j, n) for j, n, z in theirs if z == y)
+            for holder, n in holders:
+                if y in _NEUTRAL and not found.meets(back, _with_number(other, holder, n, x)):
+                    continue
+                pair = ((i, x), (holder, y)) if which == "a" else ((holder, y), (i, x))
+                (at_a, of_a), (at_b, of_b) = pair
+                text = f"{found.a.label} has the number {of_a:.10g} where {found.b.label} has {of_b:.10g}"
+                yield Cause(f"other constant: {of_a:.10g} for {of_b:.10g}", text, at_a, at_b, (which, change))
+                return
+
+
+def _with_number(half: Half, i: int, k: int, x: float) -> Change:
+    """The operation i with x in the place of its k-th number."""
+    numbers = list(half.operations[i].constants)
+    numbers[k] = x
+    return Change(constants={i: tuple(numbers)})
 
 
 def told_constant(one: Operation, two: Operation, labels: tuple[str, str]) -> Cause | None:
@@ -66,15 +80,17 @@ def told_constant(one: Operation, two: Operation, labels: tuple[str, str]) -> Ca
 
 def factor(found: Evidence) -> Iterator[Cause]:
     """A value is one of the other side's, times a number: with the factor taken away, the sides meet."""
-    for which, half, other in (("a", found.a, found.b), ("b", found.b, found.a)):
+    for which, half, other in found.sides():
         for p, q in itertools.product(half.region, (*other.region, *other.reads)):
             c = _factor(half.fingerprints[p], other.fingerprints[q])
             if c is None or half.values[p].size != other.values[q].size:
                 continue
-            if any(found.meets(which, Change(values={p: half.values[p] * sign / c})) for sign in (1, -1)):
+            changes = (Change(values={p: half.values[p] * sign / c}) for sign in (1, -1))
+            change = next((x for x in changes if found.meets(which, x)), None)
+            if change is not None:
                 text = f"{value_name(half, p)} in {half.label} is {value_name(other, q)} in {other.label}"
                 at_a, at_b = (p, q) if which == "a" else (q, p)
-                yield Cause(f"times {c:.7g}", f"{text} times {c:.7g}", at_a, at_b)
+                yield Cause(f"times {c:.7g}", f"{text} times {c:.7g}", at_a, at_b, (which, change))
                 return
 
 
@@ -88,17 +104,18 @@ def _factor(x: np.ndarray, y: np.ndarray) -> float | None:
 
 
 def function(found: Evidence) -> Iterator[Cause]:
-    """Another function is applied to each element."""
-    for i in found.a.reads:
-        same = [j for j in found.b.reads if found.class_b[j] == found.class_a[i] >= 0]
-        if not same:
-            continue
+    """Another function is applied to each element: with the other side's, they meet."""
+    for i, j in found.common():
         in_a = _functions(found.a, i)
-        in_b = _functions(found.b, same[0]) if in_a else []
-        for (p, one), (q, two) in itertools.product(in_a, reversed(in_b)):
-            if one != two and found.a.values[p].size == found.b.values[q].size:
+        names_b = dict.fromkeys(name for _, name in reversed(_functions(found.b, j))) if in_a else {}
+        for (p, one), two in itertools.product(in_a, names_b):
+            if one == two:
+                continue
+            put = ACTIVATIONS[two](found.a.values[i].reshape(found.a.values[p].shape))
+            change = Change(values={p: put})
+            if found.meets("a", change):
                 text = f"{found.a.label} applies {one} where {found.b.label} applies {two}"
-                yield Cause(f"{one} for {two}", text)
+                yield Cause(f"{one} for {two}", text, proof=("a", change))
                 return
 
 
