@@ -32,6 +32,13 @@ _FAMILIES = {
     "greater than": "gt greater",
     "greater or equal": "ge greater_equal",
 }
+# Operations that compute nothing.
+BOOKKEEPING = {
+    *("arange", "iota", "tri", "fill", "zeros", "zeros_like", "new_zeros", "empty", "empty_like", "constant"),
+    *("astype", "convert_element_type", "_to_copy", "copy", "copy_", "scalar_tensor", "write", "written"),
+    *("slice", "index", "lookup", "unbind", "concatenate", "broadcast_in_dim", "expand"),
+}
+CASTS = {"astype", "_to_copy", "convert_element_type"}
 _FAMILY = {name: family for family, names in _FAMILIES.items() for name in names.split()}
 
 

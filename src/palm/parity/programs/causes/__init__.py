@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from palm.parity.programs.causes.added import added
 from palm.parity.programs.causes.cause import Cause
 from palm.parity.programs.causes.operations import (
-    added,
     exchanged,
     mask,
     operations,

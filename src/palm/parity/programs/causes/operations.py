@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import numpy as np
 
-from palm.parity.programs.causes.cause import EQUAL, Cause, in_shape, relation, value_name
+from palm.parity.programs.causes.cause import EQUAL, Cause, relation
 from palm.parity.programs.evidence import Evidence, Half
 from palm.parity.programs.layout import distance, layouts
-from palm.parity.programs.words import family
-from palm.tracing.operation import Change, Operation
+from palm.parity.programs.words import BOOKKEEPING, family
+from palm.tracing.operation import Change
 
-# Operations that compute nothing.
-_BOOKKEEPING = {
-    *("arange", "iota", "tri", "fill", "zeros", "zeros_like", "new_zeros", "empty", "empty_like", "constant"),
-    *("astype", "convert_element_type", "_to_copy", "copy", "copy_", "scalar_tensor", "write", "written"),
-    *("slice", "index", "lookup", "unbind", "concatenate", "broadcast_in_dim", "expand"),
-}
-_CASTS = {"astype", "_to_copy", "convert_element_type"}
 # Scores below this are hidden.
 _HIDDEN = -1e4
 _MOST_NAMES = 6
-# So many values are put in the place of others.
-_TRIES = 32
 
 
 def rounding(found: Evidence) -> Iterator[Cause]:
@@ -71,91 +61,6 @@ def whole(found: Evidence) -> Iterator[Cause]:
         yield Cause(how, f"the value of {found.a.label} is that of {found.b.label} {how}")
 
 
-def added(found: Evidence) -> Iterator[Cause]:
-    """One side changes a value that the other takes as it is: without these operations, the sides meet."""
-    shared = [{i for i, _ in found.common()}, {j for _, j in found.common()}]
-    for (which, half, other), common in zip(found.sides(), shared, strict=True):
-        for p, j in itertools.islice(_detours(half, common), _TRIES):
-            x, y = half.values[j], half.values[p]
-            change = Change(values={p: x.reshape(y.shape)})
-            if not found.meets(which, change):
-                continue
-            ops = [half.operations[i] for i in half.region if i in _between(half, j, p)]
-            kind, what = _told([op for op in ops if not op.moves], x, y)
-            unchanged = _unchanged(found, half, other, p, j)
-            at = (p, unchanged) if which == "a" else (unchanged, p)
-            text = f"{half.label} applies {what} to {value_name(half, j)}, {other.label} does not"
-            yield Cause(kind, text, *at, (which, change))
-            return
-
-
-def _told(ops: list[Operation], x: np.ndarray, y: np.ndarray) -> tuple[str, str]:
-    """What operations make y of x, as the kind of a cause and in a sentence."""
-    ops = [op for op in ops if family(op.op) not in _BOOKKEEPING] or ops[-1:]
-    names = ", ".join(dict.fromkeys(family(op.op) for op in ops))
-    if len(ops) > 1:
-        return f"added operations: {names}", names
-    c = float(np.sum(x * y.reshape(x.shape)) / np.sum(x * x))
-    if distance(c * x.ravel(), y.ravel()) < EQUAL:
-        return f"times {c:.7g}", f"a factor of {c:.7g}"
-    what = " ".join([names, *(f"{number:.7g}" for number in ops[0].constants[-1:])])
-    return f"added operation: {what}", what
-
-
-def _detours(half: Half, common: set[int]) -> Iterator[tuple[int, int]]:
-    """A value of the region and one of its shape that it was made of: by one operation, then by more."""
-    own = [p for p in half.region if not half.operations[p].moves and half.operations[p].kind == "operation"]
-    direct = [(p, j) for p in own for j in half.operations[p].inputs]
-    longer = [(p, j) for p in own for j in sorted(common) if j not in half.operations[p].inputs]
-    for p, j in (*direct, *longer):
-        put = in_shape(half.values[j], half.values[p]) if j in half.values else None
-        if (
-            put is not None
-            and put.size > 1
-            and _between(half, j, p)
-            and distance(put, half.values[p]) > EQUAL
-        ):
-            yield p, j
-
-
-def _between(half: Half, j: int, p: int) -> set[int]:
-    """The operations of a region on the ways from a value to another: without the one, with the other."""
-    after = {j}
-    for i in half.region:
-        if i <= p and after & set(half.operations[i].inputs):
-            after.add(i)
-    if p not in after:
-        return set()
-    before = {p}
-    for i in reversed(half.region):
-        if any(i in half.operations[k].inputs for k in before):
-            before.add(i)
-    return (after & before) - {j}
-
-
-def _unchanged(found: Evidence, half: Half, other: Half, p: int, j: int) -> int | None:
-    """What to show of the side that does not change a value: where it is made, or where it is read.
-
-    What is missing has no line of its own. It belongs beside what it stands beside on the other side: the
-    one that shares more of its lines and callers.
-    """
-    group = found.group(half, j)
-    made = next((i for i in other.reads if found.group(other, i) == group >= 0), None)
-    if made is None:
-        return None
-    read = next(i for i in other.region if made in other.operations[i].inputs)
-    reader = next((half.operations[i] for i in half.region if p in half.operations[i].inputs), None)
-    lines = _lines(half.operations[p])
-    beside_made = len(lines & _lines(half.operations[j]))
-    beside_read = 0 if reader is None else len(lines & _lines(reader))
-    return _source(other, made) if beside_made > beside_read else read
-
-
-def _lines(op: Operation) -> set[tuple[str, int]]:
-    """The line of an operation and those of its callers."""
-    return set() if op.place is None else {(op.place.file, op.place.line), *op.place.callers}
-
-
 def exchanged(found: Evidence) -> Iterator[Cause]:
     """Another operation is applied to the same values: with the other side's result, the sides meet."""
     groups_b: dict[frozenset[int], list[int]] = defaultdict(list)
@@ -166,7 +71,7 @@ def exchanged(found: Evidence) -> Iterator[Cause]:
         for j in groups_b[group] if group and -1 not in group else ():
             two = found.b.operations[j]
             pair = family(one.op), family(two.op)
-            if pair[0] == pair[1] or {*pair} & _BOOKKEEPING:
+            if pair[0] == pair[1] or {*pair} & BOOKKEEPING:
                 continue
             seen = layouts(found.b.values[j], found.a.values[i].shape)
             changes = (Change(values={i: put}) for put in seen)
@@ -218,7 +123,7 @@ def _chains(half: Half) -> Iterator[tuple[int, int]]:
 def operations(found: Evidence) -> Iterator[Cause]:
     """One side has an operation that the other has not."""
     ours, theirs = (Counter(family(op.op) for op in half.ops()) for half in (found.a, found.b))
-    only = [[name for name in x if name not in _BOOKKEEPING] for x in (ours - theirs, theirs - ours)]
+    only = [[name for name in x if name not in BOOKKEEPING] for x in (ours - theirs, theirs - ours)]
     told = [
         f"{half.label} computes {', '.join(names[:_MOST_NAMES])}"
         for half, names in zip((found.a, found.b), only, strict=True)
@@ -226,9 +131,3 @@ def operations(found: Evidence) -> Iterator[Cause]:
     ]
     if told:
         yield Cause("other operations", " and ".join(told) + ", the other side not")
-
-
-def _source(half: Half, i: int) -> int:
-    """The operation that computed a value, seen through what only moves elements or changes their dtype."""
-    op = half.operations[i]
-    return _source(half, op.inputs[0]) if len(op.inputs) == 1 and (op.moves or op.op in _CASTS) else i
