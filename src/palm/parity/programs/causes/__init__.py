@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from palm.parity.programs.causes.added import added
+from palm.parity.programs.causes.additions import added
 from palm.parity.programs.causes.cause import Cause
 from palm.parity.programs.causes.operations import (
     exchanged,
@@ -16,14 +16,14 @@ from palm.parity.programs.causes.operations import (
     rounding,
     whole,
 )
-from palm.parity.programs.causes.order import another, arrangement, operand
+from palm.parity.programs.causes.order import another, arrangement, elements, operand
 from palm.parity.programs.causes.values import constants, factor, function, leaf
 from palm.parity.programs.evidence import Evidence
 
 # The order is that of how much each says: what is proved by a number comes before what is only counted.
 _TESTS: tuple[Callable[[Evidence], Iterator[Cause]], ...] = (
     *(leaf, rounding, mask, function, constants, added, factor),
-    *(arrangement, exchanged, reordered, operand, whole, another, operations),
+    *(arrangement, elements, exchanged, reordered, operand, whole, another, operations),
 )
 
 

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 import numpy as np
 
 from palm.parity.programs.causes.cause import EQUAL, Cause, in_shape, relation, value_name
-from palm.parity.programs.evidence import Evidence
+from palm.parity.programs.evidence import Evidence, Half
 from palm.parity.programs.layout import distance, layouts, same_places
 from palm.parity.programs.words import family
 from palm.tracing.operation import Change
 
 # So many values are put in the place of others.
 _TRIES = 60
+# Operations that take some elements of a value.
+_TAKES = ("slice", "lookup", "unbind", "gather")
 
 
 def arrangement(found: Evidence) -> Iterator[Cause]:
@@ -60,6 +62,29 @@ def operand(found: Evidence) -> Iterator[Cause]:
             text = f"{value_name(found.a, mine[c])} is, in {found.a.label}, that of {found.b.label} {how}"
             yield Cause(f"order: {how}", text)
             return
+
+
+def elements(found: Evidence) -> Iterator[Cause]:
+    """Other elements are taken of a value that both sides read: with the other side's, they meet."""
+    for i, j in found.common():
+        taken_a, taken_b = (_taken(half, read) for half, read in ((found.a, i), (found.b, j)))
+        if not taken_a or len(taken_a) != len(taken_b):
+            continue
+        put = {
+            p: in_shape(found.b.values[q], found.a.values[p]) for p, q in zip(taken_a, taken_b, strict=True)
+        }
+        change = Change(values={p: x for p, x in put.items() if x is not None})
+        if len(change.values) == len(taken_a) and found.meets("a", change):
+            text = f"{found.a.label} takes other elements of {value_name(found.a, i)} than {found.b.label}"
+            yield Cause("other elements", text, taken_a[0], taken_b[0], ("a", change))
+            return
+
+
+def _taken(half: Half, read: int) -> list[int]:
+    """The parts that a region takes of a value, in their order."""
+    of_it = [p for p in half.region if half.operations[p].inputs == (read,)]
+    size = half.values[read].size
+    return [p for p in of_it if family(half.operations[p].op) in _TAKES and half.values[p].size < size]
 
 
 def another(found: Evidence) -> Iterator[Cause]:

@@ -37,7 +37,7 @@ def added(found: Evidence) -> Iterator[Cause]:
 
 def _told(ops: list[Operation], x: np.ndarray, y: np.ndarray) -> tuple[str, str]:
     """What operations make y of x, as the kind of a cause and in a sentence."""
-    ops = [op for op in ops if family(op.op) not in BOOKKEEPING] or ops[-1:]
+    ops = [op for op in ops if family(op.op) not in BOOKKEEPING]
     names = ", ".join(dict.fromkeys(family(op.op) for op in ops))
     if len(ops) > 1:
         return f"added operations: {names}", names
@@ -50,7 +50,7 @@ def _told(ops: list[Operation], x: np.ndarray, y: np.ndarray) -> tuple[str, str]
 
 def _detours(half: Half, common: set[int]) -> Iterator[tuple[int, int]]:
     """A value of the region and one of its shape that it was made of: by one operation, then by more."""
-    own = [p for p in half.region if not half.operations[p].moves and half.operations[p].kind == "operation"]
+    own = [p for p in half.region if _computes(half.operations[p])]
     direct = [(p, j) for p in own for j in half.operations[p].inputs]
     longer = [(p, j) for p in own for j in sorted(common) if j not in half.operations[p].inputs]
     for p, j in (*direct, *longer):
@@ -62,6 +62,10 @@ def _detours(half: Half, common: set[int]) -> Iterator[tuple[int, int]]:
             and distance(put, half.values[p]) > EQUAL
         ):
             yield p, j
+
+
+def _computes(op: Operation) -> bool:
+    return op.kind == "operation" and not op.moves and family(op.op) not in BOOKKEEPING
 
 
 def _between(half: Half, j: int, p: int) -> set[int]:
