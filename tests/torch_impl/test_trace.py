@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 import palm
 import palm.parity.compare  # its own imports draw random numbers, once
 from palm.torch_impl.trace.program import trace_program
+from palm.torch_impl.trace.tensors import fingerprint_of
+from palm.tracing.fingerprint import fingerprint, sums
 
 X = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
 IDS = np.array([1, 2, 2])
@@ -196,3 +198,10 @@ def test_a_table_in_float64_that_is_cast_is_not_what_a_program_computes_in():
     assert found.dtype == "float32"
     assert not any(op.rounds for op in found.operations)
     assert trace_program(wide, (x.astype(np.float64),), "wide").dtype == "float64"
+
+
+def test_a_fingerprint_is_the_same_wherever_it_is_summed():
+    x = torch.randn(90, 500, dtype=torch.float64) * torch.logspace(-3, 3, 500, dtype=torch.float64)
+    x[0, 0] = torch.inf
+    there = fingerprint(np.array([float(value) for value in sums(x.reshape(-1), torch)]), x.numel())
+    np.testing.assert_allclose(there, fingerprint_of(x), rtol=1e-11, atol=1e-13)

@@ -13,10 +13,14 @@ import numpy as np
 # Of the finite elements: their fraction, rms; and of the elements in units of it, mean, mean absolute value,
 # third and fourth moment, largest and smallest.
 LENGTH = 8
+# Of a run that is not aligned.
+NONE = np.full(LENGTH, np.nan)
+# So many elements are summed at once: they stay in the cache.
+_PIECE = 1 << 14
 
 
 def sums(x: Any, xp: Any) -> list[Any]:
-    """Sums from which `fingerprint` is made, by the functions of `xp` (numpy, torch, jax.numpy).
+    """Sums from which `fingerprint` is made, by the functions of `xp`: torch, where the tensor is.
 
     Shapes: x (n,) float64, n ≥ 1 -> eight scalars. Powers are of x / largest, so that none overflows.
     """
@@ -43,7 +47,7 @@ def fingerprint(found: np.ndarray, size: int) -> np.ndarray:
     """The fingerprint (8,) of an array of `size` elements from its `sums` (9,); NaN of an empty one."""
     count, largest, smallest, scale, first, absolute, second, third, fourth = found
     if not size:
-        return np.full(LENGTH, np.nan)
+        return NONE
     if not count or not scale:
         return np.array([count / size, *[0.0] * (LENGTH - 1)])
     root = np.sqrt(second / count)
@@ -55,9 +59,27 @@ def fingerprint(found: np.ndarray, size: int) -> np.ndarray:
 def of_array(x: np.ndarray) -> np.ndarray:
     """The fingerprint of a NumPy array."""
     if not x.size:
-        return np.full(LENGTH, np.nan)
-    x = real(x)
-    return fingerprint(np.array(sums(x.ravel(), np)), x.size)
+        return NONE
+    flat = real(x).ravel()
+    pieces = np.array([_host_sums(flat[i : i + _PIECE]) for i in range(0, flat.size, _PIECE)])
+    largest, smallest, scale = pieces[:, 1].max(), pieces[:, 2].min(), pieces[:, 3].max()
+    shares = pieces[:, 3] / scale if scale else pieces[:, 3]
+    powers = [pieces[:, 4:6].T @ shares, *(pieces[:, 4 + k] @ shares**k for k in (2, 3, 4))]
+    return fingerprint(np.hstack((pieces[:, 0].sum(), largest, smallest, scale, *powers)), flat.size)
+
+
+def _host_sums(x: np.ndarray) -> list[float]:
+    """`sums` of elements that are in the cache."""
+    finite = np.isfinite(x)
+    count = np.count_nonzero(finite)
+    if count < x.size:
+        x = np.where(finite, x, 0.0)
+    largest, smallest = x.max(), x.min()
+    scale = max(abs(largest), abs(smallest))
+    y = x / scale if scale else x
+    squares = y * y
+    powers = [y.sum(), np.abs(y).sum(), squares.sum(), squares @ y, squares @ squares]
+    return [count, largest, smallest, scale, *powers]
 
 
 def real(x: np.ndarray) -> np.ndarray:

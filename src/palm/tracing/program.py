@@ -47,7 +47,7 @@ class Program(ABC):
         """Run it once in its own precision."""
 
     def rounding(self) -> Rounding:
-        """The errors of its values: a run in its own precision, and three in float64 with rounding errors.
+        """The errors of its values: a run in its own precision, and some in float64 with rounding errors.
 
         Raises `ProbeError` if it does not run in its own precision.
         """

@@ -16,7 +16,9 @@ from palm.tracing.sample import EXACT
 # So much of a value's elements is within what is told of its error. Where a value has few elements, of which
 # one may be as good as exact by chance, or far off, the rms would say more of the one than of the value.
 _SHARE = 0.99
-# Three sets of rounding errors are tried: those of the numbers themselves, and of other multiples of them.
+# The error of fewer elements is a matter of chance: for these, three sets of rounding errors are tried, those
+# of the numbers themselves and of other multiples of them.
+FEW = 64
 _DRAWS = (1.0, 1.1, 1.3)
 # Frameworks add up numbers of a low precision in this one.
 _SUMS = 2.0**-24
@@ -111,7 +113,8 @@ def measured(
     bits[computes & (size > 0)] = np.floor(-np.log2(size[computes & (size > 0)])) - 1
     leaves = _rounded_leaves(operations, own, pairs, unit, error)
     need = np.zeros(len(operations))
-    for factor in _DRAWS:
+    few = any(math.prod(operations[i].shape) < FEW for i in outputs.values())
+    for factor in _DRAWS if few else _DRAWS[:1]:
         found = run(Change(scale=leaves, noise=Noise(bits, factor)))
         need = np.fmax(need, [off(x, y) for x, y in zip(found.samples, first.samples, strict=True)])
     return Rounding(dtype, error, need, unit)

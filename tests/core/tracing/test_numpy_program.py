@@ -95,6 +95,16 @@ def test_a_fingerprint_does_not_know_the_order_and_knows_the_values(order):
     assert np.abs(of_array(changed) - of_array(x)).max() > 1e-9
 
 
+def test_a_fingerprint_of_a_large_array_is_that_of_its_elements():
+    x = RNG.standard_normal((700, 101)) * np.logspace(-3, 3, 101)
+    x[3, 5], x[600, 7] = np.inf, np.nan
+    known = x[np.isfinite(x)]
+    rms = np.sqrt(np.mean(known**2))
+    y = known / rms
+    moments = [np.mean(y), np.mean(np.abs(y)), np.mean(y**3), np.mean(y**4), y.max(), y.min()]
+    np.testing.assert_allclose(of_array(x), [known.size / x.size, rms, *moments], rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize("written", [0.1, 1e-5, 10_000.0, 1 / 3, 8**0.5, 1 / 8**0.5, -1e9])
 def test_a_float32_number_is_what_was_written(written):
     assert as_written(np.float32(written)) == pytest.approx(written, rel=1e-15)

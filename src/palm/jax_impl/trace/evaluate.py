@@ -13,7 +13,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from palm.jax_impl.trace.inner import Scope, has_loop, inner_of, opened
 from palm.jax_impl.trace.precision import is_opaque, wide
 from palm.jax_impl.trace.segment import Ask, Segment, Step, batches, compiled
-from palm.tracing.fingerprint import of_array, real
+from palm.tracing.fingerprint import NONE, of_array, real
 from palm.tracing.operation import Change, Noise, Operation, Place
 from palm.tracing.sample import sampled
 
@@ -61,7 +61,9 @@ class Runner:
         self.operations.append(operation)
         needed = array is not None and (index in self.keep or same_as is None)
         host = np.asarray(array) if needed else np.zeros(0)
-        self.fingerprints.append(of_array(host) if same_as is None else self.fingerprints[same_as])
+        aligned = self.exact and self.change.noise is None
+        found = of_array(host) if aligned and same_as is None else NONE
+        self.fingerprints.append(found if same_as is None else self.fingerprints[same_as])
         self.samples.append(sampled(host) if same_as is None else self.samples[same_as])
         if index in self.keep:
             self.values[index] = real(host)

@@ -21,10 +21,7 @@ from palm.parity.programs.result import Divergence, Site
 from palm.parity.programs.words import family
 from palm.tracing.operation import Operation
 from palm.tracing.program import Program
-from palm.tracing.rounding import Rounding
-
-# The error of fewer elements is more a matter of chance: each draw of it is like one disturbed run.
-_FEW = 64
+from palm.tracing.rounding import FEW, Rounding
 
 
 class Precisions:
@@ -98,7 +95,7 @@ class Precisions:
     def lost(self, k: int) -> np.ndarray:
         """Which values of side k are off by more than the precision needs."""
         sizes = np.array([math.prod(op.shape) for op in self.programs[k].operations])
-        factor = np.where(sizes < _FEW, SAMPLE, CERTAIN)
+        factor = np.where(sizes < FEW, SAMPLE, CERTAIN)
         return np.nan_to_num(self.roundings[k].error, nan=0.0) > factor * self.needs[k]
 
     def loss(self, k: int, output: int, lost: np.ndarray) -> Divergence:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from palm.errors import ProbeError
 from palm.torch_impl.trace.tensors import Tensors, array_of, fingerprint_of, sample_of
+from palm.tracing.fingerprint import NONE
 from palm.tracing.operation import DTYPES, Change, Kind, Noise, Operation, Place
 from palm.tracing.places import place_of
 from palm.tracing.sample import EXACT, rounded
@@ -78,12 +79,16 @@ class Recorder(TorchDispatchMode):
         """Write down a value; `same_as` has the same numbers."""
         index = len(self.operations)
         self.operations.append(operation)
-        self.fingerprints.append(fingerprint_of(x) if same_as is None else self.fingerprints[same_as])
+        self.fingerprints.append(self.fingerprint(x) if same_as is None else self.fingerprints[same_as])
         self.samples.append(sample_of(x) if same_as is None else self.samples[same_as])
         if index in self.keep:
             self.values[index] = array_of(x).copy()
         self.tensors.remember(x, index)
         return index
+
+    def fingerprint(self, x: Tensor) -> np.ndarray:
+        """The fingerprint of a value, if this run is one to be aligned."""
+        return fingerprint_of(x) if self.exact and self.change.noise is None else NONE
 
     def value(self, x: Tensor) -> int:
         """Which value a tensor is. One that was not seen before is something the program holds."""

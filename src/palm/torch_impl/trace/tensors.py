@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakIdKeyDictionary
 
-from palm.tracing.fingerprint import LENGTH, fingerprint, of_array, sums
+from palm.tracing.fingerprint import fingerprint, of_array, sums
 from palm.tracing.sample import chosen, sampled
 
-# Larger tensors are summed where they are.
 _HOST = 1 << 15
 
 
@@ -61,10 +60,8 @@ class Tensors:
 
 
 def fingerprint_of(x: Tensor) -> np.ndarray:
-    """The fingerprint of a tensor, in pieces where it is large."""
-    if not x.numel():
-        return np.full(LENGTH, np.nan)
-    if x.numel() <= _HOST and x.device.type == "cpu":
+    """The fingerprint of a tensor. One that is large and on an accelerator is summed there."""
+    if x.numel() <= _HOST or x.device.type == "cpu":
         return of_array(array_of(x))
     flat = _real(x).reshape(-1)
     found = np.array([float(value) for value in sums(flat, torch)])
