@@ -63,24 +63,24 @@ _MATMULS = frozenset(
 class Rounding:
     """Errors of a program's values, shape (operations,), relative to the rms that each value has in float64.
 
-    `error`: of its own precision, as it ran; NaN where that run has no such value. `need`: what rounding
-    every operation once gives, adding up in float32 or better. `unit`: the unit roundoff of the operation.
+    `error`: of its own precision, as it ran; NaN where that run has no such value, or drew other random
+    numbers for it. `need`: what rounding every operation once gives, adding up in float32 or better.
     Infinite: not finite, and finite in float64. `dtype`: the program's.
     """
 
     dtype: str
     error: np.ndarray
     need: np.ndarray
-    unit: np.ndarray
 
 
 def exact(count: int) -> Rounding:
     """That of a program in float64, which is its own referee."""
-    return Rounding("float64", *np.zeros((3, count)))
+    return Rounding("float64", *np.zeros((2, count)))
 
 
 def unit_of(dtype: str) -> float:
     """Half the distance from 1 to the next number; 0 of what does not round, or is float64."""
+    dtype = {"complex64": "float32"}.get(dtype, dtype)
     return float(ml_dtypes.finfo(dtype).eps) / 2 if DTYPES.get(dtype) else 0.0
 
 
@@ -99,8 +99,10 @@ def measured(
     pairs = paired(operations, own)
     pairs |= {index: own.outputs[name] for name, index in outputs.items() if name in own.outputs}
     error = np.full(len(operations), np.nan)
+    drawn = _drawn(operations)
     for i, j in pairs.items():
-        error[i] = off(own.samples[j], first.samples[i])
+        if not drawn[i]:
+            error[i] = off(own.samples[j], first.samples[i])
     unit = _units(operations, own, pairs, dtype)
     sums = np.array([_terms(op, operations) for op in operations])
     computes = np.array(
@@ -117,7 +119,15 @@ def measured(
     for factor in _DRAWS if few else _DRAWS[:1]:
         found = run(Change(scale=leaves, noise=Noise(bits, factor)))
         need = np.fmax(need, [off(x, y) for x, y in zip(found.samples, first.samples, strict=True)])
-    return Rounding(dtype, error, need, unit)
+    return Rounding(dtype, error, need)
+
+
+def _drawn(operations: Sequence[Operation]) -> np.ndarray:
+    """Which values random numbers go into: another precision draws others."""
+    drawn = np.zeros(len(operations), bool)
+    for i, op in enumerate(operations):
+        drawn[i] = op.draws or drawn[list(op.inputs)].any()
+    return drawn
 
 
 def off(x: np.ndarray, exact: np.ndarray) -> float:

@@ -21,7 +21,7 @@ from palm.parity.programs.result import Divergence, Site
 from palm.parity.programs.words import family
 from palm.tracing.operation import Operation
 from palm.tracing.program import Program
-from palm.tracing.rounding import FEW, Rounding
+from palm.tracing.rounding import FEW, Rounding, unit_of
 
 
 class Precisions:
@@ -43,14 +43,14 @@ class Precisions:
         self.needs = [self.needed(k) for k in (0, 1)]
 
     def needed(self, k: int) -> np.ndarray:
-        """What each value of side k needs to be off by: at least a unit roundoff."""
+        """What each value of side k needs to be off by: at least a unit roundoff of its precision."""
         mine, other = self.roundings[k], self.roundings[1 - k]
         need = mine.need.copy()
         if mine.dtype == other.dtype:
             for i, js in enumerate(self.counterparts[k]):
                 if js:
                     need[i] = min(need[i], max(np.fmax(other.need[j], other.error[j]) for j in js))
-        return np.fmax(need, mine.unit)
+        return np.fmax(need, unit_of(mine.dtype))
 
     def sides(self) -> tuple[Precision, ...]:
         """The precision of each side's outputs."""

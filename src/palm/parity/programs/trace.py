@@ -37,8 +37,7 @@ class Trace:
     see `palm.tracing.fingerprint`. `moved`: the same after each leaf was disturbed by its rounding, once as
     of values that the other side shares, and once as of constants that are held in float32. `outputs`: which
     operation each output is; `results`: the outputs. `dtype`: what the program computes in by itself.
-    `rounding`: error, need and unit of each operation there, shape (3, operations), see
-    `palm.tracing.rounding`.
+    `rounding`: error and need of each operation there, shape (2, operations), see `palm.tracing.rounding`.
     """
 
     label: str
@@ -125,7 +124,7 @@ def record_trace(program: Program) -> Trace:
         operations=tuple(program.operations),
         fingerprints=program.first.fingerprints,
         moved=np.stack(moved),
-        rounding=np.stack((found.error, found.need, found.unit)),
+        rounding=np.stack((found.error, found.need)),
         outputs=dict(program.outputs),
         results=program.first.outputs,
     )
@@ -169,7 +168,7 @@ def _trace_of(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Tra
         and about["version"] == _VERSION
         and arrays["fingerprints"].shape == (count, LENGTH)
         and arrays["moved"].shape == (2, count, LENGTH)
-        and arrays["rounding"].shape == (3, count)
+        and arrays["rounding"].shape == (2, count)
         and all(0 <= i < count for i in outputs.values())
         and all(x.dtype == np.float64 for x in (*arrays.values(), *results.values()))
     )

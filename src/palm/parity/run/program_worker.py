@@ -57,7 +57,7 @@ def reply(program: Program, asked: dict[str, Any], folder: Path) -> None:
     """Do what is asked, and write what came of it."""
     if "rounding" in asked:
         of = program.rounding()
-        np.savez(folder / "rounding.npz", rounding=np.stack((of.error, of.need, of.unit)))
+        np.savez(folder / "rounding.npz", rounding=np.stack((of.error, of.need)))
     elif "numbers" in asked:
         program.settle(asked["numbers"])
         write(program.first, folder)
