@@ -16,7 +16,7 @@ from cases import assert_explains, draw_tokens, draw_weights
 from ports import ALIBI, PORTS, ROTARY, in_jax, in_numpy, in_torch
 
 import palm
-from palm.parity.blackbox.compare import ForeignComparison
+from palm.parity.blackbox.compare import ForeignComparison, compare_foreign
 
 MISTAKES = {
     (in_numpy, "layout"): "rotary layout",
@@ -42,7 +42,9 @@ def table() -> Iterator[list[str]]:
     print("\n" + "\n".join(lines))
 
 
-def compared(port: Any, mistake: str = "", *, length: int = 48, ids: Any = None) -> ForeignComparison:
+def compared(
+    port: Any, mistake: str = "", *, length: int = 48, ids: Any = None, compare: Any = palm.compare
+) -> ForeignComparison:
     cfg = PORTS[port]
     weights = draw_weights(cfg, 5, "float32")
     model = palm.from_numpy(cfg, weights, backend="torch")
@@ -50,7 +52,7 @@ def compared(port: Any, mistake: str = "", *, length: int = 48, ids: Any = None)
     def my_port(ids: np.ndarray) -> Any:
         return port(cfg, weights, ids, mistake)
 
-    return palm.compare(my_port, model, draw_tokens(cfg, 2, length) if ids is None else ids)
+    return compare(my_port, model, draw_tokens(cfg, 2, length) if ids is None else ids)
 
 
 @pytest.mark.parametrize("port", PORTS)
@@ -65,13 +67,21 @@ def test_a_right_port_agrees(port):
 
 @pytest.mark.parametrize(("case", "cause"), MISTAKES.items(), ids=lambda x: x if isinstance(x, str) else x[1])
 def test_the_mistake_of_a_port_is_named_from_its_logits_alone(case, cause, table):
-    found = compared(*case)
+    found = compared(*case, compare=compare_foreign)
     table.append(f"{case[0].__name__:10s} {case[1]:12s} {found.before:8.1e} -> {found.verdict}")
     assert not found.agree
     assert found.first_divergence == "logits"
     assert found.likenesses[0].cause == cause, found.verdict
     assert found.likenesses[0].after <= found.bound < found.before
     assert f"behaves like this model, but {found.likenesses[0].detail} (cause: {cause}; " in found.verdict
+
+
+@pytest.mark.parametrize("case", [(in_numpy, "scale"), (in_torch, "gate")], ids=lambda case: case[1])
+def test_the_lines_of_a_port_change_nothing_of_what_its_logits_say(case):
+    alone, traced = (compared(*case, compare=how).to_dict() for how in (compare_foreign, palm.compare))
+    lines = {"traced": case[0] is in_torch, "divergences": traced["divergences"]}
+    assert traced == {**alone, **lines}
+    assert bool(traced["divergences"]) == lines["traced"]
 
 
 @pytest.mark.parametrize("mistake", ["layout", "mask", "scale"])

@@ -12,7 +12,7 @@ from ports import ALIBI, PORTS, ROTARY, in_jax, in_numpy, in_torch
 
 import palm
 from palm.parity.blackbox import search
-from palm.parity.blackbox.compare import ForeignComparison
+from palm.parity.blackbox.compare import ForeignComparison, compare_foreign
 from palm.parity.blackbox.configs import alternatives
 from palm.parity.blackbox.guess import Search
 from palm.parity.blackbox.scalars import fit, roundest
@@ -25,7 +25,10 @@ LAYERNORM = {"norm": "layernorm", "norm_eps": 1e-5, "norm_eps_mode": "add"}
 def compared(
     port: Any, changes: dict[str, Any], *mistake: Any, seed: int = 5, moved: dict[str, str] | None = None
 ) -> ForeignComparison:
-    """The port of its own config beside a model with `changes`; `moved`: its weights by those it takes."""
+    """The logits of the port, of its own config, beside a model with `changes`.
+
+    `moved`: its weights by those it takes.
+    """
     own = PORTS[port]
     config = dataclasses.replace(own, **changes)
     weights = draw_weights(config, seed, "float32")
@@ -35,7 +38,7 @@ def compared(
         return port(own, theirs, ids, *mistake)
 
     tokens = draw_tokens(config, 2, 48, seed=seed)
-    return palm.compare(my_port, palm.from_numpy(config, weights, backend="torch"), tokens)
+    return compare_foreign(my_port, palm.from_numpy(config, weights, backend="torch"), tokens)
 
 
 @pytest.mark.sampled(4)
@@ -134,11 +137,11 @@ def test_a_search_that_is_cut_short_says_so(monkeypatch):
     def port(ids: np.ndarray) -> np.ndarray:
         return np.abs(in_numpy(ROTARY, weights, ids))
 
-    whole = palm.compare(port, model, draw_tokens(ROTARY, 40))
+    whole = compare_foreign(port, model, draw_tokens(ROTARY, 40))
     assert whole.left_out == 0
     assert "left out" not in whole.verdict
     monkeypatch.setattr(search, "_WORK", 4e8)
-    short = palm.compare(port, model, draw_tokens(ROTARY, 40))
+    short = compare_foreign(port, model, draw_tokens(ROTARY, 40))
     assert short.left_out > 500
     assert short.tried < whole.tried
     assert short.to_dict()["left_out"] == short.left_out
