@@ -19,7 +19,7 @@ from palm.tracing.places import is_users
 from palm.tracing.program import Program, leaves, mapped, outputs_of
 from palm.tracing.randomness import random_numbers
 from palm.tracing.reachable import replaced
-from palm.tracing.working import leaf_floats, working_dtype
+from palm.tracing.working import examined, leaf_floats
 
 # Functions that make an array from nothing, or whose result forgets that it is traced.
 _MAKERS = (
@@ -48,7 +48,7 @@ class NumpyProgram(Program):
     ) -> None:
         self.program, self.inputs, self.label, self.most = program, inputs, label, most
         self.dtype = "float64"
-        self.dtype = working_dtype(leaf_floats(self.own().operations), "float64")
+        self.dtype = examined(label, leaf_floats(self.own().operations), "float64")
         self.first = self.run()
 
     def run(self, change: Change = NOTHING, values: Collection[int] = ()) -> Run:

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
+from palm.tracing.memory import check_memory
 from palm.tracing.operation import DTYPES, Operation
 
 _CASTS = ("_to_copy", "astype")
@@ -17,6 +18,13 @@ def working_dtype(floats: Iterable[tuple[str, int]], default: str = "float32") -
     for dtype, count in floats:
         sizes[dtype] += count
     return max(sizes, key=lambda name: sizes[name], default=default)
+
+
+def examined(label: str, floats: Iterable[tuple[str, int]], default: str = "float32") -> str:
+    """The working dtype of a program. Raises `ProbeError` if its numbers do not fit into memory in float64."""
+    sizes = list(floats)
+    check_memory(label, sum(count for _, count in sizes))
+    return working_dtype(sizes, default)
 
 
 def used_as(own: str, read: Collection[str]) -> str:

@@ -95,6 +95,14 @@ def test_a_fingerprint_does_not_know_the_order_and_knows_the_values(order):
     assert np.abs(of_array(changed) - of_array(x)).max() > 1e-9
 
 
+def test_a_program_that_does_not_fit_into_memory_is_refused(monkeypatch):
+    monkeypatch.setattr("palm.tracing.memory.free_memory", lambda: 16 * X.size)
+    with pytest.raises(palm.ProbeError, match=r"has \d+ numbers.*GiB are free. Compare it with fewer"):
+        palm.trace(right, X)
+    monkeypatch.setattr("palm.tracing.memory.free_memory", lambda: None)
+    assert palm.compare(right, right, X).agree
+
+
 def test_a_fingerprint_of_a_large_array_is_that_of_its_elements():
     x = RNG.standard_normal((700, 101)) * np.logspace(-3, 3, 101)
     x[3, 5], x[600, 7] = np.inf, np.nan

@@ -19,7 +19,7 @@ from palm.tracing.numbers import settled
 from palm.tracing.operation import NOTHING, Change, Kind, Own, Run, with_places
 from palm.tracing.program import Program, mapped, outputs_of
 from palm.tracing.reachable import replaced
-from palm.tracing.working import used_as, working_dtype
+from palm.tracing.working import examined, used_as
 
 
 def trace_program(program: Callable[..., Any], inputs: tuple[Any, ...], label: str) -> Program:
@@ -61,7 +61,7 @@ class TracedProgram(Program):
 
         self._own = own
         self._closed = self._traced(program, run, arrays, given)
-        self.dtype = working_dtype(self._floats())
+        self.dtype = examined(label, self._floats())
         self.first = self.run()
 
     def _traced(self, program: Any, run: Any, arrays: dict[str, Any], given: dict[str, Any]) -> Any:

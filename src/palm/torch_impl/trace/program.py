@@ -19,7 +19,7 @@ from palm.torch_impl.trace.tensors import array_of
 from palm.tracing.operation import DTYPES, NOTHING, Change, Kind, Own, Run
 from palm.tracing.program import Program, mapped, outputs_of
 from palm.tracing.randomness import random_numbers
-from palm.tracing.working import leaf_floats, working_dtype
+from palm.tracing.working import examined, leaf_floats
 
 
 def trace_program(program: Callable[..., Any], inputs: tuple[Any, ...], label: str) -> Program:
@@ -46,7 +46,7 @@ class TracedProgram(Program):
         seen = self._looked(narrow=False)
         self._holds = [x for x in seen.leaves if name_of(x.dtype) in DTYPES]
         self._own = {id(x): name_of(x.dtype) for x in self._holds}
-        self.dtype = working_dtype(leaf_floats(seen.operations))
+        self.dtype = examined(label, leaf_floats(seen.operations))
         self.first = self.run()
 
     def _looked(self, *, narrow: bool) -> Recorder:
