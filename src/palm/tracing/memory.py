@@ -16,9 +16,9 @@ def check_memory(label: str, count: int) -> None:
     free = free_memory()
     if free is not None and _EACH * count > free:
         raise ProbeError(
-            f"a program must fit into memory in float64; {label} has {count:,} numbers, which "
-            f"take {_EACH * count / 2**30:.1f} GiB while it is traced, and {free / 2**30:.1f} GiB are free. Compare "
-            "it with fewer layers or a smaller width: a mistake is there, too."
+            f"a program must fit into memory in float64; {label} has {count:,} numbers, which take "
+            f"{_EACH * count / 2**30:.1f} GiB while it is traced, and {free / 2**30:.1f} GiB are free. "
+            "Compare it with fewer layers or a smaller width: a mistake is there, too."
         )
 
 

@@ -21,7 +21,7 @@ def working_dtype(floats: Iterable[tuple[str, int]], default: str = "float32") -
 
 
 def examined(label: str, floats: Iterable[tuple[str, int]], default: str = "float32") -> str:
-    """The working dtype of a program. Raises `ProbeError` if its numbers do not fit into memory in float64."""
+    """The working dtype of a program. Raises `ProbeError` if it does not fit into memory."""
     sizes = list(floats)
     check_memory(label, sum(count for _, count in sizes))
     return working_dtype(sizes, default)
