@@ -129,7 +129,7 @@ class Precisions:
         else:
             what = (
                 f"its {family(op.op)}{place} is off by {found.error[at]:.1e} in {found.dtype}, "
-                f"{found.error[at] / need[at]:.2g} times what rounding needs there"
+                f"{found.error[at] / need[at]:.2g} times the need there"
             )
         times = found.error[output] / need[output]
-        return f"{self.labels[k]} loses precision: {what}, its output by {times:.2g} times."
+        return f"{self.labels[k]} loses precision: {what}; its output is off by {times:.2g} times the need."

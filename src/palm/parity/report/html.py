@@ -20,7 +20,8 @@ from palm.parity.finding import Finding
 from palm.parity.report import plots, words
 from palm.parity.report.axes import swatch
 from palm.parity.report.distances import distance_plot, distances
-from palm.parity.report.places import parameter_rows, places
+from palm.parity.report.places import parameter_rows, places, precision_rows
+from palm.parity.report.precision_plot import precision_plot
 from palm.parity.report.reading import FOREIGN, PROGRAMS, Reading
 from palm.parity.report.svg import shown, tag
 from palm.parity.report.tables import Pairs, causes, findings_table
@@ -54,8 +55,12 @@ def fragment(report: Mapping[str, Any]) -> str:
 def _values(report: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The template of a report, and what it shows."""
     if report["schema"] == PROGRAMS:
-        held = list(parameter_rows(report))
-        return "programs", {"report": report, "places": list(places(report)), "parameters": held}
+        return "programs", {
+            "report": report,
+            "places": list(places(report)),
+            "measured": [*precision_rows(report), *parameter_rows(report)],
+            "plot": precision_plot(report),
+        }
     if report["schema"] == FOREIGN:
         plot, rows = distance_plot(report), distances(report)
         return "foreign", {"report": report, "plot": plot, "distances": rows, "places": list(places(report))}

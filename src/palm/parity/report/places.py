@@ -23,11 +23,13 @@ class PartingPlace:
 def places(report: Mapping[str, Any]) -> Iterator[PartingPlace]:
     """Where the two of a report part, then where one loses precision."""
     labels = [side["label"] for side in report["sides"]] if "sides" in report else [report["label"], "palm"]
-    for one in (*report.get("divergences", ()), *report.get("losses", ())):
-        cause = one["cause"] or "unknown cause"
-        times = f", {one['times']} times" if one["times"] > 1 else ""
-        sides = [_side(label, one[key]) for label, key in zip(labels, "ab", strict=True)]
-        yield PartingPlace(f"{cause} ({float(one['distance']):.1e} apart{times})", (sides[0], sides[1]))
+    for found, how in (("divergences", "{} apart"), ("losses", "outputs off by {}")):
+        for one in report.get(found, ()):
+            cause = one["cause"] or "unknown cause"
+            times = f", {one['times']} times" if one["times"] > 1 else ""
+            far = how.format(f"{float(one['distance']):.1e}")
+            sides = [_side(label, one[key]) for label, key in zip(labels, "ab", strict=True)]
+            yield PartingPlace(f"{cause} ({far}{times})", (sides[0], sides[1]))
 
 
 def precision_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -36,7 +38,7 @@ def precision_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         error, need, ratio = (float(one[key]) for key in ("error", "need", "ratio"))
         yield (
             f"in {one['dtype']}",
-            f"{one['label']} is off by {error:.1e} where rounding needs {need:.1e}: ratio {ratio:.2g}",
+            f"{one['label']} is off by {error:.1e}, the need is {need:.1e}: ratio {ratio:.2g}",
         )
 
 
