@@ -10,96 +10,14 @@ import numpy as np
 import pytest
 import torch
 from cases import draw_tokens, draw_weights
+from numpy_port import CONFIG, Port, changed
 
 import palm
 from palm.parity.blackbox.compare import ForeignComparison
 from palm.parity.blackbox.logits import _called
-from palm.spec.arrays import Arrays
 
-CONFIG = palm.PaLMConfig(
-    num_tokens=37, dim=32, depth=2, heads=4, dim_head=8, ff_mult=2, init="reference"
-).resolve("jax")
 EPS = CONFIG.eps
 _erf = np.vectorize(math.erf)
-
-
-class Port:
-    """CONFIG's model in NumPy; each part of it can be another's."""
-
-    __name__ = "my_port"
-
-    def __init__(self, weights: Arrays) -> None:
-        self.w = weights
-
-    def __call__(self, ids: np.ndarray) -> np.ndarray:
-        x = self.w["embedding"][self.ids(ids)]
-        for i in range(CONFIG.depth):
-            x = self.block(x, f"blocks.{i}.")
-        return self.head(self.last(x) @ self.w["embedding"].T * np.float32(CONFIG.logit_scale))
-
-    def ids(self, ids: np.ndarray) -> np.ndarray:
-        return ids
-
-    def last(self, x: np.ndarray) -> np.ndarray:
-        return self.norm(x, self.w["norm"])
-
-    def head(self, logits: np.ndarray) -> np.ndarray:
-        return logits
-
-    def root(self, square: np.ndarray) -> np.ndarray:
-        return np.sqrt(square + EPS)
-
-    def norm(self, x: np.ndarray, g: np.ndarray) -> np.ndarray:
-        x = x - x.mean(-1, keepdims=True)
-        return (x / self.root((x * x).mean(-1, keepdims=True)) * g).astype(x.dtype)
-
-    def block(self, x: np.ndarray, b: str) -> np.ndarray:
-        y = self.norm(x, self.w[b + "norm"])
-        return x + self.attention(y, b) + self.feedforward(y, b)
-
-    def split(self, q: np.ndarray) -> np.ndarray:
-        return q.reshape(*q.shape[:-1], CONFIG.heads, CONFIG.dim_head).swapaxes(-2, -3)
-
-    def merge(self, o: np.ndarray) -> np.ndarray:
-        o = o.swapaxes(-2, -3)
-        return o.reshape(*o.shape[:-2], -1)
-
-    def turned(self, x: np.ndarray) -> np.ndarray:
-        angles = np.arange(x.shape[-2])[:, None] * 10_000.0 ** (-np.arange(0, 8, 2) / 8)
-        cos, sin = (table.astype(x.dtype) for table in (np.cos(angles), np.sin(angles)))
-        a, b = x[..., ::2], x[..., 1::2]
-        return np.stack([a * cos - b * sin, b * cos + a * sin], -1).reshape(x.shape)
-
-    def value(self, v: np.ndarray) -> np.ndarray:
-        return v
-
-    def seen(self, n: int) -> np.ndarray:
-        return np.tri(n, dtype=bool)
-
-    def attention(self, y: np.ndarray, b: str) -> np.ndarray:
-        q, k, v = (y @ self.w[f"{b}attention.{name}"] for name in ("query", "key", "value"))
-        s = (
-            self.turned(self.split(q))
-            * np.float32(8**-0.5)
-            @ self.turned(k)[..., None, :, :].swapaxes(-1, -2)
-        )
-        s = np.where(self.seen(y.shape[-2]), s, np.float32(self.fill))
-        s = np.exp(s - s.max(-1, keepdims=True))
-        o = s / s.sum(-1, keepdims=True) @ self.value(v)[..., None, :, :]
-        return self.merge(o) @ self.w[b + "attention.out"]
-
-    fill = -np.inf
-
-    def act(self, gate: np.ndarray) -> np.ndarray:
-        return gate / (1 + np.exp(-gate))
-
-    def feedforward(self, y: np.ndarray, b: str) -> np.ndarray:
-        gate, up = (y @ self.w[f"{b}feedforward.{name}"] for name in ("gate", "up"))
-        return (self.act(gate) * up).astype(y.dtype) @ self.w[b + "feedforward.down"]
-
-
-def changed(**parts: Any) -> type[Port]:
-    return type("Changed", (Port,), parts)
 
 
 def serial(self: Port, x: np.ndarray, b: str) -> np.ndarray:

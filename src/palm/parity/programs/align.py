@@ -75,6 +75,18 @@ def counterparts(a: Traced, i: int, b: Traced) -> np.ndarray:
     return rows[close]
 
 
+def repeated(side: Traced, index: int) -> list[int]:
+    """The operations that compute what another does, on its line: itself too."""
+    own, rows = what(side.operations[index]), side.run.fingerprints
+    same = np.flatnonzero((rows == rows[index]).all(axis=1))
+    return [i for i in {index, *map(int, same)} if what(side.operations[i]) == own]
+
+
+def what(op: Operation) -> object:
+    """An operation with its line and its numbers."""
+    return op.op, op.shape, op.constants, op.place and (op.place.file, op.place.line)
+
+
 def needed(side: Traced, matched: np.ndarray) -> np.ndarray:
     """Which values without a counterpart lead to an output through none that has one."""
     need = np.zeros(len(side.operations), bool)

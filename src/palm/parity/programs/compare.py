@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from palm.parity.programs.align import Alignment, Traced, aligned, counterparts
+from palm.parity.programs.align import Alignment, Traced, aligned, counterparts, repeated, what
 from palm.parity.programs.causes import cause_of
 from palm.parity.programs.causes.cause import Cause
 from palm.parity.programs.causes.values import told_constant
@@ -183,7 +183,7 @@ class _Search:
     def key(self, part: Part) -> object:
         """Equal for the same operations on the same lines, with the same numbers."""
         pairs = ((part.entry_a, part.end_a, self.sides.a), (part.entry_b, part.end_b, self.sides.b))
-        return tuple(_what(side.operations[end if entry is None else entry]) for entry, end, side in pairs)
+        return tuple(what(side.operations[end if entry is None else entry]) for entry, end, side in pairs)
 
     def told(self, found: Evidence, cause: Cause | None) -> Divergence:
         """What is shown of a difference: the operations that the cause is about, or the entries."""
@@ -223,44 +223,41 @@ class _Search:
         return Change({}, {**before.values, **values}, {**before.constants, **constants})
 
     def pass_by(self, part: Part, proof: tuple[str, Change] | None) -> bool:
-        """Make one side as the other is, so that what follows can be compared."""
-        return any(self.changed(which, change) for which, change in self.ways_past(part, proof))
+        """Make one side as the other is, so that what follows can be compared, if less is apart then.
 
-    def ways_past(self, part: Part, proof: tuple[str, Change] | None) -> Iterator[tuple[str, Change]]:
-        """The change that proves the cause; else the other side's value in the place of one side's."""
-        if proof is not None:
-            yield proof
+        By the change that proves the cause; else by the other side's value in the place of one side's, in the
+        layout that leaves least apart.
+        """
+        for ways in (() if proof is None else (proof,), self.replacements(part)):
+            found = [self.changed(*way) for way in ways]
+            best = min(found, key=lambda way: way[0].open, default=None)
+            if best is not None and best[0].open < self.sides.open:
+                self.sides, self.changes = best
+                return True
+        return False
+
+    def replacements(self, part: Part) -> Iterator[tuple[str, Change]]:
+        """The other side's value in the place of one side's, in each layout that it may have there."""
         which = self.put_in
         other, mine, theirs = ("b", part.end_a, part.end_b) if which == "a" else ("a", part.end_b, part.end_a)
         source: Traced = getattr(self.sides.alignment, other)
         target: Traced = getattr(self.sides.alignment, which)
-        value = source.program.run(self.changes[other], values=[theirs]).values[theirs]
-        shape = target.operations[mine].shape
-        if value.size == math.prod(shape):
-            for seen in (*layouts(value, shape), value.reshape(shape)):
-                yield which, Change(values={mine: seen})
+        shape, rows = target.operations[mine].shape, source.run.fingerprints
+        same = [*np.flatnonzero((rows == rows[theirs]).all(axis=1)), theirs]
+        views = {source.operations[i].shape: int(i) for i in same}
+        tried = set()
+        for value in source.program.run(self.changes[other], values=views.values()).values.values():
+            own = [value.reshape(shape)] if value.size == math.prod(shape) else []
+            for seen in (*layouts(value, shape), *own):
+                if seen.tobytes() not in tried:
+                    tried.add(seen.tobytes())
+                    yield which, Change(values={mine: seen})
 
-    def changed(self, which: str, change: Change) -> bool:
-        """Change one side for good if less is part of a difference then."""
+    def changed(self, which: str, change: Change) -> tuple[Sides, dict[str, Change]]:
+        """Both sides once one of them is changed for good, and what is changed then."""
         whole = self.merged(which, change)
         changes = {**self.changes, which: whole}
-        sides = Sides(Alignment.of(*self.rerun(which, whole)), changes["a"], changes["b"])
-        if sides.open >= self.sides.open:
-            return False
-        self.sides, self.changes = sides, changes
-        return True
-
-
-def repeated(side: Traced, index: int) -> list[int]:
-    """The operations that compute what another does, on its line: itself too."""
-    what, rows = _what(side.operations[index]), side.run.fingerprints
-    same = np.flatnonzero((rows == rows[index]).all(axis=1))
-    return [i for i in {index, *map(int, same)} if _what(side.operations[i]) == what]
-
-
-def _what(op: Operation) -> object:
-    """An operation with its line and its numbers."""
-    return op.op, op.shape, op.constants, op.place and (op.place.file, op.place.line)
+        return Sides(Alignment.of(*self.rerun(which, whole)), changes["a"], changes["b"]), changes
 
 
 def _fraction(side: Traced, need: np.ndarray) -> float:

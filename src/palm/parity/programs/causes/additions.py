@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from palm.parity.programs.causes.cause import EQUAL, Cause, in_shape, value_name
+from palm.parity.programs.causes.cause import EQUAL, Cause, in_shape, source, value_name
 from palm.parity.programs.evidence import Evidence, Half
 from palm.parity.programs.layout import distance
-from palm.parity.programs.words import BOOKKEEPING, CASTS, family
+from palm.parity.programs.words import BOOKKEEPING, family
 from palm.tracing.operation import Change, Operation
 
 # So many values are put in the place of others.
@@ -98,15 +98,9 @@ def _unchanged(found: Evidence, half: Half, other: Half, p: int, j: int) -> int 
     lines = _lines(half.operations[p])
     beside_made = len(lines & _lines(half.operations[j]))
     beside_read = 0 if reader is None else len(lines & _lines(reader))
-    return _source(other, made) if beside_made > beside_read else read
+    return source(other, made) if beside_made > beside_read else read
 
 
 def _lines(op: Operation) -> set[tuple[str, int]]:
     """The line of an operation and those of its callers."""
     return set() if op.place is None else {(op.place.file, op.place.line), *op.place.callers}
-
-
-def _source(half: Half, i: int) -> int:
-    """The operation that computed a value, seen through what only moves elements or changes their dtype."""
-    op = half.operations[i]
-    return _source(half, op.inputs[0]) if len(op.inputs) == 1 and (op.moves or op.op in CASTS) else i

@@ -10,7 +10,7 @@ import numpy as np
 
 from palm.parity.programs.evidence import Half
 from palm.parity.programs.layout import distance, layouts
-from palm.parity.programs.words import family
+from palm.parity.programs.words import CASTS, family
 from palm.tracing.operation import Change
 
 # Values that are equal in exact arithmetic are so to this in float64, through a few operations.
@@ -66,6 +66,12 @@ def value_name(half: Half, i: int) -> str:
         return f"the {op.kind} {op.name}".rstrip()
     where = f" of line {op.place.line}" if op.place is not None else ""
     return f"the result of {family(op.op)}{where}"
+
+
+def source(half: Half, i: int) -> int:
+    """The operation that computed a value, seen through what only moves elements or changes their dtype."""
+    op = half.operations[i]
+    return source(half, op.inputs[0]) if len(op.inputs) == 1 and (op.moves or op.op in CASTS) else i
 
 
 def _relations(x: np.ndarray, y: np.ndarray) -> Iterator[str]:

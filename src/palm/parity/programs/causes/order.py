@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from palm.parity.programs.causes.cause import EQUAL, Cause, in_shape, relation, value_name
+from palm.parity.programs.causes.cause import EQUAL, Cause, relation, source, value_name
 from palm.parity.programs.evidence import Evidence, Half
 from palm.parity.programs.layout import distance, layouts, same_places
 from palm.parity.programs.words import family
@@ -22,7 +22,7 @@ _TAKES = ("slice", "lookup", "unbind", "gather")
 def arrangement(found: Evidence) -> Iterator[Cause]:
     """A value that both sides read has its elements in other places; followed back to where that begins."""
     for i, j in found.common():
-        if not (_is_odd(found, i, j) or _is_turned(found, i, j)):
+        if not _is_other(found, i, j):
             continue
         at_a, at_b = _origin(found, i, j)
         one, two = found.a.operations[at_a], found.b.operations[at_b]
@@ -41,7 +41,8 @@ def operand(found: Evidence) -> Iterator[Cause]:
     """The same operation reads another value, or one in another order."""
     if found.a.entry is None or found.b.entry is None:
         return
-    one, two = found.a.operations[found.a.entry], found.b.operations[found.b.entry]
+    one = found.a.operations[_reader(found.a, found.a.entry)]
+    two = found.b.operations[_reader(found.b, found.b.entry)]
     if family(one.op) != family(two.op) or one.kind != "operation":
         return
     mine = {int(found.class_a[i]): i for i in one.inputs}
@@ -49,7 +50,8 @@ def operand(found: Evidence) -> Iterator[Cause]:
     only_a = [i for c, i in mine.items() if c not in theirs]
     only_b = [j for c, j in theirs.items() if c not in mine]
     if len(only_a) == len(only_b) == 1:
-        x, y = value_name(found.a, only_a[0]), value_name(found.b, only_b[0])
+        at_a, at_b = source(found.a, only_a[0]), source(found.b, only_b[0])
+        x, y = value_name(found.a, at_a), value_name(found.b, at_b)
         text = f"{family(one.op)} of {found.a.label} reads {x}, and that of {found.b.label} {y}"
         yield Cause("other operand", text)
         return
@@ -64,20 +66,29 @@ def operand(found: Evidence) -> Iterator[Cause]:
             return
 
 
+def _reader(half: Half, entry: int) -> int:
+    """The first operation: of a leaf, the one that reads it."""
+    if half.operations[entry].kind == "operation":
+        return entry
+    return next((i for i in half.region if entry in half.operations[i].inputs), entry)
+
+
 def elements(found: Evidence) -> Iterator[Cause]:
     """Other elements are taken of a value that both sides read: with the other side's, they meet."""
     for i, j in found.common():
         taken_a, taken_b = (_taken(half, read) for half, read in ((found.a, i), (found.b, j)))
         if not taken_a or len(taken_a) != len(taken_b):
             continue
-        put = {
-            p: in_shape(found.b.values[q], found.a.values[p]) for p, q in zip(taken_a, taken_b, strict=True)
-        }
-        change = Change(values={p: x for p, x in put.items() if x is not None})
-        if len(change.values) == len(taken_a) and found.meets("a", change):
-            text = f"{found.a.label} takes other elements of {value_name(found.a, i)} than {found.b.label}"
-            yield Cause("other elements", text, taken_a[0], taken_b[0], ("a", change))
-            return
+        pairs = zip(taken_a, taken_b, strict=True)
+        seen = [layouts(found.b.values[q], found.a.values[p].shape) for p, q in pairs]
+        for puts in zip(*seen, strict=False):
+            change = Change(values=dict(zip(taken_a, puts, strict=True)))
+            if found.meets("a", change):
+                text = (
+                    f"{found.a.label} takes other elements of {value_name(found.a, i)} than {found.b.label}"
+                )
+                yield Cause("other elements", text, taken_a[0], taken_b[0], ("a", change))
+                return
 
 
 def _taken(half: Half, read: int) -> list[int]:
@@ -92,11 +103,9 @@ def another(found: Evidence) -> Iterator[Cause]:
     for which, half, other in found.sides():
         own = {found.group(half, i) for i in half.reads}
         candidates = [j for j in other.reads if found.group(other, j) not in own and other.values[j].size > 1]
-        tries = itertools.islice(itertools.product(half.region, candidates), _TRIES)
-        for p, j in tries:
-            put = in_shape(other.values[j], half.values[p])
-            if put is None or p == half.end:
-                continue
+        pairs = itertools.product((p for p in half.region if p != half.end), candidates)
+        tries = ((p, j, x) for p, j in pairs for x in layouts(other.values[j], half.values[p].shape))
+        for p, j, put in itertools.islice(tries, _TRIES):
             change = Change(values={p: put})
             if found.meets(which, change):
                 one, two = value_name(half, p), value_name(other, j)
@@ -106,25 +115,30 @@ def another(found: Evidence) -> Iterator[Cause]:
                 return
 
 
+def _is_other(found: Evidence, i: int, j: int) -> bool:
+    """Whether two equal values have their elements in other places.
+
+    Elements may stand otherwise in a layout that is a side's own, as of a transposed square matrix. That the
+    mathematics is another one is shown by the sides, which meet once the elements are as on the other side.
+    What a program is given or holds has its own layout only as a whole.
+    """
+    if "operation" not in (found.a.operations[i].kind, found.b.operations[j].kind):
+        return _is_odd(found, i, j)
+    x, group = found.a.values.get(i), found.class_a[i]
+    if x is None or x.size < 4 or float(np.ptp(x)) == 0:
+        return False
+    views = [y for k, y in found.b.values.items() if found.class_b[k] == group and y.size == x.size]
+    seen = (one for y in views for one in layouts(y, x.shape))
+    others = {one.tobytes(): one for one in seen if distance(one, x) > EQUAL}
+    return any(found.meets("a", Change(values={i: seen})) for seen in others.values())
+
+
 def _is_odd(found: Evidence, i: int, j: int) -> bool:
-    """Whether two equal values have their elements in other places."""
+    """Whether there is no layout in which two values are equal."""
     x, y = found.a.values.get(i), found.b.values.get(j)
     if x is None or y is None or x.size < 4 or x.size != y.size or float(np.ptp(x)) == 0:
         return False
     return not same_places(y, x)
-
-
-def _is_turned(found: Evidence, i: int, j: int) -> bool:
-    """Whether two equal values have two axes of one length each the other way round.
-
-    That may be a layout, as of a transposed square matrix, or other mathematics. It is the latter if the
-    sides meet once the axes are as the other side has them.
-    """
-    x, y = found.a.values.get(i), found.b.values.get(j)
-    if x is None or y is None or x.size < 4 or x.size != y.size:
-        return False
-    others = (seen for seen in layouts(y, x.shape) if distance(seen, x) > EQUAL)
-    return any(found.meets("a", Change(values={i: seen})) for seen in others)
 
 
 def _origin(found: Evidence, i: int, j: int) -> tuple[int, int]:
@@ -140,6 +154,6 @@ def _origin(found: Evidence, i: int, j: int) -> tuple[int, int]:
         if not found.class_a[p] == found.class_b[q] >= 0:
             continue
         # What is computed has its axes in order; what moves elements may turn them.
-        if _is_odd(found, p, q) or (found.a.operations[p].moves and _is_turned(found, p, q)):
+        if (found.a.operations[p].moves or _is_odd(found, p, q)) and _is_other(found, p, q):
             return _origin(found, p, q)
     return i, j
