@@ -56,10 +56,21 @@ def is_users(file: str) -> bool:
     return any(part in file for part in _PROGRAMS) or not file.startswith(_folders())
 
 
+@cache
+def runs_programs(file: str) -> bool:
+    """Whether a source file is a tracer's that calls the program: what called this is no part of it."""
+    path = Path(file)
+    return (
+        path.is_relative_to(_PALM) and path.parent.name.startswith("trac") and path.stem.endswith("program")
+    )
+
+
 def own_frames(frame: FrameType | None) -> Iterator[FrameType]:
     """The user's frames, innermost first."""
-    while frame is not None:
+    inside = False
+    while frame is not None and not (inside and runs_programs(frame.f_code.co_filename)):
         if is_users(frame.f_code.co_filename):
+            inside = True
             yield frame
         frame = frame.f_back
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from palm.errors import ProbeError
 from palm.jax_impl.trace.precision import is_float, is_opaque
 from palm.tracing.operation import Place
-from palm.tracing.places import CALLERS, is_users
+from palm.tracing.places import CALLERS, is_users, runs_programs
 
 CALLS = frozenset(
     [
@@ -54,7 +55,8 @@ class Scope:
         traceback = eqn.source_info.traceback
         module = str(eqn.source_info.name_stack)
         frames: Sequence[Any] = traceback.frames if traceback is not None else ()
-        own = [frame for frame in frames if is_users(frame.file_name)]
+        inside = itertools.takewhile(lambda frame: not runs_programs(frame.file_name), frames)
+        own = [frame for frame in inside if is_users(frame.file_name)]
         if not own:
             return self.place
         callers = tuple((frame.file_name, frame.line_num) for frame in own[1 : CALLERS + 1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -21,20 +21,33 @@ _TAKES = ("slice", "lookup", "unbind", "gather")
 
 def arrangement(found: Evidence) -> Iterator[Cause]:
     """A value that both sides read has its elements in other places; followed back to where that begins."""
-    for i, j in found.common():
-        if not _is_other(found, i, j):
-            continue
-        at_a, at_b = _origin(found, i, j)
-        one, two = found.a.operations[at_a], found.b.operations[at_b]
-        named = f"{value_name(found.a, at_a)} of {found.a.label}"
-        if one.kind != "operation" and two.kind != "operation":
-            how = relation(found.b.values[at_b], found.a.values[at_a]) or "in another order"
-            kind = f"order of {one.name or two.name or 'a constant'}"
-            yield Cause(kind, f"{named} is that of {found.b.label} {how}", at_a, at_b)
-        else:
-            text = f"{named} has its elements in other places than in {found.b.label}"
-            yield Cause("order of elements", text, at_a, at_b)
+    common = list(found.common())
+    first = next((pair for pair in common if _is_other(found, *pair)), None) or _together(found, common)
+    if first is None:
         return
+    at_a, at_b = _origin(found, *first)
+    one, two = found.a.operations[at_a], found.b.operations[at_b]
+    named = f"{value_name(found.a, at_a)} of {found.a.label}"
+    if one.kind != "operation" and two.kind != "operation":
+        how = relation(found.b.values[at_b], found.a.values[at_a]) or "in another order"
+        kind = f"order of {one.name or two.name or 'a constant'}"
+        yield Cause(kind, f"{named} is that of {found.b.label} {how}", at_a, at_b)
+    else:
+        text = f"{named} has its elements in other places than in {found.b.label}"
+        yield Cause("order of elements", text, at_a, at_b)
+
+
+def _together(found: Evidence, common: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    """The first of several odd values, as queries and keys, if the sides meet once all of them are changed."""
+    odd = [(i, j) for i, j in common if "operation" in _kinds(found, i, j) and _is_odd(found, i, j)]
+    seen = [layouts(found.b.values[j], found.a.values[i].shape) for i, j in odd]
+    changes = (dict(zip((i for i, _ in odd), puts, strict=True)) for puts in zip(*seen, strict=False))
+    met = len(odd) > 1 and any(found.meets("a", Change(values=values)) for values in changes)
+    return odd[0] if met else None
+
+
+def _kinds(found: Evidence, i: int, j: int) -> tuple[str, str]:
+    return found.a.operations[i].kind, found.b.operations[j].kind
 
 
 def operand(found: Evidence) -> Iterator[Cause]:
@@ -122,7 +135,7 @@ def _is_other(found: Evidence, i: int, j: int) -> bool:
     mathematics is another one is shown by the sides, which meet once the elements are as on the other side.
     What a program is given or holds has its own layout only as a whole.
     """
-    if "operation" not in (found.a.operations[i].kind, found.b.operations[j].kind):
+    if "operation" not in _kinds(found, i, j):
         return _is_odd(found, i, j)
     x, group = found.a.values.get(i), found.class_a[i]
     if x is None or x.size < 4 or float(np.ptp(x)) == 0:
