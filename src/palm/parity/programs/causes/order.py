@@ -38,7 +38,7 @@ def arrangement(found: Evidence) -> Iterator[Cause]:
 
 
 def _together(found: Evidence, common: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
-    """The first of several odd values, as queries and keys, if the sides meet once all of them are changed."""
+    """The first of several odd values, as queries and keys, if the sides meet once all are changed."""
     odd = [(i, j) for i, j in common if "operation" in _kinds(found, i, j) and _is_odd(found, i, j)]
     seen = [layouts(found.b.values[j], found.a.values[i].shape) for i, j in odd]
     changes = (dict(zip((i for i, _ in odd), puts, strict=True)) for puts in zip(*seen, strict=False))
