@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -26,9 +26,9 @@ from palm.tracing.program import Program
 
 # So many places are looked at, one behind the other.
 _MOST = 64
-# So many operations are computed to look for places and causes: a minute or two of a program that loops over
-# elements in Python, and more than any other needs.
-_WORK = 200_000
+# So many operations are computed to look for places and causes, some ten seconds. One on so many elements
+# counts as two.
+_WORK, _ELEMENTS = 100_000, 20_000
 # Where rounding moves outputs by more, values of different functions may look equal.
 _CHAOS = 1e-2
 
@@ -198,7 +198,7 @@ class _Search:
         """Both sides, one of them run with a change."""
         now = self.sides.alignment
         side: Traced = getattr(now, which)
-        self.left -= len(side.operations)
+        self.left -= work(side.operations)
         changed = replace(side, run=side.program.run(change))
         return (changed, now.b) if which == "a" else (now.a, changed)
 
@@ -258,6 +258,11 @@ class _Search:
         whole = self.merged(which, change)
         changes = {**self.changes, which: whole}
         return Sides(Alignment.of(*self.rerun(which, whole)), changes["a"], changes["b"]), changes
+
+
+def work(operations: Sequence[Operation]) -> int:
+    """How many small operations a run takes as long as."""
+    return len(operations) + sum(math.prod(op.shape) for op in operations) // _ELEMENTS
 
 
 def _fraction(side: Traced, need: np.ndarray) -> float:
