@@ -17,6 +17,7 @@ from palm.parity.blackbox.compare import ForeignComparison, Likeness
 from palm.parity.drift.drift import butterfly
 from palm.parity.finding import Nature, Outcome
 from palm.parity.programs.parameters import Parameter
+from palm.parity.programs.precision import Precision, Row
 from palm.parity.programs.result import Divergence, ProgramComparison, Site
 from palm.parity.recording.bundle import write_bundle
 from palm.parity.recording.excerpt import excerpt_of
@@ -151,8 +152,18 @@ def test_every_key_of_a_comparison_of_programs_is_documented():
         **common, divergences=DIVERGENCES, doubts=(), distance=0.1, parameters=(known, alone)
     )
     doubtful = ProgramComparison(**common, divergences=(), doubts=("a is random",), distance=float("nan"))
-    reports = [{**one.to_dict(), "run": {}} for one in (found, doubtful)]
-    assert_documented(reports, "report.json of two programs", leave={"run", "divergences[].a"})
+    lossy = ProgramComparison(
+        **common,
+        divergences=(),
+        doubts=(),
+        distance=0.0,
+        precision=(Precision("a", "float32", 0.1, 0.01),),
+        losses=DIVERGENCES,
+        rows=(Row("add at a.py:1", "add at b.py:1", 0.1, 0.01),),
+    )
+    assert lossy.outcome == "differ by rounding more than expected"
+    reports = [{**one.to_dict(), "run": {}} for one in (found, doubtful, lossy)]
+    assert_documented(reports, "report.json of two programs", leave={"run", "divergences[].a", "losses[]"})
 
 
 def test_every_key_of_a_bundle_is_documented(tmp_path):

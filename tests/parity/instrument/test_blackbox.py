@@ -187,7 +187,7 @@ def test_a_right_jax_port_in_bfloat16_rounds_its_numbers():
 
     found = palm.compare(port, palm.from_numpy(cfg, weights, backend="torch"), draw_tokens(cfg, 40))
     assert (found.agree, found.traced) == (True, True), found.verdict
-    assert found.divergences[0].cause == "times 0.9998894"
+    assert found.divergences == ()  # the number counts as the one it was rounded from
 
 
 def lowered(model: Any, dtype: str, factor: float = 1.0) -> Any:
