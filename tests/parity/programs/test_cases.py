@@ -273,7 +273,7 @@ def test_a_port_that_splits_in_halves_agrees_if_the_columns_are_ordered_so():
     assert (found.outcome, found.divergences) == ("agree", ()), found.verdict
 
 
-@pytest.mark.sampled(24)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("name", CASES)
 def test_a_mistake_is_found_on_its_line_and_named(name):
     case = CASES[name]

@@ -20,7 +20,7 @@ _MOVES = frozenset(("reshape", "transpose", "squeeze", "expand_dims", "rev", "br
 _DRAWS = frozenset(("random_bits", "rng_bit_generator", "rng_uniform"))
 _OPTIONS: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 # So many bytes of results are kept at once.
-_BATCH = 1 << 26
+_BATCH = 1 << 28
 
 
 @dataclass(frozen=True)
