@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 from jax.experimental import pallas as pl
 
 import palm
+from palm.jax_impl.trace.program import trace_program
+from palm.tracing.operation import Change
 
 X = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
 W = jnp.asarray(np.random.default_rng(1).standard_normal((6, 6)).astype(np.float32))
@@ -145,3 +148,25 @@ def test_a_mesh_of_several_devices_is_refused():
 def test_a_program_that_fails_says_why():
     with pytest.raises(palm.ProbeError, match="must run on its inputs"):
         palm.trace(lambda x: jnp.sin(x) @ x, X, framework="jax")
+
+
+def test_a_layer_like_another_and_another_run_compile_nothing(caplog):
+    def layers(x: Any, count: int) -> Any:
+        for _ in range(count):
+            x = jnp.tanh(x @ W) * np.float32(0.1) + x
+        return x
+
+    def compilations(call: Callable[[], Any]) -> int:
+        caplog.clear()
+        with jax.log_compiles(True), caplog.at_level(logging.WARNING):
+            call()
+        return sum("Finished XLA compilation" in record.getMessage() for record in caplog.records)
+
+    program = trace_program(lambda x: layers(x, 1), (X,), "one layer")
+    product = next(i for i, op in enumerate(program.operations) if op.op == "dot_general")
+    numbered = next(i for i, op in enumerate(program.operations) if op.constants)
+    assert compilations(lambda: trace_program(lambda x: layers(x, 9), (X,), "nine layers")) == 0
+    assert compilations(lambda: program.run(Change(constants={numbered: (0.2,)}))) == 0
+    assert compilations(lambda: program.run(Change(values={product: np.ones((4, 6))}))) == 0
+    # The negative control: another shape is another program.
+    assert compilations(lambda: trace_program(lambda x: layers(x, 1), (X[:3],), "fewer rows")) > 0

@@ -60,7 +60,7 @@ def of_array(x: np.ndarray) -> np.ndarray:
     """The fingerprint of a NumPy array."""
     if not x.size:
         return NONE
-    flat = real(x).ravel()
+    flat = real(x).ravel(order="K")  # in any order
     pieces = np.array([_host_sums(flat[i : i + _PIECE]) for i in range(0, flat.size, _PIECE)])
     largest, smallest, scale = pieces[:, 1].max(), pieces[:, 2].min(), pieces[:, 3].max()
     shares = pieces[:, 3] / scale if scale else pieces[:, 3]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -105,13 +105,18 @@ class Change:
 
     `scale`: by how much, relatively, to disturb each leaf at random. `values`: results to put in the place
     of an operation's own. `constants`: numbers to put in the place of an operation's own. `noise`: rounding
-    errors for each operation.
+    errors for each operation. `only`: whose fingerprints are asked for; None of all.
     """
 
     scale: Mapping[int, float] = field(default_factory=dict)
     values: Mapping[int, np.ndarray] = field(default_factory=dict)
     constants: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     noise: Noise | None = None
+    only: Collection[int] | None = None
+
+    def asks(self, index: int) -> bool:
+        """Whether the fingerprint of a value is asked for. With rounding errors nothing is aligned."""
+        return self.noise is None and (self.only is None or index in self.only)
 
 
 NOTHING = Change()

@@ -17,11 +17,9 @@ class Program(ABC):
 
     `label`: its name for a reader. `dtype`: the one it computes in when it is not traced. `operations`: its
     values in the order in which they came to be. `outputs`: which value each output is, by the output's name.
-    `first`: its first run. `compiled`: whether a run with another value must be compiled first. `recorded`:
-    whether it cannot run again.
+    `first`: its first run. `recorded`: whether it cannot run again.
     """
 
-    compiled = False
     recorded = False
 
     label: str
@@ -31,9 +29,6 @@ class Program(ABC):
     # What each run draws its random numbers from: None is the process's own state, the same for every run.
     seed: int | None = None
     outputs: dict[str, int]
-
-    def prepare(self, region: Collection[int]) -> None:  # noqa: B027 - most have nothing to prepare
-        """Expect runs that change operations of `region`."""
 
     @abstractmethod
     def run(self, change: Change = NOTHING, values: Collection[int] = ()) -> Run:

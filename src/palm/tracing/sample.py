@@ -23,8 +23,9 @@ def chosen(size: int) -> np.ndarray | None:
 
 def sampled(x: np.ndarray) -> np.ndarray:
     """The kept elements of an array of numbers, in float64; of a complex one both parts."""
-    flat, at = x.reshape(-1), chosen(x.size)
-    return real(flat if at is None else flat[at]).reshape(-1).copy()
+    at = chosen(x.size)
+    kept = x if at is None else x[np.unravel_index(at, x.shape)]  # to flatten it may copy it
+    return real(kept).reshape(-1).copy()
 
 
 def rounded(x: Any, bits: int, factor: float, xp: Any) -> Any:
@@ -34,4 +35,4 @@ def rounded(x: Any, bits: int, factor: float, xp: Any) -> Any:
     """
     y = x * factor
     high = y * (2.0 ** (EXACT - bits) + 1)
-    return xp.where(xp.isfinite(x), (high - (high - y)) / factor, x)
+    return xp.where(xp.isfinite(high), (high - (high - y)) / factor, x)

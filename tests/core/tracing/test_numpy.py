@@ -10,6 +10,7 @@ import pytest
 
 import palm
 from palm.tracing.numpy_program import NumpyProgram
+from palm.tracing.sample import rounded
 
 X = np.random.default_rng(0).standard_normal((4, 6))
 W = np.random.default_rng(1).standard_normal((6, 6)).astype(np.float32)
@@ -123,3 +124,9 @@ def test_a_program_of_more_operations_than_are_allowed_is_refused():
     assert len(NumpyProgram(looping, (np.ones(3),), "looping", 21).operations) == 21
     with pytest.raises(palm.ProbeError, match="at most 20 operations"):
         NumpyProgram(looping, (np.ones(3),), "looping", 20)
+
+
+def test_rounding_leaves_alone_what_has_no_room_for_it():
+    largest = np.array([np.finfo(np.float64).max, -np.finfo(np.float64).max, np.inf, 1.0 + 2.0**-52])
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.testing.assert_array_equal(rounded(largest, 23, 1.0, np), [*largest[:3], 1.0])

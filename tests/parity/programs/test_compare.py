@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import palm
+from palm.parity.programs.kinds import traced_program
 from palm.parity.programs.result import ProgramComparison
+from palm.tracing.operation import Change
 
 # For each mistake: what its line says in the port, and how its cause begins.
 MISTAKES = {
@@ -138,3 +140,12 @@ def test_the_report_names_both_lines(model, tmp_path):
     assert all(len(line) <= 80 or line.startswith("     ") for line in str(found).splitlines())
     assert "return centred / xp.sqrt(square + eps)" in str(found)
     assert first["b"]["source"].replace('"', "&#34;") in found._repr_html_()
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax", "numpy"])
+def test_only_the_fingerprints_that_are_asked_for_are_computed(framework):
+    program = traced_program(lambda x: (x * 2 + 1) * 3, (np.arange(6.0),), label="f", framework=framework)
+    whole, part = program.run(), program.run(Change(only={2}))
+    np.testing.assert_array_equal(part.fingerprints[2], whole.fingerprints[2])
+    assert np.isnan(part.fingerprints[[1, 3]]).all()
+    np.testing.assert_array_equal(part.outputs["output"], whole.outputs["output"])

@@ -1,22 +1,25 @@
-"""Runs a jaxpr in float64 and writes down every operation; control flow is run by Python."""
+"""Runs a jaxpr in float64, one primitive after the other, and writes down every operation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from palm.jax_impl.trace.inner import Scope, has_loop, inner_of, opened
-from palm.jax_impl.trace.precision import is_opaque, wide
-from palm.jax_impl.trace.segment import Ask, Segment, Step, batches, compiled
+from palm.jax_impl.trace.inner import CALLS, Scope, inner_of, opened
+from palm.jax_impl.trace.kernels import kernel_of
+from palm.jax_impl.trace.precision import alone, is_opaque, is_same, wide
 from palm.tracing.fingerprint import NONE, of_array, real
-from palm.tracing.operation import Change, Noise, Operation, Place
-from palm.tracing.sample import sampled
+from palm.tracing.operation import Change, Operation, Place
+from palm.tracing.sample import EXACT, rounded, sampled
 
+_MOVES = frozenset(("reshape", "transpose", "squeeze", "expand_dims", "rev", "broadcast_in_dim"))
+_DRAWS = frozenset(("random_bits", "rng_bit_generator", "rng_uniform"))
+_LOOPS = frozenset(("scan", "while", "cond"))
 Call = Callable[[Any, "list[Value]"], "list[Value]"]
 
 
@@ -29,10 +32,14 @@ class Value:
     parts: list[Value] = field(default_factory=list)
 
 
-class Runner:
-    """One run. `segments` keeps what is compiled for the next run; `const` makes a value of a held array.
+Env = dict[Any, Value]
 
-    `region`: operations that changes are likely to be about. `exact`: whether it computes in float64.
+
+class Runner:
+    """One run. `memo` keeps what every run of the program needs; `const` makes a value of a held array.
+
+    `working`: the program's own dtype. `exact`: whether it computes in float64. `numbers`: see
+    `palm.tracing.numbers.settled`.
     """
 
     def __init__(
@@ -41,69 +48,127 @@ class Runner:
         keep: Collection[int],
         *,
         working: str,
-        segments: dict[Any, Segment],
+        memo: dict[Any, Any],
         const: Callable[[Runner, Any], Value],
-        region: Collection[int],
         exact: bool,
         numbers: tuple[float, ...] = (),
     ) -> None:
         self.change, self.keep, self.working = change, set(keep), working
-        self.segments, self.const, self.region, self.exact = segments, const, region, exact
-        self.numbers = numbers
+        self.memo, self.const, self.exact, self.numbers = memo, const, exact, numbers
         self.operations: list[Operation] = []
         self.fingerprints: list[np.ndarray] = []
         self.samples: list[np.ndarray] = []
         self.values: dict[int, np.ndarray] = {}
 
     def add(self, operation: Operation, array: Any, *, same_as: int | None = None) -> int:
-        """Write down a value. Without an array it is that of `same_as`, or has no numbers."""
+        """Write down a value. Without an array it has no numbers; `same_as` has the same ones."""
         index = len(self.operations)
         self.operations.append(operation)
         needed = array is not None and (index in self.keep or same_as is None)
         host = np.asarray(array) if needed else np.zeros(0)
-        aligned = self.exact and self.change.noise is None
-        found = of_array(host) if aligned and same_as is None else NONE
-        self.fingerprints.append(found if same_as is None else self.fingerprints[same_as])
+        self.fingerprints.append(
+            self.fingerprint(operation, host) if same_as is None else self.fingerprints[same_as]
+        )
         self.samples.append(sampled(host) if same_as is None else self.samples[same_as])
         if index in self.keep:
             self.values[index] = real(host)
         return index
 
+    def fingerprint(self, operation: Operation, host: np.ndarray) -> np.ndarray:
+        """The fingerprint of the value that comes next, if this run is one to be aligned."""
+        index = len(self.fingerprints)
+        if not self.exact or not self.change.asks(index):
+            return NONE
+        if operation.kind != "parameter" or index in self.change.scale:
+            return of_array(host)
+        return np.asarray(self.once((operation, index), of_array, host))
+
     def leaf(self, array: Any, kind: Any, name: str, dtype: str) -> Value:
         """Write down what the program was given or holds, moved by its rounding if asked."""
         index = len(self.operations)
+        operation = Operation(kind, kind, tuple(np.shape(array)), dtype, None, name)
         if index in self.change.scale:
-            noise = np.random.default_rng(index).uniform(-1, 1, np.shape(array))
-            array = jnp.asarray(array * (1 + self.change.scale[index] * noise))
-        self.add(Operation(kind, kind, tuple(np.shape(array)), dtype, None, name), array)
-        return Value(array, index)
+            moved = np.random.default_rng(index).uniform(-1, 1, np.shape(array))
+            moved = (1 + self.change.scale[index] * moved) * np.asarray(array)
+            array = jnp.asarray(moved)
+        return Value(array, self.add(operation, None if is_opaque(array.dtype) else array))
 
     def evaluate(
         self, jaxpr: Jaxpr, consts: Sequence[Value], args: Sequence[Value], scope: Scope
     ) -> list[Value]:
-        """The outputs of a jaxpr."""
-        env: dict[Any, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-        straight: list[JaxprEqn] = []
-        start = 0
-        for number, eqn in enumerate(jaxpr.eqns):
-            if not has_loop(eqn):
-                straight.append(eqn)
-                continue
-            self.segment((id(jaxpr), start), straight, env, scope)
-            straight, start = [], number + 1
-            ins = [self.read(env, v) for v in eqn.invars]
-            at = scope.place_of(eqn)
-            for var, value in zip(eqn.outvars, self.control(eqn, ins, at, scope), strict=True):
-                env[var] = value
-        self.segment((id(jaxpr), start), straight, env, scope)
+        """The outputs of a jaxpr. What is not read any more is let go."""
+        env: Env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+        for eqn, done in zip(jaxpr.eqns, self.once(("done", id(jaxpr)), _done, jaxpr), strict=True):
+            at = self.once((id(eqn), scope), scope.place_of, eqn)
+            if eqn.primitive.name in CALLS or eqn.primitive.name in _LOOPS:
+                found = self.control(eqn, [self.read(env, v) for v in eqn.invars], at, scope)
+            else:
+                found = self.primitive(eqn, env, at)
+            env.update(zip(eqn.outvars, found, strict=True))
+            for var in done:
+                del env[var]
         return [self.read(env, v) for v in jaxpr.outvars]
 
-    def read(self, env: dict[Any, Value], var: Any) -> Value:
+    def once(self, key: Any, make: Callable[[Any], Any], of: Any) -> Any:
+        """What another run has found out, or this one now does."""
+        if key not in self.memo:
+            self.memo[key] = make(of)
+        return self.memo[key]
+
+    def read(self, env: Env, var: Any) -> Value:
         """The value of a variable."""
         if isinstance(var, Literal):
-            held = wide(var.val, self.numbers) if self.exact else var.val
-            return self.leaf(held, "constant", "", str(cast("Any", var.aval).dtype))
+            return self.leaf(self.held(var), "constant", "", str(cast("Any", var.aval).dtype))
         return env[var]
+
+    def held(self, literal: Literal) -> Any:
+        """A number that stands in the program, in the dtype in which it is computed with here."""
+        own = np.asarray(literal.val, cast("Any", literal.aval).dtype)
+        return wide(own, self.numbers) if self.exact else own
+
+    def primitive(self, eqn: JaxprEqn, env: Env, place: Place | None) -> list[Value]:
+        """Compute an equation, with what this run is to do differently in it."""
+        known = [env[v] for v in eqn.invars if not isinstance(v, Literal)]
+        arrays = [self.held(v) if isinstance(v, Literal) else env[v].array for v in eqn.invars]
+        kernel, rounds = kernel_of(eqn, self.working, exact=self.exact)
+        if self.exact and not rounds and is_same(eqn, self.working):
+            dtype = str(cast("Any", eqn.outvars[0].aval).dtype)
+            return known or [self.leaf(arrays[0], "constant", "", dtype)]
+        single = [i for i, v in enumerate(eqn.invars) if _is_number(v)]
+        constants = tuple(float(arrays[i]) for i in single)
+        put = self.change.constants.get(len(self.operations), constants)
+        for i, number in zip(single, put, strict=True):
+            arrays[i] = np.asarray(number, arrays[i].dtype)
+        results = alone(eqn, arrays)
+        name = eqn.primitive.name
+        return [
+            self.result(
+                Operation(
+                    *(name, "operation", tuple(x.shape), str(cast("Any", v.aval).dtype), place),
+                    inputs=tuple(dict.fromkeys(value.index for value in known)),
+                    constants=constants,
+                    moves=name in _MOVES and len(known) == 1,
+                    draws=name in _DRAWS,
+                    rounds=rounds,
+                ),
+                x,
+            )
+            for v, x in zip(eqn.outvars, kernel(*arrays) if results is None else results, strict=True)
+        ]
+
+    def result(self, operation: Operation, array: Any) -> Value:
+        """Write down what an operation gave, or what is put in its place."""
+        if is_opaque(array.dtype):
+            return Value(array, self.add(operation, None))
+        index, noise = len(self.operations), self.change.noise
+        if index in self.change.values:
+            array = jnp.asarray(self.change.values[index], array.dtype).reshape(array.shape)
+        if noise is not None and noise.bits[index] < EXACT and array.dtype == np.float64:
+            with np.errstate(over="ignore", invalid="ignore"):
+                low = rounded(np.asarray(array), int(noise.bits[index]), noise.factor, np)
+            array = jnp.asarray(low)
+        same = operation.inputs[0] if operation.moves else None
+        return Value(array, self.add(operation, array, same_as=same))
 
     def control(self, eqn: JaxprEqn, ins: list[Value], place: Place | None, scope: Scope) -> list[Value]:
         """Run control flow, or a call with some inside."""
@@ -139,11 +204,11 @@ class Runner:
         """One slice of a stacked value: what was stacked, if that is known."""
         if x.parts:
             return x.parts[i]
-        array = x.array[i]
+        array = x.array[i] if is_opaque(x.array.dtype) else jnp.asarray(np.asarray(x.array)[i])
         op = Operation(
             "slice", "operation", array.shape, str(array.dtype), place, inputs=(x.index,), name=f"[{i}]"
         )
-        return Value(array, self.add(op, array))
+        return Value(array, self.add(op, None if is_opaque(array.dtype) else array))
 
     def stack(self, column: list[Value], place: Place | None) -> Value:
         """The outputs of all steps as one array."""
@@ -160,57 +225,20 @@ class Runner:
             carry = call(p["body_jaxpr"], [*consts, *carry])
         return carry
 
-    def segment(self, key: Any, eqns: list[JaxprEqn], env: dict[Any, Value], scope: Scope) -> None:
-        """Run equations without control flow; `key` says which ones they are."""
-        for number, batch in enumerate(batches(eqns)):
-            self.batch((key, number, scope), batch, env, scope)
 
-    def batch(self, key: Any, eqns: list[JaxprEqn], env: dict[Any, Value], scope: Scope) -> None:
-        """Run one piece, with what this run is to do differently in it."""
-        made = {v for eqn in eqns for v in eqn.outvars}
-        read = (v for eqn in eqns for v in eqn.invars if not isinstance(v, Literal) and v not in made)
-        free = list(dict.fromkeys(read))
-        outs = [v for eqn in eqns for v in eqn.outvars if not _is_dropped(v)]
-        arrays = [env[v].array for v in free]
-
-        def program(ask: Ask, base: Sequence[Step], noise: Noise | None = None) -> Segment:
-            if (key, ask) not in self.segments:
-                self.segments[key, ask] = compiled(eqns, free, outs, arrays, ask, base, noise)
-            return self.segments[key, ask]
-
-        plain = Ask(scope, self.working, exact=self.exact, numbers=self.numbers)
-        base = program(plain, ()).steps
-        first = len(self.operations)
-        noise = self.change.noise and self.change.noise.part(first, len(base))
-        segment = program(self.asked(plain, base), base, noise)
-        values = {i - first: x for i, x in self.change.values.items()}
-        numbers = {i - first: x for i, x in self.change.constants.items()}
-        results = iter(segment.run(arrays, values, numbers, noise.factor if noise else 1.0))
-        indices: list[int] = []
-
-        def at(local: int) -> int:
-            return env[free[-local - 1]].index if local < 0 else indices[local]
-
-        for step in segment.steps:
-            operation = replace(step.operation, inputs=tuple(dict.fromkeys(at(i) for i in step.inputs)))
-            same = None if step.same_as is None else at(step.same_as)
-            indices.append(self.add(operation, next(results) if step.shown else None, same_as=same))
-        for var, local in zip(outs, segment.outputs, strict=True):
-            env[var] = Value(next(results), at(local))
-
-    def asked(self, plain: Ask, steps: Sequence[Step]) -> Ask:
-        """What the segment that begins now must be compiled for: this run's change, or any of the region."""
-        base = len(self.operations)
-        changed = {i - base for i in (*self.change.values, *self.change.constants)} & set(range(len(steps)))
-        region = {i - base for i in self.region} & set(range(len(steps)))
-        slots = changed and (region if changed <= region else changed)
-        usable = frozenset(i for i in slots if not is_opaque(steps[i].operation.dtype))
-        hidden = frozenset(
-            i - base for i in self.keep if 0 <= i - base < len(steps) and not steps[i - base].shown
-        )
-        return replace(plain, slots=usable, hidden=hidden, noisy=self.change.noise is not None)
+def _done(jaxpr: Jaxpr) -> list[list[Any]]:
+    """For each equation, the variables that nothing reads behind it."""
+    last: dict[Any, int] = {}
+    for number, eqn in enumerate(jaxpr.eqns):
+        last |= {v: number for v in (*eqn.invars, *eqn.outvars) if not isinstance(v, Literal)}
+    for v in jaxpr.outvars:
+        if not isinstance(v, Literal):
+            last.pop(v, None)
+    done: list[list[Any]] = [[] for _ in jaxpr.eqns]
+    for v, number in last.items():
+        done[number].append(v)
+    return done
 
 
-def _is_dropped(var: Any) -> bool:
-    """Whether nothing reads it. JAX has no public name for its class."""
-    return type(var).__name__ == "DropVar"
+def _is_number(var: Any) -> bool:
+    return isinstance(var, Literal) and np.size(var.val) == 1 and np.asarray(var.val).dtype.kind in "fiu"

@@ -33,7 +33,6 @@ CALLS = frozenset(
         "shard_map",
     ]
 )
-LOOPS = frozenset(("scan", "while", "cond"))
 _WHERE = re.compile(r" at (.*):\d+$")
 
 
@@ -119,16 +118,6 @@ def single_numbers(closed: ClosedJaxpr) -> Iterator[np.ndarray]:
     for x in (*held_by(closed), *written):
         if hasattr(x, "dtype") and np.size(x) == 1 and not is_opaque(x.dtype) and is_float(x):
             yield np.asarray(x)
-
-
-def has_loop(eqn: JaxprEqn) -> bool:
-    """Whether Python must run it: control flow, or a call with arrays or control flow inside."""
-    if eqn.primitive.name in LOOPS:
-        return True
-    if eqn.primitive.name not in CALLS:
-        return False
-    jaxpr, consts = opened(inner_of(eqn))
-    return bool(any(np.size(c) > 1 for c in consts)) or any(has_loop(e) for e in jaxpr.eqns)
 
 
 def _is_librarys(inner: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import jax
@@ -67,36 +67,15 @@ def wide(x: Any, numbers: Collection[float] = ()) -> Any:
     return jnp.asarray(host, np.float64)
 
 
-def bind(eqn: JaxprEqn, ins: list[Any], working: str) -> tuple[list[Any], str]:
-    """The results of one primitive in float64, and the dtype below `working` that it rounds to."""
-    if (alone := _alone(eqn, ins)) is not None:
-        return alone, ""
-    if eqn.primitive.name in _OWN:
-        avals: list[Any] = [v.aval for v in eqn.invars]
-        ins = [jnp.asarray(x, a.dtype) if is_float(a) else x for x, a in zip(ins, avals, strict=True)]
-        params, rounds = eqn.params, ""
-    else:
-        params, rounds = _promoted(eqn, working)
-    results = _results(eqn, ins, params)
-    if rounds:
-        results = [x.astype(rounds) if is_float(x) else x for x in results]
-    return [wide(x) for x in results], rounds
+def as_held(eqn: JaxprEqn) -> tuple[Any, ...]:
+    """The dtype that each argument must have, None if it may be float64; of most primitives, nothing."""
+    if eqn.primitive.name not in _OWN:
+        return ()
+    avals: list[Any] = [v.aval for v in eqn.invars]
+    return tuple(np.dtype(a.dtype) if is_float(a) else None for a in avals)
 
 
-def bound(eqn: JaxprEqn, ins: list[Any]) -> list[Any]:
-    """The results of one primitive as the program asks for them."""
-    alone = _alone(eqn, ins)
-    return _results(eqn, ins, eqn.params) if alone is None else alone
-
-
-def _results(eqn: JaxprEqn, ins: list[Any], params: Any) -> list[Any]:
-    bind = eqn.primitive.get_bind_params(params)
-    functions, params = bind if isinstance(bind, tuple) else ((), bind)  # the pair is of older releases
-    found = eqn.primitive.bind(*functions, *ins, **params)
-    return list(found) if eqn.primitive.multiple_results else [found]
-
-
-def _alone(eqn: JaxprEqn, ins: list[Any]) -> list[Any] | None:
+def alone(eqn: JaxprEqn, ins: Sequence[Any]) -> list[Any] | None:
     """What an exchange between devices gives on the only one; None for another primitive."""
     name = eqn.primitive.name
     if name == "axis_index":
@@ -110,19 +89,20 @@ def _alone(eqn: JaxprEqn, ins: list[Any]) -> list[Any] | None:
     return [x.reshape(shape) for x, shape in zip(ins, shapes, strict=True)]
 
 
-def is_same(eqn: JaxprEqn, results: list[Any], ins: list[Any], working: str) -> bool:
-    """Whether a primitive gives its input as it is, in float64."""
+def is_same(eqn: JaxprEqn, working: str) -> bool:
+    """Whether a primitive gives its only argument as it is, in float64."""
     name = eqn.primitive.name
     if name == "reduce_precision":
         return bool(eqn.params["mantissa_bits"] >= (52, 23, 7)[DTYPES[working]])
     if name == "convert_element_type":
-        return is_float(ins[0]) and is_float(results[0])
-    return name in _SAME and len(results) == 1
+        return all(is_float(v.aval) for v in (*eqn.invars, *eqn.outvars))
+    return name in _SAME and len(eqn.outvars) == 1
 
 
-def _promoted(eqn: JaxprEqn, working: str) -> tuple[dict[str, Any], str]:
+def promoted(eqn: JaxprEqn, working: str) -> tuple[dict[str, Any], str]:
+    """The parameters of a primitive in float64, and the dtype below `working` that it rounds to."""
     params, rounds = dict(eqn.params), ""
-    for key in _ASKED:
+    for key in () if eqn.primitive.name in _OWN else _ASKED:
         dtype = params.get(key)
         name = None if dtype is None or is_opaque(dtype) else np.dtype(dtype).name
         if name in DTYPES:

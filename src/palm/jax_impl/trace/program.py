@@ -13,7 +13,6 @@ from palm.jax_impl.trace.evaluate import Runner, Value
 from palm.jax_impl.trace.inner import Scope, held_by, read_as, single_numbers
 from palm.jax_impl.trace.kinds import holds_arrays, is_array, parts_of
 from palm.jax_impl.trace.precision import is_float, is_opaque, wide
-from palm.jax_impl.trace.segment import Segment
 from palm.tracing.fingerprint import real
 from palm.tracing.numbers import settled
 from palm.tracing.operation import NOTHING, Change, Kind, Own, Run, with_places
@@ -28,14 +27,11 @@ def trace_program(program: Callable[..., Any], inputs: tuple[Any, ...], label: s
 
 
 class TracedProgram(Program):
-    """A jaxpr in float64, its arrays, and what was compiled of it."""
-
-    compiled = True
+    """A jaxpr in float64 and its arrays."""
 
     def __init__(self, program: Callable[..., Any], inputs: tuple[Any, ...], label: str) -> None:
         self.label = label
-        self._segments: dict[Any, Segment] = {}
-        self._region: frozenset[int] = frozenset()
+        self._memo: dict[Any, Any] = {}
         self._numbers: tuple[float, ...] = ()
         self._closed_over: dict[int, tuple[Any, str, str]] = {}
         tree, call = parts_of(program)
@@ -119,10 +115,6 @@ class TracedProgram(Program):
         held = wide(jnp.asarray(c), self._numbers) if runner.exact else jnp.asarray(c)
         return runner.leaf(held, "parameter" if name else "constant", name, dtype)
 
-    def prepare(self, region: Collection[int]) -> None:
-        """Compile, at the next change of an operation of `region`, for changes of all of them."""
-        self._region = frozenset(region)
-
     def run(self, change: Change = NOTHING, values: Collection[int] = ()) -> Run:
         """Run it once more."""
         with jax.enable_x64(True):
@@ -136,7 +128,7 @@ class TracedProgram(Program):
         """Take a number that was rounded to a low precision for that one of `numbers` which rounds to it."""
         before, self._numbers = self._numbers, tuple(numbers)
         if any(settled(x, numbers) != settled(x, before) for x in single_numbers(self._closed)):
-            self._segments.clear()
+            self._memo.clear()
             self.first = self.run()
 
     def own(self) -> Own:
@@ -151,9 +143,8 @@ class TracedProgram(Program):
         runner = Runner(
             *(change, values),
             working=self.dtype,
-            segments=self._segments if exact else {},
+            memo=self._memo if exact else {},
             const=self._const,
-            region=self._region,
             exact=exact,
             numbers=self._numbers,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -119,9 +119,8 @@ class _Search:
             _fraction(self.sides.a, self.sides.need_a),
             _fraction(self.sides.b, self.sides.need_b),
         )
-        # What runs eagerly is run again at once; a compiled program must be compiled again.
-        cost = [(side.compiled, len(side.operations)) for side in (a, b)]
-        self.put_in = "b" if cost[1] < cost[0] else "a"
+        # It is run again and again with other values.
+        self.put_in = "b" if work(b.operations) < work(a.operations) else "a"
         self.known: dict[object, Divergence] = {}
         self.left = _WORK
         self.is_recorded = a.recorded or b.recorded
@@ -206,8 +205,11 @@ class _Search:
         """Whether a change makes the two ends of one of the parts one."""
         if self.left < 0:
             return False
+        now = self.sides.alignment
+        ends = {(part.end_a if which == "a" else part.end_b) for part in parts}
+        only = seen_through(getattr(now, which).operations, ends)
         try:
-            a, b = self.rerun(which, self.merged(which, change))
+            a, b = self.rerun(which, replace(self.merged(which, change), only=only))
         except Exception:  # a number that the operation does not take
             return False
         return any(part.end_b in counterparts(a, part.end_a, b) for part in parts)
@@ -258,6 +260,17 @@ class _Search:
         whole = self.merged(which, change)
         changes = {**self.changes, which: whole}
         return Sides(Alignment.of(*self.rerun(which, whole)), changes["a"], changes["b"]), changes
+
+
+def seen_through(operations: Sequence[Operation], indices: Collection[int]) -> set[int]:
+    """Values, and those whose elements they are in another order or shape."""
+    found: set[int] = set()
+    for index in indices:
+        at = index
+        while at not in found:
+            found.add(at)
+            at = operations[at].inputs[0] if operations[at].moves else at
+    return found
 
 
 def work(operations: Sequence[Operation]) -> int:

@@ -90,7 +90,6 @@ def gathered(sides: Sides, part: Part, meets: Callable[[str, Change], bool]) -> 
         reads = sorted({j for i in region for j in side.operations[i].inputs if not need[j]})
         behind = _behind(side, reads)
         wanted = {*region, *reads, *behind, end}
-        side.program.prepare([*region, *reads])
         run = side.program.run(change, values=wanted)
         halves.append(
             Half(

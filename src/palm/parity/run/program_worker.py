@@ -42,7 +42,6 @@ def main(folder: Path) -> None:
         "operations": [asdict(op) for op in program.operations],
         "outputs": program.outputs,
         "dtype": program.dtype,
-        "compiled": program.compiled,
     }
     (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
     write(program.first, folder)
@@ -65,7 +64,8 @@ def reply(program: Program, asked: dict[str, Any], folder: Path) -> None:
         with np.load(folder / "change.npz", allow_pickle=False) as held:
             values = {int(name): held[name] for name in held.files}
         scale, constants = ({int(i): x for i, x in asked[key].items()} for key in ("scale", "constants"))
-        write(program.run(Change(scale, values, constants), values=asked["values"]), folder)
+        change = Change(scale, values, constants, only=asked["only"])
+        write(program.run(change, values=asked["values"]), folder)
 
 
 def write(run: Run, folder: Path) -> None:

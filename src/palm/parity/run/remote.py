@@ -76,7 +76,7 @@ class RemoteProgram(Program):
             raise
         about = json.loads((self._folder / "about.json").read_text(encoding="utf-8"))
         self.operations = [operation_of(one, i) for i, one in enumerate(about["operations"])]
-        self.outputs, self.dtype, self.compiled = about["outputs"], about["dtype"], about["compiled"]
+        self.outputs, self.dtype = about["outputs"], about["dtype"]
         self.first = self._answer()
         return self
 
@@ -95,7 +95,8 @@ class RemoteProgram(Program):
         put: dict[str, Any] = {str(i): x for i, x in change.values.items()}
         np.savez(self._folder / "change.npz", **put)
         scale, constants = dict(change.scale), dict(change.constants)
-        self._ask({"scale": scale, "constants": constants, "values": sorted(values)})
+        only = None if change.only is None else sorted(change.only)
+        self._ask({"scale": scale, "constants": constants, "values": sorted(values), "only": only})
         return self._answer()
 
     def settle(self, numbers: Collection[float]) -> None:

@@ -34,7 +34,8 @@ class Recorder(TorchDispatchMode):
     """Writes down each operation. `exact` computes in float64 what the program asks for in less.
 
     `names`: kind and name of the tensors that the program is known to hold, by id. `own`: the dtypes in which
-    it holds tensors that are promoted now. `working`: the program's own dtype.
+    it holds tensors that are promoted now. `working`: the program's own dtype. `memo`: the fingerprints of
+    parameters for the next run.
     """
 
     def __init__(
@@ -46,8 +47,10 @@ class Recorder(TorchDispatchMode):
         *,
         working: str,
         exact: bool,
+        memo: dict[Any, np.ndarray],
     ) -> None:
         super().__init__()
+        self.memo = memo
         self.names, self.own, self.change, self.keep = names, own, change, set(keep)
         self.working, self.exact = working, exact
         self.operations: list[Operation] = []
@@ -79,16 +82,25 @@ class Recorder(TorchDispatchMode):
         """Write down a value; `same_as` has the same numbers."""
         index = len(self.operations)
         self.operations.append(operation)
-        self.fingerprints.append(self.fingerprint(x) if same_as is None else self.fingerprints[same_as])
+        self.fingerprints.append(
+            self.fingerprint(operation, x) if same_as is None else self.fingerprints[same_as]
+        )
         self.samples.append(sample_of(x) if same_as is None else self.samples[same_as])
         if index in self.keep:
             self.values[index] = array_of(x).copy()
         self.tensors.remember(x, index)
         return index
 
-    def fingerprint(self, x: Tensor) -> np.ndarray:
-        """The fingerprint of a value, if this run is one to be aligned."""
-        return fingerprint_of(x) if self.exact and self.change.noise is None else NONE
+    def fingerprint(self, operation: Operation, x: Tensor) -> np.ndarray:
+        """The fingerprint of the value that comes next, if this run is one to be aligned."""
+        index = len(self.fingerprints)
+        if not self.exact or not self.change.asks(index):
+            return NONE
+        if operation.kind != "parameter" or index in self.change.scale:
+            return fingerprint_of(x)
+        if (operation, index) not in self.memo:
+            self.memo[operation, index] = fingerprint_of(x)
+        return self.memo[operation, index]
 
     def value(self, x: Tensor) -> int:
         """Which value a tensor is. One that was not seen before is something the program holds."""

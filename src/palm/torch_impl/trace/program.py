@@ -41,6 +41,7 @@ class TracedProgram(Program):
             id(m): f"{p}.{n}".strip(".") for p, x in modules.items() for n, m in x.named_modules()
         }
         self._own: dict[int, str] = {}
+        self._memo: dict[Any, np.ndarray] = {}
         held_floats = (p for m in modules.values() for p in m.parameters() if p.is_floating_point())
         self._narrow = next((p.dtype for p in held_floats), torch.get_default_dtype())
         seen = self._looked(narrow=False)
@@ -65,7 +66,9 @@ class TracedProgram(Program):
         return seen
 
     def _recorder(self, change: Change, keep: Collection[int], *, exact: bool) -> Recorder:
-        return Recorder(self._names, self._own, change, keep, working=self.dtype, exact=exact)
+        return Recorder(
+            self._names, self._own, change, keep, working=self.dtype, exact=exact, memo=self._memo
+        )
 
     def run(self, change: Change = NOTHING, values: Collection[int] = ()) -> Run:
         """Run it once more."""
