@@ -46,6 +46,15 @@ def scale_by_block_of_keys(self, q, k):
     return Port.scores(self, q, k) * (1.4427**(np.arange(k.shape[-2]) // 4)).astype(q.dtype)  # fmt: skip
 
 
+def in_tf32(x):
+    bits = np.asarray(x, np.float32).view(np.uint32)
+    return ((bits + 0xFFF + ((bits >> 13) & 1)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def scores_in_tf32(self, q, k):
+    return Port.scores(self, in_tf32(q), in_tf32(k))
+
+
 def split_dh(self, q):
     return q.reshape(q.shape[0], self.c.dim_head, self.c.heads).transpose(2, 0, 1)
 
@@ -241,6 +250,7 @@ CASES = {
     "half of the branches": Case("block", half_of_the_branches, "times 0.5"),
     "no last norm": Case("logits", no_last_norm, "added operations: mean, subtract, "),
     "coarse probabilities": Case("softmax", coarse_probabilities, "rounded to bfloat16"),
+    "products in TF32": Case("scores", scores_in_tf32, "rounded to TF32"),
 }
 
 
@@ -296,11 +306,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("port", "mistake"),
-    # JAX compiles the port: each takes ten seconds.
-    [case if case[0] is in_torch else pytest.param(*case, marks=pytest.mark.whole) for case in OTHERS],
-)
+@pytest.mark.parametrize(("port", "mistake"), OTHERS)
 def test_so_is_a_mistake_in_torch_or_jax(port, mistake):
     config = PORTS[port]
     model, weights = model_and_weights(config)

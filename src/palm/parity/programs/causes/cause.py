@@ -21,6 +21,10 @@ _LOW = {
     "float32": np.float32,
     "float8_e4m3": ml_dtypes.float8_e4m3fn,
 }
+# By the bits behind the first one; no array library has TF32, and some processors cut off what it lacks.
+_BITS = {10: "TF32", 7: "bfloat16"}
+# Fewer elements may have as few bits by chance.
+_FEW = 8
 # The same where each product was rounded to float32.
 _ROUNDED = 2.0**-23
 _MOST_SLICES = 4096
@@ -50,6 +54,29 @@ def in_shape(x: np.ndarray, like: np.ndarray) -> np.ndarray | None:
     """x in the shape of another value, if it has as many elements on the same axes."""
     axes = [tuple(n for n in v.shape if n > 1) for v in (x, like)]
     return x.reshape(like.shape) if axes[0] == axes[1] else None
+
+
+def coarse(y: np.ndarray) -> int | None:
+    """How many bits behind the first one all elements have, if that is as few as TF32 or bfloat16 has."""
+    if np.count_nonzero(y) < _FEW or not np.isfinite(y).all():
+        return None
+    mantissas = np.frexp(y)[0].ravel() * 2.0 ** (max(_BITS) + 1)
+    if not (_whole(mantissas[:_FEW]) and _whole(mantissas)):  # most are seen not to by the first ones
+        return None
+    return next(bits for bits in sorted(_BITS) if _whole(mantissas * 2.0 ** (bits - max(_BITS))))
+
+
+def _whole(x: np.ndarray) -> bool:
+    return np.array_equal(x, np.rint(x))
+
+
+def coarsened(x: np.ndarray, y: np.ndarray) -> str | None:
+    """To what y was rounded, if it is x with fewer bits: `TF32`; None if it is not."""
+    bits = coarse(y) if x.shape == y.shape else None
+    if bits is None or not np.isfinite(x).all() or distance(x, y) < EQUAL:
+        return None
+    unit = np.ldexp(2.0**-bits, np.frexp(x)[1] - 1)
+    return _BITS[bits] if np.all(abs(x - y) <= unit) else None
 
 
 def relation(x: np.ndarray, y: np.ndarray) -> str | None:
@@ -90,6 +117,8 @@ def _of_numbers(x: np.ndarray, y: np.ndarray) -> Iterator[str]:
     for name, dtype in _LOW.items():
         if distance(x, y) >= 1e-12 and np.array_equal(x.astype(dtype).astype(np.float64), y):
             yield f"rounded to {name}"
+    if (low := coarsened(x, y)) is not None:
+        yield f"rounded to {low}"
     finite = np.isfinite(x).all() and np.isfinite(y).all()
     scale = float(np.sum(x * x))
     slack = EQUAL if _is_exact(x) and _is_exact(y) else _ROUNDED

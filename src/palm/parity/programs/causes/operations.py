@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 import numpy as np
 
-from palm.parity.programs.causes.cause import EQUAL, Cause, relation
+from palm.parity.programs.causes.cause import EQUAL, Cause, coarse, coarsened, relation, value_name
 from palm.parity.programs.evidence import Evidence, Half
 from palm.parity.programs.layout import distance, layouts
 from palm.parity.programs.words import BOOKKEEPING, family
@@ -25,6 +26,15 @@ def rounding(found: Evidence) -> Iterator[Cause]:
         if low and not any(other.operations[i].rounds for i in other.region):
             yield Cause(f"rounded to {low[0]}", f"{half.label} rounds to {low[0]}, {other.label} does not")
             return
+    for which, half, other in found.sides():
+        few = (p for p in half.region if coarse(half.values[p]) is not None)
+        for p, q in itertools.product(few, (*other.region, *other.reads)):
+            seen = layouts(other.values[q], half.values[p].shape)
+            name = next((name for x in seen if (name := coarsened(x, half.values[p]))), None)
+            if name is not None:
+                text = f"{half.label} rounds {value_name(other, q)} of {other.label} to {name}"
+                yield Cause(f"rounded to {name}", text, *((p, q) if which == "a" else (q, p)))
+                return
 
 
 def mask(found: Evidence) -> Iterator[Cause]:
