@@ -52,6 +52,26 @@ def near(self: Port, n: int) -> np.ndarray:
     return np.tri(n, dtype=bool) & ~np.tri(n, k=-8, dtype=bool)
 
 
+def xpos(self: Port, x: np.ndarray) -> np.ndarray:
+    e, n, sign = x.shape[-1], x.shape[-2], 1 if x.ndim == 3 else -1  # queries have an axis of heads
+    zeta = (np.arange(0, e, 2) + 0.4 * e) / (1.4 * e)
+    scale = zeta ** (sign * (np.arange(n)[:, None] - n // 2) / 512)
+    return (Port.turned(self, x) * np.repeat(scale, 2, axis=-1)).astype(x.dtype)
+
+
+def after(*front: int) -> type[Port]:
+    """What it is given comes after other ids."""
+
+    def call(self: Port, ids: np.ndarray) -> np.ndarray:
+        return Port.__call__(self, np.concatenate((front, ids)))[len(front) :]
+
+    return changed(__call__=call)
+
+
+def score_cap(cap: float) -> type[Port]:
+    return changed(scores=lambda self, q, k: np.float32(cap) * np.tanh(Port.scores(self, q, k) / cap))
+
+
 MISTAKES = {
     "serial": (changed(block=serial), "feed-forward comes after attention"),
     "gelu": (changed(act=gelu), "the activation of the gate is GELU instead of swish"),
@@ -79,6 +99,15 @@ MISTAKES = {
         changed(head=lambda self, z: z - np.log(np.exp(z).sum(-1, keepdims=True))),
         "the output is the log-softmax of the logits",
     ),
+    "logits capped": (
+        changed(head=lambda self, z: np.float32(0.7) * np.tanh(z / np.float32(0.7))),
+        "the logits are capped: c·tanh(x/c), c is 0.7",
+    ),
+    "scores capped": (score_cap(10.0), "the scores are capped: 10·tanh(x/10)"),
+    "scores capped otherwise": (score_cap(1.3), "the scores are capped: c·tanh(x/c), c is 1.3"),
+    "xPos": (changed(turned=xpos), "queries are multiplied by ζ^(i/512) and keys by ζ^(-i/512) (xPos)"),
+    "a mark first": (after(1), "an id 1 comes before the ids"),
+    "padding": (after(0, 0), "padded on the left with id 0 to a multiple of 8, and see it"),
 }
 
 

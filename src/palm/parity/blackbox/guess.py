@@ -12,13 +12,15 @@ import numpy as np
 
 from palm.config import PaLMConfig
 from palm.parity.blackbox.configs import Alternative, Changed
+from palm.parity.blackbox.context import PRECEDING_IDS
 from palm.parity.diagnosis import SHARE
 from palm.parity.explain.causes import CAUSES, Cause
 from palm.parity.explain.replay import distance
 from palm.parity.judge.need import LOW, Format, a_priori, allowed, noise_need
 from palm.spec.forward import REFEREE, Operation, run
 
-FIXES = {cause.name: cause.fix for cause in CAUSES}
+_CAUSES = (*CAUSES, PRECEDING_IDS)
+FIXES = {cause.name: cause.fix for cause in _CAUSES}
 # What Python adds to the multiply-adds of a block.
 _OVERHEAD = 4e6
 
@@ -102,7 +104,7 @@ class Search:
 
 def causes_of(config: PaLMConfig) -> Iterator[Guess]:
     """Every known cause, each variant of it."""
-    for cause in CAUSES:
+    for cause in _CAUSES:
         for detail, changed in cause.variants(config):
             yield Guess((cause.name,), (detail,), (cause.fix,), changed, cause=cause)
 
@@ -137,14 +139,15 @@ def other_config(one: Alternative) -> Guess:
 def pairs_of(closest: list[Guess], guesses: list[Guess], others: list[Alternative]) -> Iterator[Guess]:
     """Two causes, or one choice of another config and a cause of what that makes of the model."""
     for other in others:
-        for guess in causes_of(other.config):
+        for guess in filter(_goes_with_another, causes_of(other.config)):
             yield Guess(
                 ("config", *guess.names),
                 (other.detail, *guess.details),
                 (other.fix, *guess.fixes),
                 other.under(guess.changed),
             )
-    for one in closest:
+    guesses = [guess for guess in guesses if _goes_with_another(guess)]
+    for one in filter(_goes_with_another, closest):
         for guess in guesses:
             if one.names != guess.names and not one.changed.keys() & guess.changed.keys():
                 yield Guess(
@@ -153,3 +156,8 @@ def pairs_of(closest: list[Guess], guesses: list[Guess], others: list[Alternativ
                     one.fixes + guess.fixes,
                     {**one.changed, **guess.changed},
                 )
+
+
+def _goes_with_another(guess: Guess) -> bool:
+    """Whether it changes operations one by one, not the run as a whole."""
+    return guess.cause is not PRECEDING_IDS

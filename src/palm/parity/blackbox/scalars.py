@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from palm.config import PaLMConfig
-from palm.parity.explain.causes.attention import attended, linear, masked
+from palm.parity.explain.causes.attention import attended, capped, linear, masked
 from palm.parity.explain.causes.building_blocks import times, with_config
 from palm.parity.explain.fit import polish, search
 from palm.parity.explain.replay import distance
@@ -75,6 +75,15 @@ def scalars(config: PaLMConfig) -> Iterator[Scalar]:
         1e-3 * own,
         1e3 * own,
         lambda x: {"attention": lambda at: forward.attend(at, masked(at, linear(at)), x)},
+    )
+    yield Scalar("score cap", "the scores are capped: c·tanh(x/c), c is", math.inf, 0.1, 1e3, capped)
+    yield Scalar(
+        "output form",
+        "the logits are capped: c·tanh(x/c), c is",
+        math.inf,
+        0.1,
+        1e3,
+        lambda x: {"logits": lambda at: x * np.tanh(forward.logits(at) / x)},
     )
     yield Scalar(
         "embedding scale",

@@ -215,6 +215,24 @@ def qk_norm(config: PaLMConfig) -> Iterator[Variant]:
     )
 
 
+def score_cap(config: PaLMConfig) -> Iterator[Variant]:
+    """Scores within limits, as Gemma 2 has them (arXiv:2408.00118 §2.2)."""
+    for cap in (10.0, 20.0, 30.0, 50.0):
+        yield f"the scores are capped: {cap:g}·tanh(x/{cap:g})", capped(cap)
+
+
+def capped(cap: float) -> Mapping[str, Operation]:
+    """Attention of scores c·tanh(x/c), before the mask. c > 0."""
+
+    def operation(at: Place) -> np.ndarray:
+        heads, key, value = functions.split_heads(at.tap("q"), at.config), at.tap("k"), at.tap("v")
+        scores = heads * at.config.dim_head**-0.5 @ key[..., None, :, :].swapaxes(-1, -2) + linear(at)
+        weights = functions.softmax(masked(at, cap * np.tanh(scores / cap)))
+        return functions.merge_heads(weights @ value[..., None, :, :])
+
+    return {"attention": operation}
+
+
 def query_scale(config: PaLMConfig) -> Iterator[Variant]:
     """Another factor than e^-1/2."""
 

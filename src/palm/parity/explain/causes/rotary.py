@@ -18,7 +18,7 @@ THETAS = (1e2, 5e2, 1e3, 2e3, 5e3, 9e3, 1e4, 2e4, 2.5e4, 4e4, 5e4, 1e5, 2e5, 2.5
 
 def _rotated(
     kinds: tuple[str, ...], rotate: Callable[[Place, np.ndarray], np.ndarray]
-) -> Mapping[str, Operation]:
+) -> dict[str, Operation]:
     """Queries and keys with another position step."""
 
     def operation(kind: str) -> Operation:
@@ -128,7 +128,22 @@ def rotary_kinds(config: PaLMConfig) -> Iterator[Variant]:
         "rotary frequencies are θ^(-2p/dim) instead of θ^(-2p/dim_head)",
         by(2 * pairs / config.dim),
     )
+    yield "queries are multiplied by ζ^(i/512) and keys by ζ^(-i/512) (xPos)", _xpos()
     yield "values are rotated too", {"v": lambda at: _rotated_by(forward.project(at, "value"), _angles(at))}
+
+
+def _xpos() -> Mapping[str, Operation]:
+    """Rotated pairs times ζ^(±i/512), ζ = (2p/e + 0.4) / 1.4 (xPos, arXiv:2212.10554 §2.2)."""
+
+    def scaled(sign: float) -> Callable[[Place, np.ndarray], np.ndarray]:
+        def rotate(at: Place, x: np.ndarray) -> np.ndarray:
+            e, i = at.config.dim_head, np.arange(at.tokens.shape[-1])
+            zeta = (np.arange(0, e, 2) / e + 0.4) / 1.4
+            return _rotated_by(x, _angles(at)) * np.repeat(zeta ** (sign * i[:, None] / 512), 2, -1)
+
+        return rotate
+
+    return _rotated(("q",), scaled(1.0)) | _rotated(("k",), scaled(-1.0))
 
 
 def rotary_direction(config: PaLMConfig) -> Iterator[Variant]:
