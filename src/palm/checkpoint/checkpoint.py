@@ -28,7 +28,6 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from palm.backends import check_installed, config_of
-from palm.checkpoint.files import fsync, put_in_place
 from palm.checkpoint.locate import checkpoint_path
 from palm.checkpoint.manifest import (
     CONFIG,
@@ -52,6 +51,7 @@ from palm.data.remembered import remember_tokenizer
 from palm.data.tokenizer import load_tokenizer
 from palm.data.tokenizer_file import FileTokenizer
 from palm.errors import CheckpointError
+from palm.files.write import fsync, put_in_place
 from palm.models import common_dtype, from_numpy, to_numpy, tokenizer_of
 from palm.spec.parameters import check_array, check_names, parameters
 

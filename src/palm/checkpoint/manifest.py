@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from palm.checkpoint.files import what_lacks
 from palm.errors import CheckpointError
+from palm.files.write import what_lacks
 from palm.spec.parameters import DTYPES
 
 FORMAT = "palm-checkpoint"

@@ -19,13 +19,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from palm.checkpoint.files import fsync, what_lacks
 from palm.checkpoint.locate import BEST, LAST, best_of, checkpoints_of
 from palm.checkpoint.manifest import RUN_SETTINGS, TOKENIZERS, read_sealed, sealed
 from palm.checkpoint.tokenizer import run_tokenizer
 from palm.data.tokenizer import Tokenizer
 from palm.data.tokenizer_file import FileTokenizer
 from palm.errors import RunError
+from palm.files.write import fsync, what_lacks
 from palm.training.lock import LOCK, only_writer
 
 FORMAT, VERSION = "palm-run", 1

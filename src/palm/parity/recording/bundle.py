@@ -18,11 +18,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from palm.checkpoint.files import fsync, put_in_place
 from palm.checkpoint.manifest import fingerprint, read_sealed, read_tensors, sealed
 from palm.config import PaLMConfig
 from palm.errors import BundleError, CheckpointError, PalmError
 from palm.fields import plain
+from palm.files.write import fsync, put_in_place
 from palm.parity.recording.bundle_check import check_recording, number
 from palm.parity.recording.excerpt import Excerpt, record_excerpt
 from palm.parity.recording.recording import Recording, record
