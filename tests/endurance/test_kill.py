@@ -15,6 +15,7 @@ import pytest
 
 from palm.checkpoint.progress import load_progress
 from palm.data.windows import python_documentation_text
+from palm.training.lock import LOCK
 from palm.training.run_folder import METRICS, SETTINGS, Run
 
 KILLS = int(os.environ.get("PALM_KILLS", "100"))
@@ -84,7 +85,7 @@ def test_a_run_killed_at_random_moments_ends_bit_for_bit_as_the_unbroken_one(bac
     print(f"\n{backend}: {killed} kills in {time.monotonic() - started:.0f} s")
     finish(backend, data, tmp_path / "whole")
 
-    assert [entry.name for entry in out.iterdir() if entry.name.startswith(".")] == []
+    assert [entry.name for entry in out.iterdir() if entry.name.startswith(".")] == [LOCK]
     ends = [Run(tmp_path / name) for name in ("killed", "whole")]
     found = [
         [json.dumps((entry["step"], entry["loss"], entry["grad_norm"])) for entry in end.entries()]
