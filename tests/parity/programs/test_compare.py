@@ -149,3 +149,26 @@ def test_only_the_fingerprints_that_are_asked_for_are_computed(framework):
     np.testing.assert_array_equal(part.fingerprints[2], whole.fingerprints[2])
     assert np.isnan(part.fingerprints[[1, 3]]).all()
     np.testing.assert_array_equal(part.outputs["output"], whole.outputs["output"])
+
+
+def test_a_program_that_takes_no_rounded_numbers_is_refused():
+    def picky(x):
+        if not np.array_equal(x, np.full((3, 4), 1.5)):
+            raise ValueError("x must be 1.5")
+        return x * 2
+
+    with pytest.raises(palm.ProbeError, match="must run on numbers that are off by rounding.*x must be 1.5"):
+        palm.compare(picky, lambda x: x * 2, np.full((3, 4), 1.5), frameworks=("numpy", "numpy"))
+
+
+def test_a_program_that_does_not_take_the_other_ones_values_is_still_compared():
+    def narrow(x):
+        y = np.tanh(x)
+        if np.abs(np.asarray(y)).max() > 1:
+            raise ValueError("y must be at most 1")
+        return np.sqrt(1 - y * y)
+
+    found = palm.compare(
+        narrow, lambda x: np.sqrt(1 + np.sinh(x) * np.sinh(x)), np.arange(6.0), frameworks=("numpy", "numpy")
+    )
+    assert found.outcome == "differ"

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from palm.errors import PalmError, ProbeError
 from palm.parity.programs.scales import scales
 from palm.tracing.operation import Change, Operation, Run
 from palm.tracing.program import Program
@@ -139,8 +140,16 @@ def _held(side: Traced, matched: np.ndarray) -> np.ndarray:
 
 
 def traced(program: Program, scale: dict[int, float]) -> Traced:
-    """A side with its rounding: `scale` is the relative error of each leaf."""
-    disturbed = program.run(Change(scale=scale))
+    """A side with its rounding: `scale` is the relative error of each leaf. Raises `ProbeError`."""
+    try:
+        disturbed = program.run(Change(scale=scale))
+    except PalmError:
+        raise
+    except Exception as error:
+        raise ProbeError(
+            f"{program.label} must run on numbers that are off by rounding, which shows what that does to it; "
+            f"it raised {type(error).__name__}: {error}. Take the check of exact numbers out of it."
+        ) from error
     return Traced(program, program.first, tolerance(program.first.fingerprints, disturbed.fingerprints))
 
 

@@ -231,7 +231,7 @@ class _Search:
         layout that leaves least apart.
         """
         for ways in (() if proof is None else (proof,), self.replacements(part)):
-            found = [self.changed(*way) for way in ways]
+            found = [changed for way in ways if (changed := self.changed(*way)) is not None]
             best = min(found, key=lambda way: way[0].open, default=None)
             if best is not None and best[0].open < self.sides.open:
                 self.sides, self.changes = best
@@ -255,11 +255,15 @@ class _Search:
                     tried.add(seen.tobytes())
                     yield which, Change(values={mine: seen})
 
-    def changed(self, which: str, change: Change) -> tuple[Sides, dict[str, Change]]:
-        """Both sides once one of them is changed for good, and what is changed then."""
+    def changed(self, which: str, change: Change) -> tuple[Sides, dict[str, Change]] | None:
+        """Both sides once one of them is changed for good, and what is changed then; None if it fails then."""
         whole = self.merged(which, change)
         changes = {**self.changes, which: whole}
-        return Sides(Alignment.of(*self.rerun(which, whole)), changes["a"], changes["b"]), changes
+        try:
+            alignment = Alignment.of(*self.rerun(which, whole))
+        except Exception:  # the program does not take the other one's value
+            return None
+        return Sides(alignment, changes["a"], changes["b"]), changes
 
 
 def seen_through(operations: Sequence[Operation], indices: Collection[int]) -> set[int]:
