@@ -157,7 +157,7 @@ def test_a_program_that_takes_no_rounded_numbers_is_refused():
             raise ValueError("x must be 1.5")
         return x * 2
 
-    with pytest.raises(palm.ProbeError, match="must run on numbers that are off by rounding.*x must be 1.5"):
+    with pytest.raises(palm.ProbeError, match=r"off by rounding.*x must be 1\.5"):
         palm.compare(picky, lambda x: x * 2, np.full((3, 4), 1.5), frameworks=("numpy", "numpy"))
 
 

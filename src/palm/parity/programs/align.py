@@ -147,7 +147,7 @@ def traced(program: Program, scale: dict[int, float]) -> Traced:
         raise
     except Exception as error:
         raise ProbeError(
-            f"{program.label} must run on numbers that are off by rounding, which shows what that does to it; "
+            f"{program.label} must run on numbers that are off by rounding, to show what that does to it; "
             f"it raised {type(error).__name__}: {error}. Take the check of exact numbers out of it."
         ) from error
     return Traced(program, program.first, tolerance(program.first.fingerprints, disturbed.fingerprints))

@@ -256,7 +256,7 @@ class _Search:
                     yield which, Change(values={mine: seen})
 
     def changed(self, which: str, change: Change) -> tuple[Sides, dict[str, Change]] | None:
-        """Both sides once one of them is changed for good, and what is changed then; None if it fails then."""
+        """Both sides once one is changed for good, and what is changed then; None if it fails then."""
         whole = self.merged(which, change)
         changes = {**self.changes, which: whole}
         try:
