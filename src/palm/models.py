@@ -21,6 +21,7 @@ from palm.spec.parameters import (
     initial_value,
     numpy_dtype,
 )
+from palm.tracing.turns import shared
 
 if TYPE_CHECKING:
     from palm.backends import JaxModel, Model, TorchModel
@@ -159,6 +160,7 @@ def from_numpy(
     return implementation.from_arrays(resolved, fetch, dtype=dtype, device=device, attention=attention)
 
 
+@shared()
 def to_numpy(model: Any) -> Arrays:
     """A model's weights by canonical name, in canonical layout, copied; bfloat16 is `ml_dtypes.bfloat16`.
 

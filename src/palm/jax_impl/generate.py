@@ -23,6 +23,7 @@ from palm.jax_impl.shapes import Chances, Each, Next
 from palm.jax_impl.wrapped import check_plain, settled
 from palm.spec.sampling import Room, Sampling
 from palm.spec.tokens import check_tokens
+from palm.tracing.turns import shared
 
 
 class _State(eqx.Module):
@@ -52,6 +53,7 @@ class Decoder:
     it is widened), or with `weights="int8"` a byte a number. Source: Shazeer (arXiv:1911.02150).
     """
 
+    @shared()
     def __init__(
         self, model: PaLM, prompts: np.ndarray, lengths: np.ndarray, size: int, weights: str | None = None
     ) -> None:
@@ -76,6 +78,7 @@ class Decoder:
         """Of each sequence's next token, until the next is taken in. Shape (b, v)."""
         return self._state.logits
 
+    @shared()
     def next(self, noise: np.ndarray | None, sampling: Sampling) -> tuple[Each, Chances]:
         """Choose each sequence's next token and take it in; nothing waits for the result (`fetch` does).
 
@@ -91,6 +94,7 @@ class Decoder:
         """What `next` gave, as an array."""
         return np.asarray(values)
 
+    @shared()
     def feed(self, tokens: np.ndarray) -> None:
         """Take in given tokens (b,) instead of chosen ones. Raises `TokenError`, for NumPy's arrays."""
         ids = _ids(tokens, self.model)

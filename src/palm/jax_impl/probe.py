@@ -17,8 +17,10 @@ from palm.jax_impl.weights import canonical
 from palm.jax_impl.wrapped import check_taps, settled
 from palm.recipes import Remat
 from palm.spec.tokens import check_tokens
+from palm.tracing.turns import shared
 
 
+@shared()
 def activations(model: PaLM, tokens: np.ndarray, *, compiled: bool = True) -> dict[str, np.ndarray]:
     """Every tap of one forward pass, in dataflow order; not `compiled`, one operation at a time."""
     check_taps(model)
@@ -27,6 +29,7 @@ def activations(model: PaLM, tokens: np.ndarray, *, compiled: bool = True) -> di
     return {name: np.asarray(tap) for name, tap in taps.items()}
 
 
+@shared()
 def value_and_grad(
     model: PaLM, tokens: np.ndarray, *, compiled: bool = True, remat: Remat = False, copied: bool = True
 ) -> tuple[float, dict[str, np.ndarray]]:
@@ -44,7 +47,9 @@ def value_and_grad(
 def widened(model: PaLM) -> Iterator[PaLM]:
     """The same model, same weights, computing in float64 as long as the block lasts."""
     with jax.enable_x64(True):
-        yield jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model)
+        with shared():
+            wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model)
+        yield wide
 
 
 def set_matmul(precision: str) -> None:

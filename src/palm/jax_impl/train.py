@@ -21,6 +21,7 @@ from palm.jax_impl.optimizer import OPTIMIZERS
 from palm.jax_impl.weights import canonical, dtype_of, from_arrays
 from palm.recipes import Outcome, Rates, Recipe
 from palm.spec.parameters import Parameter, numpy_dtype
+from palm.tracing.turns import shared
 
 Arrays = dict[str, np.ndarray]
 
@@ -58,6 +59,7 @@ class Trainer:
         device = next(iter(weight.devices())) if weight.committed else None
         return device, self.model.blocks.attention.path
 
+    @shared()
     def step(self, windows: np.ndarray, rates: Rates) -> Outcome:
         """Learn from windows (b, n + 1). Where loss or gradient is not finite, nothing changes."""
         dtype = numpy_dtype(dtype_of(self.model))
@@ -70,6 +72,7 @@ class Trainer:
             bad = [name for name, square in canonical(self.model, squares).items() if not np.isfinite(square)]
         return Outcome(loss, norm, bad)
 
+    @shared()
     def evaluate(self, windows: np.ndarray) -> float:
         """Mean cross-entropy of windows (b, n + 1), in nats."""
         return float(_evaluate(self.model, windows.astype(np.int32), self.recipe))

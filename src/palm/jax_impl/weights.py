@@ -20,6 +20,7 @@ from palm.jax_impl.attention import choose_path
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.wrapped import settled
 from palm.spec.parameters import Parameter, dtype_name, parameters
+from palm.tracing.turns import shared
 
 
 def from_arrays(
@@ -63,6 +64,7 @@ def from_arrays(
     return jax.tree_util.tree_map_with_path(fill, hollow)
 
 
+@shared()
 def to_arrays(model: PaLM, *, copied: bool = True) -> dict[str, np.ndarray]:
     """The model's weights under their canonical names; not `copied`, for a reader who lets them be.
 
@@ -85,6 +87,7 @@ def canonical(model: PaLM, tree: PaLM, *, copied: bool = True) -> dict[str, np.n
     return arrays
 
 
+@shared()
 def dtype_of(model: PaLM) -> DType:
     """The name of the dtype of the model's weights. Raises `ConfigError` for several, or one palm lacks."""
     return dtype_name(*{leaf.dtype for leaf in jax.tree.leaves(model)})

@@ -21,6 +21,7 @@ from palm.jax_impl.linear import Linear
 from palm.jax_impl.model import Embedding, PaLM
 from palm.jax_impl.norm import Norm
 from palm.spec.parameters import parameters
+from palm.tracing.turns import shared
 
 _PARTS: dict[str, type[eqx.Module]] = {
     "": PaLM,
@@ -41,6 +42,7 @@ def find_model(given: object) -> PaLM | None:
     return given if isinstance(given, PaLM) else None
 
 
+@shared()
 def settled(model: PaLM) -> PaLM:
     """The model itself, if each weight of the table is an array of its shape.
 

@@ -19,6 +19,7 @@ from palm.torch_impl.attention import Attention
 from palm.torch_impl.feedforward import FeedForward
 from palm.torch_impl.norm import Norm
 from palm.torch_impl.position import Rotation
+from palm.torch_impl.private import private_copy
 from palm.torch_impl.shapes import Hidden, Slopes
 
 
@@ -58,4 +59,8 @@ def recomputed(module: nn.Module, *inputs: Any) -> Any:
     """`module(*inputs)`, of which only the inputs are stored: the backward pass computes it again."""
     # With the weights of now: by the time of the backward pass a trainer has put its master copies back.
     weights = dict(module.named_parameters())
-    return checkpoint(functional_call, module, weights, inputs, use_reentrant=False)
+    if torch.compiler.is_compiling():  # where weights are put into the module on paper only
+        return checkpoint(functional_call, module, weights, inputs, use_reentrant=False)
+    if not all(isinstance(weight, nn.Parameter) for weight in weights.values()):
+        module = private_copy(module)
+    return checkpoint(module, *inputs, use_reentrant=False)

@@ -20,6 +20,7 @@ from palm.torch_impl.position import masked_scores
 from palm.torch_impl.shapes import Chances, Each, Next
 from palm.torch_impl.weights import to_array
 from palm.torch_impl.wrapped import check_plain, settled
+from palm.tracing.turns import shared
 
 
 class Decoder:
@@ -31,6 +32,7 @@ class Decoder:
     memory again, or with `weights="int8"` a byte a number. Source: Shazeer (arXiv:1911.02150).
     """
 
+    @shared()
     def __init__(
         self, model: PaLM, prompts: np.ndarray, lengths: np.ndarray, size: int, weights: str | None = None
     ) -> None:
@@ -57,6 +59,7 @@ class Decoder:
         """Of each sequence's next token. Shape (b, v)."""
         return self._logits
 
+    @shared()
     def next(self, noise: np.ndarray | None, sampling: Sampling) -> tuple[Each, Chances]:
         """Choose each sequence's next token and take it in; nothing waits for the result (`fetch` does).
 
@@ -75,6 +78,7 @@ class Decoder:
         """What `next` gave, as an array."""
         return to_array(values)
 
+    @shared()
     def feed(self, tokens: np.ndarray) -> None:
         """Take in given tokens (b,) instead of chosen ones. Raises `TokenError`."""
         ids = torch.from_numpy(check_tokens(tokens, self.model.config))

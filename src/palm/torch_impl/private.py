@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 def softmax_backward(grad: Tensor, weights: Tensor) -> Tensor:
@@ -86,6 +87,22 @@ def hooks_of_all_modules() -> Iterator[Callable[..., Any]]:
     """The hooks of `torch.nn.modules.module.register_module_forward_hook` and its kin."""
     for name in HOOKS:
         yield from getattr(torch_module, f"_global{name}").values()
+
+
+def has_hooks(parameter: Tensor) -> bool:
+    """Whether a hook sees or changes the tensor's gradient."""
+    return any(getattr(parameter, name, None) for name in TENSOR_HOOKS)
+
+
+def private_copy(module: nn.Module) -> nn.Module:
+    """The same tensors and hooks in modules of its own: what is put into these leaves `module` alone."""
+    own = module.__new__(type(module))
+    vars(own).update(vars(module))
+    held = {name: dict(vars(module)[name]) for name in ("_parameters", "_buffers", "_modules")}
+    vars(own).update(held, _compiled_call_impl=None)  # what was compiled of `module` reads its tensors
+    for name, child in held["_modules"].items():
+        held["_modules"][name] = None if child is None else private_copy(child)
+    return own
 
 
 def _found(place: Any, name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +16,16 @@ from palm.recipes import Remat
 from palm.spec.tokens import check_tokens
 from palm.torch_impl.loss import next_token_loss
 from palm.torch_impl.model import PaLM
+from palm.torch_impl.private import has_hooks
 from palm.torch_impl.weights import canonical, to_array
 from palm.torch_impl.wrapped import check_taps, settled
+from palm.tracing.turns import alone, shared
 
 # What torch calls the precision of float32 products.
 _MATMUL = {"float32": "highest", "tensorfloat32": "high", "bfloat16": "medium"}
 
 
+@shared()
 def activations(model: PaLM, tokens: np.ndarray, *, compiled: bool = False) -> dict[str, np.ndarray]:
     """Every tap of one forward pass, in dataflow order; `compiled` runs it through torch.compile."""
     check_taps(model)
@@ -39,14 +43,20 @@ def value_and_grad(
     Not `copied`, the gradients may be views that are slow to read across, for a reader who lets them be.
     """
 
-    def loss_of(leaves: dict[str, Tensor], ids: Tensor) -> Tensor:
-        return next_token_loss(functional_call(model, leaves, (ids,), {"remat": remat}), ids)
-
     model = settled(model)
-    with torch.inference_mode(False):
+    own: dict[str, Tensor] = dict(model.named_parameters())
+    # Its own weights are differentiated where they can be: others would be put in their place for a while,
+    # under the eyes of all threads.
+    is_free = all(map(_is_leaf, own.values()))
+
+    def loss_of(leaves: dict[str, Tensor], ids: Tensor) -> Tensor:
+        options: dict[str, Any] = {"remat": remat}
+        logits = model(ids, **options) if is_free else functional_call(model, leaves, (ids,), options)
+        return next_token_loss(logits, ids)
+
+    with shared() if is_free else alone(), torch.inference_mode(False), torch.enable_grad():
         ids = on_device(model, tokens, at_least=2)
-    with torch.inference_mode(False), torch.enable_grad():
-        leaves = {name: _leaf(parameter) for name, parameter in model.named_parameters()}
+        leaves = own if is_free else {name: _leaf(parameter) for name, parameter in own.items()}
         loss = (torch.compile(loss_of) if compiled else loss_of)(leaves, ids)
         # As in JAX, what the loss does not depend on has a gradient of 0.
         grads = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
@@ -57,11 +67,13 @@ def value_and_grad(
 def widened(model: PaLM) -> Iterator[PaLM]:
     """The same model, same weights, computing in float64 as long as the block lasts."""
     # deepcopy takes these for copies it has made already: the weights are copied once, and wide.
-    wide = {
-        id(parameter): torch.nn.Parameter(parameter.detach().double(), parameter.requires_grad)
-        for parameter in model.parameters()
-    }
-    yield copy.deepcopy(model, wide).double()
+    with shared():
+        wide = {
+            id(parameter): torch.nn.Parameter(parameter.detach().double(), parameter.requires_grad)
+            for parameter in model.parameters()
+        }
+        widened = copy.deepcopy(model, wide).double()
+    yield widened
 
 
 def set_matmul(precision: str) -> None:
@@ -94,6 +106,11 @@ def on_device(model: PaLM, tokens: np.ndarray, *, at_least: int = 1) -> Tensor:
     """Checked tokens where the model is."""
     ids = check_tokens(tokens, model.config, at_least=at_least)
     return torch.from_numpy(ids).to(model.embedding.weight.device)
+
+
+def _is_leaf(parameter: Tensor) -> bool:
+    """Whether there is a gradient with respect to the tensor itself, and nobody's hook sees it."""
+    return parameter.requires_grad and not parameter.is_inference() and not has_hooks(parameter)
 
 
 def _leaf(parameter: Tensor) -> Tensor:

@@ -20,7 +20,9 @@ from palm.torch_impl.loss import output_loss
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import Norm
 from palm.torch_impl.optimizer import OPTIMIZERS
+from palm.torch_impl.private import private_copy
 from palm.torch_impl.weights import canonical, is_linear, to_tensor
+from palm.tracing.turns import shared
 
 Arrays = dict[str, np.ndarray]
 
@@ -52,6 +54,7 @@ class Trainer:
                 'Pass device="cpu", or leave `with torch.device("meta")`.'
             )
         self._model, self.recipe, self._thread = model, recipe, flushing_thread()
+        self._copy = private_copy(model)  # other threads see the model with its own weights at all times
         self._params = {
             f"{name}.weight": model.get_parameter(f"{name}.weight") for name in parameters(model.config)
         }
@@ -74,10 +77,12 @@ class Trainer:
         """The device the model is on, and its attention path."""
         return self._device, self.model.path
 
+    @shared()
     def step(self, windows: np.ndarray, rates: Rates) -> Outcome:
         """Learn from windows (b, n + 1). Where loss or gradient is not finite, nothing changes."""
         return self._thread.submit(self._step, windows, rates).result()
 
+    @shared()
     def evaluate(self, windows: np.ndarray) -> float:
         """Mean cross-entropy of windows (b, n + 1), in nats."""
         return self._thread.submit(self._evaluate, windows).result()
@@ -131,7 +136,7 @@ class Trainer:
         """What is minimised, and the cross-entropy in it."""
         config, weights = self.model.config, self._computing()
         options = {"remat": self.recipe.remat, "features": True}
-        features = functional_call(self.model, weights, (windows[:, :-1],), options)
+        features = functional_call(self._copy, weights, (windows[:, :-1],), options)
         weight = weights["embedding.weight" if config.tie_embeddings else "unembedding.weight"]
         targets, scale = windows[:, 1:], config.logit_scale
         return output_loss(features, weight, targets, scale=scale, z_loss=self.recipe.z_loss)

@@ -18,6 +18,7 @@ from palm.spec.parameters import DTYPES, Parameter, dtype_name, parameters
 from palm.torch_impl.attention import choose_path
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.wrapped import settled, weight_dtypes
+from palm.tracing.turns import shared
 
 
 @torch.inference_mode(False)  # or autograd would refuse the weights for ever
@@ -46,6 +47,7 @@ def from_arrays(
     return model
 
 
+@shared()
 def to_arrays(model: PaLM, *, copied: bool = True) -> dict[str, np.ndarray]:
     """The model's weights under their canonical names; not `copied`, for a reader who lets them be.
 
@@ -69,6 +71,7 @@ def canonical(model: PaLM, state: dict[str, Tensor], *, copied: bool = True) -> 
     return arrays
 
 
+@shared()
 def dtype_of(model: PaLM) -> DType:
     """The name of the dtype of the model's weights. Raises `ConfigError` for several, or one palm lacks."""
     return dtype_name(*weight_dtypes(model))

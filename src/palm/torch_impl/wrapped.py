@@ -33,6 +33,7 @@ from palm.torch_impl.linear import Linear
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import Norm
 from palm.torch_impl.private import compiled_module, hooks_of, hooks_of_all_modules
+from palm.tracing.turns import shared
 
 _CALL_IT = "Remove it, or call the model itself."
 _PEFT = "Call merge_and_unload() on the PEFT model, and pass what it returns."
@@ -68,6 +69,7 @@ def find_model(given: object) -> PaLM | None:
     return None
 
 
+@shared()
 def settled(model: PaLM) -> PaLM:
     """The model with each weight of the table as a parameter of its own.
 
@@ -152,9 +154,8 @@ def _kinds(model: PaLM) -> Iterator[tuple[str, type[nn.Module]]]:
 
 
 def _kind_of_weight(name: str) -> type[nn.Module]:
-    if name == "embedding":
-        return nn.Embedding
-    return Norm if name.rpartition(".")[2] == "norm" else Linear
+    kinds = {"embedding": nn.Embedding, "norm": Norm}
+    return kinds.get(name.rpartition(".")[2], Linear)
 
 
 def _check_hooks_of_all_modules() -> None:
@@ -296,5 +297,4 @@ def _from_peft(module: nn.Module) -> bool:
 
 
 def _name(thing: object) -> str:
-    kind = type(thing)
-    return f"{kind.__module__}.{kind.__qualname__}"
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"

@@ -19,6 +19,7 @@ from palm.tracing.places import is_users
 from palm.tracing.program import Program, leaves, mapped, outputs_of
 from palm.tracing.randomness import random_numbers
 from palm.tracing.reachable import replaced
+from palm.tracing.turns import alone
 from palm.tracing.working import examined, leaf_floats
 
 # Functions that make an array from nothing, or whose result forgets that it is traced.
@@ -64,6 +65,7 @@ class NumpyProgram(Program):
         outputs, _ = self._call(recorder)
         return Own(recorder.operations, recorder.samples, outputs)
 
+    @alone()
     def _call(self, recorder: Recorder) -> tuple[dict[str, int], dict[str, np.ndarray]]:
         """Which value each output is, and the outputs."""
 

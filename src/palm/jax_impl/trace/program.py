@@ -18,6 +18,7 @@ from palm.tracing.numbers import settled
 from palm.tracing.operation import NOTHING, Change, Kind, Own, Run, with_places
 from palm.tracing.program import Program, mapped, outputs_of
 from palm.tracing.reachable import replaced
+from palm.tracing.turns import alone
 from palm.tracing.working import examined, used_as
 
 
@@ -52,6 +53,7 @@ class TracedProgram(Program):
             self._names = list(found)
             return list(found.values())
 
+        @alone()
         def own() -> Any:
             return self._jaxpr(run, arrays, given, promoted=False)
 
@@ -60,6 +62,7 @@ class TracedProgram(Program):
         self.dtype = examined(label, self._floats())
         self.first = self.run()
 
+    @alone()
     def _traced(self, program: Any, run: Any, arrays: dict[str, Any], given: dict[str, Any]) -> Any:
         """The jaxpr in float64, or in the program's own dtypes if it fixes some that must be equal."""
         try:

@@ -19,6 +19,7 @@ from palm.torch_impl.trace.tensors import array_of
 from palm.tracing.operation import DTYPES, NOTHING, Change, Kind, Own, Run
 from palm.tracing.program import Program, mapped, outputs_of
 from palm.tracing.randomness import random_numbers
+from palm.tracing.turns import alone
 from palm.tracing.working import examined, leaf_floats
 
 
@@ -50,6 +51,7 @@ class TracedProgram(Program):
         self.dtype = examined(label, leaf_floats(seen.operations))
         self.first = self.run()
 
+    @alone()
     def _looked(self, *, narrow: bool) -> Recorder:
         """One run in the program's own precision, which finds out what it holds.
 
@@ -70,6 +72,7 @@ class TracedProgram(Program):
             self._names, self._own, change, keep, working=self.dtype, exact=exact, memo=self._memo
         )
 
+    @alone()
     def run(self, change: Change = NOTHING, values: Collection[int] = ()) -> Run:
         """Run it once more."""
         recorder = self._recorder(change, values, exact=True)

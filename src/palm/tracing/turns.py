@@ -1,0 +1,48 @@
+"""Threads that read models, and one that changes for a while what others read.
+
+A traced program runs in float64 with what it holds replaced in place, under settings of the whole process.
+So a trace is `alone`; everything else that palm does with a model is `shared` with whatever is too.
+A thread never waits for itself: it may read what it has alone, or shares already.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_changed = threading.Condition()
+# How often each thread shares now, and which thread is alone, as often as it says so.
+_sharing: Counter[int] = Counter()
+_alone: Counter[int] = Counter()
+
+
+@contextmanager
+def shared() -> Iterator[None]:
+    """While it lasts, no other thread is alone. Also a decorator."""
+    with _taken(_sharing, among=(_alone,)):
+        yield
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """While it lasts, no other thread is alone or shares. Also a decorator."""
+    with _taken(_alone, among=(_alone, _sharing)):
+        yield
+
+
+@contextmanager
+def _taken(mine: Counter[int], among: tuple[Counter[int], ...]) -> Iterator[None]:
+    me = threading.get_ident()
+    with _changed:
+        _changed.wait_for(lambda: all(thread == me for threads in among for thread in threads))
+        mine[me] += 1
+    try:
+        yield
+    finally:
+        with _changed:
+            mine[me] -= 1
+            if not mine[me]:
+                del mine[me]
+            _changed.notify_all()
