@@ -13,7 +13,8 @@ from palm import compare
 from palm.parity.blackbox.compare import ForeignComparison, Likeness
 from palm.parity.drift.drift import butterfly
 from palm.parity.repeats import Repeats
-from palm.parity.report.html import fragment, write_html
+from palm.parity.report import html
+from palm.parity.report.html import fragment
 from palm.parity.report.words import short
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -30,7 +31,7 @@ def report(request, tmp_path_factory):
     found = compared.to_dict()
     if request.param == "training":
         found["training"] = butterfly(way(0), way(1), way(2)).to_dict()
-    write_html(found, path)
+    path.write_text(html.page(found), encoding="utf-8", newline="\n")
     return path.as_uri(), compared
 
 
@@ -338,7 +339,7 @@ def foreign():
 @pytest.mark.parametrize("width", [320, 500, 1280])
 def test_a_foreign_report_fits_and_has_a_dot_for_each_distance(open_any, tmp_path, width):
     path = tmp_path / "report.html"
-    write_html(foreign(), path)
+    path.write_text(html.page(foreign()), encoding="utf-8", newline="\n")
     page = open_any(path.as_uri(), width)
     assert page.evaluate("document.documentElement.scrollWidth") == width
     area = page.locator("svg.area").bounding_box()
@@ -403,7 +404,7 @@ CONTRAST = """selector => Array.from(document.querySelectorAll(selector)).map(el
 def test_reports_of_all_kinds_open_fit_and_can_be_read(open_any, tmp_path, kind, scheme):
     path = tmp_path / "report.html"
     found = shown(kind)
-    write_html(found, path)
+    path.write_text(html.page(found), encoding="utf-8", newline="\n")
     page = open_any(path.as_uri(), 390, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert page.locator(".badge").text_content()[2:] == found["outcome"]
@@ -420,7 +421,7 @@ def test_outcomes_have_colours_of_their_own(open_any, tmp_path):
     colours = set()
     for outcome in OUTCOMES:
         path = tmp_path / "report.html"
-        write_html(shown(outcome), path)
+        path.write_text(html.page(shown(outcome)), encoding="utf-8", newline="\n")
         badge = open_any(path.as_uri()).locator(".badge")
         colours.add(badge.evaluate("badge => getComputedStyle(badge).backgroundColor"))
     assert len(colours) == len(OUTCOMES)

@@ -16,16 +16,12 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from palm.backends import check_installed, config_of
 from palm.checkpoint.locate import checkpoint_path
@@ -51,7 +47,8 @@ from palm.data.remembered import remember_tokenizer
 from palm.data.tokenizer import load_tokenizer
 from palm.data.tokenizer_file import FileTokenizer
 from palm.errors import CheckpointError
-from palm.files.write import fsync, put_in_place
+from palm.files.hidden import recover
+from palm.files.write import new_folder, put_in_place, remedy, write_file, write_tensors
 from palm.models import common_dtype, from_numpy, to_numpy, tokenizer_of
 from palm.spec.parameters import check_array, check_names, parameters
 
@@ -65,8 +62,9 @@ def save(model: Any, path: str | os.PathLike[str], *, overwrite: bool = False, t
     """Write a model to the directory `path`, complete or not at all.
 
     Everything goes to a temporary sibling, is fsynced, and takes its name by one rename. An older checkpoint
-    steps aside for that rename under a hidden name, and is deleted after it. Raises
-    `CheckpointError` if `path` exists (unless it is a checkpoint and `overwrite`) or cannot be written,
+    exchanges its name with it in one step on Linux, and is deleted after that; elsewhere there is a moment
+    without either, after which the next `load` or `save` finds the older one. Raises `CheckpointError` if
+    `path` exists (unless it is a checkpoint and `overwrite`) or cannot be written,
     `WeightsError` if a weight is not finite: a checkpoint that cannot be loaded is never written.
     """
     file = kept_file(tokenizer_of(model) if tokenizer is None else load_tokenizer(tokenizer))
@@ -86,22 +84,20 @@ def save_arrays(
     path = Path(path)
     if not path.name or "\0" in path.name:
         raise CheckpointError(f"path must end in a name of its own; got path={path}. Choose another.")
+    recover(path)
     _check_free(path, overwrite)
     check_names(config, arrays)
     for name, parameter in parameters(config).items():
         check_array(parameter, arrays[name])
     if progress is not None:
         check_moments(config, progress.moments, common_dtype(arrays), "moments")
-    # A name that no other process, thread or host can have: only what this call made is deleted.
-    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
     try:
-        temporary.mkdir(parents=True)
-        _write_files(config, arrays, progress, tokenizer, temporary)
-        _publish(temporary, path, overwrite)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"path must be writable; got path={path}: {error}. Choose another.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with new_folder(path) as folder:
+            _write_files(config, arrays, progress, tokenizer, folder)
+            _check_free(path, overwrite)
+            put_in_place(folder, path)
+    except OSError as error:
+        raise CheckpointError(f"path must be writable; got path={path}: {error}. {remedy(error)}") from error
     return path
 
 
@@ -192,21 +188,19 @@ def _write_files(
     tokenizer: FileTokenizer | None,
     folder: Path,
 ) -> None:
-    (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
+    write_file(folder / CONFIG, config.to_json().encode())
     files = {CONFIG: fingerprint(folder / CONFIG)}
     files |= _write_tensors({name: arrays[name] for name in parameters(config)}, WEIGHTS, folder)
     if progress is not None:
-        (folder / TRAINING).write_text(json.dumps(progress.fields, indent=1) + "\n", encoding="utf-8")
+        write_file(folder / TRAINING, (json.dumps(progress.fields, indent=1) + "\n").encode())
         files[TRAINING] = fingerprint(folder / TRAINING)
         files |= _write_tensors(progress.moments, OPTIMIZER, folder)
     if tokenizer is not None:
-        (folder / tokenizer.file).write_bytes(tokenizer.content)
+        write_file(folder / tokenizer.file, tokenizer.content)
         files[tokenizer.file] = fingerprint(folder / tokenizer.file)
     version = VERSION if tokenizer is None else WITH_TOKENIZER
     manifest = {"format": FORMAT, "version": version, "dtype": common_dtype(arrays), "files": files}
-    (folder / MANIFEST).write_text(sealed(manifest), encoding="utf-8")
-    for file in [*folder.iterdir(), folder]:
-        fsync(file)
+    write_file(folder / MANIFEST, sealed(manifest).encode())
 
 
 def _write_tensors(arrays: Mapping[str, np.ndarray], prefix: str, folder: Path) -> dict[str, dict[str, Any]]:
@@ -214,10 +208,8 @@ def _write_tensors(arrays: Mapping[str, np.ndarray], prefix: str, folder: Path) 
     groups = list(_groups(arrays))
     for number, group in enumerate(groups, 1):
         file = folder / f"{prefix}{number:05d}-of-{len(groups):05d}.safetensors"
-        # safetensors writes the buffer behind a strided view as it lies: only contiguous arrays are safe.
-        contiguous = {name: np.ascontiguousarray(arrays[name]) for name in group}
-        save_file(contiguous, file)
-        sums = {name: zlib.crc32(array.tobytes()) for name, array in contiguous.items()}
+        write_tensors(file, {name: arrays[name] for name in group})
+        sums = {name: zlib.crc32(arrays[name].tobytes()) for name in group}
         files[file.name] = {**fingerprint(file), "tensors": sums}
     return files
 
@@ -233,15 +225,3 @@ def _groups(arrays: Mapping[str, np.ndarray]) -> Iterator[list[str]]:
         group.append(name)
         size += arrays[name].nbytes
     yield group
-
-
-def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
-    """Give the finished directory its name; what stood there before goes only after that."""
-    _check_free(path, overwrite)
-    old = temporary.with_name(temporary.name.replace(".tmp-", ".old-"))
-    put_in_place(temporary, path, old)
-    if old.is_symlink():
-        old.unlink()
-    else:  # the new checkpoint is in place: what cannot be deleted now is litter, no failure
-        shutil.rmtree(old, ignore_errors=True)
-    fsync(path.parent)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from palm.checkpoint.manifest import MANIFEST, RUN_SETTINGS, TRAINING
 from palm.errors import CheckpointError
+from palm.files.hidden import recover
 
 LAST, BEST = "last", "best"
 _STEP = re.compile(r"step-(\d{8,})")
@@ -27,9 +28,11 @@ _STEP = re.compile(r"step-(\d{8,})")
 def checkpoint_path(path: str | os.PathLike[str]) -> Path:
     """The checkpoint directory that `path` means; a path that names no run is returned as it is.
 
-    Raises `CheckpointError` for a run without checkpoints, and for `RUN/best` without a validation loss.
+    A checkpoint whose saving was killed between two renames has its name again afterwards. Raises
+    `CheckpointError` for a run without checkpoints, and for `RUN/best` without a validation loss.
     """
     path = Path(path)
+    recover(path)
     if (path / RUN_SETTINGS).is_file() and not (path / MANIFEST).exists():
         run, which = path, LAST
     elif path.name in (LAST, BEST) and not path.exists() and (path.parent / RUN_SETTINGS).is_file():

@@ -10,8 +10,9 @@ from typing import Any
 
 from palm.cli.display import Terminal
 from palm.errors import PalmError
+from palm.files.write import remedy, replace_files
 from palm.parity.finding import Outcome
-from palm.parity.report.html import write_html
+from palm.parity.report.html import page
 from palm.parity.report.terminal import print_report
 
 STATUS: dict[Outcome, int] = {
@@ -36,12 +37,14 @@ def check_writable(out: Path) -> None:
 
 def show(report: Mapping[str, Any], out: Path) -> int:
     """Write the report, print it, and give the command's exit status. Raises `PalmError`."""
-    files = [out / "report.html", out / "report.json"]
+    files = {out / "report.html": page(report), out / "report.json": json.dumps(report, indent=1)}
     try:
-        write_html(report, files[0])
-        files[1].write_text(json.dumps(report, indent=1), encoding="utf-8")
+        # A name of bytes that are no UTF-8 may stand in a report.
+        replace_files({file: text.encode(errors="backslashreplace") for file, text in files.items()})
     except OSError as error:
-        raise PalmError(f"out must be a writable folder; got out={out}: {error.strerror}.") from None
+        raise PalmError(
+            f"out must be a writable folder; got out={out}: {error.strerror}. {remedy(error)}"
+        ) from None
     console = Terminal()
     settings = ", ".join(f"{name} {value}" for name, value in report["run"].items())
     console.print(f"{settings}\n", highlight=False, markup=False)

@@ -20,6 +20,7 @@ from palm.cli.flags import Attention, Optional, Request, default
 from palm.config import Backend
 from palm.data.download import fetch
 from palm.errors import DataError, RunError
+from palm.files.write import remedy, replace_file
 from palm.generation.generate import generate as generate_text
 from palm.generation.rows import Generation
 from palm.training.run_folder import SETTINGS, Run
@@ -123,9 +124,11 @@ def _write_logprobs(generation: Generation, file: Path) -> None:
     pairs = zip(generation.tokens.tolist(), generation.logprobs.tolist(), strict=True)
     lines = [json.dumps({"token": token, "logprob": logprob}) + "\n" for token, logprob in pairs]
     try:
-        file.write_text("".join(lines), encoding="utf-8")
+        replace_file(file, "".join(lines).encode())
     except OSError as error:
-        raise DataError(f"logprobs must be a writable file; got {file}: {error.strerror}.") from None
+        raise DataError(
+            f"logprobs must be a writable file; got {file}: {error.strerror}. {remedy(error)}"
+        ) from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from textwrap import shorten
 from typing import Any
 
 from palm.errors import PalmError
+from palm.files.write import remedy, replace_file
 from palm.parity.finding import Outcome
 from palm.parity.report import html, terminal
 
@@ -45,11 +46,11 @@ class Answer(ABC):
             raise PalmError(f"path must end in .html or .json; got path={file}. Choose one of the two.")
         text = json.dumps(self.to_dict(), indent=1) if file.suffix == ".json" else self.to_html()
         try:
-            file.write_text(text, encoding="utf-8", newline="\n")
+            replace_file(file, text.encode(errors="backslashreplace"))
         except OSError as error:
             why = error.strerror if file.parent.is_dir() else f"there is no folder {file.parent}"
             raise PalmError(
-                f"path must be a file that can be written; got path={file}: {why}. Choose another."
+                f"path must be a file that can be written; got path={file}: {why}. {remedy(error)}"
             ) from None
         return file
 

@@ -13,6 +13,7 @@ from cases import assert_explains, assert_same_bits, draw_weights, python, small
 from palm import CheckpointError, ConfigError, PaLMConfig, WeightsError
 from palm.checkpoint import checkpoint
 from palm.checkpoint.checkpoint import load_arrays, save_arrays
+from palm.files import write
 
 CONFIG = small()
 OLD, NEW = (draw_weights(CONFIG, seed) for seed in (0, 1))
@@ -67,11 +68,11 @@ def test_a_path_below_a_file_cannot_be_written(tmp_path):
 
 
 STEPS = [
-    *(("save_file", call) for call in (1, 2)),
-    *(("fingerprint", call) for call in (1, 2, 3)),
-    ("sealed", 1),
-    *(("fsync", call) for call in (1, 5)),
-    ("_publish", 1),
+    *((write, "save_file", call) for call in (1, 2)),
+    *((checkpoint, "fingerprint", call) for call in (1, 2, 3)),
+    (checkpoint, "sealed", 1),
+    *((write, "fsync", call) for call in (1, 5)),
+    (checkpoint, "put_in_place", 1),
 ]
 ERRORS = {
     "the disk is full": (OSError(errno.ENOSPC, "No space left on device"), CheckpointError),
@@ -80,14 +81,14 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize(("step", "call"), STEPS)
+@pytest.mark.parametrize(("owner", "step", "call"), STEPS)
 def test_a_failure_at_any_step_leaves_nothing_and_keeps_the_older_checkpoint(
-    tmp_path, monkeypatch, step, call, error
+    tmp_path, monkeypatch, owner, step, call, error
 ):
     monkeypatch.setattr(checkpoint, "MAX_FILE_BYTES", 5000)
     old = save_arrays(CONFIG, OLD, tmp_path / "old")
     raises, expected = ERRORS[error]
-    original, calls = getattr(checkpoint, step), []
+    original, calls = getattr(owner, step), []
 
     def fail(*arguments):
         calls.append(arguments)
@@ -95,14 +96,14 @@ def test_a_failure_at_any_step_leaves_nothing_and_keeps_the_older_checkpoint(
             raise raises
         return original(*arguments)
 
-    monkeypatch.setattr(checkpoint, step, fail)
+    monkeypatch.setattr(owner, step, fail)
     for path, overwrite in ((tmp_path / "new", False), (old, True)):
         calls.clear()
         with pytest.raises(expected) as raised:
             save_arrays(CONFIG, NEW, path, overwrite=overwrite)
         assert len(calls) == call
         if expected is CheckpointError:
-            assert_explains(raised, "path must be writable", f"path={path}", "No space left", "Choose")
+            assert_explains(raised, "path must be writable", f"path={path}", "No space left", "Make room")
         assert [entry.name for entry in tmp_path.iterdir()] == ["old"]
     monkeypatch.undo()
     assert_same_bits(load_arrays(old)[1], OLD)
@@ -112,12 +113,13 @@ KILLED_WHILE_WRITING = """
 import os, sys
 from cases import draw_weights, small
 from palm.checkpoint import checkpoint
+from palm.files import write
 
 def die(arrays, file):
     file.write_bytes(b"half a file")
     os._exit(9)
 
-checkpoint.save_file = die
+write.save_file = die
 checkpoint.save_arrays(small(), draw_weights(small(), 1), sys.argv[1], overwrite=True)
 """
 
@@ -163,14 +165,14 @@ def test_a_disk_that_is_really_full_is_a_checkpoint_error(tmp_path):
 
 def while_saving(monkeypatch, happens: Callable[[], object]) -> None:
     """Let something happen in the middle of the next save, and only then."""
-    original = checkpoint.save_file
+    original = write.save_file
 
     def save_file(*arguments):
-        monkeypatch.setattr(checkpoint, "save_file", original)
+        monkeypatch.setattr(write, "save_file", original)
         happens()
         original(*arguments)
 
-    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    monkeypatch.setattr(write, "save_file", save_file)
 
 
 def test_of_two_saves_to_one_path_one_succeeds_and_is_whole(tmp_path, monkeypatch):
@@ -212,6 +214,7 @@ def test_a_failed_rename_leaves_the_older_checkpoint_under_its_name(tmp_path, mo
         return original(self, target)
 
     monkeypatch.setattr(Path, "rename", rename)
+    monkeypatch.setattr(write, "_exchange", lambda *_: False)
     with pytest.raises(CheckpointError, match="Input/output error"):
         save_arrays(CONFIG, NEW, old, overwrite=True)
     assert [entry.name for entry in tmp_path.iterdir()] == ["old"]

@@ -10,7 +10,7 @@ from pages import HOSTILE, Page
 from reports import comparison, trained
 
 from palm.parity.repeats import Repeats
-from palm.parity.report.html import write_html
+from palm.parity.report.html import page
 from palm.parity.result import Comparison
 from palm.spec.taps import tap_names
 
@@ -20,7 +20,7 @@ def render(tmp_path):
     def rendered(report):
         # Through JSON, as the report is kept.
         report = json.loads(json.dumps(report.to_dict() if isinstance(report, Comparison) else report))
-        write_html(report, tmp_path / "report.html")
+        (tmp_path / "report.html").write_text(page(report), encoding="utf-8", newline="\n")
         markup = (tmp_path / "report.html").read_text(encoding="utf-8")
         return Page(markup)
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from palm.errors import BundleError
+from palm.files.write import remedy, replace_file
 from palm.parity.programs.scales import HELD, SHARED
 from palm.tracing.fingerprint import LENGTH
 from palm.tracing.operation import NOTHING, Change, Operation, Own, Place, Run
@@ -76,10 +77,10 @@ class Trace:
         held = io.BytesIO()
         np.savez_compressed(held, **arrays)
         try:
-            file.write_bytes(held.getvalue())
+            replace_file(file, held.getvalue())
         except OSError as error:
             raise BundleError(
-                f"path must be a file that can be written; got {file}: {error.strerror}."
+                f"path must be a file that can be written; got {file}: {error.strerror}. {remedy(error)}"
             ) from None
         return file
 

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from palm.checkpoint.manifest import fingerprint, read_sealed, read_tensors, sealed
 from palm.config import PaLMConfig
 from palm.errors import BundleError, CheckpointError, PalmError
 from palm.fields import plain
-from palm.files.write import fsync, put_in_place
+from palm.files.write import new_folder, put_in_place, remedy, write_file, write_tensors
 from palm.parity.recording.bundle_check import check_recording, number
 from palm.parity.recording.excerpt import Excerpt, record_excerpt
 from palm.parity.recording.recording import Recording, record
@@ -96,18 +93,12 @@ def write_bundle(recording: Recording | Excerpt, path: Path) -> None:
     check_free(path)
     try:
         path = path.resolve()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as name:
-            folder, old = Path(name) / "bundle", Path(name) / "old"
-            folder.mkdir()
+        with new_folder(path) as folder:
             _write(recording, folder)
-            for file in (folder / ARRAYS, folder / HEADER, folder):
-                fsync(file)
-            put_in_place(folder, path, old)
-            fsync(path.parent)
-    except (OSError, SafetensorError) as error:
+            put_in_place(folder, path)
+    except OSError as error:
         raise BundleError(
-            f"out must be a folder that can be written; got out={path}: {error}. Choose another."
+            f"out must be a folder that can be written; got out={path}: {error}. {remedy(error)}"
         ) from None
 
 
@@ -116,9 +107,8 @@ def _write(recording: Recording | Excerpt, folder: Path) -> None:
     arrays: dict[str, np.ndarray] = {"tokens": recording.tokens}
     for group in _GROUPS[kind]:
         for name, array in getattr(recording, group).items():
-            # safetensors writes the buffer behind a strided view as it lies.
-            arrays[f"{group}/{name}"] = np.ascontiguousarray(array)
-    save_file(arrays, folder / ARRAYS)
+            arrays[f"{group}/{name}"] = array
+    write_tensors(folder / ARRAYS, arrays)
     header = {name: getattr(recording, name) for name in _plain_fields(kind)}
     header["config"] = recording.config.to_dict()
     if kind == "excerpt":
@@ -129,8 +119,7 @@ def _write(recording: Recording | Excerpt, folder: Path) -> None:
     header |= {"format": FORMAT, "version": VERSION, "kind": kind}
     # safetensors sorts its names; the report walks them in dataflow order.
     header |= {"order": list(arrays), "arrays": fingerprint(folder / ARRAYS)}
-    text = sealed({key: plain(value) for key, value in header.items()})
-    (folder / HEADER).write_text(text, encoding="utf-8")
+    write_file(folder / HEADER, sealed({key: plain(value) for key, value in header.items()}).encode())
 
 
 def read_bundle(path: Path) -> Recording | Excerpt:

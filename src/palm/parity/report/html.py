@@ -10,7 +10,6 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
@@ -29,11 +28,6 @@ from palm.parity.report.training import training_figures, training_outcome, trai
 
 # Findings in the table of a notebook's fragment.
 _NOTABLE = 8
-
-
-def write_html(report: Mapping[str, Any], path: Path) -> None:
-    """Write `page(report)` to `path`."""
-    path.write_text(page(report), encoding="utf-8", newline="\n")
 
 
 def page(report: Mapping[str, Any]) -> str:

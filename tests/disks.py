@@ -1,0 +1,91 @@
+"""A disk that fails, and a process that dies, at any one of the calls by which files are changed."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from palm.files import write
+
+CHANGES = ("open", "write", "fsync", "rename", "replace", "unlink", "rmdir", "mkdir", "chmod")
+DIED, WRONG = 77, 78
+
+
+class Disk:
+    """Counts the calls that change files; before call `at`, or in the middle of it, `happens` is called."""
+
+    def __init__(self, at: int, happens: Callable[[], Any]) -> None:
+        self.at, self.happens, self.calls = at, happens, []
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        for name in CHANGES:
+            patch.setattr(os, name, self._watched(name, getattr(os, name)))
+        for name in ("_exchange", "save_file"):
+            patch.setattr(write, name, self._watched(name, getattr(write, name)))
+
+    def _watched(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if name == "open" and not arguments[1] & (os.O_WRONLY | os.O_RDWR):
+                return original(*arguments, **options)
+            self.calls.append(name)
+            if len(self.calls) == self.at:
+                if name == "write":  # half of it gets through
+                    original(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
+                elif name == "save_file":
+                    Path(arguments[1]).write_bytes(b"half a file")
+                self.happens()
+            return original(*arguments, **options)
+
+        return call
+
+
+def changes(action: Callable[[], Any]) -> list[str]:
+    """The calls that an action makes."""
+    disk = Disk(0, lambda: None)
+    with pytest.MonkeyPatch.context() as patch:
+        disk.install(patch)
+        action()
+    return disk.calls
+
+
+def killed(action: Callable[[], Any], at: int, *, exchange: bool = True) -> bool:
+    """Let an action run in a process that dies at its `at`-th change; False if it ended before."""
+    process = os.fork()
+    if not process:
+        status = WRONG
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                if not exchange:
+                    patch.setattr(write, "_exchange", lambda *_: False)
+                Disk(at, lambda: os._exit(DIED)).install(patch)
+                action()
+                status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    assert status in (0, DIED), status
+    return status == DIED
+
+
+def fails(action: Callable[[], Any], at: int, error: int, *, exchange: bool = True) -> Exception | None:
+    """Let the `at`-th change of an action fail; what the action raises."""
+
+    def fail() -> None:
+        raise OSError(error, os.strerror(error))
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not exchange:
+            patch.setattr(write, "_exchange", lambda *_: False)
+        Disk(at, fail).install(patch)
+        try:
+            action()
+        except Exception as raised:
+            return raised
+    return None
