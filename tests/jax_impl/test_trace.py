@@ -146,7 +146,7 @@ def test_a_mesh_of_several_devices_is_refused():
 
 
 def test_a_program_that_fails_says_why():
-    with pytest.raises(palm.ProbeError, match="must run on its inputs"):
+    with pytest.raises(palm.ProbeError, match="must run on its inputs, in float64 too, as"):
         palm.trace(lambda x: jnp.sin(x) @ x, X, framework="jax")
 
 

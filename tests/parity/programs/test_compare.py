@@ -14,6 +14,7 @@ import torch
 import palm
 from palm.parity.programs.kinds import traced_program
 from palm.parity.programs.result import ProgramComparison
+from palm.parity.run.remote import ProgramFile, RemoteProgram
 from palm.tracing.operation import Change
 
 # For each mistake: what its line says in the port, and how its cause begins.
@@ -114,7 +115,7 @@ def test_a_program_that_differs_from_itself_is_said_to_be_random(model):
 
 
 def test_programs_that_cannot_be_run_are_refused_in_a_sentence(model):
-    with pytest.raises(palm.ProbeError, match="must run on its inputs, in float64 too; it raised"):
+    with pytest.raises(palm.ProbeError, match="as a program of numpy's; it raised"):
         palm.compare(model, lambda ids: ids.no_such_method(), gpt_port.IDS)
 
     def both(ids):
@@ -172,3 +173,69 @@ def test_a_program_that_does_not_take_the_other_ones_values_is_still_compared():
         narrow, lambda x: np.sqrt(1 + np.sinh(x) * np.sinh(x)), np.arange(6.0), frameworks=("numpy", "numpy")
     )
     assert found.outcome == "differ"
+
+
+@pytest.mark.parametrize("name", ["fewer columns", "a row", "a number", "an axis more"])
+def test_outputs_of_other_shapes_are_no_error(name):
+    x = np.arange(12.0).reshape(3, 4)
+    changes = {
+        "fewer columns": lambda y: y[:, :3],
+        "a row": lambda y: y[-1],
+        "a number": lambda y: y.mean(),
+        "an axis more": lambda y: y[:, :, None],
+    }
+    found = palm.compare(np.sqrt, lambda x: changes[name](np.sqrt(x)), x, frameworks=("numpy", "numpy"))
+    assert found.outcome == ("agree" if name == "an axis more" else "differ")
+    if name == "fewer columns":
+        assert found.divergences[0].cause == "other shape: (3, 4) for (3, 3)"
+
+
+def test_outputs_that_are_not_finite_on_one_side_are_far_apart():
+    found = palm.compare(
+        np.sqrt, lambda x: np.sqrt(x) * np.nan, np.arange(6.0), frameworks=("numpy", "numpy")
+    )
+    assert (found.outcome, found.distance) == ("differ", 1.0)
+
+
+def test_parameters_that_are_one_number_are_told_as_what_hides_mistakes():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
+    bare = torch.nn.Sequential(model[0], torch.nn.LayerNorm(4, elementwise_affine=False))
+    x = np.random.default_rng(0).standard_normal((3, 4))
+    found = palm.compare(model, bare, x)
+    assert found.agree
+    assert found.constant == ("1.weight", "1.bias")
+    assert "But 1.weight, 1.bias hold one number in all places" in found.verdict
+    # With other numbers there the two are told apart, and there is nothing to say.
+    torch.nn.init.uniform_(model[1].weight)
+    torch.nn.init.uniform_(model[1].bias)
+    assert palm.compare(model, bare, x).outcome == "differ"
+    again = palm.compare(model, model.forward, x)
+    assert again.agree
+    assert again.constant == ()
+    assert "one number" not in again.verdict
+
+
+def test_a_framework_that_a_function_hides_is_found_by_trying():
+    found = palm.compare(lambda x: x.at[0].add(1.0) * 2, lambda x: x.at[0].add(1.0) + x, np.zeros(6))
+    assert found.outcome == "differ"
+    with pytest.raises(palm.ProbeError, match=r"of another framework, say so: frameworks="):
+        palm.compare(lambda x: x.nowhere(), lambda x: x.nowhere(), np.zeros(6))
+
+
+def test_other_inputs_than_a_trace_has_are_called_so(tmp_path):
+    file = palm.trace(np.tanh, np.arange(6.0), framework="numpy").save(tmp_path / "side.trace")
+    found = palm.compare(file, np.tanh, np.arange(6.0) + 1, frameworks=(None, "numpy"))
+    assert found.divergences[0].cause == "other inputs"
+
+
+def test_a_program_in_another_process_outlives_what_it_does_not_take(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("import numpy as np\n\ndef f(x):\n    return np.mean(x * x, axis=1) * 2\n", "utf-8")
+    x = np.arange(6.0).reshape(2, 3)
+    with RemoteProgram(ProgramFile(str(file), "f"), (x,), "mine") as program:
+        [product] = [
+            i for i, op in enumerate(program.operations) if op.op == "multiply" and op.shape == x.shape
+        ]
+        with pytest.raises(palm.ProbeError, match="mine must run as it is asked to; it raised"):
+            program.run(Change(values={product: np.ones((4, 4))}))
+        np.testing.assert_array_equal(program.run().outputs["output"], (x * x).mean(1) * 2)

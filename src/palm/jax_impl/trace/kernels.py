@@ -15,6 +15,11 @@ from palm.jax_impl.trace.precision import as_held, is_float, promoted, wide
 _OPTIONS: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 _MOST = 4096
 
+# Their parameters hold an update in the dtype that the program asked for; the functions make it anew.
+_SCATTERS = {
+    f"scatter{dash}": f"scatter{dash.replace('-', '_')}" for dash in ("", "-add", "-mul", "-min", "-max")
+}
+
 Kernel = Callable[..., list[Any]]
 
 
@@ -38,8 +43,13 @@ def _shared(primitive: Any, key: Any, held: Sequence[Any], rounds: str, *, exact
 
 
 def _compiled(primitive: Any, params: Any, held: Sequence[Any], rounds: str, *, exact: bool) -> Kernel:
+    again = getattr(jax.lax, _SCATTERS.get(primitive.name, ""), None)
+
     def run(*ins: Any) -> list[Any]:
         ins = tuple(x.astype(d) if d else x for x, d in zip(ins, held, strict=True)) if held else ins
+        if again is not None and exact:
+            options = {k: v for k, v in params.items() if k not in ("update_jaxpr", "update_consts")}
+            return [again(*ins, **options)]
         bind = primitive.get_bind_params(params)
         functions, own = bind if isinstance(bind, tuple) else ((), bind)  # the pair is of older releases
         found = primitive.bind(*functions, *ins, **own)

@@ -11,12 +11,12 @@ import numpy as np
 from palm.parity.programs.align import Alignment, Traced, aligned, counterparts, repeated, what
 from palm.parity.programs.causes import cause_of
 from palm.parity.programs.causes.cause import Cause
-from palm.parity.programs.causes.values import told_constant
+from palm.parity.programs.causes.values import other_inputs, told_constant
 from palm.parity.programs.evidence import Evidence, gathered
 from palm.parity.programs.layout import layouts
 from palm.parity.programs.losses import Precisions
 from palm.parity.programs.narrow import narrowed
-from palm.parity.programs.parameters import parameters
+from palm.parity.programs.parameters import constant, parameters
 from palm.parity.programs.parts import Part, Sides, ancestry, output_bound, outputs_apart, paired
 from palm.parity.programs.result import Divergence, ProgramComparison, Site, described, grouped
 from palm.parity.recording.recording import OnStep, quietly
@@ -66,6 +66,7 @@ def compare_programs(
         aligned=(0.0, 0.0) if search is None else search.aligned,
         operations=(len(a.operations), len(b.operations)),
         parameters=parameters(search.start) if search is not None and not search.is_recorded else (),
+        constant=constant(a) or constant(b),
     )
 
 
@@ -153,7 +154,8 @@ class _Search:
         """Where two programs part of which one cannot run again."""
         pairs = ((part.entry_a, part.end_a, self.sides.a), (part.entry_b, part.end_b, self.sides.b))
         one, two = (side.operations[end if entry is None else entry] for entry, end, side in pairs)
-        return self.divergence(one, two, told_constant(one, two, self.labels), math.nan)
+        cause = other_inputs(one, two, self.labels) or told_constant(one, two, self.labels)
+        return self.divergence(one, two, cause, math.nan)
 
     def divergence(
         self, one: Operation | None, two: Operation | None, cause: Cause | None, distance: float

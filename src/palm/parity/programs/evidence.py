@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -59,8 +60,8 @@ class Evidence:
 
     @property
     def distance(self) -> float:
-        """How far the ends are apart, relative to themselves."""
-        return distance(self.end_a, self.end_b)
+        """How far the ends are apart, relative to themselves; NaN if they have other shapes."""
+        return distance(self.end_a, self.end_b) if self.end_a.shape == self.end_b.shape else math.nan
 
     def sides(self) -> Iterator[tuple[str, Half, Half]]:
         """Each half with its name in `meets` and the other half."""

@@ -8,6 +8,7 @@ import math
 import sys
 import types
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -39,7 +40,23 @@ def traced_program(
     `most` operations: one that loops over elements in Python.
     """
     arrays = tuple(mapped(value, lambda _, x: _numpy(x)) for value in inputs)
-    framework = framework or framework_of(program, arrays)
+    if framework is not None:
+        return _traced(program, arrays, label, framework, most)
+    framework = framework_of(program, arrays)
+    try:
+        return _traced(program, arrays, label, framework, most)
+    except ProbeError as error:
+        # What a function calls may be hidden from us, behind another module say.
+        for other in ("jax", "torch") if framework == "numpy" and _failed(error) else ():
+            if other in sys.modules:
+                with suppress(ProbeError):
+                    return _traced(program, arrays, label, other, most)
+        raise
+
+
+def _traced(
+    program: Callable[..., Any], arrays: tuple[Any, ...], label: str, framework: Framework, most: float
+) -> Program:
     try:
         if framework == "numpy":
             return NumpyProgram(program, arrays, label, most)
@@ -48,9 +65,15 @@ def traced_program(
         raise
     except Exception as error:
         raise ProbeError(
-            f"{label} must run on its inputs, in float64 too; it raised {type(error).__name__}: {error}. "
-            "Call it by itself on the same inputs first. If it fixes a dtype, let it take that of its inputs."
+            f"{label} must run on its inputs, in float64 too, as a program of {framework}'s; it raised "
+            f"{type(error).__name__}: {error}. Call it by itself on the same inputs first. If it fixes a "
+            "dtype, let it take that of its inputs. If it is of another framework, say so: frameworks=(…, …)."
         ) from error
+
+
+def _failed(error: ProbeError) -> bool:
+    """Whether the program itself raised it, and palm did not refuse the program."""
+    return error.__cause__ is not None
 
 
 def framework_of(program: Any, inputs: tuple[Any, ...]) -> Framework:

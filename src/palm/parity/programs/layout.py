@@ -74,11 +74,11 @@ def nearest(x: np.ndarray, like: np.ndarray) -> np.ndarray | None:
 
 
 def distance(x: np.ndarray, y: np.ndarray) -> float:
-    """Relative rms of the difference, over what is finite in both."""
+    """Relative rms of the difference over what is finite in both, plus the fraction that is so in one."""
     both = np.isfinite(x) & np.isfinite(y)
+    odd = np.mean(np.isfinite(x) != np.isfinite(y)) if x.size else 0.0
     if not both.any():
-        return 0.0
+        return float(odd)
     a, b = x[both], y[both]
     scale = np.sqrt(np.mean(a * a) + np.mean(b * b))
-    odd = np.mean(np.isfinite(x) != np.isfinite(y))
     return float(np.sqrt(np.mean((a - b) ** 2)) / scale + odd) if scale else float(odd)

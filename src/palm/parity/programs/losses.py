@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from palm.parity.judge.need import CERTAIN
-from palm.parity.programs.align import SAMPLE, Alignment
+from palm.parity.programs.align import SAMPLE, Alignment, Traced
 from palm.parity.programs.parts import ancestry
 from palm.parity.programs.precision import Precision, Row
 from palm.parity.programs.result import Divergence, Site
@@ -22,6 +22,11 @@ from palm.parity.programs.words import family
 from palm.tracing.operation import Operation
 from palm.tracing.program import Program
 from palm.tracing.rounding import FEW, Rounding, unit_of
+
+# What float64 rounding moves by so much of its own size has no size that an error could be relative to.
+_NOTHING = 1e-2
+# An error comes from a value that has so much of it: a root halves it.
+_MOST = 0.45
 
 
 class Precisions:
@@ -35,7 +40,14 @@ class Precisions:
         roundings: tuple[Rounding, Rounding],
     ) -> None:
         self.programs = (alignment.a.program, alignment.b.program)
-        self.counterparts = [list(map(list, alignment.to_b)), list(map(list, alignment.to_a))]
+        self.nothing = tuple(_is_rounding(side) for side in (alignment.a, alignment.b))
+        self.counterparts = [
+            [[j for j in js if other[j].kind == "operation"] for js in map(list, to)]
+            for to, other in (
+                (alignment.to_b, self.programs[1].operations),
+                (alignment.to_a, self.programs[0].operations),
+            )
+        ]
         for i, j in outputs:
             self.counterparts[0][i] = [*self.counterparts[0][i], j]
             self.counterparts[1][j] = [*self.counterparts[1][j], i]
@@ -96,7 +108,8 @@ class Precisions:
         """Which values of side k are off by more than the precision needs."""
         sizes = np.array([math.prod(op.shape) for op in self.programs[k].operations])
         factor = np.where(sizes < FEW, SAMPLE, CERTAIN)
-        return np.nan_to_num(self.roundings[k].error, nan=0.0) > factor * self.needs[k]
+        off = np.nan_to_num(self.roundings[k].error, nan=0.0) > factor * self.needs[k]
+        return off & ~self.nothing[k]
 
     def loss(self, k: int, output: int, lost: np.ndarray) -> Divergence:
         """The first operation that loses precision among those that an output was made of."""
@@ -105,7 +118,7 @@ class Precisions:
         begins = (
             i for i in sorted(made_of) if lost[i] and not lost[list(program.operations[i].inputs)].any()
         )
-        at = next(begins, output)
+        at = self.origin(k, next(begins, output))
         mine = program.operations[at]
         theirs = next((self.programs[1 - k].operations[j] for j in self.counterparts[k][at]), None)
         pair: tuple[Operation | None, Operation | None] = (mine, theirs) if k == 0 else (theirs, mine)
@@ -119,6 +132,19 @@ class Precisions:
             distance=float(found.error[output]),
         )
 
+    def origin(self, k: int, at: int) -> int:
+        """Where the error of a value comes from: most of it is in one that it was computed from, or is new.
+
+        That may be a value which the other side does not compute: 1 − β^t in float32, from a β near 1.
+        """
+        errors, operations = self.roundings[k].error, self.programs[k].operations
+        while True:
+            own = [j for j in operations[at].inputs if operations[j].kind == "operation"]
+            own = [j for j in own if not self.nothing[k][j] and errors[j] >= _MOST * errors[at]]
+            if not own:
+                return at
+            at = max(own, key=lambda j: errors[j])
+
     def sentence(self, k: int, at: int, output: int) -> str:
         """What a side loses, where, and how much more than it needs that is."""
         found, need = self.roundings[k], self.needs[k]
@@ -127,9 +153,14 @@ class Precisions:
         if math.isinf(found.error[at]):
             what = f"its {family(op.op)}{place} is not finite in {found.dtype}"
         else:
-            what = (
-                f"its {family(op.op)}{place} is off by {found.error[at]:.1e} in {found.dtype}, "
-                f"{found.error[at] / need[at]:.2g} times the need there"
-            )
+            times = found.error[at] / need[at]
+            what = f"its {family(op.op)}{place} is off by {found.error[at]:.1e} in {found.dtype}"
+            what += f", {times:.2g} times the need there" if times > 1 else ""
         times = found.error[output] / need[output]
         return f"{self.labels[k]} loses precision: {what}; its output is off by {times:.2g} times the need."
+
+
+def _is_rounding(side: Traced) -> np.ndarray:
+    """Which values are nothing but rounding in float64: a sum of what cancels, say."""
+    rms = side.run.fingerprints[:, 1]
+    return ~(side.tolerance[:, 1] < _NOTHING * rms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from palm.fields import plain
 from palm.parity.programs.align import Alignment, Traced
 from palm.parity.programs.layout import distance, nearest
 from palm.tracing.operation import DTYPES
+from palm.tracing.program import Program
 
 # Sums over a slice that are equal in exact arithmetic are so to this in float64.
 _EQUAL = 1e-9
@@ -179,3 +181,13 @@ def _along(x: np.ndarray, axis: int) -> np.ndarray:
 
 def _like(y: np.ndarray, x: np.ndarray) -> np.ndarray | None:
     return nearest(y, x) if y.size == x.size else None
+
+
+def constant(program: Program) -> tuple[str, ...]:
+    """The names of the parameters whose elements are all equal."""
+    found = zip(program.operations, program.first.fingerprints, strict=True)
+    return tuple(
+        op.name
+        for op, (_, rms, *_, largest, smallest) in found
+        if op.kind == "parameter" and math.prod(op.shape) > 1 and (rms == 0 or largest == smallest)
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,6 +15,9 @@ from palm.parity.programs.parameters import Parameter
 from palm.parity.programs.precision import Precision, Row
 from palm.parity.programs.words import family
 from palm.tracing.operation import Operation, shown
+
+# So many names are told.
+_FEW = 4
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,8 @@ class ProgramComparison(Answer):
     `divergences`: where they part, in the order in which they compute; empty if they agree. `distance`: of
     the outputs in float64; `bound`: the largest that rounding explains. `aligned`: of each side's operations
     that lead to an output, the fraction that has a counterpart or is enclosed by such. `doubts`: why it may
-    not be told. `operations`: how many each side recorded. `parameters`: which is which.
+    not be told. `operations`: how many each side recorded. `parameters`: which is which. `constant`: those
+    whose elements are all equal.
 
     Where they agree in float64, each side is run in its own precision as well. `losses`: where one loses more
     than it needs to; `precision`: how far the outputs of each side are off; `rows`: the error of each aligned
@@ -108,6 +113,7 @@ class ProgramComparison(Answer):
     aligned: tuple[float, float]
     operations: tuple[int, int]
     parameters: tuple[Parameter, ...] = ()
+    constant: tuple[str, ...] = ()
     precision: tuple[Precision, ...] = ()
     losses: tuple[Divergence, ...] = ()
     rows: tuple[Row, ...] = ()
@@ -137,12 +143,26 @@ class ProgramComparison(Answer):
             lost = " ".join(one.sentence for one in self.losses)
             return f"{both} differ by rounding more than expected: {same}, but {lost}"
         if self.agree:
-            return f"{both} agree: {same}."
+            return f"{both} agree: {same}.{self._hidden}"
+        if not self.divergences and math.isnan(self.distance):
+            return f"{both} differ: they have not the same number of outputs."
         if not self.divergences:
             return f"{both} differ: their outputs are {self.distance:.1e} apart, or of other shapes."
         more = len(self.divergences) - 1
         others = f" They part in {more} more place{'s' * (more > 1)}." if more else ""
         return f"{both} differ: {self.divergences[0].sentence}{others}"
+
+    @property
+    def _hidden(self) -> str:
+        """What these parameters cannot show."""
+        if not self.constant:
+            return ""
+        few = ", ".join(self.constant[:_FEW]) + (", …" if len(self.constant) > _FEW else "")
+        one = len(self.constant) == 1
+        return (
+            f" But {few} hold{'s' * one} one number in all places, as before training: a mistake in how "
+            f"{'it is' if one else 'they are'} used may not show. Compare again with random numbers there."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values for JSON; docs/report.md describes each key."""
@@ -166,6 +186,7 @@ class ProgramComparison(Answer):
             "precision": [one.to_dict() for one in self.precision],
             "rows": [one.to_dict() for one in self.rows],
             "parameters": [one.to_dict() for one in self.parameters],
+            "constant": list(self.constant),
         }
 
 

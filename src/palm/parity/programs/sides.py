@@ -45,7 +45,7 @@ def programs(
         kinds = [kind or "trace" for kind in known] if known[0] != known[1] else ["a", "b"]
         names = [f"{name} ({kind})" for name, kind in zip(names, kinds, strict=True)]
     found: list[Program] = []
-    for side, label, framework in zip(sides, names, known, strict=True):
+    for side, label, framework in zip(sides, names, frameworks, strict=True):
         if isinstance(side, Trace):
             found.append(RecordedProgram(replace(side, label=label)))
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +27,12 @@ def places(report: Mapping[str, Any]) -> Iterator[PartingPlace]:
     for found, how in (("divergences", "{} apart"), ("losses", "outputs off by {}")):
         for one in report.get(found, ()):
             cause = one["cause"] or "unknown cause"
-            times = f", {one['times']} times" if one["times"] > 1 else ""
-            far = how.format(f"{float(one['distance']):.1e}")
+            times = [f"{one['times']} times"] if one["times"] > 1 else []
+            distance = float(one["distance"])
+            far = [] if math.isnan(distance) else [how.format(f"{distance:.1e}")]
             sides = [_side(label, one[key]) for label, key in zip(labels, "ab", strict=True)]
-            yield PartingPlace(f"{cause} ({far}{times})", (sides[0], sides[1]))
+            told = f" ({', '.join([*far, *times])})" if far or times else ""
+            yield PartingPlace(f"{cause}{told}", (sides[0], sides[1]))
 
 
 def precision_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

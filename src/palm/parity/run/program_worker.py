@@ -47,9 +47,12 @@ def main(folder: Path) -> None:
     write(program.first, folder)
     print("done", file=answers, flush=True)
     for line in sys.stdin:
-        asked = json.loads(line)
-        reply(program, asked, folder)
-        print("done", file=answers, flush=True)
+        try:
+            reply(program, json.loads(line), folder)
+        except Exception as error:  # a program need not run with what is tried on it
+            print(json.dumps(f"{type(error).__name__}: {error}"), file=answers, flush=True)
+        else:
+            print("done", file=answers, flush=True)
 
 
 def reply(program: Program, asked: dict[str, Any], folder: Path) -> None:

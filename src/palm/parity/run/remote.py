@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -85,7 +86,7 @@ class RemoteProgram(Program):
     ) -> None:
         if self._process.poll() is None:
             self._process.kill()
-        with self._process:  # closes its pipes
+        with suppress(BrokenPipeError), self._process:  # closes its pipes
             pass
         self._complaints.close()
         self._held.cleanup()
@@ -126,8 +127,11 @@ class RemoteProgram(Program):
 
     def _wait(self) -> None:
         assert self._process.stdout is not None
-        if self._process.stdout.readline().strip() == "done":
+        answer = self._process.stdout.readline().strip()
+        if answer == "done":
             return
+        if answer:
+            raise ProbeError(f"{self.label} must run as it is asked to; it raised {json.loads(answer)}.")
         status = self._process.wait()
         self._complaints.seek(0)
         words = self._complaints.read().strip()

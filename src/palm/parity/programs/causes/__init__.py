@@ -14,6 +14,7 @@ from palm.parity.programs.causes.operations import (
     operations,
     reordered,
     rounding,
+    shape,
     whole,
 )
 from palm.parity.programs.causes.order import another, arrangement, elements, operand
@@ -23,7 +24,7 @@ from palm.parity.programs.evidence import Evidence
 # The order is that of how much each says: what is proved by a number comes before what is only counted.
 _TESTS: tuple[Callable[[Evidence], Iterator[Cause]], ...] = (
     *(leaf, rounding, mask, function, constants, added, factor),
-    *(arrangement, elements, exchanged, reordered, operand, whole, another, operations),
+    *(arrangement, elements, exchanged, reordered, operand, shape, whole, another, operations),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
@@ -62,6 +63,14 @@ def _hiding(half: Half, i: int) -> int:
     if low:
         return _hiding(half, low[0])
     return next((j for j in own if half.operations[j].dtype == "bool"), i)
+
+
+def shape(found: Evidence) -> Iterator[Cause]:
+    """The value in which it ends has other axes."""
+    x, y = found.end_a.shape, found.end_b.shape
+    if [n for n in x if n > 1] != [n for n in y if n > 1] and math.prod(x) != math.prod(y):
+        told = f"the value of {found.a.label} has the shape {x}, that of {found.b.label} {y}"
+        yield Cause(f"other shape: {x} for {y}", told)
 
 
 def whole(found: Evidence) -> Iterator[Cause]:

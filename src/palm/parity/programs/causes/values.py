@@ -26,6 +26,9 @@ def leaf(found: Evidence) -> Iterator[Cause]:
     one, two = found.a.operations[found.a.entry], found.b.operations[found.b.entry]
     if "operation" in (one.kind, two.kind):
         return
+    if (given := other_inputs(one, two, (found.a.label, found.b.label))) is not None:
+        yield given
+        return
     x, y = found.b.values[found.b.entry], found.a.values[found.a.entry]
     named = one.name or two.name or "a constant"
     how = relation(x, y)
@@ -34,6 +37,13 @@ def leaf(found: Evidence) -> Iterator[Cause]:
     else:
         far = f", {distance(x, y):.1e} apart" if x.shape == y.shape else f": shapes {x.shape} and {y.shape}"
         yield Cause("other weight", f"{named} holds other numbers on the two sides{far}")
+
+
+def other_inputs(one: Operation, two: Operation, labels: tuple[str, str]) -> Cause | None:
+    """Two inputs that differ are no fault of the programs."""
+    if not one.kind == two.kind == "input":
+        return None
+    return Cause("other inputs", f"{labels[0]} and {labels[1]} were not given the same inputs")
 
 
 def constants(found: Evidence) -> Iterator[Cause]:
