@@ -5,6 +5,10 @@ Importing palm imports neither framework: each wing is loaded when it is first a
 
 from typing import TYPE_CHECKING
 
+import palm.interrupt  # noqa: F401 - first, for Ctrl-C comes when it likes
+
+# isort: split
+
 from palm.backends import available_backends, backend_of, config_of, dtype_of
 from palm.config import PaLMConfig
 from palm.errors import (

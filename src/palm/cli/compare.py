@@ -120,7 +120,7 @@ def compare(request: Request[CompareRequest]) -> int:
     With --train N, both sides also train on the same batches. The torch side trains once more from weights
     that differ in their last bit: this shows whether the sides drift apart faster than rounding makes them.
 
-    Exit status: 0 agree, 1 differ, 2 bad usage, 3 cannot tell, 4 a side died, 130 interrupted.
+    Exit status: 0 agree, 1 differ, 2 bad usage, 3 cannot tell, 4 a side died, 130 or 143 ended by a signal.
     """
     integer("repeat", request.repeat, least=1)
     integer("train", request.train, least=0)

@@ -11,13 +11,15 @@ from pkgutil import resolve_name
 import tyro
 
 import palm
+from palm.cli.ending import Terminated, signals
 from palm.cli.flags import CHOICES
 from palm.errors import PalmError, ProbeError
+from palm.interrupt import INTERRUPTED
 
 DESCRIPTION = """The PaLM language model in PyTorch and in JAX/Equinox, and a comparison of the two.
 
 palm COMMAND --help describes a command, palm --version tells the version."""
-BAD_USAGE, SIDE_DIED, INTERRUPTED, PIPE_CLOSED = 2, 4, 130, 141
+BAD_USAGE, SIDE_DIED, PIPE_CLOSED, TERMINATED = 2, 4, 141, 143
 # Flags have the names of their fields alone, without their group's, and none takes the value None.
 STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone)
 # Where each command is, and the first line of its help, so that a command that is not run need not load.
@@ -61,9 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"palm {palm.__version__}")
         return 0
     try:
-        with CHOICES:
+        functions = _functions(given)
+        with CHOICES, signals():
             return tyro.extras.subcommand_cli_from_dict(
-                _functions(given), prog="palm", description=DESCRIPTION, args=given, config=STYLE
+                functions, prog="palm", description=DESCRIPTION, args=given, config=STYLE
             )
     except PalmError as error:
         print(f"palm: {error}", file=sys.stderr)
@@ -71,6 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:  # palm train handles the first one itself; other commands save nothing
         print("palm: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Terminated:
+        print("palm: terminated", file=sys.stderr)
+        return TERMINATED
     except BrokenPipeError:  # the reader of standard output has closed it: `palm generate … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python reports the error at exit
         return PIPE_CLOSED

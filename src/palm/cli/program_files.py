@@ -32,9 +32,13 @@ def compare_program_files(
     arrays = () if all(map(is_trace, sides)) else read_inputs(inputs)
     labels = sides if sides[0] != sides[1] else (f"{sides[0]} (a)", f"{sides[1]} (b)")
     with ExitStack() as stack:
-        # Both processes start before the first is waited for.
-        found = [_program(*each, arrays) for each in zip(sides, labels, pythons, strict=True)]
-        a, b = (stack.enter_context(x) if isinstance(x, RemoteProgram) else x for x in found)
+        found = []
+        for each in zip(sides, labels, pythons, strict=True):
+            found.append(_program(*each, arrays))
+            if isinstance(found[-1], RemoteProgram):
+                stack.push(found[-1])
+        # Both processes have started before the first is waited for.
+        a, b = (x.__enter__() if isinstance(x, RemoteProgram) else x for x in found)
         report = compare_programs(a, b).to_dict()
     return {**report, "run": {"sides": " ".join(sides), "inputs": str(inputs)}}
 

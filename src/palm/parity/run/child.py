@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from typing import IO, Any
 
 from palm import errors
 from palm.errors import PalmError, ProbeError
+from palm.parity.run.process import end, start_python
 
 # What a worker says when a recording is on the disk, and how it exits over what its user can mend.
 RECORDED, REFUSED = "recorded", 3
@@ -29,24 +28,25 @@ class Child:
         self._name, self._on_step = name, on_step
         self._recorded, self._has_ended, self._condition = 0, False, threading.Condition()
         self._complaints: list[str] = []
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "palm.parity.run.worker"],
-            env={**os.environ, "JAX_ENABLE_X64": str(request["dtype"] == "float64")},
-            stdin=subprocess.PIPE,
+        self._process = start_python(
+            "palm.parity.run.worker",
+            env={"JAX_ENABLE_X64": str(request["dtype"] == "float64")},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
         )
+        # Daemons: a signal may come before the `with` block, and nothing then waits for what ends with us.
         self._readers = [
-            threading.Thread(target=self._listen),
-            threading.Thread(target=_follow, args=(self._process.stderr, self._complaints.append)),
+            threading.Thread(target=self._listen, daemon=True),
+            threading.Thread(
+                target=_follow, args=(self._process.stderr, self._complaints.append), daemon=True
+            ),
         ]
         for reader in self._readers:
             reader.start()
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(request))
-            self._process.stdin.close()
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
         except BrokenPipeError:  # it is gone already: `wait` says why
             pass
 
@@ -54,8 +54,7 @@ class Child:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
+        end(self._process)
         for reader in self._readers:
             reader.join()
         with self._process:  # closes its pipes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from palm.config import BACKENDS, DType, PaLMConfig
 from palm.data.corpus import open_corpus
 from palm.data.windows import windows
 from palm.errors import BundleError
+from palm.files.temporary import temporary_folder
 from palm.parity.compare import judged
 from palm.parity.drift.drift import RUNS, Drift, butterfly
 from palm.parity.drift.trajectory import read_trajectory
@@ -65,8 +65,7 @@ def compare_sides(
     recorded = {key: _labelled(side, weights) for key, side in sides.items() if isinstance(side, Bundle)}
     names = dict(zip(live, labels(*live.values()), strict=True))
     repeats = Repeats()
-    with tempfile.TemporaryDirectory(prefix="palm-compare-") as temporary, ExitStack() as stack:
-        folder = Path(temporary)
+    with temporary_folder("compare") as folder, ExitStack() as stack:
         common = _common(source, list(live.values()), next(iter(recorded.values()), None), folder)
         children = {}
         for key, side in live.items():
@@ -98,8 +97,8 @@ def record_side(
 ) -> Recording | Excerpt:
     """Record one live side in a process of its own into the bundle `out`. Raises as `compare_sides`."""
     check_installed(side.backend)
-    with tempfile.TemporaryDirectory(prefix="palm-record-") as name:
-        common = _common(source, [side], None, Path(name))
+    with temporary_folder("record") as folder:
+        common = _common(source, [side], None, folder)
         own = {"label": side.backend, "out": str(out), "is_excerpt": not is_complete}
         with Child(None, {**common, **side.to_dict(), **own}, partial(on_step, "a")) as child:
             child.wait()
@@ -160,8 +159,7 @@ def train_backends(
     for backend in BACKENDS:
         check_installed(backend)
     windows(open_corpus(text), seed=recipe.seed, first=0, rows=1, length=recipe.length)
-    with tempfile.TemporaryDirectory(prefix="palm-compare-") as name:
-        folder = Path(name)
+    with temporary_folder("train") as folder:
         np.save(folder / "text.npy", np.frombuffer(text, np.uint8))
         common = {"config": source.config.to_dict(), "seed": source.seed, "checkpoint": checkpoint}
         common |= {"dtype": recipe.precision, "device": device, "attention": attention}

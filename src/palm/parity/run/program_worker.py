@@ -21,12 +21,14 @@ import numpy as np
 from palm.errors import PalmError, ProbeError
 from palm.parity.programs.kinds import traced_program
 from palm.parity.run.child import REFUSED
+from palm.parity.run.process import lines_of_parent
 from palm.tracing.operation import Change, Run
 from palm.tracing.program import Program
 
 
 def main(folder: Path) -> None:
     """Trace the program, then run it for each line."""
+    lines = lines_of_parent()
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     answers = sys.stdout
     sys.stdout = sys.stderr  # what the program prints is its own affair
@@ -46,7 +48,7 @@ def main(folder: Path) -> None:
     (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
     write(program.first, folder)
     print("done", file=answers, flush=True)
-    for line in sys.stdin:
+    for line in lines:
         try:
             reply(program, json.loads(line), folder)
         except Exception as error:  # a program need not run with what is tried on it

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-import tempfile
 from collections.abc import Collection
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -17,9 +14,11 @@ import numpy as np
 
 from palm import errors
 from palm.errors import PalmError, ProbeError
+from palm.files.temporary import temporary_folder
 from palm.parity.programs.kinds import Framework
 from palm.parity.programs.trace import operation_of
 from palm.parity.run.child import REFUSED
+from palm.parity.run.process import end, start_python
 from palm.tracing.operation import NOTHING, Change, Own, Run
 from palm.tracing.program import Program
 from palm.tracing.rounding import Rounding
@@ -50,23 +49,20 @@ class RemoteProgram(Program):
 
     def __init__(self, program: ProgramFile, inputs: tuple[np.ndarray, ...], label: str) -> None:
         self.label = label
-        self._held = tempfile.TemporaryDirectory(prefix="palm-")
-        self._folder = Path(self._held.name)
+        self._held = ExitStack()
+        self._folder = self._held.enter_context(temporary_folder("program"))
         request = {**asdict(program), "label": label}
         (self._folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         np.savez(self._folder / "inputs.npz", *inputs)
         self._complaints = (self._folder / "stderr").open("w+", encoding="utf-8", errors="replace")
-        python = program.python or sys.executable
-        pipes: dict[str, Any] = {
-            "stdin": subprocess.PIPE,
-            "stdout": subprocess.PIPE,
-            "stderr": self._complaints,
-        }
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": self._complaints}
         try:
-            self._process = subprocess.Popen([python, "-m", _WORKER, str(self._folder)], text=True, **pipes)
+            self._process = start_python(_WORKER, str(self._folder), python=program.python, **pipes)
         except OSError as error:
-            self._held.cleanup()
-            raise ProbeError(f"python must be an interpreter; got {python}: {error.strerror}.") from None
+            self._held.close()
+            raise ProbeError(
+                f"python must be an interpreter; got {program.python}: {error.strerror}."
+            ) from None
 
     def __enter__(self) -> RemoteProgram:
         """Wait for its first run. Raises its own `PalmError`, or `ProbeError` if it died."""
@@ -84,12 +80,11 @@ class RemoteProgram(Program):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
+        end(self._process)
         with suppress(BrokenPipeError), self._process:  # closes its pipes
             pass
         self._complaints.close()
-        self._held.cleanup()
+        self._held.close()
 
     def run(self, change: Change = NOTHING, values: Collection[int] = ()) -> Run:
         """Run it once more, over there."""

@@ -27,6 +27,7 @@ from palm.parity.recording.bundle import write_bundle
 from palm.parity.recording.excerpt import record_excerpt
 from palm.parity.recording.recording import REMAT, Mode, record
 from palm.parity.run.child import RECORDED, REFUSED
+from palm.parity.run.process import lines_of_parent
 from palm.recipes import Recipe
 from palm.spec.parameters import initial_value, numpy_dtype, parameters
 from palm.spec.rounding import UNIT_ROUNDOFF
@@ -98,7 +99,7 @@ def train(request: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     try:
-        main(json.load(sys.stdin))
+        main(json.loads(next(lines_of_parent())))
     except PalmError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(REFUSED)
