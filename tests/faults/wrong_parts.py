@@ -187,7 +187,7 @@ def dropout(rng, config):
     return TAP_OF[name], of_matrix(name, wrong)
 
 
-@kind("GELU for swish", UNKNOWN, "gated")
+@kind("GELU for swish", "activation", "gated")
 def gelu(rng, config):
     def wrong(lib, right, gate, up):
         z = wide(gate)

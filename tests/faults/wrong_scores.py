@@ -181,7 +181,7 @@ def squared(rng, config):
     return "attention", wrong
 
 
-@kind("a window", UNKNOWN, "attend")
+@kind("a window", "attention window", "attend")
 def window(rng, config):
     width = int(rng.integers(3, 9))
 

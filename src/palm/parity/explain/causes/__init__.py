@@ -125,7 +125,12 @@ CAUSES: tuple[Cause, ...] = (
     Cause("blocks", "Give each block its own weights, in order.", structure.blocks),
     Cause("output form", "Return the logits of each position, as they are.", structure.outputs),
     Cause("weights rounded", "Keep the weights in the model's dtype.", structure.rounded_weights),
-    Cause("attention window", "Let position i see all keys j ≤ i.", attention.window),
+    Cause(
+        "attention window",
+        "Let position i see all keys j ≤ i.",
+        attention.window,
+        solved=attention.WINDOW,
+    ),
     Cause("score cap", "Take the softmax of the scores as they are.", attention.score_cap),
     Cause("query and key norm", "Use queries and keys as the matrices give them.", attention.qk_norm),
     Cause("residual", "Add the outputs of attention and feed-forward to the block's input.", ends.residual),

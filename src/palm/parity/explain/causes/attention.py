@@ -14,6 +14,8 @@ from palm.spec import forward, functions
 from palm.spec.forward import Operation, Place
 from palm.spec.positions import alibi_slopes
 
+# A position differs if it does so by this share of the largest difference; a few may before it, by less.
+_SEEN, _AROUND = 0.3, 4
 FILLS = (0.0, 1e-10, -1.0, -5.0, -10.0, -50.0, -100.0)
 
 
@@ -186,14 +188,26 @@ FILL = (
 def window(config: PaLMConfig) -> Iterator[Variant]:
     """Only the last keys are seen, or those of one chunk."""
 
-    def near(size: int) -> Callable[[Place], np.ndarray]:
-        return lambda at: np.where(_distances(at) < size, masked(at, linear(at)), -np.inf)
-
     for size in (4, 8, 16, 32, 64, 128, 256, 512, 1024):
-        yield (
-            f"each position sees only {size} keys, its own and those before",
-            attended(near(size)),
-        )
+        yield _near(size)
+
+
+def _near(size: int) -> Variant:
+    return f"each position sees only {size} keys, its own and those before", attended(
+        lambda at: np.where(_distances(at) < size, masked(at, linear(at)), -np.inf)
+    )
+
+
+def _any_window(kind: str, at: Place, value: np.ndarray) -> Iterator[Variant]:
+    """A window of w keys shows first at position w, the first that has more."""
+    if kind == "attention":
+        apart = np.abs(forward.attention(at) - value).max(-1).reshape(-1, value.shape[-2]).max(0)
+        first = int(np.argmax(apart > _SEEN * apart.max()))
+        for size in range(max(1, first - _AROUND), first + 1):
+            yield _near(size)
+
+
+WINDOW = (_any_window,)
 
 
 def qk_norm(config: PaLMConfig) -> Iterator[Variant]:
