@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,17 @@ import pytest
 
 from palm.files import write
 
-CHANGES = ("open", "write", "fsync", "rename", "replace", "unlink", "rmdir", "mkdir", "chmod")
-DIED, WRONG = 77, 78
+CHANGES = ("open", "write", "fsync", "rename", "replace", "unlink", "rmdir", "mkdir", "chmod", "ftruncate")
 
 
 class Disk:
-    """Counts the calls that change files; before call `at`, or in the middle of it, `happens` is called."""
+    """Counts the calls that change files; before call `at`, or in the middle of it, `happens` is called.
 
-    def __init__(self, at: int, happens: Callable[[], Any]) -> None:
-        self.at, self.happens, self.calls = at, happens, []
+    `for_good`: before all later calls, too.
+    """
+
+    def __init__(self, at: int, happens: Callable[[], Any], *, for_good: bool = False) -> None:
+        self.at, self.happens, self.for_good, self.calls = at, happens, for_good, []
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         for name in CHANGES:
@@ -33,6 +34,8 @@ class Disk:
             if name == "open" and not arguments[1] & (os.O_WRONLY | os.O_RDWR):
                 return original(*arguments, **options)
             self.calls.append(name)
+            if self.for_good and len(self.calls) > self.at:
+                self.happens()
             if len(self.calls) == self.at:
                 if name == "write":  # half of it gets through
                     original(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
@@ -53,25 +56,29 @@ def changes(action: Callable[[], Any]) -> list[str]:
     return disk.calls
 
 
+class Killed(BaseException):
+    """The process is dead: from now on it changes nothing more."""
+
+
 def killed(action: Callable[[], Any], at: int, *, exchange: bool = True) -> bool:
-    """Let an action run in a process that dies at its `at`-th change; False if it ended before."""
-    process = os.fork()
-    if not process:
-        status = WRONG
+    """Let an action die at its `at`-th change, as by SIGKILL; False if it ended before.
+
+    Nothing that would tidy up can change a file any more. What the system does when a process ends, closing
+    its files and releasing their locks, happens on the way out.
+    """
+
+    def die() -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not exchange:
+            patch.setattr(write, "_exchange", lambda *_: False)
+        Disk(at, die, for_good=True).install(patch)
         try:
-            with pytest.MonkeyPatch.context() as patch:
-                if not exchange:
-                    patch.setattr(write, "_exchange", lambda *_: False)
-                Disk(at, lambda: os._exit(DIED)).install(patch)
-                action()
-                status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    assert status in (0, DIED), status
-    return status == DIED
+            action()
+        except Killed:
+            return True
+    return False
 
 
 def fails(action: Callable[[], Any], at: int, error: int, *, exchange: bool = True) -> Exception | None:

@@ -37,6 +37,10 @@ class TrainerProtocol(Protocol[M_co]):
     def step(self, windows: np.ndarray, rates: Rates) -> Outcome:
         """Learn from windows (b, n + 1). Where loss or gradient is not finite, nothing changes."""
 
+    @property
+    def intact(self) -> bool:
+        """Whether a step that raised an error has changed nothing."""
+
     def evaluate(self, windows: np.ndarray) -> float:
         """Mean cross-entropy of windows (b, n + 1), in nats."""
 

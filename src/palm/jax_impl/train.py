@@ -44,6 +44,7 @@ class Trainer:
 
     def __init__(self, model: PaLM, recipe: Recipe) -> None:
         self.recipe = recipe
+        self._begun = False  # the last step has come to its update
         first, second = (jax.tree.map(jnp.zeros_like, model) for _ in range(2))
         self._state = _State(jax.tree.map(jnp.copy, model), first, second)
 
@@ -59,13 +60,20 @@ class Trainer:
         device = next(iter(weight.devices())) if weight.committed else None
         return device, self.model.blocks.attention.path
 
+    @property
+    def intact(self) -> bool:
+        """Whether a step that raised an error has changed nothing."""
+        return not self._begun and not any(leaf.is_deleted() for leaf in jax.tree.leaves(self._state))
+
     @shared()
     def step(self, windows: np.ndarray, rates: Rates) -> Outcome:
         """Learn from windows (b, n + 1). Where loss or gradient is not finite, nothing changes."""
+        self._begun = False
         dtype = numpy_dtype(dtype_of(self.model))
         scalars = jax.tree.map(lambda rate: np.asarray(rate, dtype), rates)
         batch = (windows.astype(np.int32), scalars, self.recipe)
-        self._state, mean_loss, global_norm, squares = _step(batch, self._state)
+        state, mean_loss, global_norm, squares = _step(batch, self._state)
+        self._state, self._begun = state, True
         loss, norm = float(mean_loss), float(global_norm)
         bad: list[str] = []
         if not np.isfinite(norm):

@@ -64,6 +64,7 @@ class Trainer:
         }
         self._compute = getattr(torch, recipe.precision)
         self._device = model.embedding.weight.device
+        self._begun = False  # the last step has come to its update
         on_gpu = self._device.type == "cuda"
         self._objective = torch.compile(self._losses) if on_gpu else self._losses
 
@@ -77,9 +78,15 @@ class Trainer:
         """The device the model is on, and its attention path."""
         return self._device, self.model.path
 
+    @property
+    def intact(self) -> bool:
+        """Whether a step that raised an error has changed nothing."""
+        return not self._begun
+
     @shared()
     def step(self, windows: np.ndarray, rates: Rates) -> Outcome:
         """Learn from windows (b, n + 1). Where loss or gradient is not finite, nothing changes."""
+        self._begun = False
         return self._thread.submit(self._step, windows, rates).result()
 
     @shared()
@@ -125,6 +132,7 @@ class Trainer:
                 if self.recipe.clip and outcome.grad_norm
                 else 1.0
             )
+            self._begun = True
             self._update(grads, factor, rates)
         return outcome
 

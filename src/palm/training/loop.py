@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import numpy as np
 
 from palm.backends import config_of, wing
 from palm.checkpoint.checkpoint import save_arrays
@@ -15,13 +19,14 @@ from palm.config import Backend, PaLMConfig
 from palm.data.remembered import remember_tokenizer
 from palm.data.tokenizer import Tokenizer
 from palm.data.windows import Corpus, check_trainable, split, windows
-from palm.errors import CheckpointError, DataError, DivergedError, RunError
+from palm.errors import CheckpointError, DivergedError, RunError
 from palm.generation.generate import generate
 from palm.generation.prompts import encode_prompt
 from palm.models import from_numpy, to_numpy
 from palm.recipes import Outcome, Recipe
 from palm.training.cadence import Cadence
 from palm.training.hardware import give_back_holes, mfu_per_rate
+from palm.training.measures import Measures
 from palm.training.run_folder import SAMPLES, Run
 from palm.training.trained import Entry, OnStep, Trained
 from palm.training.validation import Validation
@@ -54,33 +59,35 @@ class Loop:
         windows(self.learnt, seed=recipe.seed, first=0, rows=1, length=recipe.length)
         if cadence.sample_every:
             encode_prompt(cadence.sample_prompt, tokenizer, config)
-        self.bits_per_nat = 1 / math.log(2) / corpus.bytes_per_token
+        self.measures = Measures(recipe, corpus.bytes_per_token)
         self.step = 0
         self.row = 0  # the data cursor: rows of the data's order that were used or skipped so far
         self.rewinds = 0  # without getting past them, the last one from step `spike`
         self.spike = 0
-        self.mfu_per_rate: float | None = None  # model FLOPs utilisation of one token a second
         self.saved: int | None = None
+        self.whole = True  # the trainer's state is that of `step`, which can be saved
         self.log: list[Entry] = []
+        self.logged = 0  # entries of it that the folder has
+        self.failed: dict[str, str] = {}  # what went wrong beside the steps, by what it was
 
     def run(self, trainer: TrainerProtocol[Any], asked: threading.Event) -> Trained[Any]:
         """Make the steps that remain, or until `asked` to stop."""
-        self.mfu_per_rate = mfu_per_rate(wing(self.backend), trainer.model, self.recipe)
-        while self.step < self.recipe.steps and not asked.is_set():
-            try:
+        self.measures.mfu_per_rate = mfu_per_rate(wing(self.backend), trainer.model, self.recipe)
+        try:
+            while self.step < self.recipe.steps and not asked.is_set():
                 trainer = self._advance(trainer)
-            except DataError:  # the data has changed under the run
-                self.save(trainer)
-                raise
-        self.save(trainer)
-        if self.folder is not None:
-            from palm.training.plot import plot_run  # noqa: PLC0415 - matplotlib takes a second to import
-
-            plot_run(self.folder)
+            self.save(trainer)
+        except BaseException as error:
+            self._rescue(trainer, error)
+            raise
+        with self._beside("the plot"):
+            self._draw()
         interrupted = self.step < self.recipe.steps
         remember_tokenizer(trainer.model, self.tokenizer)
         path = self.folder.path if self.folder else None
-        return Trained(trainer.model, self.log, path, interrupted, self.tokenizer)
+        return Trained(
+            trainer.model, self.log, path, interrupted, self.tokenizer, tuple(self.failed.values())
+        )
 
     def save(self, trainer: TrainerProtocol[Any]) -> None:
         """Write the checkpoint of this step, unless it is there."""
@@ -95,6 +102,7 @@ class Loop:
             "backend": self.backend,
             "recipe": self.recipe.to_dict(),
         }
+        self._write_log()
         self.folder.sync()  # a checkpoint's lines are on the disk before it is
         save_arrays(
             config_of(trainer.model),
@@ -105,6 +113,37 @@ class Loop:
         )
         self.saved = self.step
         self.folder.prune(self.cadence.keep, since=self._way_back(self.step))
+
+    def _rescue(self, trainer: TrainerProtocol[Any], error: BaseException) -> None:
+        """Save what an error has left whole, so that it costs no steps. That error is raised then."""
+        is_mended = isinstance(error, DivergedError)  # what was worth it has been saved
+        if self.folder is None or is_mended or not self.whole or not self.folder.follow():
+            return
+        try:
+            self.save(trainer)
+        except Exception as second:
+            error.add_note(f"Step {self.step} could not be saved: {second}")
+
+    @contextmanager
+    def _beside(self, what: str) -> Iterator[None]:
+        """What goes wrong in something that is not the training itself is told at the end."""
+        try:
+            yield
+        except Exception as error:
+            self.failed.setdefault(what, f"{what} failed after step {self.step}: {error}")
+
+    def _draw(self) -> None:
+        if self.folder is not None:
+            from palm.training.plot import plot_run  # noqa: PLC0415 - matplotlib takes a second to import
+
+            plot_run(self.folder)
+
+    def _write_log(self) -> None:
+        """Append to the log what it lacks."""
+        if self.folder is not None:
+            for entry in self.log[self.logged :]:
+                self.folder.log(entry)
+                self.logged += 1
 
     def restore(self, latest: float, *, device: Any, attention: str) -> TrainerProtocol[Any]:
         """A trainer in the state of the newest checkpoint up to step `latest`.
@@ -128,9 +167,15 @@ class Loop:
             raise CheckpointError(
                 f"{error} Or remove {path}: the run then goes on from step {usable[-2]}."
             ) from error
+        if progress.fields["step"] != usable[-1]:
+            raise CheckpointError(
+                f"{path} must have the name of its step; got step={progress.fields['step']}. Rename it to "
+                f"{self.folder.path_of(progress.fields['step']).name}, or remove it."
+            )
         model = from_numpy(config, arrays, backend=self.backend, device=device, attention=attention)
         trainer = wing(self.backend).Trainer(model, self.recipe)
         trainer.set_moments(progress.moments)
+        self.whole = False  # of the old trainer, until all here is done
         self.saved = self.step = progress.fields["step"]
         self.row = progress.fields["row"]
         self.rewinds, self.spike = progress.fields["rewinds"], progress.fields["spike"]
@@ -139,6 +184,7 @@ class Loop:
             self.folder.delete(later)
         self.folder.cut(self.step)
         self.log = self.folder.entries()
+        self.logged, self.whole = len(self.log), True
         return trainer
 
     def _advance(self, trainer: TrainerProtocol[Any]) -> TrainerProtocol[Any]:
@@ -147,45 +193,43 @@ class Loop:
         step, recipe = self.step + 1, self.recipe
         rows = recipe.batch_at(step)
         batch = windows(self.learnt, seed=recipe.seed, first=self.row, rows=rows, length=recipe.length)
-        outcome = trainer.step(batch, recipe.rates(step))
+        outcome = self._learn(trainer, batch)
         give_back_holes()
         if not outcome.is_finite:
             return self._mend(trainer, outcome)
-        seconds = time.perf_counter() - started
+        entry = self.measures.of_step(step, outcome, time.perf_counter() - started)
+        self.step, self.row = step, self.row + rows
+        self.log.append(entry)
+        self.whole = True
         is_last = step == recipe.steps
         saves = self.folder is not None and (_is_due(self.cadence.checkpoint_every, step) or is_last)
-        val_loss = None
         if self.validation is not None and (saves or is_last or _is_due(self.cadence.validate_every, step)):
             val_loss = self.validation.loss(trainer)
             if not math.isfinite(val_loss):
+                self.whole = False
+                self.step, self.row = step - 1, self.row - rows
+                self.log.pop()
                 return self._mend(trainer, outcome, val_loss)
-        self.step, self.row = step, self.row + rows
-        entry: Entry = {
-            "step": step,
-            "loss": outcome.loss,
-            "grad_norm": outcome.grad_norm,
-            "lr": recipe.lr(step),
-            "tokens": recipe.rows_before(step + 1) * recipe.length,
-            "tokens_per_s": rows * recipe.length / seconds,
-            "seconds": seconds,
-        }
-        if math.isfinite(self.bits_per_nat):  # nobody knows the text of a file of ids
-            entry["bits_per_byte"] = outcome.loss * self.bits_per_nat
-        if self.mfu_per_rate is not None:
-            entry["mfu"] = entry["tokens_per_s"] * self.mfu_per_rate
-        if val_loss is not None:
-            entry["val_loss"] = val_loss
-            if math.isfinite(self.bits_per_nat):
-                entry["val_bits_per_byte"] = val_loss * self.bits_per_nat
-        self.log.append(entry)
-        if self.folder is not None:
-            self.folder.log(entry)
-            if _is_due(self.cadence.sample_every, step):
+            entry |= self.measures.of_validation(val_loss)
+        self._write_log()
+        if self.folder is not None and _is_due(self.cadence.sample_every, step):
+            with self._beside("a sample"):
                 self.folder.log({"step": step, "text": self._sample(trainer)}, SAMPLES)
         if saves:
             self.save(trainer)
         self.on_step(entry)
         return trainer
+
+    def _learn(self, trainer: TrainerProtocol[Any], batch: np.ndarray) -> Outcome:
+        """A step of the trainer. What it leaves is `whole` once the step counts, or if nothing changed."""
+        self.whole = False
+        try:
+            outcome = trainer.step(batch, self.recipe.rates(self.step + 1))
+        except Exception:
+            self.whole = trainer.intact
+            raise
+        self.whole = not outcome.is_finite
+        return outcome
 
     def _mend(
         self, trainer: TrainerProtocol[Any], outcome: Outcome, val_loss: float | None = None

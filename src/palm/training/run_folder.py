@@ -12,10 +12,10 @@ RUN/.lock            held by the process that trains (palm.training.lock)
 from __future__ import annotations
 
 import json
+import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from palm.checkpoint.tokenizer import run_tokenizer
 from palm.data.tokenizer import Tokenizer
 from palm.data.tokenizer_file import FileTokenizer
 from palm.errors import RunError
-from palm.files.write import fsync, what_lacks
+from palm.files.hidden import delete, remove
+from palm.files.write import append, fsync, remedy, replace_file, what_lacks
 from palm.training.lock import LOCK, only_writer
 
 FORMAT, VERSION = "palm-run", 1
@@ -43,6 +44,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._held: int | None = None  # the folder itself, whatever its name, while it is locked
 
     @contextmanager
     def locked(self, *, new: bool = False) -> Iterator[None]:
@@ -50,36 +52,58 @@ class Run:
 
         Raises `RunError` if the folder is in use, or is not empty though it should be `new`.
         """
-        if new:
-            self._make()
-        with only_writer(self.path):
+        made = self._make() if new else []
+        with only_writer(self.path), self._holding():
             left = self._left(new)
             starting = self.path / STARTING
-            with self._writing():
+            with self.writing():
                 # The mark goes last: killed in here, such a start is still known for what it is.
                 for entry in sorted(left, key=lambda entry: entry == starting):
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                    remove(entry)
                 if new:
                     starting.touch()
             try:
                 yield
             except BaseException:
-                if new and {*self.path.iterdir()} == {starting, self.path / LOCK}:  # nothing came of it
-                    shutil.rmtree(self.path)
+                if new:
+                    self._take_back(made)
                 raise
+
+    @contextmanager
+    def _holding(self) -> Iterator[None]:
+        self._held = os.open(self.path, os.O_RDONLY)
+        try:
+            yield
+        finally:
+            os.close(self._held)
+            self._held = None
+
+    def _take_back(self, made: list[Path]) -> None:
+        """Of a start of which nothing came, remove what it has made; a folder that was there stays."""
+        with suppress(OSError):
+            if {*self.path.iterdir()} == {self.path / STARTING, self.path / LOCK}:
+                for file in (STARTING, LOCK):
+                    (self.path / file).unlink()
+                for folder in made:
+                    folder.rmdir()
 
     def check_new(self) -> None:
         """Raise `RunError` if the folder has anything in it already."""
         if self.path.is_dir():
             self._left(new=True)
 
-    def _make(self) -> None:
+    def _make(self) -> list[Path]:
+        """Make the folder, and those above; which ones were missing, the lowest first."""
+        made = [folder for folder in (self.path, *self.path.parents) if not os.path.lexists(folder)]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"out must be a writable folder; got out={self.path}: {error.strerror}.") from None
+            raise RunError(
+                f"out must be a writable folder; got out={self.path}: {error.strerror}. {remedy(error)}"
+            ) from None
         if not (self.path / LOCK).exists():  # never a run's: refused before the lock's file is made
             self._left(new=True)
+        return made
 
     def _left(self, new: bool) -> list[Path]:
         """What a killed process left, to be cleared away. Raises `RunError` if a `new` run has more."""
@@ -174,21 +198,18 @@ class Run:
                 self.delete(step)
 
     def delete(self, step: int) -> None:
-        """Delete a checkpoint; it stops being one before its first file goes."""
-        path = self.path_of(step)
-        hidden = path.with_name(f".{path.name}.old")
-        with self._writing():
-            path.rename(hidden)
-            shutil.rmtree(hidden)
+        """Delete a checkpoint, of a link only the link; it stops being one before its first file goes."""
+        with self.writing():
+            delete(self.path_of(step))
 
     def log(self, entry: Mapping[str, Any], file: str = METRICS) -> None:
         """Append one line. A checkpoint's lines reach the disk before it does: see `sync`."""
-        with self._writing(), (self.path / file).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
+        with self.writing():
+            append(self.path / file, (json.dumps(entry) + "\n").encode())
 
     def sync(self) -> None:
         """Wait until the log is on the disk."""
-        with self._writing():
+        with self.writing():
             for file in (METRICS, SAMPLES):
                 if (self.path / file).exists():
                     fsync(self.path / file)
@@ -217,19 +238,43 @@ class Run:
                 self._replace(file, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
 
     def _replace(self, name: str, content: bytes) -> None:
-        temporary = self.path / f".{name}.tmp"
-        with self._writing():
-            temporary.write_bytes(content)
-            fsync(temporary)
-            temporary.replace(self.path / name)
-            fsync(self.path)
+        with self.writing():
+            replace_file(self.path / name, content)
+
+    def follow(self) -> bool:
+        """Go to where the locked folder is now, if it was moved; whether it is anywhere that we know of."""
+        moved = self._moved()
+        self.path = moved or self.path
+        return moved is not None
+
+    def _moved(self) -> Path | None:
+        """Where the locked folder is now; None if it is gone, or the system does not say where."""
+        with suppress(OSError):
+            for place in (self.path, Path(os.readlink(f"/proc/self/fd/{self._held}"))):
+                if self._is_held(place):
+                    return place
+        return None
+
+    def _is_held(self, path: Path) -> bool:
+        try:
+            return self._held is None or os.path.samestat(path.stat(), os.fstat(self._held))
+        except OSError:
+            return False
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
+        """Turn what goes wrong while something is written into a `RunError`; that the folder is gone, too."""
+        if not self._is_held(self.path):
+            moved = self._moved()
+            fix = f"It is {moved} now, and what could be saved is in there" if moved else "Put that one back"
+            raise RunError(
+                f"run must stay where it is while it is trained; got run={self.path}, which is no longer the "
+                f"folder that it was. {fix}: go on with --resume (palm.resume)."
+            )
         try:
             yield
         except OSError as error:
             raise RunError(
-                f"run must be a writable folder; got run={self.path}: {error.strerror}. Make room, then "
-                "go on with --resume (palm.resume)."
+                f"run must be a writable folder; got run={self.path}: {error.strerror}. {remedy(error)} "
+                "Then go on with --resume (palm.resume)."
             ) from error

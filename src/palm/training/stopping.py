@@ -11,15 +11,13 @@ from typing import Any
 
 @contextmanager
 def asked_to_stop() -> Iterator[threading.Event]:
-    """Set by the first SIGINT or SIGTERM; the second one acts as usual."""
+    """Set by the first SIGINT, SIGTERM or SIGHUP; the second one acts as usual. nohup stays in force."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
     # None stands for a handler that was not set by Python, which Python cannot set again.
-    before = {
-        int(number): signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    before = {int(number): signal.getsignal(number) or signal.SIG_DFL for number in _asking()}
 
     def ask(number: int, frame: Any) -> None:
         asked.set()
@@ -32,3 +30,11 @@ def asked_to_stop() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _asking() -> list[signal.Signals]:
+    found = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        found.append(hangup)
+    return found

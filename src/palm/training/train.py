@@ -112,7 +112,8 @@ def train(
     the run and to each of its checkpoints from then on.
 
     With `out`, everything is kept in that new folder, and the run can go on from there in either backend
-    (`palm.resume`). SIGINT and SIGTERM end it after the step in progress, with a checkpoint. `on_step` is
+    (`palm.resume`). SIGINT, SIGTERM and SIGHUP end it after the step in progress, with a checkpoint.
+    So does an error, which is raised then, if the weights are those of a whole step. `on_step` is
     called with each line of the log: step, loss (nats, of the batch before its update), grad_norm, lr, tokens
     (so far), tokens_per_s, seconds, and val_loss and val_bits_per_byte where they were measured.
 

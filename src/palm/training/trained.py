@@ -18,6 +18,7 @@ M_co = TypeVar("M_co", covariant=True)
 class Trained(Generic[M_co]):
     """A run's end: the model, the log of its steps, the folder, and whether it was asked to stop early.
 
+    `failed` says in a sentence each what went wrong beside the steps, which ends no run: a sample, the plot.
     `tokenizer` is the model's, which `palm.generate` takes for it; None for ids that came without one.
     """
 
@@ -26,6 +27,7 @@ class Trained(Generic[M_co]):
     path: Path | None
     interrupted: bool
     tokenizer: Tokenizer | None
+    failed: tuple[str, ...] = ()
 
     @property
     def step(self) -> int:

@@ -8,7 +8,7 @@ import pytest
 
 from palm.training.stopping import asked_to_stop
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.fixture
@@ -36,4 +36,12 @@ def test_a_handler_that_python_did_not_set_is_followed_by_the_default(handlers, 
         with asked_to_stop() as asked:
             signal.raise_signal(signal.SIGTERM)
             assert asked.is_set()
-    assert [signal.getsignal(number) for number in SIGNALS] == [signal.SIG_DFL] * 2
+    assert [signal.getsignal(number) for number in SIGNALS] == [signal.SIG_DFL] * 3
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored(handlers):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with asked_to_stop() as asked:
+        signal.raise_signal(signal.SIGHUP)
+        assert not asked.is_set()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
