@@ -44,7 +44,9 @@ def compare_program_files(
 
 
 def _program(side: str, label: str, python: Path | None, arrays: tuple[np.ndarray, ...]) -> Program:
-    file = ProgramFile.of(side, None if python is None else str(python))
+    # A path has lost its `./` by now: what lies here is meant, or else what is on the search path.
+    found = python.absolute() if python is not None and python.is_file() else python
+    file = ProgramFile.of(side, None if found is None else str(found))
     return RecordedProgram(read_trace(side)) if file is None else RemoteProgram(file, arrays, label)
 
 
