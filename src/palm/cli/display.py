@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,11 +40,12 @@ class Terminal(Console):
 
 @contextmanager
 def display(total: int, tensorboard: Path | None) -> Iterator[OnStep]:
-    """Where each step goes: to a bar on a terminal, or else to a line now and then; and to TensorBoard."""
+    """Where each step goes: to a bar on a terminal, or else to a line now and then; and to TensorBoard.
+
+    What cannot take a step gets no other one. That ends no run, and is told at the end. Raises `ConfigError`
+    if TensorBoard is asked for and is not installed.
+    """
     console = Console(stderr=True)
-    followers: list[OnStep] = []
-    if tensorboard is not None:
-        followers.append(_tensorboard(tensorboard / "tensorboard"))
     pace = max(1, total // 20)
     columns = (
         BarColumn(bar_width=None),
@@ -51,19 +53,44 @@ def display(total: int, tensorboard: Path | None) -> Iterator[OnStep]:
         TextColumn("{task.fields[told]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    failed: list[str] = []
+    with ExitStack() as stack:
+        followers = {}
+        if tensorboard is not None:
+            followers["TensorBoard"] = stack.enter_context(
+                _tensorboard(tensorboard / "tensorboard", pace, failed)
+            )
+        progress = stack.enter_context(
+            Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        )
         task = progress.add_task("train", total=total, told="starting")
 
-        def on_step(entry: Entry) -> None:
+        def show(entry: Entry) -> None:
             progress.update(task, completed=entry["step"], told=_brief(entry))
             if console.is_terminal and "val_loss" in entry:  # above the bar, where it stays
                 progress.console.print(f"step {entry['step']}  {_losses(entry)}", highlight=False)
             elif not console.is_terminal and ("val_loss" in entry or entry["step"] % pace == 0):
                 print(f"step {entry['step']}/{total}  {_line(entry)}", file=sys.stderr, flush=True)
-            for follow in followers:
-                follow(entry)
+
+        followers["the display"] = show
+
+        def on_step(entry: Entry) -> None:
+            for name, follow in list(followers.items()):
+                try:
+                    follow(entry)
+                except Exception as error:
+                    failed.append(f"{name} failed at step {entry['step']}: {error}")
+                    del followers[name]
 
         yield on_step
+    tell(*failed)
+
+
+def tell(*lines: str) -> None:
+    """Print lines on standard error, or nothing if it takes none."""
+    with suppress(OSError, ValueError):
+        for line in lines:
+            print(line, file=sys.stderr, flush=True)
 
 
 def _brief(entry: Entry) -> str:
@@ -93,9 +120,17 @@ def _line(entry: Entry) -> str:
     return "  ".join(parts)
 
 
-def _tensorboard(folder: Path) -> OnStep:
+@contextmanager
+def _tensorboard(folder: Path, pace: int, failed: list[str]) -> Iterator[OnStep]:
+    """Write each step to a file that TensorBoard reads. What goes wrong at the end is added to `failed`.
+
+    tensorboardX's own SummaryWriter writes in a thread, which dies on a full disk; who gives it more waits
+    for ever. So its file is written here.
+    """
     try:
-        from tensorboardX import SummaryWriter  # noqa: PLC0415 - an extra
+        from tensorboardX.event_file_writer import EventsWriter  # noqa: PLC0415 - an extra
+        from tensorboardX.proto.event_pb2 import Event  # noqa: PLC0415
+        from tensorboardX.summary import scalar  # noqa: PLC0415
     except ImportError:
         raise ConfigError(
             "--tensorboard needs tensorboardX; it is not installed. "
@@ -105,12 +140,20 @@ def _tensorboard(folder: Path) -> OnStep:
 
     def on_step(entry: Entry) -> None:
         if not writers:  # now, for a new run's folder must be empty before its first step
-            writers.append(SummaryWriter(str(folder)))
-        writer = writers[0]
+            folder.mkdir(exist_ok=True)
+            writers.append(EventsWriter(str(folder / "events")))
+        writer, step = writers[0], entry["step"]
         for name, value in entry.items():
             if name != "step":
-                writer.add_scalar(name, value, entry["step"])
-        if "val_loss" in entry:
+                writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        if "val_loss" in entry or step % pace == 0:
             writer.flush()
 
-    return on_step
+    try:
+        yield on_step
+    finally:
+        try:
+            for writer in writers:
+                writer.close()
+        except Exception as error:
+            failed.append(f"TensorBoard failed at the end: {error}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from palm.backends import first_backend, keep_programs
 from palm.checkpoint.checkpoint import load_arrays
 from palm.checkpoint.tokenizer import checkpoint_tokenizer
-from palm.cli.display import display
+from palm.cli.display import display, tell
 from palm.cli.flags import (
     Attention,
     CadenceFlags,
@@ -82,7 +81,7 @@ def train(request: Request[TrainRequest]) -> int:
     """Train a model, or continue a run, in either framework.
 
     Writes RUN/metrics.jsonl, RUN/step-…/ and RUN/loss.png. Ctrl-C ends a run after the current step, with a
-    checkpoint; --resume continues it.
+    checkpoint; --resume continues it. A plot, a display or TensorBoard that fails does not end it.
     """
     keep_memory()
     trained = _start(request) if request.resume is None else _resume(request, request.resume)
@@ -91,7 +90,7 @@ def train(request: Request[TrainRequest]) -> int:
         told = f"stopped after step {trained.step}; continue with: palm train --resume {trained.path}"
     else:
         told = f"finished all {trained.step} steps; {trained.path / PLOT}"
-    print(told, file=sys.stderr)
+    tell(*trained.failed, told)
     return 0
 
 
@@ -115,10 +114,9 @@ def _start(request: TrainRequest) -> Trained[Any]:
         check_trainable(text, recipe)
     keep_programs(request.compile_cache, backend)
     size = describe(config.resolve(backend), recipe.length).total
-    print(
+    tell(
         f"{size:,} parameters in {backend}; {recipe.steps} steps of {recipe.batch} × {recipe.length} tokens "
-        f"with {recipe.optimizer} at learning rate {recipe.learning_rate:g}; {data} → {out}",
-        file=sys.stderr,
+        f"with {recipe.optimizer} at learning rate {recipe.learning_rate:g}; {data} → {out}"
     )
     with display(recipe.steps, out if request.tensorboard else None) as on_step:
         return train_run(

@@ -1,6 +1,8 @@
 """What a machine can do at best, the picture of a run, and what is seen of it meanwhile."""
 
 import ctypes
+import errno
+import gc
 import os
 import resource
 import struct
@@ -208,27 +210,77 @@ def test_tensorboard_that_is_missing_is_named_with_the_command_that_installs_it(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tensorboard_is_given_every_number_of_a_step(tmp_path, monkeypatch):
-    written, flushed = [], []
+def events(folder: Path) -> list[tuple[str, float, int]]:
+    """What TensorBoard finds in the folder: name, value and step."""
+    from tensorboardX.proto.event_pb2 import Event
 
-    class SummaryWriter:
-        def __init__(self, folder):
-            assert folder == str(tmp_path / "tensorboard")
+    found = []
+    [file] = folder.iterdir()
+    content = file.read_bytes()
+    while content:
+        (size,) = struct.unpack("<Q", content[:8])
+        event = Event.FromString(content[12 : 12 + size])
+        found += [(value.tag, value.simple_value, event.step) for value in event.summary.value]
+        content = content[16 + size :]
+    return found
 
-        def add_scalar(self, *row):
-            written.append(row)
 
-        def flush(self):
-            flushed.append(len(written))
-
-    monkeypatch.setitem(sys.modules, "tensorboardX", type(sys)("tensorboardX"))
-    sys.modules["tensorboardX"].SummaryWriter = SummaryWriter
-    with display.display(9, tmp_path) as on_step:
+def test_tensorboard_is_given_every_number_of_a_step(tmp_path):
+    with display.display(9000, tmp_path) as on_step:
         on_step({"step": 3, "loss": 1.0, "tokens_per_s": 5.0})
         on_step(FULL)
+        written = events(tmp_path / "tensorboard")  # flushed with each validation
     assert written[:2] == [("loss", 1.0, 3), ("tokens_per_s", 5.0, 3)]
-    assert written[2:] == [(name, value, 4) for name, value in FULL.items() if name != "step"]
-    assert flushed == [len(written)]
+    assert written[2:] == [(name, pytest.approx(value), 4) for name, value in FULL.items() if name != "step"]
+    assert events(tmp_path / "tensorboard") == written
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file nobody could close
+@pytest.mark.parametrize("when", ["mkdir", "write", "flush", "close"])
+def test_tensorboard_that_fails_is_told_once_and_the_steps_go_on(tmp_path, capsys, monkeypatch, when):
+    """On a full disk; tensorboardX's own writer waits for ever there."""
+    from tensorboardX.event_file_writer import EventsWriter
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    owner, name = {"mkdir": (Path, "mkdir"), "write": (EventsWriter, "write_event")}.get(
+        when, (EventsWriter, when)
+    )
+    monkeypatch.setattr(owner, name, full)
+    with display.display(40, tmp_path) as on_step:
+        for step in range(1, 41):
+            on_step({**FULL, "step": step})
+    gc.collect()
+    lines = capsys.readouterr().err.splitlines()
+    at_step = "the end" if when == "close" else "step 1"
+    assert [line for line in lines if "failed" in line][:1] == [
+        f"TensorBoard failed at {at_step}: [Errno 28] No space left on device"
+    ]
+    assert len([line for line in lines if line.startswith("step ")]) == 40
+
+
+def test_a_display_that_fails_is_told_once_and_does_not_end_the_run(capsys, monkeypatch):
+    def fail(entry):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(display, "_line", fail)
+    with display.display(4, None) as on_step:
+        for step in range(1, 5):
+            on_step({**FULL, "step": step})
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if line] == ["the display failed at step 1: [Errno 32] Broken pipe"]
+
+
+def test_standard_error_that_takes_nothing_is_left_alone(monkeypatch):
+    class Closed:
+        def write(self, text):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    display.tell("a", "b")
+    monkeypatch.setattr(sys, "stderr", None)
+    display.tell("a", "b")
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc has mallopt")
