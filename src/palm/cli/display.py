@@ -9,10 +9,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 
 from palm.errors import ConfigError
+from palm.files.names import visible
 
 if TYPE_CHECKING:
     from palm.training.trained import Entry, OnStep
@@ -32,6 +34,12 @@ class Terminal(Console):
         super().__init__()
         if not self.file.isatty():
             self.width = _UNWRAPPED
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """What is printed, with every character of names and tokens visible."""
+        for segment in super().render(renderable, options):
+            kept = segment.control or segment.text.isprintable()
+            yield segment if kept else Segment(visible(segment.text, keep="\n"), segment.style)
 
     def on_broken_pipe(self) -> None:
         """Raise what `palm.cli.main.main` turns into an exit status: nobody reads the pipe any more."""
@@ -90,7 +98,7 @@ def tell(*lines: str) -> None:
     """Print lines on standard error, or nothing if it takes none."""
     with suppress(OSError, ValueError):
         for line in lines:
-            print(line, file=sys.stderr, flush=True)
+            print(visible(line, keep="\n"), file=sys.stderr, flush=True)
 
 
 def _brief(entry: Entry) -> str:

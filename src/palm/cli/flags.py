@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from types import NoneType
 from typing import (
@@ -67,6 +68,8 @@ def _flags(cls: type, told: str = "{}", of: Any = None) -> Any:
     `told` says what the default is, "{}" being the value of the field in `of`.
     """
     docstrings = {doc.arg_name: doc.description for doc in docstring_parser.parse_from_object(cls).params}
+    if sys.flags.optimize > 1:  # python -OO keeps no docstrings: the flags come without help
+        docstrings = {field.name: None for field in dataclasses.fields(cls)}
     fields: list[Any] = []
     for field in dataclasses.fields(cls):
         text = " ".join((docstrings[field.name] or "").split()).replace("`", "")

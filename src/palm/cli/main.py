@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 from collections.abc import Callable
 from pkgutil import resolve_name
@@ -13,13 +11,16 @@ import tyro
 import palm
 from palm.cli.ending import Terminated, signals
 from palm.cli.flags import CHOICES
+from palm.cli.streams import prepare, why_lost
 from palm.errors import PalmError, ProbeError
+from palm.files.names import visible
 from palm.interrupt import INTERRUPTED
 
 DESCRIPTION = """The PaLM language model in PyTorch and in JAX/Equinox, and a comparison of the two.
 
 palm COMMAND --help describes a command, palm --version tells the version."""
 BAD_USAGE, SIDE_DIED, PIPE_CLOSED, TERMINATED = 2, 4, 141, 143
+_FREE = "Send it to a place that takes it: palm … > FILE."
 # Flags have the names of their fields alone, without their group's, and none takes the value None.
 STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone)
 # Where each command is, and the first line of its help, so that a command that is not run need not load.
@@ -55,10 +56,25 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # an encoding without − or ✓ must not end the run
-    given = sys.argv[1:] if arguments is None else arguments
+    prepare()
+    try:
+        try:
+            return _status(sys.argv[1:] if arguments is None else arguments)
+        finally:  # what could not be written is known now, and not when Python exits
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader of standard output has closed it: `palm generate … | head`
+        why_lost(sys.stdout)
+        return PIPE_CLOSED
+    except OSError:
+        reason = why_lost(sys.stdout)
+        if reason is None:
+            raise
+        print(f"palm: standard output must be writable; got {reason}. {_FREE}", file=sys.stderr)
+        return BAD_USAGE
+
+
+def _status(given: list[str]) -> int:
+    """Run the command that is given."""
     if given == ["--version"]:
         print(f"palm {palm.__version__}")
         return 0
@@ -69,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
                 functions, prog="palm", description=DESCRIPTION, args=given, config=STYLE
             )
     except PalmError as error:
-        print(f"palm: {error}", file=sys.stderr)
+        print("palm:", visible(str(error), keep="\n"), file=sys.stderr)
         return SIDE_DIED if isinstance(error, ProbeError) else BAD_USAGE
     except KeyboardInterrupt:  # palm train handles the first one itself; other commands save nothing
         print("palm: interrupted", file=sys.stderr)
@@ -77,9 +93,6 @@ def main(arguments: list[str] | None = None) -> int:
     except Terminated:
         print("palm: terminated", file=sys.stderr)
         return TERMINATED
-    except BrokenPipeError:  # the reader of standard output has closed it: `palm generate … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python reports the error at exit
-        return PIPE_CLOSED
 
 
 def _functions(given: list[str]) -> dict[str, Callable[..., int]]:

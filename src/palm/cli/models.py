@@ -19,6 +19,7 @@ from palm.cli.display import Terminal
 from palm.cli.flags import Architecture, Request
 from palm.config import BACKENDS, Backend, PaLMConfig
 from palm.errors import ConfigError
+from palm.files.names import visible
 from palm.presets import PRESETS
 from palm.presets import preset as find_preset
 from palm.spec.sizes import describe
@@ -66,7 +67,7 @@ def info(request: Request[InfoRequest]) -> int:
         if i:
             table.add_row()
         for name, value in section.items():
-            table.add_row(name, Text(str(value)))
+            table.add_row(name, Text(visible(str(value))))
     Terminal().print(table, highlight=False)
     return 0
 

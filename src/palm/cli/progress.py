@@ -15,6 +15,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from palm.files.names import visible
+
 
 @contextmanager
 def progress(totals: Mapping[str, int], names: Mapping[str, str]) -> Iterator[Callable[[str, str], None]]:
@@ -34,7 +36,7 @@ def progress(totals: Mapping[str, int], names: Mapping[str, str]) -> Iterator[Ca
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as display:
         tasks = {
-            key: display.add_task(names.get(key, key), total=total, step="waiting")
+            key: display.add_task(visible(names.get(key, key)), total=total, step="waiting")
             for key, total in totals.items()
         }
         yield lambda key, step: display.update(tasks[key], advance=1, step=step)

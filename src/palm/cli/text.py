@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from palm.cli.flags import Attention, Optional, Request, default
 from palm.config import Backend
 from palm.data.download import fetch
 from palm.errors import DataError, RunError
+from palm.files.names import visible
 from palm.files.write import remedy, replace_file
 from palm.generation.generate import generate as generate_text
 from palm.generation.rows import Generation
@@ -72,21 +74,24 @@ class GenerateRequest:
 
 def generate(request: Request[GenerateRequest]) -> int:
     """Print what a trained model writes after a prompt: the text as it is written, and nothing else."""
+    if request.logprobs is not None:
+        _check_logprobs(request.logprobs)
     path, used = _find(request.run, request.checkpoint)
     backend = request.backend or first_backend(used)
     keep_programs(request.compile_cache, backend)
     model = load(path, backend=backend, device=request.device, attention=request.attention)
+    prompt = _as_utf8(request.prompt)
     if request.echo:
-        _write(request.prompt)
+        _write(prompt)
     generation = generate_text(
         model,
-        request.prompt,
+        prompt,
         max_new_tokens=request.max_new_tokens,
         temperature=request.temperature,
         top_k=request.top_k,
         top_p=request.top_p,
         min_p=request.min_p,
-        stop=request.stop,
+        stop=tuple(map(_as_utf8, request.stop)),
         stop_tokens=request.stop_tokens,
         seed=request.seed,
         weights=request.weights,
@@ -115,9 +120,26 @@ def _find(path: Path, which: str) -> tuple[Path, Backend | None]:
     return path, None
 
 
+def _as_utf8(argument: str) -> str:
+    """An argument's text: a locale that lacks a letter gives its bytes, and these are UTF-8 nearly always."""
+    try:
+        return os.fsencode(argument).decode("utf-8")
+    except UnicodeError:  # not from a command line, or no text: the tokenizer says what is wrong with it
+        return argument
+
+
 def _write(piece: str) -> None:
-    sys.stdout.write(piece)
+    """To a terminal as what can be seen: a model may write what controls one."""
+    sys.stdout.write(visible(piece, keep="\n\t") if sys.stdout.isatty() else piece)
     sys.stdout.flush()
+
+
+def _check_logprobs(file: Path) -> None:
+    """Raise `DataError` if the file cannot be written, as far as that can be known before."""
+    folder = file.parent
+    if file.is_dir() or not folder.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
+        what = "a folder" if file.is_dir() else "no folder" if not folder.is_dir() else "no permission"
+        raise DataError(f"logprobs must be a writable file; got {file}: {what}. Name another file.")
 
 
 def _write_logprobs(generation: Generation, file: Path) -> None:
@@ -153,5 +175,5 @@ def data(request: Request[DataRequest]) -> int:
             progress.update(task, completed=done, total=total)
 
         path = fetch(request.name, request.folder, on_progress=on_progress)
-    print(path)
+    print(visible(str(path)))
     return 0

@@ -11,10 +11,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from palm.files.names import visible
 from palm.parity.drift.drift import RUNS, spread_steps
 from palm.parity.finding import Finding
 from palm.parity.report.reading import Reading
-from palm.parity.report.words import NATURES, counted, is_unmeasured, tiny, visible
+from palm.parity.report.words import NATURES, counted, is_unmeasured, tiny
 
 Columns = dict[str, Callable[[Finding], str]]
 # A column of numbers is as wide as 1.2e-34.

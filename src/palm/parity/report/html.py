@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 from markupsafe import Markup, escape
 
+from palm.files.names import escaped
 from palm.parity.finding import Finding
 from palm.parity.report import plots, words
 from palm.parity.report.axes import swatch
@@ -140,5 +141,5 @@ def _breakable(name: str) -> Markup:
 def _marked(content: str) -> Markup:
     """Text whose hidden characters are visible, and set apart from what looks like them."""
     return Markup("").join(
-        escape(c) if c.isprintable() else tag("i", words.escaped(c), class_="ctl") for c in content
+        escape(c) if c.isprintable() else tag("i", escaped(c), class_="ctl") for c in content
     )

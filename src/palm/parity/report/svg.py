@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup, escape
 
-from palm.parity.report.words import visible
+from palm.files.names import visible
 
 
 def shown(value: object) -> Markup:

@@ -10,12 +10,13 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from palm.files.names import visible
 from palm.parity.finding import Finding, Outcome
 from palm.parity.report.columns import brief_table, full_table, heading, training_table
 from palm.parity.report.places import parameter_rows, places, precision_rows
 from palm.parity.report.reading import FOREIGN, PROGRAMS, Reading
 from palm.parity.report.training import training_outcome
-from palm.parity.report.words import block_and_row, counted, visible
+from palm.parity.report.words import block_and_row, counted
 
 _OUTCOMES: dict[Outcome, tuple[str, str]] = {
     "agree": ("AGREE", "bold green"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+from palm.files.names import visible
 from palm.parity.finding import Finding, Nature, Outcome
 
 # A sign and a CSS class for each outcome; no outcome is told by its colour alone.
@@ -63,24 +64,6 @@ def is_unmeasured(finding: Finding, value: float) -> bool:
 def fault_proof(finding: Finding) -> str:
     """What a finding's fault proves; ✓ if it has none."""
     return NATURES[finding.nature] if finding.fault else "✓"
-
-
-def visible(content: str, keep: str = "") -> str:
-    """Text without hidden characters: control and direction marks become ⏎, \\x1b, \\u202e.
-
-    What a terminal or a browser would obey comes from labels, tokens and file names. `keep`: characters
-    that stay as they are.
-    """
-    if content.isprintable():
-        return content
-    return "".join(c if c.isprintable() or c in keep else escaped(c) for c in content)
-
-
-def escaped(character: str) -> str:
-    """A character that cannot be seen, as characters that can."""
-    code = ord(character)
-    named = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
-    return named.get(character) or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
 
 
 def token_text(token: str) -> str:
