@@ -18,11 +18,11 @@ import numpy as np
 from palm.data.files import (
     File,
     Part,
-    array_of,
     files_below,
     hash_file,
     hash_folder,
     open_file,
+    read_part,
     refusal,
     sha256,
     size_of,
@@ -63,7 +63,7 @@ class Corpus:
     @property
     def largest_possible(self) -> int:
         """The largest id that the data types allow: 255 for bytes."""
-        return max(255 if isinstance(part, File) else np.iinfo(part.dtype).max for part in self.parts)
+        return max(np.iinfo(part.dtype).max for part in self.parts)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Ids start … stop - 1, int64. Raises `DataError` beyond the ends, or if a file has changed."""
@@ -72,9 +72,9 @@ class Corpus:
         at, filled = self.start + start, 0
         part = bisect_right(self.ends, at)
         while filled < len(ids):
-            array = array_of(self.parts[part])
-            offset = at - (self.ends[part] - len(array))
-            piece = array[offset : offset + len(ids) - filled]
+            size = size_of(self.parts[part])
+            offset = at - (self.ends[part] - size)
+            piece = read_part(self.parts[part], offset, min(offset + len(ids) - filled, size))
             ids[filled : filled + len(piece)] = piece
             at, filled, part = at + len(piece), filled + len(piece), part + 1
         return ids
@@ -103,10 +103,10 @@ Data = str | bytes | os.PathLike[str] | np.ndarray | Corpus
 def open_corpus(data: Data, tokenizer: Tokenizer | None = None, *, name: str | None = None) -> Corpus:
     """The tokens of a text (str or bytes), an array of ids, or what a `Path` names: file, folder, `.npy`.
 
-    A folder is all its files by relative path, hidden ones left out, joined with newlines. Files are
-    memory-mapped. With a `tokenizer` text is encoded now, file by file, long ones in pieces of a megabyte
-    cut at a line or word; ids stay as they are. Raises `DataError` for what is missing, unreadable, empty,
-    or not ids.
+    A folder is all its files by relative path, hidden ones left out, joined with newlines. Of files only
+    what is asked for is read. With a `tokenizer` text is encoded now, file by file, long ones in pieces of a
+    megabyte cut at a line or word; ids stay as they are. Raises `DataError` for what is missing, unreadable,
+    empty, or not ids.
     """
     if isinstance(data, Corpus):
         return data
@@ -139,14 +139,16 @@ def open_corpus(data: Data, tokenizer: Tokenizer | None = None, *, name: str | N
         ids = np.lib.format.open_memmap(path, mode="r")  # never unpickles: it maps plain numbers or fails
     except (OSError, ValueError) as error:
         raise refusal("a NumPy file of ids", data, f"{error}. Save it again.") from None
-    return _of_ids(ids, name, lambda: hash_file(path))
+    part = file._replace(size=ids.size, dtype=ids.dtype, offset=getattr(ids, "offset", 0))
+    return _of_ids(ids, name, lambda: hash_file(path), part)
 
 
-def _of_ids(ids: np.ndarray, name: str, content: Callable[[], str]) -> Corpus:
+def _of_ids(ids: np.ndarray, name: str, content: Callable[[], str], part: File | None = None) -> Corpus:
+    """Ids in memory, or in the file `part`; then `ids` says only what they are."""
     if ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids):
         found = f"{name} of {ids.dtype}{list(ids.shape)}"
         raise refusal("a 1-D array of integers, at least one", found, "Save the ids alone.")
-    corpus = _corpus(name, math.nan, [ids], content)
+    corpus = _corpus(name, math.nan, [ids if part is None else part], content)
     if ids.dtype.kind == "i" or ids.itemsize == 8:
         for start, piece in corpus.pieces():
             if piece.min() < 0:
@@ -168,7 +170,7 @@ def _of_texts(
     dtype = np.min_scalar_type(tokenizer.num_tokens - 1)
     encoded = []
     for index, text in enumerate(texts):
-        joined = (array_of(text).tobytes() if size_of(text) else b"") + b"\n" * (index < len(texts) - 1)
+        joined = read_part(text, 0, size_of(text)).tobytes() + b"\n" * (index < len(texts) - 1)
         try:
             encoded += [tokenizer.encode(piece).astype(dtype) for piece in _text_pieces(joined)]
         except DataError as error:

@@ -1,13 +1,12 @@
-"""The files of a corpus: found, opened, mapped when they are read, and hashed."""
+"""The files of a corpus: found, opened, read in part, and hashed."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,14 +14,22 @@ from palm.errors import DataError
 
 
 class File(NamedTuple):
-    """A file as it was when the corpus was opened; its bytes are mapped when they are read."""
+    """A file as it was when the corpus was opened: `size` numbers of `dtype`, after `offset` other bytes.
+
+    It is not mapped: what is cut off under a mapping kills the process that reads it.
+    """
 
     path: Path
-    size: int
+    bytes: int
     changed: int
+    size: int
+    dtype: np.dtype[Any] = np.dtype(np.uint8)
+    offset: int = 0
 
 
 Part = np.ndarray | File
+# Windows alone has text files, and it alone lacks a way not to wait for the writer of a pipe.
+_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -45,7 +52,7 @@ def open_file(path: Path) -> File:
             status = os.fstat(stream.fileno())
     except OSError as error:
         raise unreadable(path, error) from None
-    return File(path, status.st_size, status.st_mtime_ns)
+    return File(path, status.st_size, status.st_mtime_ns, status.st_size)
 
 
 def size_of(part: Part) -> int:
@@ -53,23 +60,37 @@ def size_of(part: Part) -> int:
     return part.size
 
 
-def array_of(part: Part) -> np.ndarray:
-    """The bytes of a file, mapped, or the ids. Raises `DataError` if the file has changed since."""
+def read_part(part: Part, start: int, stop: int) -> np.ndarray:
+    """Its numbers start … stop - 1. Raises `DataError` if the file is gone or has changed since."""
     if not isinstance(part, File):
-        return part
+        return part[start:stop]
+    width = part.dtype.itemsize
     try:
-        status = os.stat(part.path)
+        descriptor = os.open(part.path, _READ)
+        try:
+            _check_unchanged(part, descriptor)
+            content = _read_at(descriptor, part.offset + start * width, (stop - start) * width)
+            _check_unchanged(part, descriptor)  # once more: while it was read
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise unreadable(part.path, error) from None
-    # Each time: what is cut off under a mapping kills the process that reads it.
-    if (status.st_size, status.st_mtime_ns) != (part.size, part.changed):
-        raise refusal("left alone while it is read", part.path, "It has changed: open it again.")
-    return _mapped(part)
+    return np.frombuffer(content, part.dtype)
 
 
-@lru_cache(maxsize=64)  # each mapping holds a file descriptor, and a folder may have thousands of files
-def _mapped(file: File) -> np.ndarray:
-    return np.memmap(file.path, np.uint8, "r")
+def _read_at(descriptor: int, start: int, length: int) -> bytes:
+    os.lseek(descriptor, start, os.SEEK_SET)
+    pieces = []
+    while length and (piece := os.read(descriptor, length)):
+        pieces.append(piece)
+        length -= len(piece)
+    return b"".join(pieces)
+
+
+def _check_unchanged(file: File, descriptor: int) -> None:
+    status = os.fstat(descriptor)
+    if (status.st_size, status.st_mtime_ns) != (file.bytes, file.changed):
+        raise refusal("left alone while it is read", file.path, "It has changed: open it again.")
 
 
 def hash_file(path: Path) -> str:

@@ -58,7 +58,7 @@ def test_what_is_in_memory_is_read_as_it_is(data):
     assert found.read(3, 3).shape == (0,)
 
 
-def test_a_file_is_mapped_and_read_in_part(tmp_path):
+def test_a_file_is_read_in_part(tmp_path):
     (tmp_path / "text").write_bytes(TEXT)
     found = open_corpus(tmp_path / "text")
     assert (len(found), found.name, found.bytes_per_token) == (768, str(tmp_path / "text"), 1.0)
@@ -127,11 +127,11 @@ print(len(corpus), sum(corpus.read(0, len(corpus)).tolist()), corpus.digest[:0])
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "int64", "uint64", ">i2"])
-def test_a_numpy_file_of_ids_is_mapped(tmp_path, dtype):
+def test_a_numpy_file_of_ids_is_read_where_it_lies(tmp_path, dtype):
     ids = np.array([3, 1, 100, 5], dtype)
     np.save(tmp_path / "ids.npy", ids)
     found = open_corpus(tmp_path / "ids.npy")
-    assert isinstance(found.parts[0], np.memmap)
+    assert not isinstance(found.parts[0], np.ndarray)
     assert found.read(1, 4).tolist() == [1, 100, 5]
     assert math.isnan(found.bytes_per_token)
     assert found.digest == sha256((tmp_path / "ids.npy").read_bytes())
@@ -178,7 +178,7 @@ def test_nothing_is_read_beyond_the_ends(start, stop):
 def test_a_file_that_changes_while_it_is_used_is_noticed(tmp_path):
     (tmp_path / "text").write_bytes(TEXT)
     found = open_corpus(tmp_path / "text")
-    found.read(0, 5)  # it is mapped now
+    found.read(0, 5)
     (tmp_path / "text").write_bytes(TEXT[:100])
     with pytest.raises(DataError) as raised:
         found.read(0, 5)
@@ -187,6 +187,62 @@ def test_a_file_that_changes_while_it_is_used_is_noticed(tmp_path):
     for ask in (lambda: found.read(0, 5), lambda: found.digest):
         with pytest.raises(DataError, match="must be a readable file"):
             ask()
+
+
+CHANGES = {
+    "truncated": lambda file: os.truncate(file, 200),
+    "emptied": lambda file: os.truncate(file, 0),
+    "overwritten": lambda file: np.save(file, np.full(9000, 7, np.uint16)),
+    "replaced": lambda file: (file.unlink(), np.save(file, np.full(9000, 7, np.uint16))),
+    "a pipe": lambda file: (file.unlink(), os.mkfifo(file)),
+    "deleted": lambda file: file.unlink(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_numpy_file_that_changes_is_noticed_at_the_next_read(tmp_path, change):
+    """A file that is mapped and then cut kills the process that reads it (SIGBUS)."""
+    file = tmp_path / "ids.npy"
+    np.save(file, np.arange(9000, dtype=np.uint16))
+    found = open_corpus(file)
+    assert found.read(8998, 9000).tolist() == [8998, 8999]
+    CHANGES[change](file)
+    with pytest.raises(DataError) as raised:
+        found.read(0, 9000)
+    words = "readable file" if change == "deleted" else "left alone while it is read"
+    assert_explains(raised, words, str(file))
+
+
+@pytest.mark.parametrize("kind", ["text", "ids.npy"])
+def test_a_file_that_changes_in_the_middle_of_a_read_is_noticed(tmp_path, monkeypatch, kind):
+    file = tmp_path / kind
+    np.save(file, np.arange(9000, dtype=np.uint16)) if kind == "ids.npy" else file.write_bytes(TEXT)
+    found = open_corpus(file)
+    original = os.read
+
+    def read(descriptor, length):
+        piece = original(descriptor, length // 2)
+        monkeypatch.undo()
+        os.truncate(file, 5)
+        return piece
+
+    monkeypatch.setattr(os, "read", read)
+    with pytest.raises(DataError, match="left alone while it is read"):
+        found.read(0, 700)
+
+
+def test_a_folder_of_more_files_than_a_process_may_open_is_read(tmp_path):
+    for index in range(60):
+        (tmp_path / f"{index:02}").write_bytes(b"x")
+    code = """
+import resource, sys
+from pathlib import Path
+from palm.data.corpus import open_corpus
+resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+print(len(open_corpus(Path(sys.argv[1])).read(0, 119)))
+"""
+    done = python(code, str(tmp_path))
+    assert (done.stdout, done.stderr) == ("119\n", "")
 
 
 def test_a_relative_path_stays_the_same_file_wherever_one_goes(tmp_path, monkeypatch):

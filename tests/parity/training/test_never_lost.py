@@ -130,6 +130,30 @@ def test_a_state_whose_buffers_are_gone_is_not_saved():
     assert not trainer.intact
 
 
+IDS = np.frombuffer(TEXT, np.uint8)
+CHANGES = {
+    "truncated": lambda file: os.truncate(file, 130),
+    "other ids": lambda file: np.save(file, (IDS + 1) % 13),
+    "ids that are too large": lambda file: np.save(file, np.full_like(IDS, 99)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("wing", WINGS)
+def test_ids_that_change_under_a_run_end_it_with_a_checkpoint(tmp_path, wing, change):
+    run, file = tmp_path / "run", tmp_path / "ids.npy"
+    np.save(file, IDS)
+    with pytest.raises(palm.DataError, match="left alone while it is read"):
+        train(run, wing, file, on_step=at(2, lambda: CHANGES[change](file)))
+    assert Run(run).checkpoint("last").name == "step-00000002"
+    with pytest.raises(palm.PalmError):
+        palm.resume(run)
+    np.save(file, IDS)
+    palm.resume(run)
+    whole = train(tmp_path / "whole", wing, file)
+    assert end_of(run) == end_of(whole.path)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_costs_no_step(tmp_path, unbroken, number):
     run = tmp_path / "run"
