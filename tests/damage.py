@@ -20,6 +20,8 @@ CONFIG = small()
 FIELDS = {
     "step": 300,
     "row": 10**15,
+    "rewinds": 0,
+    "spike": 0,
     "val_loss": 0.1 + 0.2,
     "backend": "jax",
     "note": "naïve\n\u2028",

@@ -40,7 +40,7 @@ from palm.checkpoint.manifest import (
     verify,
 )
 from palm.checkpoint.progress import Progress, check_moments
-from palm.checkpoint.read import read_weights
+from palm.checkpoint.read import read_fields, read_weights
 from palm.checkpoint.tokenizer import checkpoint_tokenizer, kept_file
 from palm.config import Backend, DType, PaLMConfig
 from palm.data.remembered import remember_tokenizer
@@ -176,8 +176,9 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[PaLMConfig, dict[str, np.
     path = checkpoint_path(path)
     manifest = read_manifest(path)
     for file, entry in manifest["files"].items():
-        if file == TRAINING or file.startswith(OPTIMIZER):
+        if file.startswith(OPTIMIZER):
             verify(path / file, entry)
+    read_fields(path, manifest)
     return read_weights(path, manifest)
 
 

@@ -10,19 +10,20 @@ Whatever takes a checkpoint takes all four: they are paths, so the command line 
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from palm.checkpoint.manifest import MANIFEST, RUN_SETTINGS, TRAINING
 from palm.errors import CheckpointError
 from palm.files.hidden import recover
+from palm.files.objects import MOST_BYTES, MalformedError, parse_object
+from palm.files.read import read_file
 
 LAST, BEST = "last", "best"
-_STEP = re.compile(r"step-(\d{8,})")
+_STEP = re.compile("step-([0-9]{8,})")
 
 
 def checkpoint_path(path: str | os.PathLike[str]) -> Path:
@@ -32,7 +33,8 @@ def checkpoint_path(path: str | os.PathLike[str]) -> Path:
     `CheckpointError` for a run without checkpoints, and for `RUN/best` without a validation loss.
     """
     path = Path(path)
-    recover(path)
+    with suppress(ValueError):  # no name of a file: nothing is there either
+        recover(path)
     if (path / RUN_SETTINGS).is_file() and not (path / MANIFEST).exists():
         run, which = path, LAST
     elif path.name in (LAST, BEST) and not path.exists() and (path.parent / RUN_SETTINGS).is_file():
@@ -64,9 +66,9 @@ def best_of(found: Mapping[int, Path]) -> int | None:
     losses = {}
     for step, path in found.items():
         try:
-            loss = json.loads((path / TRAINING).read_text(encoding="utf-8")).get("val_loss")
-        except (OSError, ValueError, AttributeError):
+            loss = parse_object(read_file(path / TRAINING, MOST_BYTES)).get("val_loss")
+        except (OSError, MalformedError):
             continue
-        if isinstance(loss, (int, float)) and math.isfinite(loss):
+        if isinstance(loss, (int, float)) and not isinstance(loss, bool):
             losses[step] = loss
     return min(losses, key=lambda step: (losses[step], step)) if losses else None

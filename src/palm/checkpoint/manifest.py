@@ -6,13 +6,28 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from palm.errors import CheckpointError
+from palm.files.objects import MOST_BYTES, MalformedError, parse_object
+from palm.files.read import Reader, read_file, reading
+from palm.files.schema import (
+    FILE_NAME,
+    NATURAL,
+    PRINTABLE,
+    SHA256,
+    TEXT,
+    ByName,
+    Record,
+    check,
+    one_of,
+    whole,
+)
+from palm.files.tensors import read_tensors as _read_tensors
 from palm.files.write import what_lacks
 from palm.spec.parameters import DTYPES
 
@@ -24,16 +39,19 @@ RUN_SETTINGS = "run.json"
 MANIFEST, CONFIG, TRAINING = "manifest.json", "config.json", "training.json"
 WEIGHTS, OPTIMIZER = "weights-", "optimizer-"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
-_HASH_CHUNK = 1 << 22
+_CHUNK = 1 << 22
+_ENTRY = {"bytes": NATURAL, "sha256": SHA256}
+_MANIFEST = Record({"dtype": one_of(*DTYPES), "files": ByName(FILE_NAME, Record(_ENTRY))})
+_TENSORS = Record(
+    {"files": ByName(TEXT, Record({**_ENTRY, "tensors": ByName(PRINTABLE, whole(0, 2**32 - 1))}))}
+)
 
 
 def fingerprint(file: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_HASH_CHUNK):
-            digest.update(chunk)
-    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+    """Size and SHA-256 of a file. Raises `OSError`, also if it is no regular file."""
+    with reading(file) as reader:
+        digest = reader.finish()
+        return {"bytes": reader.at, "sha256": digest}
 
 
 def sealed(manifest: Mapping[str, Any]) -> str:
@@ -44,13 +62,17 @@ def sealed(manifest: Mapping[str, Any]) -> str:
 
 
 def read_sealed(file: Path) -> tuple[dict[str, Any] | None, bool]:
-    """What `sealed` was given, None if the file holds no object; and whether not a byte of it has changed."""
+    """What `sealed` was given, None if the file holds no object; and whether not a byte of it has changed.
+
+    Raises `OSError` for a file that cannot be read or has more than 64 MiB.
+    """
+    text = read_file(file, MOST_BYTES)
     try:
-        text = file.read_bytes().decode()
-        content = {key: value for key, value in json.loads(text).items() if key != "seal"}
-    except (ValueError, AttributeError, RecursionError):
+        content = parse_object(text)
+    except MalformedError:
         return None, False
-    return content, text == sealed(content)
+    content.pop("seal", None)
+    return content, text == sealed(content).encode()
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -74,104 +96,115 @@ def read_manifest(path: Path) -> dict[str, Any]:
         )
     if not is_intact:
         raise CheckpointError(_damaged(file))
-    if not _is_complete(content):
-        raise CheckpointError(f"{file} must name dtype and files; it does not. Save it again.")
-    return content
-
-
-def _is_complete(manifest: Mapping[str, Any]) -> bool:
-    files = manifest.get("files")
-    others = {CONFIG, TRAINING, *(TOKENIZERS if manifest.get("version") == WITH_TOKENIZER else ())}
-    return (
-        manifest.get("dtype") in list(DTYPES)
-        and isinstance(files, dict)
-        and all(isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in files.values())
-        and all(isinstance(entry.get("tensors"), dict) for name, entry in files.items() if name not in others)
-    )
-
-
-def verified_text(file: Path, entry: Mapping[str, Any] | None) -> str:
-    """The text of a file that is what its manifest entry says."""
-    if entry is None:
-        raise CheckpointError(f"{file} must be listed in {MANIFEST}; it is not. Restore another copy.")
-    verify(file, entry)
-    return file.read_text(encoding="utf-8")
-
-
-def read_tensors(file: Path, entry: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of a weights file that is what its manifest entry says, by name."""
-    verify(file, entry)
     try:
-        _check_header(file)
-        with safe_open(file, framework="np") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-                yield name, tensors.get_tensor(name)
-    except CheckpointError:
-        raise
-    except (SafetensorError, TypeError, KeyError, ValueError, MemoryError, OverflowError) as error:
-        raise CheckpointError(f"{file} must be a safetensors file; {error}. Restore another copy.") from None
-
-
-def _check_header(file: Path) -> None:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        for name in names:
-            if names.count(name) > 1:
-                raise CheckpointError(f"{file}: {name} must occur once; got it twice. Save it again.")
-        return dict(pairs)
-
-    header, _ = _raw_header(file)
-    json.loads(header, object_pairs_hook=unique)
-
-
-def _raw_header(file: Path) -> tuple[bytes, int]:
-    """The JSON header of a safetensors file, and the offset where its data starts."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        return stream.read(length), 8 + length
+        check(content, _MANIFEST)
+        others = {CONFIG, TRAINING, *(TOKENIZERS if content["version"] == WITH_TOKENIZER else ())}
+        tensors = {name: entry for name, entry in content["files"].items() if name not in others}
+        check({"files": tensors}, _TENSORS)
+    except MalformedError as error:
+        raise CheckpointError(f"{file} must describe a checkpoint; {error}. Save it again.") from None
+    return content
 
 
 def verify(file: Path, entry: Mapping[str, Any]) -> None:
     """Raise `CheckpointError` unless the file is, byte for byte, the one that was saved."""
+    with _verifying(file, entry):
+        pass
+
+
+def read_verified(file: Path, entry: Mapping[str, Any] | None) -> bytes:
+    """The content of a file that is what its manifest entry says: those very bytes are the verified ones."""
+    if entry is None:
+        raise CheckpointError(f"{file} must be listed in {MANIFEST}; it is not. Restore another copy.")
+    with _verifying(file, entry) as reader:
+        if reader.size > MOST_BYTES:
+            raise MalformedError(f"it must have at most {MOST_BYTES:,} bytes; got {reader.size:,}")
+        return reader.read(reader.size)
+
+
+def read_tensors(file: Path, entry: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The tensors of a weights file that is what its manifest entry says, by name.
+
+    They must be those that the entry lists, if it lists any. Raises `CheckpointError`.
+    """
+    with _verifying(file, entry) as reader:
+        arrays = _read_tensors(reader)
+        listed = entry.get("tensors", arrays)
+        if listed.keys() != arrays.keys():
+            name = min(listed.keys() ^ arrays.keys())
+            raise MalformedError(f"it must hold the tensors that {MANIFEST} lists; {name} does not fit")
+        return arrays
+
+
+@contextmanager
+def _verifying(file: Path, entry: Mapping[str, Any]) -> Iterator[Reader]:
+    """The file to read once, for a `with` that gives out nothing before the whole file is verified.
+
+    What its content lacks is said only if the file is the one that was saved: else it is damaged.
+    """
     try:
-        found = fingerprint(file)
-    except OSError as error:
+        with reading(file) as reader:
+            check_size(reader, file, entry)
+            try:
+                yield reader
+            except MalformedError as error:
+                check_digest(reader, file, entry)
+                kind = "a safetensors file" if file.suffix == ".safetensors" else "as it was saved"
+                raise CheckpointError(f"{file} must be {kind}; {error}. Restore another copy.") from None
+            check_digest(reader, file, entry)
+    except FileNotFoundError as error:
         raise CheckpointError(f"{file} must exist; {error.strerror}. Restore another copy.") from None
-    if found["bytes"] != entry["bytes"]:
+    except OSError as error:
         raise CheckpointError(
-            f"{file} must be {entry['bytes']} bytes long; got {found['bytes']}{_locate(file, entry)}. "
+            f"{file} must be a file that can be read; {error.strerror}. Restore another copy."
+        ) from None
+
+
+def check_size(reader: Reader, file: Path, entry: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` unless the file has the size that its manifest entry says."""
+    if reader.size != entry["bytes"]:
+        raise CheckpointError(
+            f"{file} must be {entry['bytes']} bytes long; got {reader.size}{_locate(reader, entry)}. "
             "It was cut short or written over: restore another copy."
         )
-    if found["sha256"] != entry["sha256"]:
-        raise CheckpointError(_damaged(file, _locate(file, entry)))
 
 
-def _locate(file: Path, entry: Mapping[str, Any]) -> str:
+def check_digest(reader: Reader, file: Path, entry: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` unless the bytes that were read are those that its manifest entry says."""
+    if reader.finish() != entry["sha256"]:
+        raise CheckpointError(_damaged(file, _locate(reader, entry)))
+
+
+def _locate(reader: Reader, entry: Mapping[str, Any]) -> str:
     """The first tensor of a damaged file whose bytes are not those that were saved, as `, in NAME`."""
     if "tensors" not in entry:
         return ""
     try:
-        header, start = _raw_header(file)
-        spans = {name: row["data_offsets"] for name, row in json.loads(header).items()}
-        with file.open("rb") as stream:
-            for name, checksum in entry["tensors"].items():
-                first, last = spans[name]
-                stream.seek(start + first)
-                data = stream.read(last - first)
-                if len(data) != last - first or zlib.crc32(data) != checksum:
-                    return f", damaged in {name}"
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        MemoryError,
-        RecursionError,
-        OSError,
-    ):
+        reader.stream.seek(0)
+        again = Reader(reader.stream)
+        length = int.from_bytes(again.read(8), "little")
+        spans = {name: row["data_offsets"] for name, row in parse_object(again.read(length)).items()}
+        for name, checksum in entry["tensors"].items():
+            first, last = spans[name]
+            if not 0 <= first <= last <= entry["bytes"] - 8 - length:
+                break
+            if _checksum(reader, 8 + length + first, last - first) != checksum:
+                return f", damaged in {name}"
+    except (ValueError, LookupError, TypeError, OverflowError, OSError):
         pass  # the header itself is damaged, and says nothing about tensors
     return ", damaged in its header"
+
+
+def _checksum(reader: Reader, start: int, count: int) -> int | None:
+    """CRC-32 of so many bytes from there; None if the file ends before."""
+    reader.stream.seek(start)
+    found = 0
+    while count:
+        data = reader.stream.read(min(count, _CHUNK))
+        if not data:
+            return None
+        found, count = zlib.crc32(data, found), count - len(data)
+    return found
 
 
 def _damaged(file: Path, where: str = "") -> str:

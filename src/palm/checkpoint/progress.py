@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from palm.checkpoint.locate import checkpoint_path
-from palm.checkpoint.manifest import TRAINING, read_manifest, verified_text
-from palm.checkpoint.read import read_arrays, read_config, read_weights
+from palm.checkpoint.manifest import TRAINING, read_manifest
+from palm.checkpoint.read import read_arrays, read_config, read_fields, read_weights
 from palm.config import PaLMConfig
 from palm.errors import CheckpointError, WeightsError
 from palm.spec.parameters import check_array, parameters
@@ -43,9 +42,7 @@ def summarise(path: str | os.PathLike[str]) -> Summary:
     """The checkpoint that `path` means; its arrays are not verified. Raises `CheckpointError`."""
     path = checkpoint_path(path)
     manifest = read_manifest(path)
-    config, entry = read_config(path, manifest), manifest["files"].get(TRAINING)
-    fields = None if entry is None else json.loads(verified_text(path / TRAINING, entry))
-    return Summary(path, config, manifest["dtype"], fields)
+    return Summary(path, read_config(path, manifest), manifest["dtype"], read_fields(path, manifest))
 
 
 def load_progress(path: str | os.PathLike[str]) -> tuple[PaLMConfig, dict[str, np.ndarray], Progress]:
@@ -55,13 +52,13 @@ def load_progress(path: str | os.PathLike[str]) -> tuple[PaLMConfig, dict[str, n
     """
     path = checkpoint_path(path)
     manifest = read_manifest(path)
+    fields = read_fields(path, manifest)
     config, arrays = read_weights(path, manifest)
-    if TRAINING not in manifest["files"]:
+    if fields is None:
         raise CheckpointError(
             f"path must be a checkpoint of a run; got path={path}, a model without {TRAINING}. "
             "Start a new run from it."
         )
-    fields = json.loads(verified_text(path / TRAINING, manifest["files"][TRAINING]))
     moments = read_arrays(path, manifest, is_moments=True)
     try:
         check_moments(config, moments, manifest["dtype"], str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,26 +16,62 @@ from palm.checkpoint.manifest import (
     TOKENIZERS,
     TRAINING,
     read_tensors,
-    verified_text,
+    read_verified,
     verify,
 )
-from palm.config import PaLMConfig
+from palm.config import BACKENDS, PaLMConfig
 from palm.errors import CheckpointError, ConfigError, WeightsError
+from palm.files.objects import MalformedError, parse_object
+from palm.files.schema import NATURAL, NUMBER, OBJECT, Optional, Record, check, one_of
 from palm.spec.parameters import check_array, check_names, parameters
+
+_STEP = re.compile("step-[0-9]+")
+_TRAINING = Record(
+    {"step": NATURAL, "row": NATURAL, "rewinds": NATURAL, "spike": NATURAL},
+    optional={
+        "val_loss": Optional(NUMBER),
+        "backend": one_of(*BACKENDS),
+        "recipe": OBJECT,
+    },
+)
+
+
+def read_fields(path: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the checkpoint at `path` says of its run; None for a model without one. Raises `CheckpointError`.
+
+    A folder that is called after a step must be called after its own: who trusts the name deletes by it.
+    """
+    if TRAINING not in manifest["files"]:
+        return None
+    file = path / TRAINING
+    content = read_verified(file, manifest["files"][TRAINING])
+    try:
+        fields = parse_object(content)
+        check(fields, _TRAINING)
+    except MalformedError as error:
+        raise CheckpointError(f"{file} must describe a run; {error}. Restore another copy.") from None
+    name = path.absolute().name
+    if _STEP.fullmatch(name) and name != f"step-{fields['step']:08d}":
+        raise CheckpointError(
+            f"{path} must be called after its step; got step={fields['step']}. Rename it to "
+            f"step-{fields['step']:08d}."
+        )
+    return fields
 
 
 def read_config(path: Path, manifest: Mapping[str, Any]) -> PaLMConfig:
     """The config of the checkpoint at `path`. Raises `CheckpointError`."""
     try:
-        config = PaLMConfig.from_json(verified_text(path / CONFIG, manifest["files"].get(CONFIG)))
+        content = read_verified(path / CONFIG, manifest["files"].get(CONFIG))
+        config = PaLMConfig.from_dict(parse_object(content))
         listed = sum(len(entry.get("tensors", ())) for entry in manifest["files"].values())
         if config.depth > listed:  # before a table is made of so many blocks
             raise CheckpointError(
                 f"{path} must hold {config.depth} blocks; got {listed} tensors. Save it again."
             )
         parameters(config)
-    except (ConfigError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path / CONFIG} must hold a resolved config; {error}") from error
+    except (ConfigError, MalformedError) as error:
+        raise CheckpointError(f"{path / CONFIG} must hold a resolved config; {error}") from None
     return config
 
 
@@ -61,7 +98,7 @@ def read_arrays(path: Path, manifest: Mapping[str, Any], *, is_moments: bool) ->
     for file, entry in manifest["files"].items():
         if file in (CONFIG, TRAINING, *TOKENIZERS) or file.startswith(OPTIMIZER) != is_moments:
             continue
-        for name, array in read_tensors(path / file, entry):
+        for name, array in read_tensors(path / file, entry).items():
             where = f"{path / file}: {name}"
             if name in arrays:
                 raise CheckpointError(f"{where} must occur once; got it in two files. Save it again.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from palm.checkpoint.locate import checkpoint_path
-from palm.checkpoint.manifest import RUN_SETTINGS, TOKENIZERS, read_manifest, read_sealed, verify
+from palm.checkpoint.manifest import RUN_SETTINGS, TOKENIZERS, read_manifest, read_sealed, read_verified
 from palm.data.tokenizer import ByteTokenizer, Tokenizer
 from palm.data.tokenizer_file import FileTokenizer, read_tokenizer_file
 from palm.errors import DataError, RunError
@@ -23,8 +23,7 @@ def checkpoint_tokenizer(path: Path) -> Tokenizer | None:
     manifest = read_manifest(path)
     for name in TOKENIZERS:
         if name in manifest["files"]:
-            verify(path / name, manifest["files"][name])
-            return read_tokenizer_file(path / name)
+            return FileTokenizer(path / name, read_verified(path / name, manifest["files"][name]))
     run = path.resolve().parent
     if not (run / RUN_SETTINGS).is_file():
         return None

@@ -94,7 +94,7 @@ def test_a_tensor_twice_in_one_header_is_named(tmp_path):
     again = json.dumps({"norm": rows["norm"]})[1:-1].encode()
     header = content[8:start].rstrip().removesuffix(b"}") + b"," + again + b"}"
     folder = forge(tmp_path, raw(header, content[start:]))
-    assert_refused(folder, str(folder / "0.safetensors"), "norm must occur once; got it twice", "Save it")
+    assert_refused(folder, str(folder / "0.safetensors"), "norm must occur once; got it twice", "Restore")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def run(tmp_path):
 def save(folder, step, loss):
     weights = draw_weights(CONFIG, seed=step)
     moments = {f"{moment}.{name}": np.abs(array) for moment in MOMENTS for name, array in weights.items()}
-    progress = Progress({"step": step, "val_loss": loss}, moments)
+    progress = Progress({"step": step, "row": 0, "rewinds": 0, "spike": 0, "val_loss": loss}, moments)
     return save_arrays(CONFIG, weights, folder / f"step-{step:08d}", progress=progress)
 
 
