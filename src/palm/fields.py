@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 from palm.errors import ConfigError
 
 T = TypeVar("T")
+# No array has so many elements, and no file so many bytes.
+_TOO_LARGE = 2**63
 # What other libraries call these fields.
 _SYNONYMS = {
     "lr": "learning_rate",
@@ -56,6 +58,11 @@ def integer(name: str, value: Any, *, least: int) -> int:
     if isinstance(value, bool) or number < least:
         raise ConfigError(
             f"{name} must be a whole number of at least {least}; got {name}={value!r}. Use an int."
+        )
+    if number >= _TOO_LARGE:
+        raise ConfigError(
+            f"{name} must be a whole number below 2**63; got one of {number.bit_length()} bits. "
+            "Use a smaller one."
         )
     return number
 

@@ -20,6 +20,7 @@ from palm.cli.flags import Architecture, Request
 from palm.config import BACKENDS, Backend, PaLMConfig
 from palm.errors import ConfigError
 from palm.files.names import visible
+from palm.memory import in_units
 from palm.presets import PRESETS
 from palm.presets import preset as find_preset
 from palm.spec.sizes import describe
@@ -54,9 +55,9 @@ def info(request: Request[InfoRequest]) -> int:
     amounts = {
         f"forward FLOPs per token at {request.length}": f"{sizes.forward_flops:.4g}",
         "training FLOPs per token": f"{sizes.training_flops:.4g}",
-        **{f"weights in {dtype}": _bytes(size) for dtype, size in sizes.weight_bytes.items()},
-        "training state, float32, two moments": _bytes(sizes.training_bytes),
-        "KV cache of one position, bfloat16": _bytes(sizes.cache_bytes),
+        **{f"weights in {dtype}": in_units(size) for dtype, size in sizes.weight_bytes.items()},
+        "training state, float32, two moments": in_units(sizes.training_bytes),
+        "KV cache of one position, bfloat16": in_units(sizes.cache_bytes),
     }
     counts = {**sizes.parameters, "parameters": sizes.total}
     sections = [told, config.to_dict(), {kind: f"{count:,}" for kind, count in counts.items()}, amounts]
@@ -147,12 +148,3 @@ def import_(request: Request[ImportRequest]) -> int:
         f"{request.out}: {request.source}, {count:,} parameters, {sizes}", highlight=False, markup=False
     )
     return 0
-
-
-def _bytes(size: int) -> str:
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} TiB"

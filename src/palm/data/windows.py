@@ -12,6 +12,7 @@ from palm.config import PaLMConfig
 from palm.data.corpus import Corpus, Data, open_corpus
 from palm.data.files import unreadable
 from palm.errors import DataError
+from palm.memory import check_fits
 from palm.recipes import Recipe
 from palm.spec.random import generator
 
@@ -170,6 +171,7 @@ def sample_windows(
     """
     _check_least("batch", batch, 1)
     _check_least("length", length, 2)
+    check_fits(f"{batch:,} × {length:,} tokens", 8 * batch * length, "Use a smaller batch or length.")
     corpus = open_corpus(text, name=None if path is None else str(path))
     _check_length(corpus, length)
     check_vocabulary(corpus, config.num_tokens)

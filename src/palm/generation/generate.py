@@ -15,6 +15,7 @@ from palm.fields import check_choice, integer
 from palm.generation.prompts import encode_prompt, list_prompts, need_tokenizer, text_stops, token_stops
 from palm.generation.rows import Generation, Row
 from palm.spec.sampling import Noise, Sampling
+from palm.spec.sizes import check_cache
 from palm.wings import DecoderProtocol
 
 # Text, or ids.
@@ -122,10 +123,12 @@ def generate(
 def _decoder(model: Any, prompts: list[np.ndarray], count: int, weights: str | None) -> DecoderProtocol:
     """The wing's decoder, which has read the prompts; with a capacity of `count` tokens after each."""
     lengths = np.array([len(ids) for ids in prompts])
+    longest = int(lengths.max()) + count
+    check_cache(config_of(model), batch=len(prompts), length=longest)
     padded = np.zeros((len(prompts), _rounded(int(lengths.max()))), np.int64)
     for number, ids in enumerate(prompts):
         padded[number, : len(ids)] = ids
-    return wing_of(model).Decoder(model, padded, lengths, _rounded(int(lengths.max()) + count), weights)
+    return wing_of(model).Decoder(model, padded, lengths, _rounded(longest), weights)
 
 
 def _decode(

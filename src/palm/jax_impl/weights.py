@@ -20,6 +20,7 @@ from palm.jax_impl.attention import choose_path
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.wrapped import settled
 from palm.spec.parameters import Parameter, dtype_name, parameters
+from palm.spec.sizes import check_model
 from palm.tracing.turns import shared
 
 
@@ -41,10 +42,13 @@ def from_arrays(
             'dtype must be float32 or bfloat16 while jax_enable_x64 is off; got dtype="float64". '
             'Call jax.config.update("jax_enable_x64", True) first, or set JAX_ENABLE_X64=1.'
         )
-    table, is_traced = parameters(config), isinstance(jnp.zeros(()), jax.core.Tracer)
+    is_traced = isinstance(jnp.zeros(()), jax.core.Tracer)
     with jax.ensure_compile_time_eval():
         platform = target.platform if target else next(iter(jnp.zeros(()).devices())).platform
     path = choose_path(attention, config, platform)
+    if platform == "cpu" and not is_traced:
+        check_model(config, dtype)
+    table = parameters(config)
 
     def fill(where: tuple[jax.tree_util.GetAttrKey, ...], leaf: jax.ShapeDtypeStruct) -> Array:
         kind = ".".join(key.name for key in where).removesuffix(".weight")
@@ -109,3 +113,9 @@ def find_device(device: jax.Device | str | None) -> jax.Device | None:
             f"device must be available to jax; got device={device!r}: {reason}. "
             'Use "cpu", or a device that is here.'
         ) from None
+
+
+def is_on_host(device: jax.Device | str | None) -> bool:
+    """Whether a model on that device is in this machine's memory. Raises `BackendError` as `find_device`."""
+    target = find_device(device)
+    return (jax.default_backend() if target is None else target.platform) == "cpu"

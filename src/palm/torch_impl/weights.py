@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from palm.config import DType, PaLMConfig
 from palm.errors import BackendError
 from palm.spec.parameters import DTYPES, Parameter, dtype_name, parameters
+from palm.spec.sizes import check_model
 from palm.torch_impl.attention import choose_path
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.wrapped import settled, weight_dtypes
@@ -36,6 +37,8 @@ def from_arrays(
     """
     target = find_device(device)
     path = choose_path(attention, config, target)
+    if target.type == "cpu":
+        check_model(config, dtype)
     model = PaLM(config, attention=path, device="meta", dtype=getattr(torch, dtype))
     if target.type == "meta":
         return model
@@ -93,6 +96,11 @@ def find_device(device: torch.device | str | None) -> torch.device:
             'Use "cpu", or a device that is here.'
         ) from None
     return found
+
+
+def is_on_host(device: torch.device | str | None) -> bool:
+    """Whether a model on that device is in this machine's memory. Raises `BackendError` as `find_device`."""
+    return find_device(device).type == "cpu"
 
 
 def is_linear(model: PaLM, name: str) -> bool:

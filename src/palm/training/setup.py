@@ -12,12 +12,13 @@ from typing import Any
 
 from palm.backends import ATTENTION_PATHS
 from palm.checkpoint.tokenizer import kept_file
-from palm.config import Backend, PaLMConfig
+from palm.config import Backend, DType, PaLMConfig
 from palm.data.corpus import Corpus, open_corpus
 from palm.data.tokenizer import ByteTokenizer, Tokenizer, default_tokenizer, load_tokenizer, vocabulary_size
 from palm.data.windows import check_vocabulary
 from palm.errors import ConfigError, DataError, RunError
 from palm.recipes import Recipe
+from palm.spec.sizes import check_cache, check_training
 from palm.training.cadence import Cadence
 from palm.training.run_folder import Run
 
@@ -28,6 +29,13 @@ def check_kind(name: str, value: Any, kind: type, make: str) -> None:
         raise ConfigError(
             f"{name} must be a {kind.__name__}; got {name}={value!r}. Make one with palm.{make}."
         )
+
+
+def check_room(config: PaLMConfig, recipe: Recipe, cadence: Cadence, dtype: DType) -> None:
+    """Raise `ConfigError` for a training, or its samples, that do not fit into this machine's memory."""
+    micro = recipe.batch // recipe.accumulate
+    check_training(config, dtype, batch=recipe.batch, micro=micro, length=recipe.length)
+    check_cache(config, batch=1, length=cadence.sample_tokens)
 
 
 def open_data(data: Any, tokenizer: Any, config: PaLMConfig) -> tuple[Corpus, Tokenizer | None]:

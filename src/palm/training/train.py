@@ -24,6 +24,7 @@ from palm.training.loop import Loop
 from palm.training.run_folder import Run
 from palm.training.setup import (
     check_kind,
+    check_room,
     is_path,
     new_run,
     open_data,
@@ -124,8 +125,10 @@ def train(
     implementation = wing(backend)
     config = config.resolve(backend)
     cadence = cadence or Cadence()
-    corpus, encoder = open_data(data, tokenizer, config)
     master: DType = "float64" if recipe.precision == "float64" else "float32"
+    if implementation.weights.is_on_host(device):
+        check_room(config, recipe, cadence, master)
+    corpus, encoder = open_data(data, tokenizer, config)
     options = {"backend": backend, "dtype": master, "device": device, "attention": attention}
     run = new_run(out, data, recipe)
 

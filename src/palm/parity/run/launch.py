@@ -31,6 +31,7 @@ from palm.parity.run.child import Child
 from palm.parity.run.sides import Bundle, Side, labels
 from palm.recipes import Recipe
 from palm.spec.rounding import coarsest
+from palm.spec.sizes import check_comparison, check_model
 
 OnStep = Callable[[str, str], None]
 
@@ -61,6 +62,7 @@ def compare_sides(
     live = {key: side for key, side in sides.items() if isinstance(side, Side)}
     for side in live.values():
         check_installed(side.backend)
+    _check_room(live, source)
     weights = load_arrays(checkpoint)[1] if checkpoint is not None and len(live) < len(sides) else None
     recorded = {key: _labelled(side, weights) for key, side in sides.items() if isinstance(side, Bundle)}
     names = dict(zip(live, labels(*live.values()), strict=True))
@@ -75,6 +77,12 @@ def compare_sides(
             repeats.add(common["seed"] + i, judged(*pair, on_step=partial(on_step, "referee")))
     found = repeats.result()
     return replace(found, shown=explained(found.shown))
+
+
+def _check_room(live: Mapping[str, Side], source: Source) -> None:
+    """Raise `ConfigError` for a comparison of two live sides that does not fit into memory."""
+    if len(live) > 1:
+        check_comparison(source.config, rows=source.tokens[0].size, sides=len(live))
 
 
 def _pairs(
@@ -97,6 +105,7 @@ def record_side(
 ) -> Recording | Excerpt:
     """Record one live side in a process of its own into the bundle `out`. Raises as `compare_sides`."""
     check_installed(side.backend)
+    check_model(source.config, "float64")  # as which it runs once more
     with temporary_folder("record") as folder:
         common = _common(source, [side], None, folder)
         own = {"label": side.backend, "out": str(out), "is_excerpt": not is_complete}

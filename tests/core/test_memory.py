@@ -1,0 +1,110 @@
+"""What cannot fit into memory is refused with the bytes that it needs, before anything is made."""
+
+import time
+
+import pytest
+from cases import assert_explains
+
+import palm
+from palm import memory
+from palm.cli.main import main
+from palm.data.windows import sample_windows
+from palm.errors import ConfigError
+from palm.spec.sizes import check_cache, check_comparison, check_model, check_training, describe
+
+TINY = palm.preset("tiny").resolve("torch")
+HUGE = 10**12
+
+
+def used(check, monkeypatch) -> int:
+    """The bytes that a check asks for: it passes with so many, and not with one less."""
+    asked = []
+    monkeypatch.setattr(memory, "check_fits", lambda what, needed, fix: asked.append(needed))
+    monkeypatch.setattr("palm.spec.sizes.check_fits", memory.check_fits)
+    check()
+    return max(asked)
+
+
+def test_what_fits_exactly_is_taken_and_one_byte_less_is_refused(monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda: 3 * 2**30)
+    memory.check_fits("three", 3 * 2**30, "Take less.")
+    with pytest.raises(ConfigError) as raised:
+        memory.check_fits("four", 4 * 2**30, "Take less.")
+    assert_explains(raised, "memory must hold four", "3 GiB", "4 GiB", "Take less.")
+
+
+def test_nothing_is_refused_where_the_system_does_not_say(monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda: None)
+    memory.check_fits("all there is", 2**200, "")
+
+
+@pytest.mark.parametrize(
+    ("check", "needed"),
+    [
+        (lambda: check_model(TINY, "bfloat16"), 2 * describe(TINY).total),
+        (lambda: check_model(TINY, "float64"), 8 * describe(TINY).total),
+        (
+            lambda: check_training(TINY, "float32", batch=8, micro=4, length=16),
+            16 * describe(TINY).total + 8 * 8 * 17 + 2 * 4 * 16 * TINY.dim * TINY.depth,
+        ),
+        (lambda: check_cache(TINY, batch=3, length=5), 15 * describe(TINY).cache_bytes),
+    ],
+)
+def test_what_is_asked_for_is_what_it_takes_at_least(check, needed, monkeypatch):
+    assert used(check, monkeypatch) == needed
+
+
+def test_a_comparison_needs_its_weights_and_its_tokens(monkeypatch):
+    one, more = (
+        used(lambda rows=rows: check_comparison(TINY, rows=rows, sides=2), monkeypatch) for rows in (1, 2)
+    )
+    assert one > 24 * describe(TINY).total
+    assert more - one > 12 * TINY.num_tokens
+
+
+def test_the_sizes_of_a_deep_model_are_those_of_its_parts():
+    deep = describe(palm.preset("tiny", depth=5).resolve("jax"))
+    table = palm.spec.parameters.parameters(palm.preset("tiny", depth=5).resolve("jax"))
+    assert deep.total == sum(p.size for p in table.values())
+    assert set(deep.parameters) == {p.kind for p in table.values()}
+
+
+@pytest.mark.parametrize("name", ["num_tokens", "dim", "depth", "heads", "dim_head", "ff_mult"])
+@pytest.mark.parametrize("value", [2**63, 10**400, 10**5000], ids=lambda value: str(value.bit_length()))
+def test_a_size_that_no_array_has_is_a_config_error(name, value):
+    with pytest.raises(ConfigError) as raised:
+        palm.preset("tiny", **{name: value})
+    assert_explains(raised, name, "below 2**63", f"{value.bit_length()} bits")
+
+
+def test_windows_are_refused_before_they_are_drawn():
+    with pytest.raises(ConfigError, match="memory must hold 1,000,000,000,000 × 4 tokens"):
+        sample_windows(b"a text", TINY, batch=HUGE, length=4, seed=0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compare", "--dim", "1000000", "--depth", "1"],
+        ["compare", "--depth", "1000000000"],
+        ["compare", "--batch", "100000000"],
+        ["compare", "--batch", str(HUGE)],
+        ["record", "torch", "--dim", "2000000", "--out", "bundle"],
+    ],
+    ids=" ".join,
+)
+def test_commands_refuse_what_cannot_fit_at_once(arguments, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("palm.parity.run.launch.check_installed", lambda backend: None)
+    monkeypatch.setattr("palm.parity.run.launch.Child", None)  # none is started
+    start = time.monotonic()
+    assert main(arguments) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("palm: memory must hold ")
+    assert len(told.err.splitlines()) == 1
+    assert time.monotonic() - start < 5
+
+
+def test_info_describes_a_model_of_any_depth(capsys):
+    assert main(["info", "tiny"]) == 0
+    assert describe(palm.preset("tiny", depth=2**40).resolve("torch")).total > 2**40
