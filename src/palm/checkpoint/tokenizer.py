@@ -11,6 +11,10 @@ from palm.checkpoint.manifest import RUN_SETTINGS, TOKENIZERS, read_manifest, re
 from palm.data.tokenizer import ByteTokenizer, Tokenizer
 from palm.data.tokenizer_file import FileTokenizer, read_tokenizer_file
 from palm.errors import DataError, RunError
+from palm.files.objects import MalformedError
+from palm.files.schema import TEXT, Optional, Record, check
+
+_DATA = Record({"tokenizer": Optional(TEXT)}, {"path": Optional(TEXT), "tokenizer_digest": Optional(TEXT)})
 
 
 def checkpoint_tokenizer(path: Path) -> Tokenizer | None:
@@ -27,8 +31,11 @@ def checkpoint_tokenizer(path: Path) -> Tokenizer | None:
     run = path.resolve().parent
     if not (run / RUN_SETTINGS).is_file():
         return None
-    settings, is_intact = read_sealed(run / RUN_SETTINGS)
-    return run_tokenizer(run, settings["data"]) if settings is not None and is_intact else None
+    try:
+        settings, is_intact = read_sealed(run / RUN_SETTINGS)
+    except OSError:
+        return None
+    return run_tokenizer(run, settings.get("data", {})) if settings is not None and is_intact else None
 
 
 def run_tokenizer(run: Path, data: Mapping[str, Any]) -> Tokenizer | None:
@@ -36,6 +43,10 @@ def run_tokenizer(run: Path, data: Mapping[str, Any]) -> Tokenizer | None:
 
     None for ids that came without one. Raises `RunError` if the file is not the one that the run began with.
     """
+    try:
+        check(data, _DATA)
+    except MalformedError as error:
+        raise RunError(f"{run / RUN_SETTINGS} must describe a run; {error}. Restore another copy.") from None
     if data["tokenizer"] is None:
         # Version 0.1.0 called ids that came without a tokenizer bytes as well.
         is_ids = Path(data.get("path") or "").suffix == ".npy"
@@ -43,7 +54,7 @@ def run_tokenizer(run: Path, data: Mapping[str, Any]) -> Tokenizer | None:
     source = Path(data["tokenizer"])
     copy = run / f"tokenizer{source.suffix}"
     found = read_tokenizer_file(copy if copy.exists() else source)
-    if found.digest != data["tokenizer_digest"]:
+    if found.digest != data.get("tokenizer_digest"):
         raise RunError(f"tokenizer must be the run's own; got {found.name}, which differs. Restore it.")
     return found
 

@@ -93,10 +93,11 @@ class ByName:
 
 @dataclass(frozen=True)
 class Record:
-    """An object that has these keys, and may have those of `optional`; other keys are left alone."""
+    """An object that has these keys, and may have those of `optional`, and others, of the kind `others`."""
 
     needed: Mapping[str, Kind]
     optional: Mapping[str, Kind] = field(default_factory=dict)
+    others: Kind | None = None
 
     def check(self, value: Any, at: str) -> None:
         """Raise `MalformedError` unless it is an object with these keys and values."""
@@ -105,9 +106,11 @@ class Record:
         missing = [name for name in self.needed if name not in value]
         if missing:
             raise MalformedError(f"{at or 'it'} must name {', '.join(missing)}; it does not")
-        for name, kind in {**self.needed, **self.optional}.items():
-            if name in value:
-                kind.check(value[name], f"{at}.{name}".lstrip("."))
+        known = {**self.needed, **self.optional}
+        for name, item in value.items():
+            kind = known.get(name, self.others)
+            if kind is not None:
+                kind.check(item, f"{at}.{name}".lstrip("."))
 
 
 def one_of(*choices: Any) -> Leaf:

@@ -27,7 +27,8 @@ from palm.recipes import Outcome, Recipe
 from palm.training.cadence import Cadence
 from palm.training.hardware import give_back_holes, mfu_per_rate
 from palm.training.measures import Measures
-from palm.training.run_folder import SAMPLES, Run
+from palm.training.run_files import SAMPLES, check_own
+from palm.training.run_folder import Run
 from palm.training.trained import Entry, OnStep, Trained
 from palm.training.validation import Validation
 from palm.wings import TrainerProtocol
@@ -50,7 +51,7 @@ class Loop:
         backend: Backend,
         on_step: OnStep,
     ) -> None:
-        self.folder, self.recipe, self.cadence = folder, recipe, cadence
+        self.folder, self.config, self.recipe, self.cadence = folder, config, recipe, cadence
         self.tokenizer, self.backend, self.on_step = tokenizer, backend, on_step
         # What cannot work must fail now, before anything is written.
         check_trainable(corpus, recipe)
@@ -167,11 +168,7 @@ class Loop:
             raise CheckpointError(
                 f"{error} Or remove {path}: the run then goes on from step {usable[-2]}."
             ) from error
-        if progress.fields["step"] != usable[-1]:
-            raise CheckpointError(
-                f"{path} must have the name of its step; got step={progress.fields['step']}. Rename it to "
-                f"{self.folder.path_of(progress.fields['step']).name}, or remove it."
-            )
+        check_own(path, config, progress.fields, self.config, self.recipe)
         model = from_numpy(config, arrays, backend=self.backend, device=device, attention=attention)
         trainer = wing(self.backend).Trainer(model, self.recipe)
         trainer.set_moments(progress.moments)

@@ -20,19 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from palm.checkpoint.locate import BEST, LAST, best_of, checkpoints_of
-from palm.checkpoint.manifest import RUN_SETTINGS, TOKENIZERS, read_sealed, sealed
+from palm.checkpoint.manifest import RUN_SETTINGS, TOKENIZERS, sealed
 from palm.checkpoint.tokenizer import run_tokenizer
 from palm.data.tokenizer import Tokenizer
 from palm.data.tokenizer_file import FileTokenizer
 from palm.errors import RunError
 from palm.files.hidden import delete, remove
-from palm.files.write import append, fsync, remedy, replace_file, what_lacks
+from palm.files.write import append, fsync, remedy, replace_file
 from palm.training.lock import LOCK, only_writer
+from palm.training.run_files import FORMAT, METRICS, SAMPLES, VERSION, read_log, read_settings
 
-FORMAT, VERSION = "palm-run", 1
 # There while a new run has no settings yet.
 STARTING = ".starting"
-SETTINGS, METRICS, SAMPLES, PLOT = RUN_SETTINGS, "metrics.jsonl", "samples.jsonl", "loss.png"
+SETTINGS, PLOT = RUN_SETTINGS, "loss.png"
 # What a checkpoint or a rewritten file is called while it is not, or no longer, one.
 _TEMPORARY = re.compile(
     r"\.starting|\.(step-\d+|run\.json|metrics\.jsonl|samples\.jsonl|tokenizer\.\w+)\.(tmp|old)(-[0-9a-f]+)?"
@@ -128,22 +128,7 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """The contents of run.json. Raises `RunError` if it is absent or not as it was written."""
-        file = self.path / SETTINGS
-        try:
-            content, is_intact = read_sealed(file)
-        except OSError as error:
-            raise RunError(
-                "run must be a folder that palm train wrote; got run="
-                f"{what_lacks(self.path, SETTINGS, error)}. Pass the folder that has {SETTINGS} in it."
-            ) from None
-        if content is None or not is_intact:
-            raise RunError(f"{file} must be as it was written; its checksum differs. Restore another copy.")
-        if (content.get("format"), content.get("version")) != (FORMAT, VERSION):
-            raise RunError(
-                f"{file} must be of format {FORMAT} version {VERSION}; got format={content.get('format')!r}, "
-                f"version={content.get('version')!r}. Read it with the palm version that wrote it."
-            )
-        return content
+        return read_settings(self.path)
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Replace run.json as a whole."""
@@ -215,20 +200,8 @@ class Run:
                     fsync(self.path / file)
 
     def entries(self, file: str = METRICS) -> list[dict[str, Any]]:
-        """All complete lines of a log."""
-        path = self.path / file
-        if not path.exists():
-            return []
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-        found = []
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError):
-                continue  # torn by a power cut, or edited
-            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-                found.append(entry)
-        return found
+        """All complete lines of a log that are its own: of METRICS, numbers. Raises `RunError`."""
+        return read_log(self.path / file)
 
     def cut(self, step: int) -> None:
         """Take out of the logs what comes after `step`."""

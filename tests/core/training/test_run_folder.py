@@ -1,5 +1,6 @@
 """A run's folder has one writer, and survives kills, torn lines and flipped bytes."""
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from cases import assert_explains
+from cases import assert_explains, small
 from disks import fails, killed
 from filelock import FileLock
 
@@ -23,14 +24,20 @@ from palm.checkpoint.tokenizer import kept_file
 from palm.data.tokenizer_file import FileTokenizer, read_tokenizer_file
 from palm.files.write import remedy
 from palm.recipes import Recipe
+from palm.training.cadence import Cadence
 from palm.training.lock import LOCK
 from palm.training.run_folder import METRICS, SAMPLES, SETTINGS, STARTING, Run
 
 CONTENT = {
     "format": "palm-run",
     "version": 1,
+    "config": small().to_dict(),
     "recipe": Recipe(seed=3).to_dict(),
-    "data": {"path": None, "name": "é"},
+    "cadence": dataclasses.asdict(Cadence()),
+    "data": {"path": None, "digest": "é", "tokenizer": None, "tokenizer_digest": "bytes"},
+    "backend": "torch",
+    "device": None,
+    "attention": "auto",
 }
 
 
@@ -225,13 +232,13 @@ REWRITES = {
     "log": lambda run: run.cut(0),
     "tokenizer": lambda run: run.keep_tokenizer(FileTokenizer("t.json", b"one")),
     "prune": lambda run: run.prune(1),
-    "record": lambda run: run.log({"step": 2}),
+    "record": lambda run: run.log({"step": 2, "loss": 1}),
 }
 
 
 @pytest.mark.parametrize("rewrite", REWRITES)
 def test_a_rewrite_that_is_killed_at_any_change_is_done_or_not_and_the_next_start_clears_up(run, rewrite):
-    run.log({"step": 1})
+    run.log({"step": 1, "loss": 1})
     for step in (10, 20):
         checkpoint(run, step)
     shutil.copytree(run.path, run.path.with_name("before"))
@@ -244,12 +251,12 @@ def test_a_rewrite_that_is_killed_at_any_change_is_done_or_not_and_the_next_star
         if not killed(lambda: REWRITES[rewrite](run), at):
             break
         if rewrite == "record":  # half a line
-            assert run.entries()[:1] == [{"step": 1}]
+            assert run.entries()[:1] == [{"step": 1, "loss": 1}]
         with run.locked():
             pass
         found.append(contents(run.path))
         at += 1
-    torn = [] if rewrite != "record" else [{**before, METRICS: b'{"step": 1}\n{"step'}]
+    torn = [] if rewrite != "record" else [{**before, METRICS: b'{"step": 1, "loss": 1}\n{"step": 2,'}]
     assert all(content in (before, after, *torn) for content in found)
     assert before in found
 
@@ -257,7 +264,7 @@ def test_a_rewrite_that_is_killed_at_any_change_is_done_or_not_and_the_next_star
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT])
 @pytest.mark.parametrize("rewrite", REWRITES)
 def test_a_rewrite_on_a_failing_disk_is_one_error_and_leaves_all_as_it_was(run, rewrite, error):
-    run.log({"step": 1})
+    run.log({"step": 1, "loss": 1})
     for step in (10, 20):
         checkpoint(run, step)
     before = contents(run.path)
@@ -354,7 +361,7 @@ def test_a_refused_folder_keeps_its_first_checkpoint_though_its_settings_are_los
     run = Run(tmp_path)
     for step in (0, 100):
         checkpoint(run, step)
-    run.log({"step": 1})
+    run.log({"step": 1, "loss": 1})
     before = contents(tmp_path)
     with pytest.raises(RunError, match="out must be a new or empty folder"), run.locked(new=True):
         pytest.fail("the folder is not empty")
@@ -482,21 +489,26 @@ def test_settings_that_cannot_be_written_leave_the_older_ones(run, monkeypatch):
 
 @pytest.mark.parametrize("write", ["log", "cut", "write_settings", "sync"])
 def test_a_full_disk_is_a_run_error(run, monkeypatch, write):
-    run.log({"step": 1})
+    run.log({"step": 1, "loss": 1})
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     for where in ("palm.training.run_folder.fsync", "palm.files.write.fsync", "palm.files.write._write_all"):
         monkeypatch.setattr(where, full)
-    arguments = {"log": [{"step": 2}], "cut": [0], "write_settings": [{"step": 2}], "sync": []}[write]
+    arguments = {
+        "log": [{"step": 2, "loss": 1}],
+        "cut": [0],
+        "write_settings": [{"step": 2, "loss": 1}],
+        "sync": [],
+    }[write]
     with pytest.raises(RunError) as raised:
         getattr(run, write)(*arguments)
     words = "run must be a writable folder", f"run={run.path}", "No space left", "Make room", "--resume"
     assert_explains(raised, *words)
     monkeypatch.undo()
     assert run.settings() == CONTENT
-    assert run.entries() == [{"step": 1}]
+    assert run.entries() == [{"step": 1, "loss": 1}]
 
 
 @pytest.mark.parametrize("other", [{"format": "palm-checkpoint"}, {"version": 2}, {"version": None}])
@@ -516,7 +528,8 @@ def with_tokenizer(tmp_path):
     run = Run(tmp_path / "run")
     run.path.mkdir()
     digest = hashlib.sha256(b"one").hexdigest()
-    run.write_settings({"data": {"tokenizer": str(source), "tokenizer_digest": digest}})
+    own = {"tokenizer": str(source), "tokenizer_digest": digest}
+    run.write_settings({**CONTENT, "data": {**CONTENT["data"], **own}})
     return run, source
 
 
@@ -562,7 +575,7 @@ def test_a_start_that_was_killed_after_its_tokenizer_was_kept_never_began(tmp_pa
 
 
 def test_a_run_on_bytes_has_no_copy_of_a_tokenizer(run):
-    run.write_settings({"data": {"tokenizer": None}})
+    run.write_settings(CONTENT)
     run.keep_tokenizer(kept_file(run.tokenizer()))
     assert run.tokenizer().name == "bytes"
     assert {entry.name for entry in run.path.iterdir()} == {SETTINGS}
@@ -576,13 +589,13 @@ def test_a_run_on_bytes_has_no_copy_of_a_tokenizer(run):
     ],
 )
 def test_a_run_on_ids_without_a_tokenizer_has_none_not_even_bytes(run, data):
-    run.write_settings({"data": data})
+    run.write_settings({**CONTENT, "data": {**CONTENT["data"], **data}})
     assert run.tokenizer() is None
     assert kept_file(None) is None
 
 
 def test_the_log_comes_back_line_by_line(run):
-    entries = [{"step": step, "loss": 1 / step, "text": "a\nb\u2028 é"} for step in (1, 2, 3)]
+    entries = [{"step": step, "loss": 1 / step, "a\nb\u2028 é": step} for step in (1, 2, 3)]
     assert run.entries() == []
     for entry in entries:
         run.log(entry)
@@ -608,34 +621,44 @@ def test_cut_takes_out_what_comes_after_a_step_in_both_logs(run):
 )
 def test_a_last_line_without_its_end_is_no_line(run, torn):
     for step in (1, 2):
-        run.log({"step": step})
+        run.log({"step": step, "loss": 1})
     with (run.path / METRICS).open("ab") as stream:
         stream.write(torn.encode(errors="surrogateescape"))
     assert [entry["step"] for entry in run.entries()] == [1, 2]
     run.cut(100)
-    run.log({"step": 3})
+    run.log({"step": 3, "loss": 1})
     assert [entry["step"] for entry in run.entries()] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
-    "torn", [b'{"step": 2, "lo', b"", b"\0\0\0", b'ss": 3}', b'{"step": 2}{"step": 3}', b"\xff"]
+    "torn",
+    [
+        b'{"step": 2, "lo',
+        b"",
+        b"\0\0\0",
+        b'ss": 3}',
+        b'{"step": 2, "loss": 1}{"step": 3, "loss": 1}',
+        b"\xff",
+    ],
 )
 def test_a_damaged_line_costs_no_other_one(run, torn):
-    (run.path / METRICS).write_bytes(b'{"step": 1}\n' + torn + b'\n{"step": 3}\n{"step": 4}\n')
-    assert run.entries() == [{"step": 1}, {"step": 3}, {"step": 4}]
+    (run.path / METRICS).write_bytes(
+        b'{"step": 1, "loss": 1}\n' + torn + b'\n{"step": 3, "loss": 1}\n{"step": 4, "loss": 1}\n'
+    )
+    assert run.entries() == [{"step": 1, "loss": 1}, {"step": 3, "loss": 1}, {"step": 4, "loss": 1}]
     run.cut(3)
-    assert (run.path / METRICS).read_bytes() == b'{"step": 1}\n{"step": 3}\n'
+    assert (run.path / METRICS).read_bytes() == b'{"step": 1, "loss": 1}\n{"step": 3, "loss": 1}\n'
 
 
 @pytest.mark.parametrize("torn", [b"12", b"{}", b"[]", b'{"stap": 2}', b'{"step": "2"}'])
 def test_a_line_that_is_json_but_no_entry_is_damaged(run, torn):
-    (run.path / METRICS).write_bytes(b'{"step": 1}\n' + torn + b'\n{"step": 3}\n')
+    (run.path / METRICS).write_bytes(b'{"step": 1, "loss": 1}\n' + torn + b'\n{"step": 3, "loss": 1}\n')
     run.cut(100)
-    assert (run.path / METRICS).read_bytes() == b'{"step": 1}\n{"step": 3}\n'
+    assert (run.path / METRICS).read_bytes() == b'{"step": 1, "loss": 1}\n{"step": 3, "loss": 1}\n'
 
 
 def test_a_log_that_cannot_be_rewritten_stays(run, monkeypatch):
-    run.log({"step": 1})
+    run.log({"step": 1, "loss": 1})
 
     def fail(*_):
         raise OSError(errno.EIO, "Input/output error")
@@ -643,7 +666,7 @@ def test_a_log_that_cannot_be_rewritten_stays(run, monkeypatch):
     monkeypatch.setattr("palm.files.write.fsync", fail)
     with pytest.raises(RunError, match="Input/output"):
         run.cut(0)
-    assert run.entries() == [{"step": 1}]
+    assert run.entries() == [{"step": 1, "loss": 1}]
 
 
 def test_checkpoints_are_found_by_their_step_in_order(run):

@@ -212,7 +212,7 @@ def test_a_checkpoint_under_another_steps_name_is_refused_and_nothing_is_deleted
     Run(run).path_of(STEPS).rename(Run(run).path_of(STEPS + 2))
     before = sorted(path.name for path in run.rglob("*"))
     with pytest.raises(
-        palm.CheckpointError, match=r"must have the name of its step; got step=4.*step-00000004"
+        palm.CheckpointError, match=r"must be called after its step; got step=4.*step-00000004"
     ):
         palm.resume(run, data=TEXT)
     assert sorted(path.name for path in run.rglob("*")) == before
