@@ -15,8 +15,6 @@ from typing import Any, TypeVar
 from palm.errors import ConfigError
 
 T = TypeVar("T")
-# No array has so many elements, and no file so many bytes.
-_TOO_LARGE = 2**63
 # What other libraries call these fields.
 _SYNONYMS = {
     "lr": "learning_rate",
@@ -49,8 +47,11 @@ _SYNONYMS = {
 }
 
 
-def integer(name: str, value: Any, *, least: int) -> int:
-    """`value` as an int. Raises `ConfigError` unless it is a whole number of at least `least`."""
+def integer(name: str, value: Any, *, least: int, below: float = 2**63) -> int:
+    """`value` as an int. Raises `ConfigError` unless it is a whole number of at least `least`.
+
+    It must be below 2⁶³, which no array has as many elements as, and no file as many bytes; or `below`.
+    """
     try:
         number = operator.index(value)
     except TypeError:
@@ -59,7 +60,7 @@ def integer(name: str, value: Any, *, least: int) -> int:
         raise ConfigError(
             f"{name} must be a whole number of at least {least}; got {name}={value!r}. Use an int."
         )
-    if number >= _TOO_LARGE:
+    if number >= below:
         raise ConfigError(
             f"{name} must be a whole number below 2**63; got one of {number.bit_length()} bits. "
             "Use a smaller one."

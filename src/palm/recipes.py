@@ -137,8 +137,9 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "length", "accumulate", "rewind", "skip"):
             object.__setattr__(self, name, integer(name, getattr(self, name), least=1))
-        for name in ("warmup", "hold", "seed"):
+        for name in ("warmup", "hold"):
             object.__setattr__(self, name, integer(name, getattr(self, name), least=0))
+        object.__setattr__(self, "seed", integer("seed", self.seed, least=0, below=math.inf))
         check_choice("optimizer", self.optimizer, get_args(OptimizerKind))
         check_choice("schedule", self.schedule, get_args(ScheduleKind))
         check_choice("non_finite", self.non_finite, get_args(NonFinite))

@@ -77,6 +77,10 @@ def test_a_size_that_no_array_has_is_a_config_error(name, value):
     assert_explains(raised, name, "below 2**63", f"{value.bit_length()} bits")
 
 
+def test_a_seed_may_have_any_number_of_bits():
+    assert palm.recipe("adamw", seed=2**128).seed == 2**128
+
+
 def test_windows_are_refused_before_they_are_drawn():
     with pytest.raises(ConfigError, match="memory must hold 1,000,000,000,000 × 4 tokens"):
         sample_windows(b"a text", TINY, batch=HUGE, length=4, seed=0)
@@ -89,6 +93,7 @@ def test_windows_are_refused_before_they_are_drawn():
         ["compare", "--depth", "1000000000"],
         ["compare", "--batch", "100000000"],
         ["compare", "--batch", str(HUGE)],
+        ["compare", "--repeat", str(HUGE)],
         ["record", "torch", "--dim", "2000000", "--out", "bundle"],
     ],
     ids=" ".join,
@@ -108,3 +113,5 @@ def test_commands_refuse_what_cannot_fit_at_once(arguments, capsys, monkeypatch,
 def test_info_describes_a_model_of_any_depth(capsys):
     assert main(["info", "tiny"]) == 0
     assert describe(palm.preset("tiny", depth=2**40).resolve("torch")).total > 2**40
+    assert main(["info", "tiny", "--length", str(10**400)]) == 2
+    assert "length must be a whole number below 2**63" in capsys.readouterr().err

@@ -30,6 +30,7 @@ from palm.config import DType
 from palm.data.windows import read_text, sample_windows, standard_library_text
 from palm.errors import ConfigError
 from palm.fields import check_choice, integer
+from palm.memory import check_fits
 from palm.models import from_numpy
 from palm.parity.blackbox.compare import check_own, compare_foreign
 from palm.parity.drift.drift import RUNS, Drift
@@ -155,6 +156,8 @@ def _source(request: CompareRequest, sides: Sequence[Side | Bundle], text: bytes
     windows = request.windows
     if any(isinstance(side, Bundle) for side in sides):
         return Source(config, windows["seed"], ())
+    ids = request.repeat * windows["batch"] * windows["length"]
+    check_fits(f"the tokens of {request.repeat:,} repeats", 8 * ids, "Use a smaller --repeat.")
     seeds = [windows["seed"] + i for i in range(request.repeat)]
     tokens = tuple(
         sample_windows(text, config, **{**windows, "seed": seed}, path=request.data) for seed in seeds

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from palm.config import DType, PaLMConfig
+from palm.fields import integer
 from palm.memory import check_fits
 from palm.spec.parameters import numpy_dtype, parameters
 
@@ -35,7 +36,8 @@ class Info:
 
 
 def describe(config: PaLMConfig, length: int = 2048) -> Info:
-    """The sizes of a resolved config. Raises `ConfigError` if it is not resolved."""
+    """The sizes of a resolved config at `length` positions. Raises `ConfigError` if it is not resolved."""
+    length = integer("length", length, least=1)
     # All blocks are alike: one of them is enough, however deep the model is.
     one = parameters(replace(config, depth=1)).values()
     kinds = {p.kind: p.size * (config.depth if p.kind.startswith("blocks.") else 1) for p in one}

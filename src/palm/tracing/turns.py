@@ -7,6 +7,7 @@ A thread never waits for itself: it may read what it has alone, or shares alread
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +17,19 @@ _changed = threading.Condition()
 # How often each thread shares now, and which thread is alone, as often as it says so.
 _sharing: Counter[int] = Counter()
 _alone: Counter[int] = Counter()
+
+
+def _after_fork() -> None:
+    """In a forked child only the thread that forked is left: what others did ends with them."""
+    global _changed  # noqa: PLW0603 - the lock of the other one may be held by a thread that is gone
+    _changed = threading.Condition()
+    for threads in (_sharing, _alone):
+        for thread in threads.keys() - {threading.get_ident()}:
+            del threads[thread]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextmanager
