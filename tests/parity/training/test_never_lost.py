@@ -11,24 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import ask_to_stop, small
-from disks import changes, fails
+from cases import ask_to_stop
+from runs import CONFIG, RECIPE, REWINDING, STEPS, TEXT, WINGS, Trial, end_of, one_bad_batch, spread, train
 
 import palm
 from palm import jax_impl, torch_impl
-from palm.checkpoint.progress import load_progress
 from palm.training import loop, plot
 from palm.training.run_folder import PLOT, SAMPLES, Run
-
-WINGS = {"torch": torch_impl, "jax": jax_impl}
-TEXT = bytes(range(13)) * 40 + bytes(reversed(range(13))) * 40
-STEPS = 4
-CONFIG = small(positions="rotary", norm="layernorm", share_kv=False)
-RECIPE = palm.Recipe(steps=STEPS, batch=4, length=8, warmup=2, validation=0.2)
-
-
-def train(out: Path, wing: str = "torch", data: Any = TEXT, **options: Any) -> palm.Trained[Any]:
-    return palm.train(CONFIG, RECIPE, data, backend=wing, out=out, **options)
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +25,6 @@ def unbroken(tmp_path_factory):
     """The ends of a run that nothing happened to, in each wing."""
     folder = tmp_path_factory.mktemp("unbroken")
     return {wing: end_of(train(folder / wing, wing).path) for wing in WINGS}
-
-
-def end_of(run: Path) -> tuple[Any, ...]:
-    _, arrays, progress = load_progress(Run(run).checkpoint(STEPS))
-    numbers = {name: array.tobytes() for name, array in {**arrays, **progress.moments}.items()}
-    losses = [(entry["step"], entry["loss"], entry["grad_norm"]) for entry in Run(run).entries()]
-    return numbers, progress.fields["row"], losses
 
 
 def at(step: int, happens: Any) -> Any:
@@ -241,34 +223,21 @@ def test_a_folder_of_any_name_has_a_plot(tmp_path, name):
     assert (out / PLOT).read_bytes().startswith(b"\x89PNG")
 
 
-def one_failure(run: Path, wing: str, call: int, error: int, unbroken: Any) -> bool:
-    """One change of the disk fails in a run; False if there are not that many."""
-    text = run.with_name("text")
-    text.write_bytes(TEXT)
-    cadence = palm.Cadence(checkpoint_every=2, keep=1, sample_every=2, sample_tokens=2)
-    raised = fails(lambda: train(run, wing, text, cadence=cadence), call, error)
-    if raised is not None:
-        assert isinstance(raised, palm.PalmError), raised
-        if run.exists() and Run(run).is_run:
-            assert Run(run).checkpoints()
-            palm.resume(run, cadence=cadence)
-        else:
-            train(run, wing, text, cadence=cadence)
-    numbers, row, losses = end_of(run)
-    assert (numbers, row, losses) == unbroken[wing], call
-    with Run(run).locked():  # the next start clears away what could not be deleted
-        assert [path.name for path in run.iterdir() if path.name.startswith(".step")] == []
-    return raised is not None
+@pytest.mark.parametrize("wing", WINGS)
+def test_a_disk_that_fails_once_is_one_error_or_none_and_the_run_goes_on_bit_for_bit(tmp_path, wing):
+    """A sample of all moments; the endurance tests have each."""
+    trial = Trial(tmp_path, wing)
+    assert sum(trial.fails(call, errno.ENOSPC) for call in spread(trial.calls, 4))
 
 
 @pytest.mark.parametrize("wing", WINGS)
-def test_a_disk_that_fails_once_in_a_run_is_one_error_or_none_and_it_goes_on_bit_for_bit(
-    tmp_path, unbroken, wing
-):
-    """A sample of all moments; the endurance tests have each."""
-    total = len(changes(lambda: train(tmp_path / "whole", wing)))
-    ended = [
-        one_failure(tmp_path / f"run{call}", wing, call, errno.ENOSPC, unbroken)
-        for call in np.linspace(3, total - 1, 5).astype(int)
-    ]
-    assert any(ended)
+def test_a_run_that_dies_at_any_change_of_the_disk_goes_on_bit_for_bit(tmp_path, wing):
+    trial = Trial(tmp_path, wing)
+    assert all(trial.dies(call) for call in spread(trial.calls, 3))
+
+
+def test_a_rewind_that_dies_at_any_change_of_the_disk_goes_on_bit_for_bit(tmp_path):
+    with one_bad_batch("torch", tmp_path):
+        trial = Trial(tmp_path, "torch", REWINDING)
+        assert end_of(tmp_path / "to see its batches") != trial.end
+        assert all(trial.dies(call) for call in spread(trial.calls, 3))
