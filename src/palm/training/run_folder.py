@@ -133,7 +133,8 @@ class Run:
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Replace run.json as a whole."""
         self._replace(SETTINGS, sealed({"format": FORMAT, "version": VERSION, **settings}).encode())
-        (self.path / STARTING).unlink(missing_ok=True)
+        with self.writing():
+            (self.path / STARTING).unlink(missing_ok=True)
 
     def tokenizer(self) -> Tokenizer | None:
         """The run's tokenizer, of which the folder keeps a copy; None for ids that came without one.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -85,7 +86,8 @@ def test_a_run_starts_in_one_framework_ends_in_the_other_and_both_write_the_same
 
 
 @pytest.mark.whole
-def test_ctrl_c_ends_a_run_cleanly_with_a_checkpoint(text, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_run_cleanly_with_a_checkpoint(text, tmp_path, number):
     run = tmp_path / "run"
     command = [
         sys.executable,
@@ -104,7 +106,7 @@ def test_ctrl_c_ends_a_run_cleanly_with_a_checkpoint(text, tmp_path):
         deadline = time.monotonic() + 120
         while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, told = process.communicate(timeout=60)
     finally:
         process.kill()
@@ -112,6 +114,39 @@ def test_ctrl_c_ends_a_run_cleanly_with_a_checkpoint(text, tmp_path):
     assert "--resume" in told
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert (run / f"step-{steps[-1]:08d}").is_dir()
+
+
+STREAMS = {
+    "closed": "2>&-",
+    "on a full disk": "2>/dev/full",
+    "without a reader": "2>&1 >/dev/null | true",
+}
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("stream", STREAMS)
+def test_a_run_goes_on_when_nobody_takes_what_it_says(text, tmp_path, stream):
+    """A run of hours may not end because its terminal, its log or its reader has."""
+    run = tmp_path / "run"
+    new = ["train", "--backend", "torch", *SMALL, *PACE, "--data", text, "--steps", "40", "--out", run]
+    command = [sys.executable, "-m", "palm", *map(str, new)]
+    shell = ["sh", "-c", f'"$@" {STREAMS[stream]}', "sh", *command]
+    subprocess.run(shell, timeout=300, check=stream != "without a reader")
+    assert (run / "step-00000040").is_dir()
+    assert (run / "loss.png").exists()
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("name", [b"run \xff", "é".encode()])
+def test_a_folder_of_bytes_may_be_trained_in_where_letters_are_ascii(text, tmp_path, name):
+    out = os.fsencode(tmp_path) + b"/" + name
+    new = ["train", "--backend", "torch", *SMALL, *PACE, "--data", text, "--steps", "2", "--out", out]
+    command = [sys.executable, "-m", "palm", *new]
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(command, capture_output=True, timeout=300, check=False, env=ascii_only)
+    assert done.returncode == 0, done.stderr
+    assert os.path.exists(out + b"/loss.png")
+    assert b"failed" not in done.stderr
 
 
 @pytest.mark.whole
