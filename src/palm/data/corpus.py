@@ -22,6 +22,7 @@ from palm.data.files import (
     hash_file,
     hash_folder,
     open_file,
+    open_ids,
     read_part,
     refusal,
     sha256,
@@ -132,14 +133,9 @@ def open_corpus(data: Data, tokenizer: Tokenizer | None = None, *, name: str | N
     if path.exists() and not path.is_file():
         fix = "The path is neither a file nor a folder: save it as a file first."
         raise refusal("a file or a folder", data, fix)
-    file = open_file(path)
     if path.suffix != ".npy":
-        return _of_texts(name, [file], lambda: hash_file(file.path), tokenizer)
-    try:
-        ids = np.lib.format.open_memmap(path, mode="r")  # never unpickles: it maps plain numbers or fails
-    except (OSError, ValueError) as error:
-        raise refusal("a NumPy file of ids", data, f"{error}. Save it again.") from None
-    part = file._replace(size=ids.size, dtype=ids.dtype, offset=getattr(ids, "offset", 0))
+        return _of_texts(name, [open_file(path)], lambda: hash_file(path), tokenizer)
+    part, ids = open_ids(path)
     return _of_ids(ids, name, lambda: hash_file(path), part)
 
 

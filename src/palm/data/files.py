@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from palm.errors import DataError
+from palm.files.arrays import read_layout
+from palm.files.objects import MalformedError
+from palm.files.read import open_regular
 
 
 class File(NamedTuple):
@@ -48,11 +51,28 @@ def files_below(folder: Path) -> list[Path]:
 def open_file(path: Path) -> File:
     """The file as it is now. Raises `DataError` if it cannot be read."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             status = os.fstat(stream.fileno())
     except OSError as error:
         raise unreadable(path, error) from None
     return File(path, status.st_size, status.st_mtime_ns, status.st_size)
+
+
+def open_ids(path: Path) -> tuple[File, np.ndarray]:
+    """The numbers of a `.npy` file as it is now; and an array of their dtype and shape, without memory.
+
+    Raises `DataError` if it cannot be read, or is not what NumPy writes.
+    """
+    try:
+        with open_regular(path) as stream:
+            status = os.fstat(stream.fileno())
+            layout = read_layout(stream, status.st_size)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except MalformedError as error:
+        raise refusal("a NumPy file of ids", path, f"{error}. Save it again.") from None
+    ids = np.broadcast_to(np.zeros((), layout.dtype), layout.shape)
+    return File(path, status.st_size, status.st_mtime_ns, ids.size, layout.dtype, layout.offset), ids
 
 
 def size_of(part: Part) -> int:
@@ -96,7 +116,7 @@ def _check_unchanged(file: File, descriptor: int) -> None:
 def hash_file(path: Path) -> str:
     """SHA-256 of a file."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise unreadable(path, error) from None

@@ -16,6 +16,9 @@ import numpy as np
 
 from palm.data.text import UNKNOWN, to_str
 from palm.errors import DataError, MissingFrameworkError
+from palm.files.read import read_file
+
+_MOST_BYTES = 1 << 30
 
 
 class _Reading(NamedTuple):
@@ -76,7 +79,10 @@ class FileTokenizer:
             ) from None
         try:
             return read(module, self.content)
-        except Exception as error:  # each package has its own, down to a bare RuntimeError
+        except BaseException as error:  # each package has its own, down to a bare RuntimeError
+            # A panic of Rust derives from BaseException, and has no class that could be imported.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise DataError(
                 f"tokenizer must be a file that {package} can read, {kind}; got tokenizer={self._source}: "
                 f"{error}. Get another copy, or another version of the package."
@@ -113,7 +119,7 @@ def read_tokenizer_file(path: str | os.PathLike[str]) -> FileTokenizer:
     """The tokenizer in a file, not parsed yet. Raises `DataError` for one missing or of another kind."""
     _check_kind(Path(path))
     try:
-        return FileTokenizer(path, Path(path).read_bytes())
+        return FileTokenizer(path, read_file(path, _MOST_BYTES))
     except OSError as error:
         raise DataError(
             f"tokenizer must be a readable file; got tokenizer={path}: {error.strerror}."

@@ -12,6 +12,7 @@ from palm.config import PaLMConfig
 from palm.data.corpus import Corpus, Data, open_corpus
 from palm.data.files import unreadable
 from palm.errors import DataError
+from palm.files.read import read_file
 from palm.memory import check_fits
 from palm.recipes import Recipe
 from palm.spec.random import generator
@@ -33,6 +34,7 @@ __all__ = [
 
 # Four rounds of a Feistel network make a good permutation of a large set; tiny ones need more.
 _ROUNDS = 8
+_MOST_BYTES = 1 << 32
 
 
 def standard_library_text() -> bytes:
@@ -67,7 +69,7 @@ def python_documentation_text() -> bytes:
 def read_text(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a file. Raises `DataError` if it cannot be read."""
     try:
-        return Path(path).read_bytes()
+        return read_file(path, _MOST_BYTES)
     except OSError as error:
         raise unreadable(path, error) from None
 

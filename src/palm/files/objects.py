@@ -17,11 +17,11 @@ class MalformedError(ValueError):
     """What a file of its kind cannot hold. Whoever reads the file turns it into an error of palm."""
 
 
-def parse(content: bytes) -> Any:
+def parse(content: bytes, *, finite: bool = True) -> Any:
     """The JSON value of `content`, which is UTF-8.
 
     Raises `MalformedError` for anything else, for a key twice in one object, for numbers that are not
-    finite, and for what is larger than the bounds of this module.
+    finite (unless they may be), and for what is larger than the bounds of this module.
     """
     if len(content) > MOST_BYTES:
         raise MalformedError(f"JSON must have at most {MOST_BYTES:,} bytes; got {len(content):,}")
@@ -32,8 +32,8 @@ def parse(content: bytes) -> Any:
             text,
             object_pairs_hook=_Keys().unique,
             parse_int=_integer,
-            parse_float=_real,
-            parse_constant=_constant,
+            parse_float=_real if finite else float,
+            parse_constant=_constant if finite else float,
         )
     except MalformedError:
         raise
@@ -41,9 +41,9 @@ def parse(content: bytes) -> Any:
         raise MalformedError(f"it must be valid JSON; {error or 'it is too large'}") from None
 
 
-def parse_object(content: bytes) -> dict[str, Any]:
+def parse_object(content: bytes, *, finite: bool = True) -> dict[str, Any]:
     """The same, if it is an object. Raises `MalformedError`."""
-    value = parse(content)
+    value = parse(content, finite=finite)
     if not isinstance(value, dict):
         raise MalformedError(f"it must be a JSON object; got {type(value).__name__}")
     return value

@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from io import FileIO
 
 import numpy as np
 
@@ -25,7 +25,7 @@ _KINDS = {
 }
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> FileIO:
     """A regular file, open for reading, without waiting for anybody.
 
     Raises `OSError` for a folder, FIFO, socket or device, and for what is no name of a file.
@@ -42,7 +42,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         if not stat.S_ISREG(mode):
             kind = _KINDS.get(stat.S_IFMT(mode), "something else")
             raise OSError(errno.EINVAL, f"It is {kind}, and no regular file", os.fspath(path))
-        return os.fdopen(descriptor, "rb", buffering=0)
+        return FileIO(descriptor)
     except BaseException:
         os.close(descriptor)
         raise
@@ -51,7 +51,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 class Reader:
     """A file that is read from front to back, and hashed on the way. `size`: as the system knows it."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: FileIO) -> None:
         self.stream = stream
         self.size = os.fstat(stream.fileno()).st_size
         self.at = 0
@@ -66,7 +66,7 @@ class Reader:
         """Fill `target`, and say how many bytes there were."""
         filled = 0
         while filled < len(target):
-            count = self.stream.readinto(target[filled : filled + _CHUNK])  # type: ignore[attr-defined]
+            count = self.stream.readinto(target[filled : filled + _CHUNK])
             if not count:
                 break
             self._digest.update(target[filled : filled + count])

@@ -7,15 +7,20 @@ own names to NumPy arrays as stored. `palm.upstream.read` interprets them. No fi
 from __future__ import annotations
 
 import importlib
+import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from palm.backends import wing
 from palm.errors import MissingFrameworkError, UpstreamError
+from palm.files.arrays import read_npy, read_npz
+from palm.files.objects import MalformedError
+from palm.files.read import open_regular, reading
+from palm.files.tensors import read_tensors as read_safetensors
 from palm.spec.parameters import DTYPES
 
 _JAX = {
@@ -145,6 +150,12 @@ def _read_file(path: Path) -> Any:
         return read(path)
     except MissingFrameworkError:
         raise
+    except (MalformedError, OSError) as error:
+        told = error.strerror if isinstance(error, OSError) else error
+        raise UpstreamError(
+            f"path must be a readable {path.suffix} file; got path={str(path)!r}: {told}. "
+            f"Write it with {write}."
+        ) from None
     except Exception as error:  # a damaged file can raise almost anything
         raise UpstreamError(
             f"path must be a readable {path.suffix} file; got path={str(path)!r}, {type(error).__name__}. "
@@ -154,28 +165,34 @@ def _read_file(path: Path) -> Any:
 
 def _read_torch(path: Path) -> Any:
     wing("torch")  # says what to install where there is none
-    return importlib.import_module("torch").load(path, map_location="cpu", weights_only=True)
+    with open_regular(path) as file, io.BufferedReader(file) as buffered:
+        return importlib.import_module("torch").load(buffered, map_location="cpu", weights_only=True)
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    # np.load leaves a damaged file open if it opened it itself.
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        return dict(archive)
+    with open_regular(path) as file:
+        return read_npz(file)
 
 
 def _read_eqx(path: Path) -> list[np.ndarray]:
     leaves = []
-    with path.open("rb") as file:
-        while file.peek(1):
-            leaves.append(np.lib.format.read_array(file, allow_pickle=False))
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        while file.tell() < size:
+            leaves.append(read_npy(file, size - file.tell()))
     return leaves
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    with reading(path) as reader:
+        return read_safetensors(reader)
 
 
 # How each kind of file is read, and how a good one is written.
 _FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ".pt": (_read_torch, "torch.save(model.state_dict(), path)"),
     ".pth": (_read_torch, "torch.save(model.state_dict(), path)"),
-    ".safetensors": (load_file, "safetensors.torch.save_model(model, path)"),
+    ".safetensors": (_read_safetensors, "safetensors.torch.save_model(model, path)"),
     ".npz": (_read_npz, "numpy.savez(path, **arrays)"),
     ".eqx": (_read_eqx, "equinox.tree_serialise_leaves(path, model)"),
 }

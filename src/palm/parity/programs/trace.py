@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from os import PathLike
@@ -16,6 +14,22 @@ from typing import Any
 import numpy as np
 
 from palm.errors import BundleError
+from palm.files.arrays import read_npz
+from palm.files.objects import parse_object
+from palm.files.read import open_regular
+from palm.files.schema import (
+    FLAG,
+    NATURAL,
+    PRINTABLE,
+    TEXT,
+    ByName,
+    Items,
+    Leaf,
+    Optional,
+    Record,
+    check,
+    one_of,
+)
 from palm.files.write import remedy, replace_file
 from palm.parity.programs.scales import HELD, SHARED
 from palm.tracing.fingerprint import LENGTH
@@ -26,8 +40,35 @@ from palm.tracing.rounding import Rounding
 SUFFIX = ".trace"
 _SCHEMA, _VERSION = "palm-trace", 1
 # What a damaged file makes readers raise.
-_DAMAGE = (LookupError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_DAMAGE = (LookupError, ValueError, TypeError)
 _KINDS = ("operation", "input", "parameter", "constant")
+_CALLER = Leaf(
+    "a file and a line",
+    lambda value: isinstance(value, list) and [type(part) for part in value] == [str, int],
+)
+_PLACE = Record({"file": TEXT, "line": NATURAL, "function": TEXT, "module": TEXT, "callers": Items(_CALLER)})
+_OPERATION = Record(
+    {
+        "op": TEXT,
+        "kind": one_of(*_KINDS),
+        "shape": Items(NATURAL),
+        "dtype": TEXT,
+        "place": Optional(_PLACE),
+        "name": TEXT,
+        "inputs": Items(NATURAL),
+        "moves": FLAG,
+        "draws": FLAG,
+        "rounds": TEXT,
+    }
+)
+_ABOUT = Record(
+    {
+        "label": PRINTABLE,
+        "dtype": TEXT,
+        "operations": Items(_OPERATION),
+        "outputs": ByName(TEXT, NATURAL),
+    }
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +134,13 @@ def is_trace(side: object) -> bool:
 def read_trace(path: str | PathLike[str]) -> Trace:
     """Inverse of `Trace.save`. Raises `BundleError` for anything that it did not write."""
     try:
-        with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as held:
-            arrays = {name: held[name] for name in held.files}
+        with open_regular(path) as stream:
+            arrays = read_npz(stream)
         digest = arrays.pop("sha256").tobytes().decode()
         if digest != _digest(arrays):
             raise BundleError(f"{path} must be as it was written; its checksum differs. Record again.")
-        about = json.loads(arrays.pop("about").tobytes())
+        about = parse_object(arrays.pop("about").tobytes(), finite=False)
+        check(about, _ABOUT)
         return _trace_of(about, arrays)
     except BundleError:
         raise

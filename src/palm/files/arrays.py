@@ -1,0 +1,119 @@
+"""NumPy's files, `.npy` and `.npz`: nothing is allocated before the header is held against the bytes there.
+
+Source: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+import zipfile
+import zlib
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from palm.files.objects import MalformedError
+
+_MAGIC = b"\x93NUMPY"
+_LONGEST_HEADER = 10_000  # as NumPy itself has it
+_MOST_AXES = 32
+# What a damaged archive makes `zipfile` raise.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+class Layout(NamedTuple):
+    """What a `.npy` file says of its array, and where the numbers begin."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    by_columns: bool
+    offset: int
+
+
+def read_layout(stream: IO[bytes], size: int) -> Layout:
+    """The header of a `.npy` file of which `size` bytes are left; all numbers of its array must be there.
+
+    Leaves the stream at the first number. Raises `MalformedError`.
+    """
+    start = stream.read(8)
+    if len(start) != 8 or start[:6] != _MAGIC or start[6] not in (1, 2, 3):
+        raise MalformedError("it must begin as a NumPy file does; it does not")
+    width = 2 if start[6] == 1 else 4
+    length = int.from_bytes(stream.read(width), "little")
+    if length > _LONGEST_HEADER:
+        raise MalformedError(f"its header must have at most {_LONGEST_HEADER:,} bytes; got {length:,}")
+    dtype, shape, by_columns = _parse_header(stream.read(length))
+    offset = 8 + width + length
+    needed = offset + math.prod(shape) * dtype.itemsize
+    if needed > size:
+        raise MalformedError(f"{dtype}{list(shape)} needs {needed:,} bytes; got {size:,}")
+    return Layout(dtype, shape, by_columns, offset)
+
+
+def read_npy(stream: IO[bytes], size: int) -> np.ndarray:
+    """The array of a `.npy` file of which `size` bytes are left. Raises `MalformedError`."""
+    layout = read_layout(stream, size)
+    try:
+        flat = np.empty(math.prod(layout.shape), layout.dtype)
+        target, filled = flat.view(np.uint8).data, 0
+        while filled < len(target):
+            piece = stream.read(min(len(target) - filled, 1 << 22))
+            if not piece:
+                raise MalformedError("its numbers must all be there; it ends before")
+            target[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        return flat.reshape(layout.shape, order="F" if layout.by_columns else "C")
+    except MemoryError:
+        raise MalformedError(f"{size:,} bytes do not fit into memory") from None
+
+
+def read_npz(stream: IO[bytes]) -> dict[str, np.ndarray]:
+    """The arrays of a `.npz` file by name. Raises `MalformedError`."""
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            if len(members) < len(archive.infolist()):
+                raise MalformedError("its arrays must have names of their own; two have the same")
+            return {name: _member(archive, name, member) for name, member in members.items()}
+    except MalformedError:
+        raise
+    except _DAMAGE as error:
+        raise MalformedError(f"it must be a NumPy archive; {error!s:.80}") from None
+
+
+def _member(archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> np.ndarray:
+    if not name.isprintable() or member.compress_type not in _METHODS:
+        raise MalformedError(f"{name!r:.80} must be printable, and stored or deflated; it is not")
+    with archive.open(member) as stream:
+        array = read_npy(stream, member.file_size)
+        stream.read(1)  # the end, where the checksum is held against the bytes
+    return array
+
+
+def _parse_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
+    try:
+        # Python 2 wrote (3L,).
+        found = ast.literal_eval(re.sub(r"(?<=\d)L", "", header.decode().strip()))
+        descr, shape, by_columns = found["descr"], found["shape"], found["fortran_order"]
+        dtype = np.dtype(descr) if isinstance(descr, str) else None
+    except (ValueError, SyntaxError, TypeError, LookupError, RecursionError, MemoryError) as error:
+        raise MalformedError(f"its header must be NumPy's; {error!s:.60}") from None
+    if dtype is None or dtype.kind not in "?biufcV" or not dtype.itemsize:
+        raise MalformedError(f"it must hold plain numbers; got descr={descr!r:.60}")
+    fits = isinstance(shape, tuple) and len(shape) <= _MOST_AXES and isinstance(by_columns, bool)
+    if not fits or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
+        raise MalformedError(f"its shape must be whole numbers of at least 0; got {shape!r:.60}")
+    if math.prod(n for n in shape if n) * dtype.itemsize >= 2**63:
+        raise MalformedError(f"its shape must be one that memory can hold; got {shape!r:.60}")
+    return dtype, shape, by_columns
