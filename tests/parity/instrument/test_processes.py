@@ -156,6 +156,20 @@ def test_an_interrupt_while_the_command_is_loaded_gives_one_line_and_130(name, t
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "palm: interrupted\n")
 
 
+def test_an_interrupt_of_the_installed_command_is_the_same(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(AT_IMPORT.format(name="palm.backends"))
+    script = tmp_path / "palm"
+    script.write_text("import sys\nfrom palm.cli.main import main\nsys.exit(main())\n")
+    done = subprocess.run(
+        [sys.executable, "-P", str(script), "--version"],
+        env=environment(tmp_path / "temporary", tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "palm: interrupted\n")
+
+
 def test_a_program_that_imports_palm_keeps_its_interrupts():
     code = "import signal; import palm; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -105,7 +105,7 @@ def record_side(
 ) -> Recording | Excerpt:
     """Record one live side in a process of its own into the bundle `out`. Raises as `compare_sides`."""
     check_installed(side.backend)
-    check_model(source.config, "float64")  # as which it runs once more
+    check_model(source.config, side.dtype)
     with temporary_folder("record") as folder:
         common = _common(source, [side], None, folder)
         own = {"label": side.backend, "out": str(out), "is_excerpt": not is_complete}
