@@ -19,6 +19,8 @@ from palm.checkpoint.manifest import fingerprint, read_sealed, read_tensors, sea
 from palm.config import PaLMConfig
 from palm.errors import BundleError, CheckpointError, PalmError
 from palm.fields import plain
+from palm.files.objects import MalformedError
+from palm.files.schema import NATURAL, OBJECT, PRINTABLE, SHA256, ByName, Items, Record, check
 from palm.files.write import new_folder, put_in_place, remedy, write_file, write_tensors
 from palm.parity.recording.bundle_check import check_recording, number
 from palm.parity.recording.excerpt import Excerpt, record_excerpt
@@ -27,6 +29,15 @@ from palm.spec.arrays import Named
 
 FORMAT, VERSION = "palm-bundle", 1
 HEADER, ARRAYS = "bundle.json", "arrays.safetensors"
+_HEADER = Record(
+    {
+        "arrays": Record({"bytes": NATURAL, "sha256": SHA256}),
+        "order": Items(PRINTABLE),
+        "config": OBJECT,
+        "label": PRINTABLE,
+        "environment": ByName(PRINTABLE, PRINTABLE),
+    }
+)
 _KINDS: dict[str, type] = {"complete": Recording, "excerpt": Excerpt}
 _GROUPS = {
     "complete": ("weights", "taps", "grads", "exact_taps", "exact_grads"),
@@ -167,19 +178,20 @@ def _read_header(path: Path) -> dict[str, Any]:
     kind = header.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise BundleError(f"{file} must be of kind {' or '.join(_KINDS)}; got kind={kind!r}. Record again.")
-    entry = header.get("arrays")
-    if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
-        raise BundleError(f"{file} must say what {ARRAYS} is; it does not. Record again.")
+    try:
+        check(header, _HEADER)
+    except MalformedError as error:
+        raise BundleError(f"{file} must describe a bundle; {error}. Record again.") from None
     return header
 
 
 def _assemble(header: Mapping[str, Any], arrays: Named) -> Recording | Excerpt:
     kind = header["kind"]
-    missing = [name for name in (*_plain_fields(kind), "order") if name not in header]
+    missing = [name for name in _plain_fields(kind) if name not in header]
     if missing:
         raise BundleError(f"must name {', '.join(missing)}; it does not. Record again.")
     order = header["order"]
-    if not isinstance(order, list) or not all(isinstance(n, str) for n in order) or {*order} != {*arrays}:
+    if len(order) != len(arrays) or {*order} != {*arrays}:
         raise BundleError("must list exactly the arrays it has; it does not. Record again.")
     groups: dict[str, Any] = {group: {} for group in _GROUPS[kind]}
     for name in order:
