@@ -69,6 +69,7 @@ class Trial:
         self.folder, self.wing, self.recipe = folder, wing, recipe
         self.text = folder / "text"
         self.text.write_bytes(TEXT)
+        self._train(folder / "first")  # the first plot of a process makes folders of matplotlib's own
         self.calls = changes(lambda: self._train(folder / "whole"))
         self.end = end_of(folder / "whole")
 
