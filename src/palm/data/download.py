@@ -10,10 +10,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from zipfile import BadZipFile, ZipFile
 
 from palm.errors import DataError
+from palm.files.write import fsync, new_folder, remedy
 
 # on_progress(bytes done, bytes in all), as a download goes on.
 OnProgress = Callable[[int, int], None]
@@ -66,22 +66,23 @@ def fetch(name: str, folder: str | os.PathLike[str], *, on_progress: OnProgress 
         if final.exists():
             _verify(final, known.text, str(final), _DELETE)
             return final
-        final.parent.mkdir(parents=True, exist_ok=True)
         # Hidden, so that a corpus opened from this folder has none of it, and gone whatever happens.
-        with TemporaryDirectory(dir=final.parent, prefix=f".{name}-") as work:
+        with new_folder(final) as work:
             where, fix = str(archive), _DELETE
             if archive.exists():
                 _verify(archive, known.archive, where, fix)
             else:
                 where, fix = known.url, f"Try again, or put the right file there by hand as {archive}."
-                archive = Path(work) / archive.name
+                archive = work / archive.name
                 _download(known, archive, fix, on_progress)
-            unpacked = Path(work) / name
+            unpacked = work / name
             _unpack(archive, unpacked, where, fix)
             _verify(unpacked, known.text, where, fix)
+            fsync(unpacked)
             unpacked.replace(final)
+            fsync(final.parent)
     except OSError as error:
-        raise DataError(f"{final} must be readable or writable; got {error}. Use another folder.") from None
+        raise DataError(f"{final} must be readable or writable; got {error}. {remedy(error)}") from None
     return final
 
 

@@ -12,6 +12,7 @@ from functools import partial
 import pooch
 import pytest
 from cases import assert_explains
+from disks import killed
 
 from palm import DataError
 from palm.data import download as corpora
@@ -191,6 +192,15 @@ def test_a_download_that_is_broken_off_leaves_nothing_behind(web, folder):
     assert list(folder.iterdir()) == []
 
 
+def test_what_a_killed_download_left_is_removed_by_the_next_one(web, folder):
+    (folder / "little.zip").parent.mkdir()
+    (folder / "little.zip").write_bytes(packed())
+    assert killed(lambda: fetch("little", folder), 3)
+    assert len(list(folder.glob(".little.tmp-*"))) == 1
+    fetch("little", folder)
+    assert {file.name for file in folder.iterdir()} == {"little", "little.zip"}
+
+
 def test_without_a_network_it_says_where_to_put_the_file(web, folder, monkeypatch):
     with socket.socket() as closed:  # a port where nobody listens
         closed.bind(("127.0.0.1", 0))
@@ -207,7 +217,7 @@ def test_a_folder_that_cannot_be_made_is_named(web, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError) as raised:
         fetch("little", tmp_path / "file" / "below")
-    assert_explains(raised, str(tmp_path / "file"), "must be readable or writable", "Use another folder")
+    assert_explains(raised, str(tmp_path / "file"), "must be readable or writable", "Choose another path")
 
 
 def test_an_unknown_corpus_is_refused(folder):
