@@ -36,7 +36,7 @@ MIRRORED = sorted(
 )
 # What one framework needs and the other does not: nn.Linear stores the transpose, torch has its own bfloat16.
 # JAX's matrix products have a precision of their own, JAX has no embedding, and its weights come from keys.
-# Only a jaxpr holds numbers in the dtype of what they are computed with.
+# Only a jaxpr holds numbers in the dtype of what they are computed with, and must be made anew to draw anew.
 # Only torch keeps numbers below 1e-38 on a CPU unless a thread is told not to.
 ONE_SIDED = {
     "weights.py": {"is_linear", "to_tensor", "to_array"},
@@ -44,7 +44,7 @@ ONE_SIDED = {
     "linear.py": {"normal"},
     "train.py": {"flushing_thread"},
     "wrapped.py": {"weight_dtypes", "check_taps"},
-    "trace/program.py": {"TracedProgram.settle"},
+    "trace/program.py": {"TracedProgram.again", "TracedProgram.settle"},
 }
 # The ways each framework has of being called: no method of ours.
 CALLS = {"__init__", "__call__", "forward"}

@@ -21,7 +21,7 @@ from palm.parity.judge.findings import excerpt_findings, recording_findings
 from palm.parity.judge.need import holds
 from palm.parity.judge.predictions import predictions, side_by_side
 from palm.parity.programs.compare import compare_programs
-from palm.parity.programs.kinds import Framework, traced_program
+from palm.parity.programs.kinds import Framework, check_frameworks, traced_program
 from palm.parity.programs.result import ProgramComparison
 from palm.parity.programs.sides import programs
 from palm.parity.programs.trace import Trace, is_trace, read_trace
@@ -113,6 +113,7 @@ def compare(
     `on_step` is called with the name of each finished step. Without it, a line on standard error shows how
     far the comparison is, if that is a terminal or a notebook and it takes longer than two seconds.
     """
+    check_frameworks(frameworks)
     a, b = (read_trace(side) if is_trace(side) else side for side in (a, b))
     foreign = [(callable(side) and not is_model(side)) or isinstance(side, Trace) for side in (a, b)]
     if all(foreign) or any(isinstance(side, Trace) for side in (a, b)):

@@ -15,6 +15,8 @@ import numpy as np
 LENGTH = 8
 # Of a run that is not aligned.
 NONE = np.full(LENGTH, np.nan)
+# A fill is below this, and so many times larger than what is not filled.
+_LOW, _BESIDE = -1e4, 1e-3
 # So many elements are summed at once: they stay in the cache.
 _PIECE = 1 << 14
 
@@ -60,12 +62,28 @@ def of_array(x: np.ndarray) -> np.ndarray:
     """The fingerprint of a NumPy array."""
     if not x.size:
         return NONE
-    flat = real(x).ravel(order="K")  # in any order
+    flat = unfilled(real(x).ravel(order="K"))  # in any order
     pieces = np.array([_host_sums(flat[i : i + _PIECE]) for i in range(0, flat.size, _PIECE)])
     largest, smallest, scale = pieces[:, 1].max(), pieces[:, 2].min(), pieces[:, 3].max()
     shares = pieces[:, 3] / scale if scale else pieces[:, 3]
     powers = [pieces[:, 4:6].T @ shares, *(pieces[:, 4 + k] @ shares**k for k in (2, 3, 4))]
     return fingerprint(np.hstack((pieces[:, 0].sum(), largest, smallest, scale, *powers)), flat.size)
+
+
+def unfilled(x: np.ndarray) -> np.ndarray:
+    """The elements with −∞ for a fill of hidden scores: a low number, the same in several places.
+
+    −1e9 and −∞ hide alike, and beside such a number all others would be nothing in a sum.
+    """
+    low = x.min()
+    if not low <= _LOW:
+        return x
+    finite = x[np.isfinite(x)]
+    fill = finite.min() if finite.size else 0.0
+    rest = finite[finite != fill]
+    if fill > _LOW or rest.size in (0, finite.size - 1) or np.sqrt(np.mean(rest**2)) > _BESIDE * -fill:
+        return x
+    return np.where(x == fill, -np.inf, x)
 
 
 def _host_sums(x: np.ndarray) -> list[float]:

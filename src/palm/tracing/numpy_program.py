@@ -16,7 +16,7 @@ from palm.tracing.numpy_array import Traced, writers
 from palm.tracing.numpy_recorder import Recorder
 from palm.tracing.operation import NOTHING, Change, Kind, Own, Run
 from palm.tracing.places import is_users
-from palm.tracing.program import Program, leaves, mapped, outputs_of
+from palm.tracing.program import Program, checked_outputs, leaves, mapped, outputs_of
 from palm.tracing.randomness import random_numbers
 from palm.tracing.reachable import replaced
 from palm.tracing.turns import alone
@@ -78,7 +78,9 @@ class NumpyProgram(Program):
                 recorder.leaf(x)
         with replaced(self.program, traced("parameter")), _written(recorder), np.errstate(all="ignore"):
             with random_numbers(self.seed):
-                outputs = outputs_of(self.program(*given))
+                results = self.program(*given)
+            outputs = checked_outputs(outputs_of(results), results)
+            outputs = {n: x if isinstance(x, np.ndarray) else np.asarray(x) for n, x in outputs.items()}
             indices = {name: recorder.value(x) for name, x in outputs.items()}
         return indices, {name: real(np.array(np.asarray(x))) for name, x in outputs.items()}
 

@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import numpy as np
+
 from palm.errors import ProbeError
 from palm.tracing.operation import NOTHING, Change, Operation, Own, Run
 from palm.tracing.rounding import Rounding, exact, measured
@@ -79,11 +81,13 @@ def leaves(tree: Any, name: str = "") -> Mapping[str, Any]:
         children = {field.name: getattr(tree, field.name) for field in fields(tree)}
     else:
         return {name: tree}
-    return {
-        path: leaf
-        for key, child in children.items()
-        for path, leaf in leaves(child, f"{name}.{key}" if name else str(key)).items()
-    }
+    found: dict[str, Any] = {}
+    for key, child in children.items():
+        for path, leaf in leaves(child, f"{name}.{key}" if name else str(key)).items():
+            if path in found:
+                raise ProbeError(f"names must be unique; got {path} twice. Give one another key.")
+            found[path] = leaf
+    return found
 
 
 def mapped(tree: Any, function: Any, name: str = "") -> Any:
@@ -93,7 +97,11 @@ def mapped(tree: Any, function: Any, name: str = "") -> Any:
         return mapped(value, function, f"{name}.{key}" if name else str(key))
 
     if isinstance(tree, Mapping):
-        return type(tree)({key: child(key, value) for key, value in tree.items()})  # type: ignore[call-arg]
+        whole = {key: child(key, value) for key, value in tree.items()}
+        try:
+            return type(tree)(whole)  # type: ignore[call-arg]
+        except TypeError:  # a defaultdict, say
+            return whole
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(child(key, value) for key, value in zip(tree._fields, tree, strict=True)))
     if isinstance(tree, (list, tuple)):
@@ -101,6 +109,20 @@ def mapped(tree: Any, function: Any, name: str = "") -> Any:
     return function(name, tree) if hasattr(tree, "dtype") else tree
 
 
-def outputs_of(tree: Any) -> dict[str, Any]:
-    """A program's outputs by name: a single one is `output`."""
-    return {name or "output": leaf for name, leaf in leaves(tree).items() if hasattr(leaf, "dtype")}
+def outputs_of(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A program's outputs by name: a single one is `output`. A number is an array, too."""
+    found = {}
+    for name, leaf in leaves(tree, prefix).items():
+        x = np.asarray(leaf) if isinstance(leaf, (bool, int, float, complex)) else leaf
+        if hasattr(x, "dtype"):
+            found[name or "output"] = x
+    return found
+
+
+def checked_outputs(found: dict[str, Any], tree: Any) -> dict[str, Any]:
+    """The outputs. Raises `ProbeError` if there is none."""
+    if not found:
+        raise ProbeError(
+            f"a program must return arrays or numbers; got {type(tree).__name__}. Return what to compare."
+        )
+    return found

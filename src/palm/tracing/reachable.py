@@ -85,7 +85,7 @@ class _Walk:
         elif isinstance(value, types.MethodType):
             yield "", value.__self__, lambda _: None
             yield "", value.__func__, lambda _: None
-        elif hasattr(value, "__dict__"):
+        elif isinstance(getattr(value, "__dict__", None), dict):
             held = vars(value)
             for key in list(held):
                 yield key, held[key], partial(held.__setitem__, key)

@@ -62,7 +62,7 @@ def test_no_two_are_alone_in_a_crowd():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning", "ignore:os.fork:RuntimeWarning")
 def test_a_forked_child_does_not_wait_for_threads_that_it_lacks():
     entered, done = threading.Event(), threading.Event()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -10,16 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from palm.jax_impl.trace.inner import CALLS, Scope, inner_of, opened
+from palm.jax_impl.trace.inner import CALLS, Scope, draws, inner_of, opened
 from palm.jax_impl.trace.kernels import kernel_of
-from palm.jax_impl.trace.precision import alone, is_opaque, is_same, wide
+from palm.jax_impl.trace.precision import alone, is_float, is_opaque, is_same, narrow, wide
 from palm.tracing.fingerprint import NONE, of_array, real
 from palm.tracing.operation import Change, Operation, Place
 from palm.tracing.sample import EXACT, rounded, sampled
 
 _MOVES = frozenset(("reshape", "transpose", "squeeze", "expand_dims", "rev", "broadcast_in_dim"))
-_DRAWS = frozenset(("random_bits", "rng_bit_generator", "rng_uniform"))
-_LOOPS = frozenset(("scan", "while", "cond"))
+_LOOPS = frozenset(("scan", "while", "cond", "custom_linear_solve"))
+# Numbers of so few bits behind the first one are the same in every dtype.
+_SHORT = 2.0**11
 Call = Callable[[Any, "list[Value]"], "list[Value]"]
 
 
@@ -87,7 +89,7 @@ class Runner:
         """Write down what the program was given or holds, moved by its rounding if asked."""
         index = len(self.operations)
         operation = Operation(kind, kind, tuple(np.shape(array)), dtype, None, name)
-        if index in self.change.scale:
+        if index in self.change.scale and (is_float(array) or array.dtype == np.complex128):
             moved = np.random.default_rng(index).uniform(-1, 1, np.shape(array))
             moved = (1 + self.change.scale[index] * moved) * np.asarray(array)
             array = jnp.asarray(moved)
@@ -124,20 +126,28 @@ class Runner:
     def held(self, literal: Literal) -> Any:
         """A number that stands in the program, in the dtype in which it is computed with here."""
         own = np.asarray(literal.val, cast("Any", literal.aval).dtype)
-        return wide(own, self.numbers) if self.exact else own
+        return wide(narrow(own), self.numbers) if self.exact else own
+
+    def number(self, literal: Literal) -> Any:
+        """A number as an argument: a value of its own if it is off by its rounding, for all that is known."""
+        held = self.held(literal)
+        own = np.asarray(literal.val, cast("Any", literal.aval).dtype)
+        if not self.exact or not is_float(own) or not _is_rounded(own):
+            return held
+        return self.leaf(held, "constant", "", "float32") if float(held) == float(own) else held
 
     def primitive(self, eqn: JaxprEqn, env: Env, place: Place | None) -> list[Value]:
         """Compute an equation, with what this run is to do differently in it."""
-        known = [env[v] for v in eqn.invars if not isinstance(v, Literal)]
-        arrays = [self.held(v) if isinstance(v, Literal) else env[v].array for v in eqn.invars]
+        given = [self.number(v) if isinstance(v, Literal) else env[v] for v in eqn.invars]
+        known = [x for x in given if isinstance(x, Value)]
+        arrays = [x.array if isinstance(x, Value) else x for x in given]
         kernel, rounds = kernel_of(eqn, self.working, exact=self.exact)
         if self.exact and not rounds and is_same(eqn, self.working):
             dtype = str(cast("Any", eqn.outvars[0].aval).dtype)
             return known or [self.leaf(arrays[0], "constant", "", dtype)]
         single = [i for i, v in enumerate(eqn.invars) if _is_number(v)]
-        constants = tuple(float(arrays[i]) for i in single)
-        put = self.change.constants.get(len(self.operations), constants)
-        for i, number in zip(single, put, strict=True):
+        constants = tuple(float(np.asarray(arrays[i])) for i in single)
+        for i, number in zip(single, self.change.constants.get(len(self.operations), ()), strict=False):
             arrays[i] = np.asarray(number, arrays[i].dtype)
         results = alone(eqn, arrays)
         name = eqn.primitive.name
@@ -148,7 +158,7 @@ class Runner:
                     inputs=tuple(dict.fromkeys(value.index for value in known)),
                     constants=constants,
                     moves=name in _MOVES and len(known) == 1,
-                    draws=name in _DRAWS,
+                    draws=draws(eqn),
                     rounds=rounds,
                 ),
                 x,
@@ -181,7 +191,12 @@ class Runner:
         if name == "scan":
             return self.scan(p, ins, place, call)
         if name == "while":
-            return self.loop(p, ins, call)
+            return self.loop(p, ins, place, call)
+        if name == "custom_linear_solve":
+            lengths = p["const_lengths"]
+            first = lengths.matvec + lengths.vecmat
+            rest = sum(lengths)
+            return call(p["jaxprs"].solve, [*ins[first : first + lengths.solve], *ins[rest:]])
         if name == "cond":
             chosen = int(np.clip(int(ins[0].array), 0, len(p["branches"]) - 1))
             return call(p["branches"][chosen], ins[1:])
@@ -198,6 +213,10 @@ class Runner:
             carry, row = found[:k], found[k:]
             rows.append(row)
         rows = rows[::-1] if p["reverse"] else rows
+        if not rows:  # stacks of nothing
+            shapes = [v.aval for v in p["jaxpr"].jaxpr.outvars[k:]]
+            empty = [jnp.zeros((0, *aval.shape), aval.dtype) for aval in shapes]
+            return [*carry, *(self.leaf(x, "constant", "", str(x.dtype)) for x in empty)]
         return [*carry, *(self.stack(list(column), place) for column in zip(*rows, strict=True))]
 
     def part(self, x: Value, i: int, place: Place | None) -> Value:
@@ -215,15 +234,29 @@ class Runner:
         array = jnp.stack([x.array for x in column])
         inputs = tuple(dict.fromkeys(x.index for x in column))
         op = Operation("stack", "operation", array.shape, str(array.dtype), place, inputs=inputs)
-        return Value(array, self.add(op, array), column)
+        return Value(array, self.add(op, None if is_opaque(array.dtype) else array), column)
 
-    def loop(self, p: Any, ins: list[Value], call: Any) -> list[Value]:
-        """Run a while loop."""
+    def loop(self, p: Any, ins: list[Value], place: Place | None, call: Any) -> list[Value]:
+        """Run a while loop. One with several conditions, of vmap, goes on with those that still hold."""
         n, m = p["cond_nconsts"], p["body_nconsts"]
         tests, consts, carry = ins[:n], ins[n : n + m], ins[n + m :]
-        while bool(call(p["cond_jaxpr"], [*tests, *carry])[0].array):
-            carry = call(p["body_jaxpr"], [*consts, *carry])
+        while np.any(np.asarray((holds := call(p["cond_jaxpr"], [*tests, *carry])[0]).array)):
+            made = call(p["body_jaxpr"], [*consts, *carry])
+            several = np.ndim(holds.array) > 0
+            carry = (
+                [self.chosen(holds, *pair, place) for pair in zip(made, carry, strict=True)]
+                if several
+                else made
+            )
         return carry
+
+    def chosen(self, holds: Value, made: Value, before: Value, place: Place | None) -> Value:
+        """What a step of a loop made, where the loop goes on; elsewhere what was before."""
+        shape = (*np.shape(holds.array), *[1] * (np.ndim(made.array) - np.ndim(holds.array)))
+        array = jnp.where(jnp.reshape(holds.array, shape), made.array, before.array)
+        inputs = tuple(dict.fromkeys(x.index for x in (holds, made, before)))
+        op = Operation("select_n", "operation", array.shape, str(array.dtype), place, inputs=inputs)
+        return Value(array, self.add(op, array))
 
 
 def _done(jaxpr: Jaxpr) -> list[list[Any]]:
@@ -242,3 +275,10 @@ def _done(jaxpr: Jaxpr) -> list[list[Any]]:
 
 def _is_number(var: Any) -> bool:
     return isinstance(var, Literal) and np.size(var.val) == 1 and np.asarray(var.val).dtype.kind in "fiu"
+
+
+def _is_rounded(x: np.ndarray) -> bool:
+    """Whether a number was rounded to float32 or less. One of few bits, 0.5 or 12, is as it was written."""
+    number = float(x)
+    mantissa = float(np.frexp(number)[0]) * _SHORT
+    return math.isfinite(number) and float(np.float32(number)) == number and mantissa != round(mantissa)

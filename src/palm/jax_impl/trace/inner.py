@@ -13,7 +13,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from palm.errors import ProbeError
-from palm.jax_impl.trace.precision import is_float, is_opaque
+from palm.jax_impl.trace.precision import is_float, is_opaque, narrow
 from palm.tracing.operation import Place
 from palm.tracing.places import CALLERS, is_users, runs_programs
 
@@ -87,6 +87,11 @@ def all_of(closed: ClosedJaxpr) -> Iterator[ClosedJaxpr]:
                 yield from all_of(ClosedJaxpr(*opened(inner)))
 
 
+def draws(eqn: JaxprEqn) -> bool:
+    """Whether a primitive makes random numbers."""
+    return eqn.primitive.name.startswith(("random_bits", "random_gamma", "rng_", "threefry"))
+
+
 def held_by(closed: ClosedJaxpr) -> Iterator[Any]:
     """The constants that a jaxpr and the functions inside it hold."""
     return (c for one in all_of(closed) for c in one.consts)
@@ -117,7 +122,7 @@ def single_numbers(closed: ClosedJaxpr) -> Iterator[np.ndarray]:
     )
     for x in (*held_by(closed), *written):
         if hasattr(x, "dtype") and np.size(x) == 1 and not is_opaque(x.dtype) and is_float(x):
-            yield np.asarray(x)
+            yield narrow(np.asarray(x))
 
 
 def _is_librarys(inner: Any) -> bool:

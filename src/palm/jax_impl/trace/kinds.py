@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FunctionType, ModuleType
 from typing import Any
 
 import jax
 import numpy as np
+
+from palm.jax_impl.trace.precision import is_opaque
+from palm.tracing.program import checked_outputs, outputs_of
 
 
 def parts_of(program: Any) -> tuple[Any, Callable[..., Any]]:
@@ -40,13 +45,44 @@ def is_array(x: Any) -> bool:
 
 
 def holds_arrays(x: Any) -> bool:
-    """Whether it is an array of JAX's, or a registered pytree with some inside, such as a model."""
-    if isinstance(x, jax.Array):
+    """Whether it is an array, or a registered pytree with some of JAX's inside, such as a model."""
+    if isinstance(x, jax.Array) or type(x) is np.ndarray:
         return True
     if isinstance(x, (dict, list, tuple, np.ndarray)) or not type(x).__module__ or hasattr(x, "__code__"):
         return False
     found = jax.tree.leaves(x)
     return is_tree(x) and any(isinstance(y, jax.Array) for y in found)
+
+
+def results_of(tree: Any) -> dict[str, Any]:
+    """A program's outputs by name, also of registered pytrees; of random keys their numbers.
+
+    What has no gradient, JAX's float0, is no output. Raises `ProbeError` if there is none.
+    """
+    found: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        prefix = jax.tree_util.keystr(path, simple=True, separator=".")
+        for name, x in outputs_of(leaf, prefix).items():
+            if x.dtype != jax.dtypes.float0:
+                found[name] = jax.random.key_data(x) if is_opaque(x.dtype) else x
+    return checked_outputs(found, tree)
+
+
+@contextmanager
+def unchanged(program: Any) -> Iterator[None]:
+    """Put back the attributes of an object that is called, or whose method is."""
+    target = getattr(program, "__self__", program)
+    held = getattr(target, "__dict__", None)
+    if not isinstance(held, dict) or isinstance(target, (type, FunctionType, ModuleType)):
+        yield
+        return
+    before = dict(held)
+    try:
+        yield
+    finally:
+        if any(held.get(key) is not x for key, x in before.items()) or held.keys() != before.keys():
+            held.clear()
+            held.update(before)
 
 
 def _merged(nnx: Any, graph: Any, state: Any, held: Any) -> Any:

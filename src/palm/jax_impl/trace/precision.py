@@ -49,6 +49,11 @@ def is_opaque(dtype: Any) -> bool:
     return bool(jnp.issubdtype(dtype, jax.dtypes.extended))
 
 
+def narrow(x: np.ndarray) -> np.ndarray:
+    """A number of float32 that was promoted while the program was traced, as it was; others as they are."""
+    return x.astype(np.float32) if x.dtype == np.float64 and np.float32(x) == x else x
+
+
 def wide(x: Any, numbers: Collection[float] = ()) -> Any:
     """A float in float64, a complex number in complex128.
 
@@ -80,6 +85,8 @@ def alone(eqn: JaxprEqn, ins: Sequence[Any]) -> list[Any] | None:
     name = eqn.primitive.name
     if name == "axis_index":
         return [jnp.zeros((), np.int32)]
+    if name == "ppermute" and (0, 0) not in [tuple(pair) for pair in eqn.params["perm"]]:
+        return [jnp.zeros_like(x) for x in ins]  # nobody sends
     axes = eqn.params.get("axes", eqn.params.get("axis_name", ()))
     if name not in _EXCHANGED or any(
         isinstance(x, int) for x in (axes if isinstance(axes, tuple) else (axes,))
@@ -109,6 +116,8 @@ def promoted(eqn: JaxprEqn, working: str) -> tuple[dict[str, Any], str]:
             if DTYPES[name] > DTYPES[working] or (DTYPES[name] == DTYPES[working] and name != working):
                 rounds = name
             params[key] = np.dtype("float64")
+        elif name is not None and name.startswith("float8"):
+            rounds, params[key] = name, np.dtype("float64")
         elif name == "complex64":
             params[key] = np.dtype("complex128")
     return params, rounds

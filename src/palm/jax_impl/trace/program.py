@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from palm.jax_impl.trace.evaluate import Runner, Value
-from palm.jax_impl.trace.inner import Scope, held_by, read_as, single_numbers
-from palm.jax_impl.trace.kinds import holds_arrays, is_array, parts_of
+from palm.jax_impl.trace.inner import Scope, all_of, draws, held_by, read_as, single_numbers
+from palm.jax_impl.trace.kinds import holds_arrays, is_array, parts_of, results_of, unchanged
 from palm.jax_impl.trace.precision import is_float, is_opaque, wide
 from palm.tracing.fingerprint import real
 from palm.tracing.numbers import settled
 from palm.tracing.operation import NOTHING, Change, Kind, Own, Run, with_places
-from palm.tracing.program import Program, mapped, outputs_of
+from palm.tracing.program import Program, mapped
+from palm.tracing.randomness import random_numbers
 from palm.tracing.reachable import replaced
 from palm.tracing.turns import alone
 from palm.tracing.working import examined, used_as
@@ -35,6 +38,7 @@ class TracedProgram(Program):
         self._memo: dict[Any, Any] = {}
         self._numbers: tuple[float, ...] = ()
         self._closed_over: dict[int, tuple[Any, str, str]] = {}
+        self._promoted: dict[int, tuple[Any, Any]] = {}
         tree, call = parts_of(program)
         paths, structure = jax.tree_util.tree_flatten_with_path(tree)
         held = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in paths}
@@ -49,30 +53,39 @@ class TracedProgram(Program):
 
         def run(of_arrays: dict[str, Any], of_inputs: dict[str, Any]) -> list[Any]:
             whole = jax.tree.unflatten(structure, [of_arrays.get(name, x) for name, x in held.items()])
-            found = outputs_of(call(whole, *mapped(inputs, lambda name, _: of_inputs[name])))
+            found = results_of(call(whole, *mapped(inputs, lambda name, _: of_inputs[name])))
             self._names = list(found)
             return list(found.values())
 
-        @alone()
-        def own() -> Any:
-            return self._jaxpr(run, arrays, given, promoted=False)
-
-        self._own = own
-        self._closed = self._traced(program, run, arrays, given)
+        self._make = partial(self._jaxpr, program, run, arrays, given)
+        self._closed = self._traced()
         self.dtype = examined(label, self._floats())
         self.first = self.run()
 
-    @alone()
-    def _traced(self, program: Any, run: Any, arrays: dict[str, Any], given: dict[str, Any]) -> Any:
-        """The jaxpr in float64, or in the program's own dtypes if it fixes some that must be equal."""
-        try:
-            with jax.enable_x64(True), replaced(program, self._widened, holds_arrays):
-                return self._jaxpr(run, arrays, given, promoted=True)
-        except (TypeError, ValueError):
-            self._closed_over.clear()
-            return self._jaxpr(run, arrays, given, promoted=False)
+    def _traced(self) -> Any:
+        """The jaxpr in float64, or in the program's own dtypes if it fixes some that must be equal.
 
-    def _jaxpr(self, run: Any, arrays: dict[str, Any], given: dict[str, Any], *, promoted: bool) -> Any:
+        Also if it draws: JAX draws other numbers in float64.
+        """
+        try:
+            closed = self._make(promoted=True)
+            if not any(draws(eqn) for one in all_of(closed) for eqn in one.jaxpr.eqns):
+                return closed
+        except (TypeError, ValueError):
+            pass
+        self._closed_over.clear()
+        return self._make(promoted=False)
+
+    @alone()
+    def _jaxpr(
+        self,
+        program: Any,
+        run: Any,
+        arrays: dict[str, Any],
+        given: dict[str, Any],
+        *,
+        promoted: bool,
+    ) -> Any:
         """The jaxpr. Its arguments are flattened in the order of their sorted names."""
 
         def own(x: Any) -> Any:
@@ -84,15 +97,31 @@ class TracedProgram(Program):
                 for name, x in held.items()
             }
 
-        return jax.make_jaxpr(run)(spec(arrays), spec(given))
+        held = self._widened if promoted else _copied
+        with ExitStack() as stack:
+            if promoted:
+                stack.enter_context(jax.enable_x64(True))
+            for context in (
+                random_numbers(self.seed),
+                unchanged(program),
+                replaced(program, held, holds_arrays),
+            ):
+                stack.enter_context(context)
+            # Make it anew: what the program has become in the meantime counts.
+            return jax.make_jaxpr(partial(run))(spec(arrays), spec(given))
 
     def _widened(self, name: str, held: Any) -> Any:
         """What the program closes over, in float64: numbers beside it are then as precise as written."""
 
+        if type(held) is np.ndarray:
+            return _copied(name, held)
+
         def one(path: Any, x: Any) -> Any:
             if not is_array(x) or not is_float(x):
                 return x
-            promoted = jnp.asarray(x, np.float64)
+            before = self._promoted.get(id(x), (None, None))
+            promoted = before[1] if before[0] is x else jnp.asarray(x, np.float64)
+            self._promoted[id(x)] = (x, promoted)
             own = jax.tree_util.keystr(path, simple=True, separator=".")
             self._closed_over[id(promoted)] = (promoted, f"{name}.{own}" if own else name, str(x.dtype))
             return promoted
@@ -127,6 +156,18 @@ class TracedProgram(Program):
         self.operations = with_places(runner.operations)
         return Run(np.array(runner.fingerprints), runner.values, arrays, runner.samples)
 
+    def again(self) -> Run:
+        """Trace and run it once more with other random numbers, unless it brings its own."""
+        held, memo = dict(self._closed_over), self._memo
+        self.seed, self._memo = 1, {}
+        try:
+            closed = self._traced()
+            with jax.enable_x64(True):
+                runner, _ = self._evaluated(closed, NOTHING, (), exact=True)
+            return Run(np.array(runner.fingerprints), {}, {})
+        finally:
+            self.seed, self._memo, self._closed_over = None, memo, held
+
     def settle(self, numbers: Collection[float]) -> None:
         """Take a number that was rounded to a low precision for that one of `numbers` which rounds to it."""
         before, self._numbers = self._numbers, tuple(numbers)
@@ -136,7 +177,7 @@ class TracedProgram(Program):
 
     def own(self) -> Own:
         """Run it in its own precision."""
-        runner, found = self._evaluated(self._own(), NOTHING, (), exact=False)
+        runner, found = self._evaluated(self._make(promoted=False), NOTHING, (), exact=False)
         return Own(runner.operations, runner.samples, {name: value.index for name, value in found.items()})
 
     def _evaluated(
@@ -158,6 +199,11 @@ class TracedProgram(Program):
         consts = [self._const(runner, c) for c in closed.consts]
         found = runner.evaluate(closed.jaxpr, consts, leaves, Scope(None, fixed=False))
         return runner, dict(zip(self._names, found, strict=True))
+
+
+def _copied(_name: str, held: Any) -> Any:
+    """A copy of a NumPy array. JAX remembers what it made of one, in float64 too, and would use it later."""
+    return np.array(held) if type(held) is np.ndarray else held
 
 
 def _as_traced(x: Any, aval: Any, *, exact: bool) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from palm.backends import wing
-from palm.errors import ProbeError
+from palm.errors import ConfigError, ProbeError
 from palm.tracing.numpy_program import NumpyProgram
 from palm.tracing.program import Program, mapped
 from palm.tracing.scope import referred
@@ -24,6 +24,17 @@ FRAMEWORKS: tuple[Framework, ...] = ("torch", "jax", "numpy")
 # How far to follow the functions that a function calls.
 _DEPTH = 4
 _MOST = 50
+
+
+def check_frameworks(frameworks: Any) -> None:
+    """Raise `ConfigError` unless it says for each of two sides what it is written for, or None."""
+    known = (None, *FRAMEWORKS)
+    is_pair = isinstance(frameworks, (tuple, list)) and len(frameworks) == 2
+    if not is_pair or any(x not in known for x in frameworks):
+        raise ConfigError(
+            f"frameworks must be two of {', '.join(FRAMEWORKS)} or None; got frameworks={frameworks!r}. Say "
+            'it for both sides: frameworks=("torch", "jax").'
+        )
 
 
 def traced_program(
@@ -147,6 +158,10 @@ def _is_pytree(program: Any, jax: Any) -> bool:
 
 def _numpy(x: Any) -> np.ndarray:
     """An array of any framework as NumPy's."""
+    if str(getattr(x, "dtype", "")).startswith("key<"):
+        raise ProbeError(
+            "inputs must be numbers; got random keys. Pass jax.random.key_data(key), and wrap it inside."
+        )
     if hasattr(x, "detach"):
         x = x.detach().cpu()
         return np.asarray(x.float().numpy() if str(x.dtype) == "torch.bfloat16" else x.numpy())

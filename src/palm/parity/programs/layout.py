@@ -76,9 +76,14 @@ def nearest(x: np.ndarray, like: np.ndarray) -> np.ndarray | None:
 def distance(x: np.ndarray, y: np.ndarray) -> float:
     """Relative rms of the difference over what is finite in both, plus the fraction that is so in one."""
     both = np.isfinite(x) & np.isfinite(y)
-    odd = np.mean(np.isfinite(x) != np.isfinite(y)) if x.size else 0.0
+    odd = 0.0 if both.all() else np.mean(_class(x) != _class(y))
     if not both.any():
         return float(odd)
     a, b = x[both], y[both]
     scale = np.sqrt(np.mean(a * a) + np.mean(b * b))
     return float(np.sqrt(np.mean((a - b) ** 2)) / scale + odd) if scale else float(odd)
+
+
+def _class(x: np.ndarray) -> np.ndarray:
+    """0 of what is finite; ∞, −∞ and NaN are told apart."""
+    return np.where(np.isnan(x), 2.0, np.where(np.isinf(x), np.sign(x), 0.0))

@@ -128,7 +128,7 @@ class Recorder(TorchDispatchMode):
     def disturb(self, x: Tensor) -> None:
         """Move a leaf by as much as its rounding, if this run is to see what that does."""
         scale = self.change.scale.get(len(self.operations))
-        if scale is not None and x.dtype == torch.float64:
+        if scale is not None and x.dtype in (torch.float64, torch.complex128):
             noise = np.random.default_rng(len(self.operations)).uniform(-1, 1, tuple(x.shape))
             x.data.mul_(1 + scale * torch.from_numpy(np.asarray(noise)).to(x.device))
 
@@ -216,12 +216,13 @@ class Recorder(TorchDispatchMode):
         low = [x for x in asked if x in DTYPES and DTYPES[x] >= max(own, 1) and x != self.working]
 
         def one(x: Any) -> Any:
-            if isinstance(x, torch.dtype) and name_of(x) in DTYPES:
-                return torch.float64
-            if _is_float(x) and x.dtype != torch.float64:
+            if isinstance(x, torch.dtype) and (name_of(x) in DTYPES or x is torch.complex64):
+                return torch.complex128 if x.is_complex else torch.float64
+            if (_is_float(x) and x.dtype != torch.float64) or is_narrow_complex(x):
                 twin = self.twins.get(id(x))
                 if twin is None or twin[0] is not x:
-                    self.twins[id(x)] = twin = (x, x.double())
+                    wide = x.to(torch.complex128) if x.is_complex() else x.double()
+                    self.twins[id(x)] = twin = (x, wide)
                 return twin[1]
             return x
 
@@ -244,6 +245,11 @@ def _only_written(func: Any, args: Any, kwargs: Any, out: Any) -> list[Tensor]:
 
 def _is_float(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def is_narrow_complex(x: Any) -> bool:
+    """Whether it is a tensor of complex numbers in float32."""
+    return isinstance(x, Tensor) and x.dtype == torch.complex64
 
 
 def name_of(dtype: torch.dtype) -> str:

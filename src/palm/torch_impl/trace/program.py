@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from palm.torch_impl.trace.dispatch import Recorder, name_of
+from palm.torch_impl.trace.dispatch import Recorder, is_narrow_complex, name_of
 from palm.torch_impl.trace.state import objects, promoted, restored
 from palm.torch_impl.trace.tensors import array_of
 from palm.tracing.operation import DTYPES, NOTHING, Change, Kind, Own, Run
-from palm.tracing.program import Program, mapped, outputs_of
+from palm.tracing.program import Program, checked_outputs, mapped, outputs_of
 from palm.tracing.randomness import random_numbers
 from palm.tracing.turns import alone
 from palm.tracing.working import examined, leaf_floats
@@ -46,7 +46,7 @@ class TracedProgram(Program):
         held_floats = (p for m in modules.values() for p in m.parameters() if p.is_floating_point())
         self._narrow = next((p.dtype for p in held_floats), torch.get_default_dtype())
         seen = self._looked(narrow=False)
-        self._holds = [x for x in seen.leaves if name_of(x.dtype) in DTYPES]
+        self._holds = [x for x in seen.leaves if name_of(x.dtype) in DTYPES or is_narrow_complex(x)]
         self._own = {id(x): name_of(x.dtype) for x in self._holds}
         self.dtype = examined(label, leaf_floats(seen.operations))
         self.first = self.run()
@@ -89,10 +89,12 @@ class TracedProgram(Program):
 
     def _call(self, recorder: Recorder, *, narrow: bool = False) -> dict[str, np.ndarray]:
         def tensor(name: str, array: Any) -> Tensor:
-            x = torch.from_numpy(np.array(array))
+            x = _tensor(np.array(array))
             own = name_of(x.dtype)
             if x.is_floating_point() and (recorder.exact or narrow):
                 x = x.double() if recorder.exact else x.to(self._narrow)
+            elif is_narrow_complex(x) and recorder.exact:
+                x = x.to(torch.complex128)
             recorder.input(x, name, own)
             return x
 
@@ -103,9 +105,19 @@ class TracedProgram(Program):
             recorder,
         ):
             found = self.program(*given)
-        outputs = outputs_of(found)
+        outputs = {
+            name: x if isinstance(x, Tensor) else torch.from_numpy(np.asarray(x))
+            for name, x in checked_outputs(outputs_of(found), found).items()
+        }
         self.outputs = {name: recorder.value(x) for name, x in outputs.items()}
         return {name: array_of(x) for name, x in outputs.items()}
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """A NumPy array as a tensor; PyTorch does not know NumPy's bfloat16."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.astype(np.float32)).to(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def _parameters(modules: dict[str, nn.Module]) -> dict[int, tuple[Kind, str]]:

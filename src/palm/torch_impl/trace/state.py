@@ -104,7 +104,8 @@ def promoted(holds: Sequence[Tensor]) -> Iterator[None]:
             key = storage.data_ptr()
             if key not in storages:
                 whole = torch.empty(0, dtype=data.dtype, device=data.device).set_(storage)
-                storages[key] = whole.to(torch.float64, copy=True)
+                wide = torch.complex128 if data.is_complex() else torch.float64
+                storages[key] = whole.to(wide, copy=True)
             if grad is not None:
                 x.grad = None
             x.data = storages[key].as_strided(data.size(), data.stride(), data.storage_offset())
