@@ -41,7 +41,7 @@ WEIGHTS, OPTIMIZER = "weights-", "optimizer-"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 _CHUNK = 1 << 22
 _ENTRY = {"bytes": NATURAL, "sha256": SHA256}
-_MANIFEST = Record({"dtype": one_of(*DTYPES), "files": ByName(FILE_NAME, Record(_ENTRY))})
+_MANIFEST = Record({"version": NATURAL, "dtype": one_of(*DTYPES), "files": ByName(FILE_NAME, Record(_ENTRY))})
 _TENSORS = Record(
     {"files": ByName(TEXT, Record({**_ENTRY, "tensors": ByName(PRINTABLE, whole(0, 2**32 - 1))}))}
 )

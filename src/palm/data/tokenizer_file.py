@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
 from itertools import groupby
@@ -49,15 +52,17 @@ class FileTokenizer:
         return self._reading.num_tokens
 
     def encode(self, text: str | bytes) -> np.ndarray:
-        """The ids of a text, int64, with no special tokens added."""
-        return np.array(self._reading.encode(to_str(text)), np.int64)
+        """The ids of a text, int64, with no special tokens added. `DataError` if the file has none for it."""
+        reading, whole = self._reading, to_str(text)
+        with self._refusing():
+            return np.array(reading.encode(whole), np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; one that no token has is U+FFFD."""
         runs = groupby(map(int, ids), lambda token: 0 <= token < self.num_tokens)
-        return "".join(
-            self._reading.decode([*run]) if known else UNKNOWN * len([*run]) for known, run in runs
-        )
+        reading = self._reading
+        with self._refusing():
+            return "".join(reading.decode([*run]) if known else UNKNOWN * len([*run]) for known, run in runs)
 
     def stream(self) -> _FileStream:
         """A decoder for ids that come one by one."""
@@ -69,7 +74,7 @@ class FileTokenizer:
 
     @cached_property
     def _reading(self) -> _Reading:
-        package, kind, read = _READERS[self._source.suffix]
+        package, _, read = _READERS[self._source.suffix]
         try:
             module = import_module(package)
         except ImportError:
@@ -77,8 +82,15 @@ class FileTokenizer:
                 f'tokenizer="{self._source}" needs {package}; it is not installed. '
                 'Run: pip install "palm-dual[tokenizers]".'
             ) from None
-        try:
+        with self._refusing():
             return read(module, self.content)
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Turn whatever a package makes of a damaged file into a `DataError`."""
+        package, kind, _ = _READERS[self._source.suffix]
+        try:
+            yield
         except BaseException as error:  # each package has its own, down to a bare RuntimeError
             # A panic of Rust derives from BaseException, and has no class that could be imported.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -150,6 +162,7 @@ def export_tokenizer(tokenizer: Any) -> FileTokenizer | None:
 
 
 def _hugging_face(module: ModuleType, content: bytes) -> _Reading:
+    _check_charsmaps(json.loads(content).get("normalizer"))
     found: Any = module.Tokenizer.from_buffer(content)
     # A file may say that every text is to be cut, or filled, to one length.
     found.no_truncation()
@@ -159,6 +172,16 @@ def _hugging_face(module: ModuleType, content: bytes) -> _Reading:
         lambda text: found.encode(text, add_special_tokens=False).ids,
         lambda ids: found.decode(ids, skip_special_tokens=False),
     )
+
+
+def _check_charsmaps(normalizer: Any) -> None:
+    """Raise `ValueError` for a table of characters that does not fit itself: the package would panic."""
+    for inner in [normalizer, *(normalizer or {}).get("normalizers", ())]:
+        if inner and inner.get("type") == "Precompiled":
+            table = base64.b64decode(inner["precompiled_charsmap"], validate=True)
+            size = int.from_bytes(table[:4], "little")
+            if size < 4 or size % 4 or size > len(table) - 4:
+                raise ValueError("precompiled_charsmap does not hold the table that it announces")
 
 
 def _sentencepiece(module: ModuleType, content: bytes) -> _Reading:

@@ -22,6 +22,7 @@ FORMAT, VERSION = "palm-run", 1
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 _SETTINGS = Record(
     {
+        "version": NATURAL,
         "config": OBJECT,
         "recipe": OBJECT,
         "cadence": OBJECT,

@@ -186,6 +186,12 @@ def test_an_entry_of_other_types_is_refused(path, key, value):
     soon(load_arrays, path, f"must describe a checkpoint; .*{key}")
 
 
+@pytest.mark.parametrize("version", [True, 1.0])
+def test_a_version_that_only_equals_one_is_refused(path, version):
+    reseal(path, lambda manifest: manifest.update(version=version))
+    soon(load_arrays, path, "version must be a whole number")
+
+
 def test_a_checksum_of_a_tensor_that_no_file_holds_is_refused(path):
     reseal(path, lambda manifest: manifest["files"][WEIGHTS]["tensors"].update(ghost=3))
     soon(load_arrays, path, "ghost does not fit")

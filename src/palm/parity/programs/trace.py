@@ -63,6 +63,8 @@ _OPERATION = Record(
 )
 _ABOUT = Record(
     {
+        "schema": TEXT,
+        "version": NATURAL,
         "label": PRINTABLE,
         "dtype": TEXT,
         "operations": Items(_OPERATION),

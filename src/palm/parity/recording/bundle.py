@@ -31,6 +31,7 @@ FORMAT, VERSION = "palm-bundle", 1
 HEADER, ARRAYS = "bundle.json", "arrays.safetensors"
 _HEADER = Record(
     {
+        "version": NATURAL,
         "arrays": Record({"bytes": NATURAL, "sha256": SHA256}),
         "order": Items(PRINTABLE),
         "config": OBJECT,
