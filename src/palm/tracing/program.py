@@ -110,13 +110,24 @@ def mapped(tree: Any, function: Any, name: str = "") -> Any:
 
 
 def outputs_of(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A program's outputs by name: a single one is `output`. A number is an array, too."""
+    """A program's outputs by name: a single one is `output`. A number, or a list of them, is an array."""
+    if _is_listed(tree):
+        return {prefix or "output": np.asarray(tree)}
     found = {}
     for name, leaf in leaves(tree, prefix).items():
         x = np.asarray(leaf) if isinstance(leaf, (bool, int, float, complex)) else leaf
         if hasattr(x, "dtype"):
             found[name or "output"] = x
     return found
+
+
+def _is_listed(tree: Any) -> bool:
+    """Whether it is what an array's `tolist` gives: lists of lists of numbers, as long as one another."""
+    if not isinstance(tree, list) or not tree:
+        return False
+    if isinstance(tree[0], list):
+        return all(_is_listed(x) and len(x) == len(tree[0]) for x in tree)
+    return all(isinstance(x, (bool, int, float, complex)) for x in tree)
 
 
 def checked_outputs(found: dict[str, Any], tree: Any) -> dict[str, Any]:
