@@ -20,7 +20,8 @@ def settled(x: np.ndarray, numbers: Collection[float]) -> float:
     """
     exact = float(x.ravel()[0])
     written = as_written(np.float32(exact)) if x.dtype == np.float32 else exact
-    same = [number for number in numbers if np.array(number).astype(x.dtype) == exact]
+    with np.errstate(over="ignore"):
+        same = [number for number in numbers if np.array(number).astype(x.dtype) == exact]
     if not same or any(math.isclose(number, written, rel_tol=1e-12) for number in same):
         return written
     return min(same, key=lambda number: abs(number - exact))

@@ -25,6 +25,7 @@ from palm.tracing.numpy_array import (
 )
 from palm.tracing.operation import DTYPES, Change, Kind, Operation
 from palm.tracing.places import place_of
+from palm.tracing.rounding import disturbed
 from palm.tracing.sample import EXACT, rounded, sampled
 
 _MOVES = {
@@ -87,8 +88,8 @@ class Recorder:
         _, kind, name, dtype = self.names.get(id(x), (x, "constant", "", x.dtype.name))
         scale = self.change.scale.get(len(self.operations))
         if scale is not None and x.dtype.kind == "f":
-            noise = np.random.default_rng(len(self.operations)).uniform(-1, 1, x.shape)
-            np.ndarray.view(x, np.ndarray)[...] *= 1 + scale * noise
+            own = np.ndarray.view(x, np.ndarray)
+            own[...] *= disturbed(len(self.operations), x.shape, scale, own)
         place = None if kind == "input" else place_of(sys._getframe(2))
         return self.add(x, Operation(kind, kind, x.shape, dtype, place, name))
 

@@ -19,6 +19,8 @@ _SHARE = 0.99
 # The error of fewer elements is a matter of chance: for these, three sets of rounding errors are tried, those
 # of the numbers themselves and of other multiples of them.
 FEW = 64
+# Above this are the largest numbers of float64, with which masks are filled. Larger arrays are no masks.
+_LARGEST, _FILL = 1e308, 1 << 20
 _DRAWS = (1.0, 1.1, 1.3)
 # Frameworks add up numbers of a low precision in this one.
 _SUMS = 2.0**-24
@@ -130,15 +132,25 @@ def _drawn(operations: Sequence[Operation]) -> np.ndarray:
     return drawn
 
 
+def disturbed(index: int, shape: tuple[int, ...], scale: float, x: np.ndarray) -> np.ndarray:
+    """The factors that move the numbers x of the leaf `index` by up to `scale` of themselves.
+
+    The largest numbers of a dtype, with which masks are filled, would overflow, and stay.
+    """
+    moved = 1 + scale * np.random.default_rng(index).uniform(-1, 1, shape)
+    return np.where(np.abs(x) > _LARGEST, 1.0, moved) if x.size <= _FILL else moved
+
+
 def off(x: np.ndarray, exact: np.ndarray) -> float:
     """How far 99 % of the elements are off at most, relative to the rms; NaN of what has no numbers."""
-    known = np.isfinite(exact)
-    size = float(np.sqrt(np.mean(exact[known] ** 2))) if known.any() else 0.0
-    if x.shape != exact.shape or not size:
+    known = np.abs(exact) <= _LARGEST  # in another dtype, the lowest number is another one
+    largest = float(np.abs(exact[known]).max(initial=0.0))
+    if x.shape != exact.shape or not largest:
         return math.nan
     if not np.isfinite(x[known]).all():
         return math.inf
-    apart = np.sort(np.abs(x[known] - exact[known]))
+    size = float(np.sqrt(np.mean((exact[known] / largest) ** 2)))  # so that no square overflows
+    apart = np.sort(np.abs(x[known] / largest - exact[known] / largest))
     return float(apart[max(0, math.ceil(_SHARE * apart.size) - 1)]) / size
 
 

@@ -98,6 +98,12 @@ RIGHT = {
         ("jax", "numpy"),
         X,
     ),
+    "the lowest number as a fill": (
+        lambda x: torch.where(x > 0, x @ WT, torch.finfo(x.dtype).min),
+        lambda x: jnp.where(x > 0, x @ WJ, jnp.finfo(x.dtype).min),
+        ("torch", "jax"),
+        X,
+    ),
     "a scan of nothing": (
         lambda x: jax.lax.scan(lambda c, r: (c + r, c), x[0], x[:0])[1].sum() + x,
         lambda x: x,
@@ -122,6 +128,12 @@ WRONG = {
     "behind a low fill": (
         lambda x: torch.where(x > 0, x @ WT, LOWEST),
         lambda x: jnp.where(x > 0, x @ WJ * 1.5, LOWEST),
+        ("torch", "jax"),
+        X,
+    ),
+    "beside the lowest number": (
+        lambda x: torch.where(x > 0, x @ WT, torch.finfo(x.dtype).min),
+        lambda x: jnp.where(x > 0, x @ WJ * 1.5, jnp.finfo(x.dtype).min),
         ("torch", "jax"),
         X,
     ),

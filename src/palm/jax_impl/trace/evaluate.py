@@ -16,6 +16,7 @@ from palm.jax_impl.trace.kernels import kernel_of
 from palm.jax_impl.trace.precision import alone, is_float, is_opaque, is_same, narrow, wide
 from palm.tracing.fingerprint import NONE, of_array, real
 from palm.tracing.operation import Change, Operation, Place
+from palm.tracing.rounding import disturbed
 from palm.tracing.sample import EXACT, rounded, sampled
 
 _MOVES = frozenset(("reshape", "transpose", "squeeze", "expand_dims", "rev", "broadcast_in_dim"))
@@ -90,9 +91,8 @@ class Runner:
         index = len(self.operations)
         operation = Operation(kind, kind, tuple(np.shape(array)), dtype, None, name)
         if index in self.change.scale and (is_float(array) or array.dtype == np.complex128):
-            moved = np.random.default_rng(index).uniform(-1, 1, np.shape(array))
-            moved = (1 + self.change.scale[index] * moved) * np.asarray(array)
-            array = jnp.asarray(moved)
+            host = np.asarray(array)
+            array = jnp.asarray(disturbed(index, host.shape, self.change.scale[index], host) * host)
         return Value(array, self.add(operation, None if is_opaque(array.dtype) else array))
 
     def evaluate(
@@ -281,4 +281,5 @@ def _is_rounded(x: np.ndarray) -> bool:
     """Whether a number was rounded to float32 or less. One of few bits, 0.5 or 12, is as it was written."""
     number = float(x)
     mantissa = float(np.frexp(number)[0]) * _SHORT
-    return math.isfinite(number) and float(np.float32(number)) == number and mantissa != round(mantissa)
+    is_low = math.isfinite(number) and narrow(np.asarray(number)).dtype == np.float32
+    return is_low and mantissa != round(mantissa)

@@ -51,7 +51,11 @@ def is_opaque(dtype: Any) -> bool:
 
 def narrow(x: np.ndarray) -> np.ndarray:
     """A number of float32 that was promoted while the program was traced, as it was; others as they are."""
-    return x.astype(np.float32) if x.dtype == np.float64 and np.float32(x) == x else x
+    if x.dtype != np.float64:
+        return x
+    with np.errstate(over="ignore"):
+        low = x.astype(np.float32)
+    return low if low == x else x
 
 
 def wide(x: Any, numbers: Collection[float] = ()) -> Any:

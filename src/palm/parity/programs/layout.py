@@ -80,8 +80,12 @@ def distance(x: np.ndarray, y: np.ndarray) -> float:
     if not both.any():
         return float(odd)
     a, b = x[both], y[both]
+    largest = max(np.abs(a).max(), np.abs(b).max())
+    if not largest:
+        return float(odd)
+    a, b = a / largest, b / largest  # so that no square overflows
     scale = np.sqrt(np.mean(a * a) + np.mean(b * b))
-    return float(np.sqrt(np.mean((a - b) ** 2)) / scale + odd) if scale else float(odd)
+    return float(np.sqrt(np.mean((a - b) ** 2)) / scale + odd)
 
 
 def _class(x: np.ndarray) -> np.ndarray:

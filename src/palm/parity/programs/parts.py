@@ -12,6 +12,7 @@ import numpy as np
 from palm.parity.programs.align import FLOOR, Alignment, Traced, entries, needed
 from palm.parity.programs.layout import distance
 from palm.parity.programs.words import family
+from palm.tracing.fingerprint import unfilled
 from palm.tracing.operation import NOTHING, Change
 from palm.tracing.program import Program
 
@@ -19,10 +20,13 @@ T = TypeVar("T")
 
 
 def outputs_apart(x: np.ndarray, y: np.ndarray) -> float:
-    """How far two outputs are apart, relative to themselves; axes of one element are no difference."""
+    """How far two outputs are apart, relative to themselves; axes of one element are no difference.
+
+    What is filled with a low number is no part of their size, but must be filled in both.
+    """
     if tuple(n for n in x.shape if n > 1) != tuple(n for n in y.shape if n > 1):
         return 1.0
-    return distance(x, y.reshape(x.shape))
+    return distance(unfilled(x), unfilled(y.reshape(x.shape))) if x.size else 0.0
 
 
 def paired(ours: Mapping[str, T], theirs: Mapping[str, T]) -> list[tuple[T, T]]:

@@ -18,6 +18,7 @@ from palm.torch_impl.trace.tensors import Tensors, array_of, fingerprint_of, sam
 from palm.tracing.fingerprint import NONE
 from palm.tracing.operation import DTYPES, Change, Kind, Noise, Operation, Place
 from palm.tracing.places import place_of
+from palm.tracing.rounding import disturbed
 from palm.tracing.sample import EXACT, rounded
 
 # The same values at another address or shape; nothing of its own.
@@ -129,8 +130,8 @@ class Recorder(TorchDispatchMode):
         """Move a leaf by as much as its rounding, if this run is to see what that does."""
         scale = self.change.scale.get(len(self.operations))
         if scale is not None and x.dtype in (torch.float64, torch.complex128):
-            noise = np.random.default_rng(len(self.operations)).uniform(-1, 1, tuple(x.shape))
-            x.data.mul_(1 + scale * torch.from_numpy(np.asarray(noise)).to(x.device))
+            moved = disturbed(len(self.operations), tuple(x.shape), scale, x.detach().cpu().numpy())
+            x.data.mul_(torch.from_numpy(np.asarray(moved)).to(x.device))
 
     def place(self) -> Place | None:
         """The user's line; in the backward pass, that of the forward operation."""
