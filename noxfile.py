@@ -28,6 +28,7 @@ APART = (
     "--ignore=tests/browser",
     "--ignore=tests/endurance",
     "--ignore=tests/faults",
+    "--ignore=tests/fuzz",
     "--ignore=tests/pairs",
 )
 # Hundreds of small programs are compiled once and run once. `parity` runs the grid at full effort.
@@ -149,6 +150,13 @@ def faults(session: nox.Session) -> None:
     """Faults of 48 kinds, pairs of them, and right sides: all found and named, no false alarm."""
     install(session, "all", "tests")
     session.run("pytest", "-s", "tests/faults", *session.posargs, env=QUICK)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Mutated files of every kind that palm reads, for `-- SECONDS` (60); what it finds is in build/fuzz."""
+    install(session, "all", "tests")
+    session.run("python", "tests/fuzz/run.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

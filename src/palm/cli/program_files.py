@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import zipfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,9 @@ from typing import Any
 import numpy as np
 
 from palm.errors import ConfigError
+from palm.files.arrays import read_npy, read_npz
+from palm.files.objects import MalformedError
+from palm.files.read import open_regular
 from palm.parity.programs.compare import compare_programs
 from palm.parity.programs.trace import RecordedProgram, is_trace, read_trace
 from palm.parity.run.remote import ProgramFile, RemoteProgram
@@ -57,7 +62,11 @@ def read_inputs(path: Path | None) -> tuple[np.ndarray, ...]:
             "inputs must be given to run programs; got none. Name an .npz or .npy: --inputs FILE."
         )
     try:
-        held = np.load(path, allow_pickle=False)
-        return (held,) if isinstance(held, np.ndarray) else tuple(held[name] for name in held.files)
-    except (OSError, ValueError, EOFError) as error:
+        with open_regular(path) as stream:
+            if zipfile.is_zipfile(stream):
+                stream.seek(0)
+                return tuple(read_npz(stream).values())
+            stream.seek(0)
+            return (read_npy(stream, os.fstat(stream.fileno()).st_size),)
+    except (OSError, MalformedError) as error:
         raise ConfigError(f"inputs must be a file of NumPy's, .npz or .npy; got {path}: {error}.") from None

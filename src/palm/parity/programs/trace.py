@@ -46,6 +46,10 @@ _CALLER = Leaf(
     "a file and a line",
     lambda value: isinstance(value, list) and [type(part) for part in value] == [str, int],
 )
+_NUMBER = Leaf(
+    "a number that float64 has",
+    lambda value: type(value) is float or (type(value) is int and abs(value) < 2**1023),
+)
 _PLACE = Record({"file": TEXT, "line": NATURAL, "function": TEXT, "module": TEXT, "callers": Items(_CALLER)})
 _OPERATION = Record(
     {
@@ -56,6 +60,7 @@ _OPERATION = Record(
         "place": Optional(_PLACE),
         "name": TEXT,
         "inputs": Items(NATURAL),
+        "constants": Items(_NUMBER),
         "moves": FLAG,
         "draws": FLAG,
         "rounds": TEXT,
