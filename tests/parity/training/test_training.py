@@ -291,9 +291,12 @@ def test_the_product_that_is_measured_is_computed_and_waited_for(wing):
     for size in (16, 1024):
         product = WINGS[wing].square_product(palm.build(config(), backend=wing), size)
         product()
-        started = time.perf_counter()
-        product()
-        times.append(time.perf_counter() - started)
+        taken = []
+        for _ in range(5):  # whatever else the machine does only adds to a time
+            started = time.perf_counter()
+            product()
+            taken.append(time.perf_counter() - started)
+        times.append(min(taken))
     assert times[1] > 3 * times[0]
 
 
