@@ -62,12 +62,19 @@ def of_array(x: np.ndarray) -> np.ndarray:
     """The fingerprint of a NumPy array."""
     if not x.size:
         return NONE
-    flat = unfilled(real(x).ravel(order="K"))  # in any order
-    pieces = np.array([_host_sums(flat[i : i + _PIECE]) for i in range(0, flat.size, _PIECE)])
+    flat = real(x).ravel(order="K")  # in any order
+    pieces = _pieces(flat)
+    if pieces[:, 2].min() <= _LOW:
+        pieces = _pieces(unfilled(flat))
     largest, smallest, scale = pieces[:, 1].max(), pieces[:, 2].min(), pieces[:, 3].max()
     shares = pieces[:, 3] / scale if scale else pieces[:, 3]
     powers = [pieces[:, 4:6].T @ shares, *(pieces[:, 4 + k] @ shares**k for k in (2, 3, 4))]
     return fingerprint(np.hstack((pieces[:, 0].sum(), largest, smallest, scale, *powers)), flat.size)
+
+
+def _pieces(flat: np.ndarray) -> np.ndarray:
+    """The `sums` of each piece, shape (pieces, 9)."""
+    return np.array([_host_sums(flat[i : i + _PIECE]) for i in range(0, flat.size, _PIECE)])
 
 
 def unfilled(x: np.ndarray) -> np.ndarray:

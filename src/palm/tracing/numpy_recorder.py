@@ -89,7 +89,7 @@ class Recorder:
         scale = self.change.scale.get(len(self.operations))
         if scale is not None and x.dtype.kind == "f":
             own = np.ndarray.view(x, np.ndarray)
-            own[...] *= disturbed(len(self.operations), x.shape, scale, own)
+            own[...] *= disturbed(len(self.operations), scale, own)
         place = None if kind == "input" else place_of(sys._getframe(2))
         return self.add(x, Operation(kind, kind, x.shape, dtype, place, name))
 

@@ -132,12 +132,12 @@ def _drawn(operations: Sequence[Operation]) -> np.ndarray:
     return drawn
 
 
-def disturbed(index: int, shape: tuple[int, ...], scale: float, x: np.ndarray) -> np.ndarray:
+def disturbed(index: int, scale: float, x: np.ndarray) -> np.ndarray:
     """The factors that move the numbers x of the leaf `index` by up to `scale` of themselves.
 
     The largest numbers of a dtype, with which masks are filled, would overflow, and stay.
     """
-    moved = 1 + scale * np.random.default_rng(index).uniform(-1, 1, shape)
+    moved = 1 + scale * np.random.default_rng(index).uniform(-1, 1, x.shape)
     return np.where(np.abs(x) > _LARGEST, 1.0, moved) if x.size <= _FILL else moved
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from palm.jax_impl.trace.inner import CALLS, Scope, draws, inner_of, opened
-from palm.jax_impl.trace.kernels import kernel_of
+from palm.jax_impl.trace.kernels import Kernel, kernel_of
 from palm.jax_impl.trace.precision import alone, is_float, is_opaque, is_same, narrow, wide
 from palm.tracing.fingerprint import NONE, of_array, real
 from palm.tracing.operation import Change, Operation, Place
@@ -64,10 +64,10 @@ class Runner:
         self.values: dict[int, np.ndarray] = {}
 
     def add(self, operation: Operation, array: Any, *, same_as: int | None = None) -> int:
-        """Write down a value. Without an array it has no numbers; `same_as` has the same ones."""
+        """Write down a value; `same_as` has the same numbers. Random keys have none."""
         index = len(self.operations)
         self.operations.append(operation)
-        needed = array is not None and (index in self.keep or same_as is None)
+        needed = not is_opaque(array.dtype) and (index in self.keep or same_as is None)
         host = np.asarray(array) if needed else np.zeros(0)
         self.fingerprints.append(
             self.fingerprint(operation, host) if same_as is None else self.fingerprints[same_as]
@@ -92,8 +92,8 @@ class Runner:
         operation = Operation(kind, kind, tuple(np.shape(array)), dtype, None, name)
         if index in self.change.scale and (is_float(array) or array.dtype == np.complex128):
             host = np.asarray(array)
-            array = jnp.asarray(disturbed(index, host.shape, self.change.scale[index], host) * host)
-        return Value(array, self.add(operation, None if is_opaque(array.dtype) else array))
+            array = jnp.asarray(disturbed(index, self.change.scale[index], host) * host)
+        return Value(array, self.add(operation, array))
 
     def evaluate(
         self, jaxpr: Jaxpr, consts: Sequence[Value], args: Sequence[Value], scope: Scope
@@ -120,18 +120,18 @@ class Runner:
     def read(self, env: Env, var: Any) -> Value:
         """The value of a variable."""
         if isinstance(var, Literal):
-            return self.leaf(self.held(var), "constant", "", str(cast("Any", var.aval).dtype))
+            own = _own(var)
+            return self.leaf(self.held(own), "constant", "", str(own.dtype))
         return env[var]
 
-    def held(self, literal: Literal) -> Any:
+    def held(self, own: np.ndarray) -> Any:
         """A number that stands in the program, in the dtype in which it is computed with here."""
-        own = np.asarray(literal.val, cast("Any", literal.aval).dtype)
         return wide(narrow(own), self.numbers) if self.exact else own
 
     def number(self, literal: Literal) -> Any:
         """A number as an argument: a value of its own if it is off by its rounding, for all that is known."""
-        held = self.held(literal)
-        own = np.asarray(literal.val, cast("Any", literal.aval).dtype)
+        own = _own(literal)
+        held = self.held(own)
         if not self.exact or not is_float(own) or not _is_rounded(own):
             return held
         return self.leaf(held, "constant", "", "float32") if float(held) == float(own) else held
@@ -141,7 +141,7 @@ class Runner:
         given = [self.number(v) if isinstance(v, Literal) else env[v] for v in eqn.invars]
         known = [x for x in given if isinstance(x, Value)]
         arrays = [x.array if isinstance(x, Value) else x for x in given]
-        kernel, rounds = kernel_of(eqn, self.working, exact=self.exact)
+        kernel, rounds = self.once(("kernel", id(eqn)), self.kernel, eqn)
         if self.exact and not rounds and is_same(eqn, self.working):
             dtype = str(cast("Any", eqn.outvars[0].aval).dtype)
             return known or [self.leaf(arrays[0], "constant", "", dtype)]
@@ -166,10 +166,14 @@ class Runner:
             for v, x in zip(eqn.outvars, kernel(*arrays) if results is None else results, strict=True)
         ]
 
+    def kernel(self, eqn: JaxprEqn) -> tuple[Kernel, str]:
+        """What computes an equation, and the dtype that it rounds to."""
+        return kernel_of(eqn, self.working, exact=self.exact)
+
     def result(self, operation: Operation, array: Any) -> Value:
         """Write down what an operation gave, or what is put in its place."""
         if is_opaque(array.dtype):
-            return Value(array, self.add(operation, None))
+            return Value(array, self.add(operation, array))
         index, noise = len(self.operations), self.change.noise
         if index in self.change.values:
             array = jnp.asarray(self.change.values[index], array.dtype).reshape(array.shape)
@@ -227,14 +231,14 @@ class Runner:
         op = Operation(
             "slice", "operation", array.shape, str(array.dtype), place, inputs=(x.index,), name=f"[{i}]"
         )
-        return Value(array, self.add(op, None if is_opaque(array.dtype) else array))
+        return Value(array, self.add(op, array))
 
     def stack(self, column: list[Value], place: Place | None) -> Value:
         """The outputs of all steps as one array."""
         array = jnp.stack([x.array for x in column])
         inputs = tuple(dict.fromkeys(x.index for x in column))
         op = Operation("stack", "operation", array.shape, str(array.dtype), place, inputs=inputs)
-        return Value(array, self.add(op, None if is_opaque(array.dtype) else array), column)
+        return Value(array, self.add(op, array), column)
 
     def loop(self, p: Any, ins: list[Value], place: Place | None, call: Any) -> list[Value]:
         """Run a while loop. One with several conditions, of vmap, goes on with those that still hold."""
@@ -242,12 +246,9 @@ class Runner:
         tests, consts, carry = ins[:n], ins[n : n + m], ins[n + m :]
         while np.any(np.asarray((holds := call(p["cond_jaxpr"], [*tests, *carry])[0]).array)):
             made = call(p["body_jaxpr"], [*consts, *carry])
-            several = np.ndim(holds.array) > 0
-            carry = (
-                [self.chosen(holds, *pair, place) for pair in zip(made, carry, strict=True)]
-                if several
-                else made
-            )
+            if np.ndim(holds.array):
+                made = [self.chosen(holds, *pair, place) for pair in zip(made, carry, strict=True)]
+            carry = made
         return carry
 
     def chosen(self, holds: Value, made: Value, before: Value, place: Place | None) -> Value:
@@ -271,6 +272,11 @@ def _done(jaxpr: Jaxpr) -> list[list[Any]]:
     for v, number in last.items():
         done[number].append(v)
     return done
+
+
+def _own(literal: Literal) -> np.ndarray:
+    """A number as it stands in the program, in its dtype."""
+    return np.asarray(literal.val, cast("Any", literal.aval).dtype)
 
 
 def _is_number(var: Any) -> bool:

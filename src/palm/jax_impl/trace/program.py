@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -98,21 +98,17 @@ class TracedProgram(Program):
             }
 
         held = self._widened if promoted else _copied
-        with ExitStack() as stack:
-            if promoted:
-                stack.enter_context(jax.enable_x64(True))
-            for context in (
-                random_numbers(self.seed),
-                unchanged(program),
-                replaced(program, held, holds_arrays),
-            ):
-                stack.enter_context(context)
+        with (
+            jax.enable_x64(True) if promoted else nullcontext(),
+            random_numbers(self.seed),
+            unchanged(program),
+            replaced(program, held, holds_arrays),
+        ):
             # Make it anew: what the program has become in the meantime counts.
             return jax.make_jaxpr(partial(run))(spec(arrays), spec(given))
 
     def _widened(self, name: str, held: Any) -> Any:
         """What the program closes over, in float64: numbers beside it are then as precise as written."""
-
         if type(held) is np.ndarray:
             return _copied(name, held)
 

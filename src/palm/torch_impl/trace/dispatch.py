@@ -130,7 +130,7 @@ class Recorder(TorchDispatchMode):
         """Move a leaf by as much as its rounding, if this run is to see what that does."""
         scale = self.change.scale.get(len(self.operations))
         if scale is not None and x.dtype in (torch.float64, torch.complex128):
-            moved = disturbed(len(self.operations), tuple(x.shape), scale, x.detach().cpu().numpy())
+            moved = disturbed(len(self.operations), scale, x.detach().cpu().numpy())
             x.data.mul_(torch.from_numpy(np.asarray(moved)).to(x.device))
 
     def place(self) -> Place | None:
