@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from palm.errors import CheckpointError
+from palm.errors import CheckpointError, PalmError
 from palm.files.objects import MOST_BYTES, MalformedError, parse_object
 from palm.files.read import Reader, read_file, reading
 from palm.files.schema import (
@@ -75,6 +75,18 @@ def read_sealed(file: Path) -> tuple[dict[str, Any] | None, bool]:
     return content, text == sealed(content).encode()
 
 
+def check_format(
+    file: Path, content: Mapping[str, Any], name: str, versions: Collection[int], kind: type[PalmError]
+) -> None:
+    """Raise an error of this kind unless a sealed file is of the format and of one of the versions."""
+    if content.get("format") != name or content.get("version") not in versions:
+        raise kind(
+            f"{file} must be of format {name} version {' or '.join(map(str, versions))}; got "
+            f"format={content.get('format')!r}, version={content.get('version')!r}. "
+            "Read it with the palm version that wrote it."
+        )
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of the checkpoint at `path`, verified against its own seal."""
     file = path / MANIFEST
@@ -88,12 +100,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ) from None
     if content is None:
         raise CheckpointError(_damaged(file))
-    if content.get("format") != FORMAT or content.get("version") not in (VERSION, WITH_TOKENIZER):
-        raise CheckpointError(
-            f"{file} must be of format {FORMAT} version {VERSION} or {WITH_TOKENIZER}; got "
-            f"format={content.get('format')!r}, "
-            f"version={content.get('version')!r}. Read it with the palm version that wrote it."
-        )
+    check_format(file, content, FORMAT, (VERSION, WITH_TOKENIZER), CheckpointError)
     if not is_intact:
         raise CheckpointError(_damaged(file))
     try:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from palm.checkpoint.manifest import RUN_SETTINGS, read_sealed
+from palm.checkpoint.manifest import RUN_SETTINGS, check_format, read_sealed
 from palm.config import BACKENDS, PaLMConfig
 from palm.errors import ConfigError, RunError
 from palm.fields import from_fields
@@ -68,11 +68,7 @@ def read_settings(run: Path) -> dict[str, Any]:
         ) from None
     if content is None or not is_intact:
         raise RunError(f"{file} must be as it was written; its checksum differs. Restore another copy.")
-    if (content.get("format"), content.get("version")) != (FORMAT, VERSION):
-        raise RunError(
-            f"{file} must be of format {FORMAT} version {VERSION}; got format={content.get('format')!r}, "
-            f"version={content.get('version')!r}. Read it with the palm version that wrote it."
-        )
+    check_format(file, content, FORMAT, (VERSION,), RunError)
     try:
         check(content, _SETTINGS)
         PaLMConfig.from_dict(content["config"])

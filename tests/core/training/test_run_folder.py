@@ -1,6 +1,5 @@
 """A run's folder has one writer, and survives kills, torn lines and flipped bytes."""
 
-import dataclasses
 import errno
 import hashlib
 import json
@@ -14,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from cases import assert_explains, small
+from cases import assert_explains
 from disks import fails, killed
 from filelock import FileLock
+from run_settings import CONTENT
 
 from palm import RunError
 from palm.checkpoint.manifest import TRAINING
@@ -24,30 +24,10 @@ from palm.checkpoint.tokenizer import kept_file
 from palm.data.tokenizer_file import FileTokenizer, read_tokenizer_file
 from palm.files.write import remedy
 from palm.recipes import Recipe
-from palm.training.cadence import Cadence
 from palm.training.lock import LOCK
 from palm.training.run_folder import METRICS, SAMPLES, SETTINGS, STARTING, Run
 
-CONTENT = {
-    "format": "palm-run",
-    "version": 1,
-    "config": small().to_dict(),
-    "recipe": Recipe(seed=3).to_dict(),
-    "cadence": dataclasses.asdict(Cadence()),
-    "data": {"path": None, "digest": "é", "tokenizer": None, "tokenizer_digest": "bytes"},
-    "backend": "torch",
-    "device": None,
-    "attention": "auto",
-}
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A run with settings."""
-    run = Run(tmp_path / "run")
-    run.path.mkdir()
-    run.write_settings(CONTENT)
-    return run
+WRITTEN = {"format": "palm-run", "version": 1, **CONTENT}
 
 
 def checkpoint(run: Run, step: int, val_loss: float | None = None) -> Path:
@@ -224,7 +204,7 @@ def test_what_a_killed_process_left_is_cleared_away_and_nothing_else(run, kind):
     with run.locked():
         assert names(run.path) == kept
     assert names(run.path) == kept
-    assert run.settings() == CONTENT
+    assert run.settings() == WRITTEN
 
 
 REWRITES = {
@@ -420,7 +400,7 @@ def test_pruning_keeps_what_a_rewind_may_need(run):
 
 def test_settings_come_back(run):
     assert run.is_run
-    assert run.settings() == CONTENT
+    assert run.settings() == WRITTEN
     assert Recipe.from_dict(run.settings()["recipe"]) == Recipe(seed=3)
 
 
@@ -435,7 +415,7 @@ def test_a_flipped_bit_of_the_settings_is_found_wherever_it_is(run):
             words = f"{file} must be as it was written", "its checksum differs", "Restore another copy"
             assert_explains(raised, *words)
     file.write_bytes(good)
-    assert run.settings() == CONTENT
+    assert run.settings() == WRITTEN
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b"3", b"{}"])
@@ -484,7 +464,7 @@ def test_settings_that_cannot_be_written_leave_the_older_ones(run, monkeypatch):
             patch.setattr(where, full)
             with pytest.raises(RunError, match="No space left"):
                 run.write_settings({"other": 1})
-        assert run.settings() == CONTENT
+        assert run.settings() == WRITTEN
 
 
 @pytest.mark.parametrize("write", ["log", "cut", "write_settings", "sync"])
@@ -507,7 +487,7 @@ def test_a_full_disk_is_a_run_error(run, monkeypatch, write):
     words = "run must be a writable folder", f"run={run.path}", "No space left", "Make room", "--resume"
     assert_explains(raised, *words)
     monkeypatch.undo()
-    assert run.settings() == CONTENT
+    assert run.settings() == WRITTEN
     assert run.entries() == [{"step": 1, "loss": 1}]
 
 

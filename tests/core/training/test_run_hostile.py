@@ -1,29 +1,19 @@
 """A run.json, or a log, that an enemy wrote: every read ends in a `RunError` or leaves the line out."""
 
-import dataclasses
 import json
 import os
 import time
 
 import pytest
 from cases import small
+from run_settings import CONTENT
 
 from palm import RunError
 from palm.checkpoint.tokenizer import checkpoint_tokenizer
 from palm.recipes import Recipe
-from palm.training.cadence import Cadence
 from palm.training.run_files import check_own
-from palm.training.run_folder import METRICS, SAMPLES, SETTINGS, Run
+from palm.training.run_folder import METRICS, SAMPLES, SETTINGS
 
-CONTENT = {
-    "config": small().to_dict(),
-    "recipe": Recipe(seed=3).to_dict(),
-    "cadence": dataclasses.asdict(Cadence()),
-    "data": {"path": None, "digest": "x", "tokenizer": None, "tokenizer_digest": "bytes"},
-    "backend": "torch",
-    "device": None,
-    "attention": "auto",
-}
 INSIDE = [
     ("data", "path"),
     ("data", "digest"),
@@ -31,15 +21,6 @@ INSIDE = [
     ("cadence", "keep"),
     ("recipe", "steps"),
 ]
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A run with settings."""
-    run = Run(tmp_path / "run")
-    run.path.mkdir()
-    run.write_settings(CONTENT)
-    return run
 
 
 def refused(run):

@@ -64,16 +64,21 @@ def started(arguments: list[str], tmp_path: Path, count: int) -> Iterator[subpro
             process.kill()
 
 
-def test_children_import_nothing_from_the_working_folder(tmp_path):
-    (tmp_path / "numpy.py").write_text("raise SystemExit('the working folder was imported')")
-    done = subprocess.run(
-        [*PALM, "record", "torch", *SMALL, "--out", "bundle"],
-        cwd=tmp_path,
+def ended(arguments: list[str], tmp_path: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command, run to its end."""
+    return subprocess.run(
+        [*PALM, *arguments],
+        cwd=cwd,
         env=environment(tmp_path / "temporary"),
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_children_import_nothing_from_the_working_folder(tmp_path):
+    (tmp_path / "numpy.py").write_text("raise SystemExit('the working folder was imported')")
+    done = ended(["record", "torch", *SMALL, "--out", "bundle"], tmp_path, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -88,14 +93,8 @@ def test_a_program_finds_its_neighbours_and_not_those_of_the_working_folder(tmp_
     make = f"import numpy as np; np.save({str(inputs)!r}, np.arange(4.0))"
     subprocess.run([sys.executable, "-c", make], check=True)
     side = f"{programs / 'program.py'}:f"
-    done = subprocess.run(
-        [*PALM, "compare", side, side, "--inputs", str(inputs), "--out", str(tmp_path / "out")],
-        cwd=folder,
-        env=environment(tmp_path / "temporary"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    arguments = ["compare", side, side, "--inputs", str(inputs), "--out", str(tmp_path / "out")]
+    done = ended(arguments, tmp_path, cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert list((tmp_path / "temporary").iterdir()) == []
 

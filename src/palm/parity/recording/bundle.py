@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from palm.checkpoint.manifest import fingerprint, read_sealed, read_tensors, sealed
+from palm.checkpoint.manifest import check_format, fingerprint, read_sealed, read_tensors, sealed
 from palm.config import PaLMConfig
 from palm.errors import BundleError, CheckpointError, PalmError
 from palm.fields import plain
@@ -169,11 +169,8 @@ def _read_header(path: Path) -> dict[str, Any]:
             f"bundle must be a folder with {HEADER}; got {path}: {error.strerror}. Write one with palm "
             "record, or load a checkpoint: palm.load."
         ) from None
-    if header is not None and (header.get("format"), header.get("version")) != (FORMAT, VERSION):
-        raise BundleError(
-            f"{file} must be of format {FORMAT} version {VERSION}; got format={header.get('format')!r}, "
-            f"version={header.get('version')!r}. Read it with the palm version that wrote it."
-        )
+    if header is not None:
+        check_format(file, header, FORMAT, (VERSION,), BundleError)
     if header is None or not is_intact:
         raise BundleError(f"{file} must be as it was written; its checksum differs. Record again.")
     kind = header.get("kind")
