@@ -130,3 +130,23 @@ def test_a_program_of_numbers_that_are_not_rounded_has_nothing_to_lose():
     found = palm.compare(double, double, X.astype(np.float64))
     assert found.agree
     assert found.precision == ()
+
+
+def test_an_error_is_shown_where_it_arises_and_not_at_a_value_that_is_nothing_but_rounding():
+    """The other side folds β into a number of its own, so that it has no value there to compare."""
+
+    def in_torch(g, count):
+        nothing = (g - g).sum() * 1e-4
+        return g / (0.001 * g * g / (1 - 0.999**1)).sqrt() + nothing
+
+    def in_jax(g, count):
+        nothing = (g - g.mean()).sum() * 1e-4
+        correction = 1 - jnp.asarray(0.999) ** count
+        return g / jnp.sqrt(0.001 * g * g / correction) + nothing
+
+    rng = np.random.default_rng(0)
+    g = (rng.choice([-1, 1], 200) * rng.uniform(0.9, 1.1, 200)).astype(np.float32)
+    found = palm.compare(in_torch, in_jax, g, np.asarray(1), frameworks=("torch", "jax"))
+    assert found.outcome == ROUNDING, found.verdict
+    [loss] = found.losses
+    assert loss.b.source == "correction = 1 - jnp.asarray(0.999) ** count"
