@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,13 +21,18 @@ from palm.recipes import Remat
 from palm.spec.tokens import check_tokens
 from palm.tracing.turns import shared
 
+# A float64 self runs once: to optimise it takes longer than that saves.
+_RUN_ONCE: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
+_runs_once: ContextVar[bool] = ContextVar("runs_once", default=False)
+
 
 @shared()
 def activations(model: PaLM, tokens: np.ndarray, *, compiled: bool = True) -> dict[str, np.ndarray]:
     """Every tap of one forward pass, in dataflow order; not `compiled`, one operation at a time."""
     check_taps(model)
     with jax.disable_jit(not compiled):
-        taps = model.activations(on_device(model, tokens))
+        read = _activations_once if _runs_once.get() else PaLM.activations
+        taps = read(model, on_device(model, tokens))
     return {name: np.asarray(tap) for name, tap in taps.items()}
 
 
@@ -39,7 +46,8 @@ def value_and_grad(
     """
     settled(model)
     with jax.disable_jit(not compiled):
-        loss, grads = _value_and_grad(model, on_device(model, tokens, at_least=2), remat)
+        compute = _value_and_grad_once if _runs_once.get() else _value_and_grad
+        loss, grads = compute(model, on_device(model, tokens, at_least=2), remat)
     return float(loss), canonical(model, grads, copied=copied)
 
 
@@ -49,7 +57,11 @@ def widened(model: PaLM) -> Iterator[PaLM]:
     with jax.enable_x64(True):
         with shared():
             wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model)
-        yield wide
+        before = _runs_once.set(model.embedding.weight.dtype != jnp.float64)
+        try:
+            yield wide
+        finally:
+            _runs_once.reset(before)
 
 
 def set_matmul(precision: str) -> None:
@@ -83,7 +95,12 @@ def on_device(model: PaLM, tokens: np.ndarray, *, at_least: int = 1) -> Array:
     return jnp.asarray(check_tokens(tokens, model.config, at_least=at_least).astype(np.int32))
 
 
-@eqx.filter_jit
 @eqx.filter_value_and_grad
-def _value_and_grad(model: PaLM, tokens: Array, remat: Remat) -> Array:
+def _loss(model: PaLM, tokens: Array, remat: Remat) -> Array:
     return next_token_loss(model(tokens, remat=remat), tokens)
+
+
+_value_and_grad = eqx.filter_jit(_loss)
+_filter_jit: Any = eqx.filter_jit  # its types do not tell of jax.jit's options
+_value_and_grad_once = _filter_jit(_loss, compiler_options=_RUN_ONCE)
+_activations_once = _filter_jit(PaLM.activations, compiler_options=_RUN_ONCE)
