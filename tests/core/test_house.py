@@ -8,7 +8,8 @@ from house import FILES, arrows, circles, imports, module_of, parse, room_of, ro
 # From the ground up. A room imports rooms of the floors below its own, and none of its own floor.
 FLOORS = (
     {"errors", "interrupt", "lazy"},
-    {"fields", "files", "memory"},
+    {"memory"},
+    {"fields", "files"},
     {"config"},
     {"presets", "recipes"},
     {"spec", "tracing"},

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from functools import wraps
+from io import StringIO
 from pkgutil import resolve_name
 
 import tyro
@@ -81,9 +84,9 @@ def _status(given: list[str]) -> int:
     try:
         functions = _functions(given)
         with CHOICES, signals():
-            return tyro.extras.subcommand_cli_from_dict(
-                functions, prog="palm", description=DESCRIPTION, args=given, config=STYLE
-            )
+            if not all(map(str.isprintable, given)):
+                _refuse_visibly(given, functions)
+            return _parse(given, functions)
     except PalmError as error:
         print("palm:", visible(str(error), keep="\n"), file=sys.stderr)
         return SIDE_DIED if isinstance(error, ProbeError) else BAD_USAGE
@@ -93,6 +96,32 @@ def _status(given: list[str]) -> int:
     except Terminated:
         print("palm: terminated", file=sys.stderr)
         return TERMINATED
+
+
+def _parse(given: list[str], functions: Mapping[str, Callable[..., int]]) -> int:
+    """Read the arguments, and run the function of the command that they name."""
+    return tyro.extras.subcommand_cli_from_dict(
+        dict(functions), prog="palm", description=DESCRIPTION, args=given, config=STYLE
+    )
+
+
+def _refuse_visibly(given: list[str], functions: Mapping[str, Callable[..., int]]) -> None:
+    """If the parser refuses the arguments, which it repeats, show what they hold: they may move a cursor.
+
+    Nothing is run. The parser writes no colours where nothing is a terminal.
+    """
+    printed, complaint = StringIO(), StringIO()
+    try:
+        with redirect_stdout(printed), redirect_stderr(complaint):
+            _parse(given, {name: _doing_nothing(function) for name, function in functions.items()})
+    except SystemExit:
+        print(visible(printed.getvalue(), keep="\n"), end="")
+        print(visible(complaint.getvalue(), keep="\n"), end="", file=sys.stderr)
+        raise
+
+
+def _doing_nothing(function: Callable[..., int]) -> Callable[..., int]:
+    return wraps(function)(lambda *_, **__: 0)
 
 
 def _functions(given: list[str]) -> dict[str, Callable[..., int]]:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import ast
 import math
+import os
 import re
 import zipfile
 import zlib
+from collections.abc import Mapping
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from palm.files.objects import MalformedError
+from palm.memory import free_memory, in_units
 
 _MAGIC = b"\x93NUMPY"
 _LONGEST_HEADER = 10_000  # as NumPy itself has it
@@ -29,7 +32,8 @@ _DAMAGE = (
     RuntimeError,
     ValueError,
 )
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# Of one byte that is stored, at most so many come out (RFC 1951: 258 bytes of two bits).
+_MOST_OF_ONE = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 
 
 class Layout(NamedTuple):
@@ -85,16 +89,33 @@ def read_npz(stream: IO[bytes]) -> dict[str, np.ndarray]:
             members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
             if len(members) < len(archive.infolist()):
                 raise MalformedError("its arrays must have names of their own; two have the same")
-            return {name: _member(archive, name, member) for name, member in members.items()}
+            _check_sizes(members, stream.seek(0, os.SEEK_END))
+            return {name: _member(archive, member) for name, member in members.items()}
     except MalformedError:
         raise
     except _DAMAGE as error:
         raise MalformedError(f"it must be a NumPy archive; {error!s:.80}") from None
 
 
-def _member(archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo) -> np.ndarray:
-    if not name.isprintable() or member.compress_type not in _METHODS:
-        raise MalformedError(f"{name!r:.80} must be printable, and stored or deflated; it is not")
+def _check_sizes(members: Mapping[str, zipfile.ZipInfo], size: int) -> None:
+    """Before a byte is inflated: what comes out must come of what is there, and fit into memory."""
+    for name, member in members.items():
+        if not name.isprintable() or member.compress_type not in _MOST_OF_ONE:
+            raise MalformedError(f"{name!r:.80} must be printable, and stored or deflated; it is not")
+        if member.file_size > member.compress_size * _MOST_OF_ONE[member.compress_type]:
+            raise MalformedError(
+                f"{name:.80} must come of what is stored; got {member.file_size:,} bytes of "
+                f"{member.compress_size:,}"
+            )
+    stored = sum(member.compress_size for member in members.values())
+    if stored > size:
+        raise MalformedError(f"its arrays must lie beside one another; got {stored:,} bytes in {size:,}")
+    inflated, free = sum(member.file_size for member in members.values()), free_memory()
+    if free is not None and inflated > free:
+        raise MalformedError(f"its arrays of {in_units(inflated)} do not fit into memory")
+
+
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     with archive.open(member) as stream:
         array = read_npy(stream, member.file_size)
         stream.read(1)  # the end, where the checksum is held against the bytes

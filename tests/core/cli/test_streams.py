@@ -124,3 +124,18 @@ def test_what_a_line_of_a_terminal_shows_has_no_control_characters():
 )
 def test_names_are_shown_whole(name, shown):
     assert visible(name) == shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[EVIL], ["info", "tiny", EVIL], ["train", "--backend", EVIL], ["train", f"--{EVIL}", "3"]],
+    ids=["command", "argument", "choice", "flag"],
+)
+def test_the_parser_shows_what_it_refuses(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    told = capsys.readouterr()
+    assert stop.value.code == 2
+    assert told.out == ""
+    assert "\\x1b[31mred" in told.err
+    assert all(line.isprintable() for line in told.err.splitlines())

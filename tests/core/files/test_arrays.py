@@ -5,6 +5,7 @@ import os
 import random
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from palm import BundleError, DataError, UpstreamError
 from palm.data.corpus import open_corpus
+from palm.files import arrays
 from palm.files.arrays import read_npy, read_npz
 from palm.files.objects import MalformedError, parse
 from palm.parity.programs.trace import read_trace
@@ -129,3 +131,64 @@ def test_json_is_bounded_and_linear():
     assert parse(b'{"a": ["[[[", "\\"", 1, -2.5e3, null, true]}') == {
         "a": ["[[[", '"', 1, -2500.0, None, True]
     }
+
+
+def archive_of(size: int) -> bytes:
+    """An archive of one array of so many zeros, deflated."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", npy(said(f"({size},)", "'|u1'"), bytes(size)))
+    return content.getvalue()
+
+
+def with_directory(content: bytes, change: Callable[[bytearray], bytes]) -> bytes:
+    """The archive with another central directory: `change` gets that of its one array."""
+    start, end = content.index(b"PK\1\2"), content.index(b"PK\5\6")
+    entries = change(bytearray(content[start:end]))
+    count = entries.count(b"PK\1\2").to_bytes(2, "little")
+    tail = bytearray(content[end:])
+    tail[8:12], tail[12:16] = count * 2, len(entries).to_bytes(4, "little")
+    return content[:start] + entries + bytes(tail)
+
+
+def declares(size: int) -> Callable[[bytearray], bytes]:
+    def change(entry: bytearray) -> bytes:
+        entry[24:28] = size.to_bytes(4, "little")
+        return bytes(entry)
+
+    return change
+
+
+def four_times(entry: bytearray) -> bytes:
+    entries = b""
+    for letter in b"abcd":
+        entry[46] = letter
+        entries += bytes(entry)
+    return entries
+
+
+BOMBS = {
+    "more than can come out": (
+        with_directory(archive_of(9000), declares(2**31)),
+        "must come of what is stored",
+    ),
+    "one array under four names": (
+        with_directory(archive_of(9000), four_times),
+        "must lie beside one another",
+    ),
+    "more than memory holds": (archive_of(2**20), "do not fit into memory"),
+}
+
+
+@pytest.mark.parametrize(("content", "says"), BOMBS.values(), ids=BOMBS)
+def test_an_archive_that_is_a_bomb_is_refused_before_it_is_inflated(content, says, monkeypatch):
+    monkeypatch.setattr(arrays, "free_memory", lambda: 100_000)
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_, **__: pytest.fail("it is inflated"))
+    with pytest.raises(MalformedError, match=says):
+        read_npz(io.BytesIO(content))
+
+
+def test_an_archive_may_be_as_dense_as_deflate_makes_it():
+    size = 10**7
+    assert len(archive_of(size)) < size / 900
+    assert read_npz(io.BytesIO(archive_of(size)))["a"].shape == (size,)
