@@ -11,7 +11,8 @@ from recordings import scaled, side
 from safetensors.numpy import load_file, save_file
 
 from palm import PalmError, compare
-from palm.checkpoint.manifest import fingerprint, sealed
+from palm.checkpoint.manifest import fingerprint
+from palm.files.sealed import sealed
 from palm.parity.recording.bundle import ARRAYS, HEADER, write_bundle
 from palm.parity.recording.excerpt import excerpt_of
 

@@ -7,7 +7,7 @@ from house import FILES, arrows, circles, imports, module_of, parse, room_of, ro
 
 # From the ground up. A room imports rooms of the floors below its own, and none of its own floor.
 FLOORS = (
-    {"errors", "interrupt", "lazy"},
+    {"errors", "interrupt", "lazy", "process"},
     {"memory"},
     {"fields", "files"},
     {"config"},
@@ -40,7 +40,7 @@ DOORS = {
     "checkpoint": {"checkpoint", "locate", "manifest", "progress", "tokenizer"},
     "data": {"corpus", "download", "remembered", "tokenizer", "tokenizer_file", "windows"},
     "generation": {"generate", "prompts", "rows"},
-    "training": {"cadence", "hardware", "plot", "run_folder", "summary", "train", "trained"},
+    "training": {"cadence", "hardware", "plot", "run_folder", "summary", "train", "trained", "validation"},
     "upstream": {"originals", "read", "tensors"},
     "parity": {
         *("compare", "result", "finding", "repeats"),

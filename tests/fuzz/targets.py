@@ -20,13 +20,14 @@ import numpy as np
 import palm
 from palm import BundleError, CheckpointError, ConfigError, DataError, PalmError, RunError, UpstreamError
 from palm.checkpoint.checkpoint import load_arrays
-from palm.checkpoint.manifest import fingerprint, sealed
+from palm.checkpoint.manifest import fingerprint
 from palm.checkpoint.progress import load_progress
 from palm.checkpoint.progress import summarise as summarise_checkpoint
 from palm.cli.main import main
 from palm.cli.program_files import read_inputs
 from palm.data.corpus import open_corpus
 from palm.data.tokenizer import load_tokenizer
+from palm.files.sealed import sealed
 from palm.parity.programs.trace import _digest
 from palm.parity.recording.bundle import read_bundle
 from palm.training.summary import summarise as summarise_run

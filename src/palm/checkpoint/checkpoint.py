@@ -36,7 +36,6 @@ from palm.checkpoint.manifest import (
     WITH_TOKENIZER,
     fingerprint,
     read_manifest,
-    sealed,
     verify,
 )
 from palm.checkpoint.progress import Progress, check_moments
@@ -48,6 +47,7 @@ from palm.data.tokenizer import load_tokenizer
 from palm.data.tokenizer_file import FileTokenizer
 from palm.errors import CheckpointError
 from palm.files.hidden import recover
+from palm.files.sealed import sealed
 from palm.files.write import new_folder, put_in_place, remedy, write_file, write_tensors
 from palm.models import common_dtype, from_numpy, to_numpy, tokenizer_of
 from palm.spec.parameters import check_array, check_names, parameters

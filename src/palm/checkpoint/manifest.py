@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from palm.errors import CheckpointError, PalmError
+from palm.errors import CheckpointError
 from palm.files.objects import MOST_BYTES, MalformedError, parse_object
-from palm.files.read import Reader, read_file, reading
+from palm.files.read import Reader, reading
 from palm.files.schema import (
     FILE_NAME,
     NATURAL,
@@ -27,6 +25,7 @@ from palm.files.schema import (
     one_of,
     whole,
 )
+from palm.files.sealed import check_format, read_sealed
 from palm.files.tensors import read_tensors as _read_tensors
 from palm.files.write import what_lacks
 from palm.spec.parameters import DTYPES
@@ -52,39 +51,6 @@ def fingerprint(file: Path) -> dict[str, Any]:
     with reading(file) as reader:
         digest = reader.finish()
         return {"bytes": reader.at, "sha256": digest}
-
-
-def sealed(manifest: Mapping[str, Any]) -> str:
-    """The manifest's text, which carries the SHA-256 of itself: everything else is checked through it."""
-    body = json.dumps(manifest, sort_keys=True)
-    seal = hashlib.sha256(body.encode()).hexdigest()
-    return json.dumps({**manifest, "seal": seal}, indent=1, sort_keys=True) + "\n"
-
-
-def read_sealed(file: Path) -> tuple[dict[str, Any] | None, bool]:
-    """What `sealed` was given, None if the file holds no object; and whether not a byte of it has changed.
-
-    Raises `OSError` for a file that cannot be read or has more than 64 MiB.
-    """
-    text = read_file(file, MOST_BYTES)
-    try:
-        content = parse_object(text)
-    except MalformedError:
-        return None, False
-    content.pop("seal", None)
-    return content, text == sealed(content).encode()
-
-
-def check_format(
-    file: Path, content: Mapping[str, Any], name: str, versions: Collection[int], kind: type[PalmError]
-) -> None:
-    """Raise an error of this kind unless a sealed file is of the format and of one of the versions."""
-    if content.get("format") != name or content.get("version") not in versions:
-        raise kind(
-            f"{file} must be of format {name} version {' or '.join(map(str, versions))}; got "
-            f"format={content.get('format')!r}, version={content.get('version')!r}. "
-            "Read it with the palm version that wrote it."
-        )
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from palm.checkpoint.locate import checkpoint_path
-from palm.checkpoint.manifest import RUN_SETTINGS, TOKENIZERS, read_manifest, read_sealed, read_verified
+from palm.checkpoint.manifest import RUN_SETTINGS, TOKENIZERS, read_manifest, read_verified
 from palm.data.tokenizer import ByteTokenizer, Tokenizer
 from palm.data.tokenizer_file import FileTokenizer, read_tokenizer_file
 from palm.errors import DataError, RunError
 from palm.files.objects import MalformedError
 from palm.files.schema import TEXT, Optional, Record, check
+from palm.files.sealed import read_sealed
 
 _DATA = Record({"tokenizer": Optional(TEXT)}, {"path": Optional(TEXT), "tokenizer_digest": Optional(TEXT)})
 

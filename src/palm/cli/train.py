@@ -27,7 +27,6 @@ from palm.cli.flags import (
 from palm.config import Backend, PaLMConfig
 from palm.data.corpus import open_corpus
 from palm.data.tokenizer import load_tokenizer, vocabulary_size
-from palm.data.windows import check_trainable
 from palm.errors import ConfigError, RunError
 from palm.presets import preset as find_preset
 from palm.recipes import Recipe
@@ -39,6 +38,7 @@ from palm.training.run_folder import PLOT, Run
 from palm.training.train import resume as resume_run
 from palm.training.train import train as train_run
 from palm.training.trained import Trained
+from palm.training.validation import check_trainable
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,13 +14,11 @@ from palm.data.files import unreadable
 from palm.errors import DataError
 from palm.files.read import read_file
 from palm.memory import check_fits
-from palm.recipes import Recipe
 from palm.spec.random import generator
 
 __all__ = [
     "Corpus",
     "Data",
-    "check_trainable",
     "check_vocabulary",
     "open_corpus",
     "python_documentation_text",
@@ -85,17 +83,6 @@ def check_vocabulary(corpus: Corpus, num_tokens: int) -> None:
                 f"data must be ids below num_tokens={num_tokens}; got id {piece[at]} at {start + at} of "
                 f"{corpus.name}. Use a model of more tokens (256 for bytes), or other data."
             )
-
-
-def check_trainable(corpus: Corpus, recipe: Recipe) -> None:
-    """Raise `DataError` if the data is too short for a window of training, and one of validation."""
-    window = recipe.length + 1
-    needed, also = (2 * window, " and one for validation") if recipe.validation else (window, "")
-    if len(corpus) < needed:
-        raise DataError(
-            f"data must be at least {needed} tokens long, a window of length + 1 = {window} for training"
-            f"{also}; got {len(corpus)} tokens of {corpus.name}. Use a longer text or a smaller length."
-        )
 
 
 def split(corpus: Corpus, validation: float) -> tuple[Corpus, Corpus | None]:

@@ -18,7 +18,7 @@ from palm.checkpoint.tokenizer import kept_file
 from palm.config import Backend, PaLMConfig
 from palm.data.remembered import remember_tokenizer
 from palm.data.tokenizer import Tokenizer
-from palm.data.windows import Corpus, check_trainable, split, windows
+from palm.data.windows import Corpus, split, windows
 from palm.errors import CheckpointError, DivergedError, RunError
 from palm.generation.generate import generate
 from palm.generation.prompts import encode_prompt
@@ -30,7 +30,7 @@ from palm.training.measures import Measures
 from palm.training.run_files import SAMPLES, check_own
 from palm.training.run_folder import Run
 from palm.training.trained import Entry, OnStep, Trained
-from palm.training.validation import Validation
+from palm.training.validation import Validation, check_trainable
 from palm.wings import TrainerProtocol
 
 # A run that diverges again and again at one place needs another recipe, not other batches.

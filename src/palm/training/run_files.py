@@ -7,13 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from palm.checkpoint.manifest import RUN_SETTINGS, check_format, read_sealed
+from palm.checkpoint.manifest import RUN_SETTINGS
 from palm.config import BACKENDS, PaLMConfig
 from palm.errors import ConfigError, RunError
 from palm.fields import from_fields
 from palm.files.objects import MalformedError, parse_object
 from palm.files.read import read_file
 from palm.files.schema import NATURAL, NUMBER, OBJECT, TEXT, Optional, Record, check, one_of
+from palm.files.sealed import check_format, read_sealed
 from palm.files.write import what_lacks
 from palm.recipes import Recipe
 from palm.training.cadence import Cadence

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from palm.checkpoint.locate import BEST, LAST, best_of, checkpoints_of
-from palm.checkpoint.manifest import RUN_SETTINGS, TOKENIZERS, sealed
+from palm.checkpoint.manifest import RUN_SETTINGS, TOKENIZERS
 from palm.checkpoint.tokenizer import run_tokenizer
 from palm.data.tokenizer import Tokenizer
 from palm.data.tokenizer_file import FileTokenizer
 from palm.errors import RunError
 from palm.files.hidden import delete, remove
+from palm.files.sealed import sealed
 from palm.files.write import append, fsync, remedy, replace_file
 from palm.training.lock import LOCK, only_writer
 from palm.training.run_files import FORMAT, METRICS, SAMPLES, VERSION, read_log, read_settings

@@ -1,4 +1,4 @@
-"""The validation loss of a run: the same windows of the held-out text each time."""
+"""The validation loss of a run, and whether its data is long enough for that and for training."""
 
 from __future__ import annotations
 
@@ -33,3 +33,14 @@ class Validation:
         windows, rows = self._windows, self._rows
         chunks = [windows[at : at + rows] for at in range(0, len(windows), rows)]
         return sum(trainer.evaluate(chunk) * len(chunk) for chunk in chunks) / len(windows)
+
+
+def check_trainable(corpus: Corpus, recipe: Recipe) -> None:
+    """Raise `DataError` if the data is too short for a window of training, and one of validation."""
+    window = recipe.length + 1
+    needed, also = (2 * window, " and one for validation") if recipe.validation else (window, "")
+    if len(corpus) < needed:
+        raise DataError(
+            f"data must be at least {needed} tokens long, a window of length + 1 = {window} for training"
+            f"{also}; got {len(corpus)} tokens of {corpus.name}. Use a longer text or a smaller length."
+        )

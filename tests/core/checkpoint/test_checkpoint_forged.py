@@ -12,7 +12,8 @@ from safetensors.numpy import save
 
 from palm import CheckpointError
 from palm.checkpoint.checkpoint import load_arrays
-from palm.checkpoint.manifest import CONFIG, FORMAT, MANIFEST, VERSION, fingerprint, sealed
+from palm.checkpoint.manifest import CONFIG, FORMAT, MANIFEST, VERSION, fingerprint
+from palm.files.sealed import sealed
 
 MODEL = small()
 WEIGHTS = draw_weights(MODEL)

@@ -17,8 +17,9 @@ from palm import CheckpointError
 from palm.checkpoint import manifest as manifests
 from palm.checkpoint.checkpoint import load_arrays, save_arrays
 from palm.checkpoint.locate import checkpoint_path, checkpoints_of
-from palm.checkpoint.manifest import CONFIG, MANIFEST, RUN_SETTINGS, TRAINING, fingerprint, sealed
+from palm.checkpoint.manifest import CONFIG, MANIFEST, RUN_SETTINGS, TRAINING, fingerprint
 from palm.checkpoint.progress import load_progress, summarise
+from palm.files.sealed import sealed
 
 WEIGHTS = "weights-00001-of-00001.safetensors"
 LOADERS = (load_arrays, load_progress, summarise)

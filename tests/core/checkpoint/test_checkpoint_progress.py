@@ -22,9 +22,10 @@ from damage import (
 from palm import CheckpointError, WeightsError
 from palm.checkpoint import checkpoint
 from palm.checkpoint.checkpoint import load_arrays, save_arrays
-from palm.checkpoint.manifest import MANIFEST, TRAINING, sealed
+from palm.checkpoint.manifest import MANIFEST, TRAINING
 from palm.checkpoint.progress import Progress, load_progress
 from palm.files import write
+from palm.files.sealed import sealed
 from palm.spec.parameters import numpy_dtype
 
 

@@ -8,11 +8,12 @@ from cases import ROOT, assert_explains, draw_weights, small
 
 from palm import CheckpointError, DataError
 from palm.checkpoint.checkpoint import load_arrays, save_arrays
-from palm.checkpoint.manifest import MANIFEST, sealed
+from palm.checkpoint.manifest import MANIFEST
 from palm.checkpoint.progress import MOMENTS, Progress, load_progress
 from palm.checkpoint.tokenizer import checkpoint_tokenizer, kept_file
 from palm.data.tokenizer import ByteTokenizer
 from palm.data.tokenizer_file import FileTokenizer
+from palm.files.sealed import sealed
 
 WRITTEN = ROOT / "tests" / "fixtures" / "v0_1_0"
 CONFIG = small()

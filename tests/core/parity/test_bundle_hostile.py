@@ -10,7 +10,8 @@ import pytest
 from recordings import side
 
 from palm import BundleError
-from palm.checkpoint.manifest import fingerprint, sealed
+from palm.checkpoint.manifest import fingerprint
+from palm.files.sealed import sealed
 from palm.parity.recording.bundle import ARRAYS, HEADER, read_bundle, write_bundle
 from palm.parity.recording.excerpt import excerpt_of
 

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from palm.checkpoint.manifest import check_format, fingerprint, read_sealed, read_tensors, sealed
+from palm.checkpoint.manifest import fingerprint, read_tensors
 from palm.config import PaLMConfig
 from palm.errors import BundleError, CheckpointError, PalmError
 from palm.fields import plain
 from palm.files.objects import MalformedError
 from palm.files.schema import NATURAL, OBJECT, PRINTABLE, SHA256, ByName, Items, Record, check
+from palm.files.sealed import check_format, read_sealed, sealed
 from palm.files.write import new_folder, put_in_place, remedy, write_file, write_tensors
 from palm.parity.recording.bundle_check import check_recording, number
 from palm.parity.recording.excerpt import Excerpt, record_excerpt

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from palm import errors
 from palm.errors import PalmError, ProbeError
-from palm.parity.run.process import end, start_python
+from palm.process import end, start_python
 
 # What a worker says when a recording is on the disk, and how it exits over what its user can mend.
 RECORDED, REFUSED = "recorded", 3

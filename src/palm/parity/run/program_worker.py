@@ -21,7 +21,7 @@ import numpy as np
 from palm.errors import PalmError, ProbeError
 from palm.parity.programs.kinds import traced_program
 from palm.parity.run.child import REFUSED
-from palm.parity.run.process import lines_of_parent
+from palm.process import lines_of_parent
 from palm.tracing.operation import Change, Run
 from palm.tracing.program import Program
 

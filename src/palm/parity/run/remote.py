@@ -18,7 +18,7 @@ from palm.files.temporary import temporary_folder
 from palm.parity.programs.kinds import Framework
 from palm.parity.programs.trace import operation_of
 from palm.parity.run.child import REFUSED
-from palm.parity.run.process import end, start_python
+from palm.process import end, start_python
 from palm.tracing.operation import NOTHING, Change, Own, Run
 from palm.tracing.program import Program
 from palm.tracing.rounding import Rounding

@@ -27,7 +27,7 @@ from palm.parity.recording.bundle import write_bundle
 from palm.parity.recording.excerpt import record_excerpt
 from palm.parity.recording.recording import REMAT, Mode, record
 from palm.parity.run.child import RECORDED, REFUSED
-from palm.parity.run.process import lines_of_parent
+from palm.process import lines_of_parent
 from palm.recipes import Recipe
 from palm.spec.parameters import initial_value, numpy_dtype, parameters
 from palm.spec.rounding import UNIT_ROUNDOFF

@@ -1,0 +1,45 @@
+"""Sealed files: a JSON object with its own SHA-256, the name of its format, and the version of that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from palm.files.objects import MOST_BYTES, MalformedError, parse_object
+from palm.files.read import read_file
+
+
+def sealed(manifest: Mapping[str, Any]) -> str:
+    """The manifest's text, which carries the SHA-256 of itself: everything else is checked through it."""
+    body = json.dumps(manifest, sort_keys=True)
+    seal = hashlib.sha256(body.encode()).hexdigest()
+    return json.dumps({**manifest, "seal": seal}, indent=1, sort_keys=True) + "\n"
+
+
+def read_sealed(file: Path) -> tuple[dict[str, Any] | None, bool]:
+    """What `sealed` was given, None if the file holds no object; and whether not a byte of it has changed.
+
+    Raises `OSError` for a file that cannot be read or has more than 64 MiB.
+    """
+    text = read_file(file, MOST_BYTES)
+    try:
+        content = parse_object(text)
+    except MalformedError:
+        return None, False
+    content.pop("seal", None)
+    return content, text == sealed(content).encode()
+
+
+def check_format(
+    file: Path, content: Mapping[str, Any], name: str, versions: Collection[int], kind: type[Exception]
+) -> None:
+    """Raise an error of this kind unless a sealed file is of the format and of one of the versions."""
+    if content.get("format") != name or content.get("version") not in versions:
+        raise kind(
+            f"{file} must be of format {name} version {' or '.join(map(str, versions))}; got "
+            f"format={content.get('format')!r}, version={content.get('version')!r}. "
+            "Read it with the palm version that wrote it."
+        )
