@@ -1,9 +1,11 @@
 """Any function of palm may be called on one model from several threads."""
 
+import inspect
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -11,12 +13,17 @@ from cases import draw_tokens, small
 from torch.func import functional_call
 
 import palm
+import palm.testing
 from palm.backends import wing
 
 THREADS = 8
 CONFIG = small(num_tokens=256, dim=16, depth=1, dim_head=8)
 TOKENS = draw_tokens(CONFIG, 2, 24)
 PROMPT = list(range(20))
+
+
+def computed(model, path):
+    return palm.activations(model, TOKENS)
 
 
 def compared(model, path):
@@ -60,7 +67,21 @@ def wide(model, path):
 
 
 def asked(model, path):
-    return {"dtype": palm.dtype_of(model), "backend": palm.backend_of(model), "config": palm.config_of(model)}
+    return {
+        "dtype": palm.dtype_of(model),
+        "backend": palm.backend_of(model),
+        "config": palm.config_of(model),
+        "tokenizer": palm.tokenizer_of(model).digest,
+    }
+
+
+def agreeing(model, path):
+    palm.testing.assert_agree(model, model, TOKENS)
+    return {}
+
+
+def numbers(model, path):
+    return palm.to_numpy(model)
 
 
 def converted(model, path):
@@ -69,21 +90,22 @@ def converted(model, path):
 
 
 CALLS = {
-    "activations": lambda model, path: palm.activations(model, TOKENS),
+    "activations": computed,
     "asked": asked,
+    "assert_agree": agreeing,
     "compare": compared,
     "convert": converted,
     "generate": generated,
     "record": recorded,
     "save": saved,
-    "to_numpy": lambda model, path: palm.to_numpy(model),
+    "to_numpy": numbers,
     "trace": traced,
     "value_and_grad": gradients,
     "value_and_grad, remat": recomputed,
     "widened": wide,
 }
 
-SLOW_TO_COMPILE = ("compare", "convert", "value_and_grad, remat", "widened")
+SLOW_TO_COMPILE = ("assert_agree", "compare", "convert", "value_and_grad, remat", "widened")
 
 
 def assert_equal(found, expected):
@@ -92,8 +114,14 @@ def assert_equal(found, expected):
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
+def arrays_of(model) -> list:
+    """The arrays of a model themselves: of torch the parameters, of JAX the leaves."""
+    return list(model.parameters()) if palm.backend_of(model) == "torch" else jax.tree.leaves(model)
+
+
 def called_from_threads(model, folder: Path, count: int, calls=tuple(CALLS)) -> None:
-    """The calls, in another order in each thread; all results as of one thread alone."""
+    """The calls, in another order in each thread; all results as of one thread alone, the model as it was."""
+    before, numbers_before = arrays_of(model), palm.to_numpy(model)
     expected = {name: CALLS[name](model, folder / f"alone {name}") for name in calls}
     start = threading.Barrier(THREADS)
 
@@ -106,6 +134,21 @@ def called_from_threads(model, folder: Path, count: int, calls=tuple(CALLS)) -> 
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(work, range(THREADS)))
+    assert all(a is b for a, b in zip(arrays_of(model), before, strict=True))
+    assert_equal(palm.to_numpy(model), numbers_before)
+
+
+def test_every_public_function_of_a_model_is_called():
+    functions = {
+        name
+        for module in (palm, palm.testing)
+        for name in module.__all__
+        if inspect.isfunction(getattr(module, name))
+        and {"model", "a", "program"} & {*inspect.signature(getattr(module, name)).parameters}
+    }
+    called = {name for call in CALLS.values() for name in call.__code__.co_names}
+    assert functions - {"ratio"} <= called  # of arrays
+    assert len(functions) > 12
 
 
 @pytest.mark.parametrize(
@@ -113,9 +156,9 @@ def called_from_threads(model, folder: Path, count: int, calls=tuple(CALLS)) -> 
     [
         ("torch", 1, tuple(CALLS)),
         ("jax", 1, tuple(name for name in CALLS if name not in SLOW_TO_COMPILE)),
-        # A hundred calls in each thread, and more.
-        pytest.param("torch", 10, tuple(CALLS), marks=pytest.mark.whole),
-        pytest.param("jax", 10, tuple(CALLS), marks=pytest.mark.whole),
+        # A hundred calls of each function in each thread.
+        pytest.param("torch", 100, tuple(CALLS), marks=pytest.mark.whole),
+        pytest.param("jax", 100, tuple(CALLS), marks=pytest.mark.whole),
     ],
 )
 def test_functions_answer_from_threads_as_from_one(backend, count, calls, tmp_path):
