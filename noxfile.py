@@ -140,9 +140,12 @@ def upstream(session: nox.Session) -> None:
 
 @nox.session
 def endurance(session: nox.Session) -> None:
-    """A thousand steps in both wings, a hundred kills, damaged checkpoints and bundles: half an hour."""
+    """A thousand steps in both wings, kills and failing disks, damaged checkpoints and bundles: an hour.
+
+    The processes that are killed run the same compiled programs.
+    """
     install(session, "all", "tests")
-    session.run("pytest", "-s", "tests/endurance", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", "-s", "tests/endurance", *session.posargs, env={"OMP_NUM_THREADS": "1"} | CACHED)
 
 
 @nox.session

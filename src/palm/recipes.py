@@ -169,6 +169,11 @@ class Recipe:
         """Sequences in step k."""
         return [size for first, size in ((1, self.batch), *self.ramp) if first <= step][-1]
 
+    @property
+    def master(self) -> DType:
+        """What the weights are kept in while they are trained: float32, or float64 if the precision is."""
+        return "float64" if self.precision == "float64" else "float32"
+
     def rows_before(self, step: int) -> int:
         """Sequences that all steps before k have used together."""
         starts = [(1, self.batch), *self.ramp]

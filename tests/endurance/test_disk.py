@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 import pytest
-from runs import REWINDING, WINGS, Trial, one_bad_batch
+from runs import REWINDING, WINGS, Trial, third_batch
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT)
 
@@ -28,7 +28,6 @@ def test_a_run_that_dies_at_any_moment(tmp_path, wing):
 
 @pytest.mark.parametrize("wing", WINGS)
 def test_a_run_that_rewinds_and_dies_at_any_moment(tmp_path, wing):
-    with one_bad_batch(wing, tmp_path):
-        trial = Trial(tmp_path, wing, REWINDING)
-        assert all(trial.dies(call) for call in range(1, len(trial.calls) + 1))
+    trial = Trial(tmp_path, wing, REWINDING, third_batch(wing, tmp_path))
+    assert all(trial.dies(call) for call in range(1, len(trial.calls) + 1))
     print(f"\n{wing}: {len(trial.calls)} deaths")

@@ -5,6 +5,8 @@ import time
 import pytest
 
 import palm
+from palm import memory
+from palm.cli import compare
 from palm.cli.main import main
 from palm.errors import ConfigError
 
@@ -53,6 +55,13 @@ def test_a_training_is_refused_before_anything_is_built(flags, backend, tmp_path
     assert main(["train", "--backend", backend, *flags, "--data", str(data), "--out", str(out)]) == 2
     assert "memory must hold" in capsys.readouterr().err.splitlines()[-1]
     assert not out.exists()
+
+
+def test_a_comparison_of_trainings_is_refused_before_a_side_is_built(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(memory, "free_memory", lambda: 10**6)
+    monkeypatch.setattr(compare, "compare_sides", lambda *_, **__: pytest.fail("it is built"))
+    assert main(["compare", "--preset", "tiny", "--train", "2", "--out", str(tmp_path)]) == 2
+    assert "memory must hold the training" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

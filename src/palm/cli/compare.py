@@ -39,6 +39,7 @@ from palm.parity.run.launch import OnStep, Source, compare_sides, train_backends
 from palm.parity.run.sides import Bundle, Original, Side
 from palm.recipes import RECIPES
 from palm.recipes import recipe as find_recipe
+from palm.spec.sizes import check_training
 from palm.upstream.originals import original
 
 
@@ -190,6 +191,8 @@ def _compare_training(
         ramp=(),
         accumulate=1,
     )
+    if request.device in (None, "cpu"):
+        check_training(source.config, plan.master, batch=plan.batch, micro=plan.batch, length=plan.length)
     checkpoint = _checkpoint(request)
     with _progress(request, sides, dict.fromkeys(RUNS, training_steps(plan))) as on_step:
         found = compare_sides(*sides, source, checkpoint=checkpoint, on_step=on_step)

@@ -12,7 +12,7 @@ from typing import Any
 
 from palm.backends import ATTENTION_PATHS
 from palm.checkpoint.tokenizer import kept_file
-from palm.config import Backend, DType, PaLMConfig
+from palm.config import Backend, PaLMConfig
 from palm.data.corpus import Corpus, open_corpus
 from palm.data.tokenizer import ByteTokenizer, Tokenizer, default_tokenizer, load_tokenizer, vocabulary_size
 from palm.data.windows import check_vocabulary
@@ -31,10 +31,10 @@ def check_kind(name: str, value: Any, kind: type, make: str) -> None:
         )
 
 
-def check_room(config: PaLMConfig, recipe: Recipe, cadence: Cadence, dtype: DType) -> None:
+def check_room(config: PaLMConfig, recipe: Recipe, cadence: Cadence) -> None:
     """Raise `ConfigError` for a training, or its samples, that do not fit into this machine's memory."""
     micro = recipe.batch // recipe.accumulate
-    check_training(config, dtype, batch=recipe.batch, micro=micro, length=recipe.length)
+    check_training(config, recipe.master, batch=recipe.batch, micro=micro, length=recipe.length)
     check_cache(config, batch=1, length=cadence.sample_tokens)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from palm.backends import wing
 from palm.checkpoint.tokenizer import kept_file
-from palm.config import Backend, DType, PaLMConfig
+from palm.config import Backend, PaLMConfig
 from palm.errors import RunError
 from palm.fields import from_fields
 from palm.models import build, from_numpy
@@ -125,11 +125,10 @@ def train(
     implementation = wing(backend)
     config = config.resolve(backend)
     cadence = cadence or Cadence()
-    master: DType = "float64" if recipe.precision == "float64" else "float32"
     if implementation.weights.is_on_host(device):
-        check_room(config, recipe, cadence, master)
+        check_room(config, recipe, cadence)
     corpus, encoder = open_data(data, tokenizer, config)
-    options = {"backend": backend, "dtype": master, "device": device, "attention": attention}
+    options = {"backend": backend, "dtype": recipe.master, "device": device, "attention": attention}
     run = new_run(out, data, recipe)
 
     with asked_to_stop() as asked, run.locked(new=True) if run else nullcontext():
@@ -211,10 +210,12 @@ def resume(
     config = PaLMConfig.from_dict(settings["config"])
     cadence = cadence or from_fields(Cadence, settings["cadence"], "a cadence")
     backend = backend or settings["backend"]
+    device, attention = place_again(settings, backend, device, attention)
+    if wing(backend).weights.is_on_host(device):
+        check_room(config, recipe, cadence)
     encoder = run.tokenizer()
     source = data if data is not None else settings["data"]["path"]
     corpus = open_data_again(source, settings, encoder, run)
-    device, attention = place_again(settings, backend, device, attention)
 
     with asked_to_stop() as asked, run.locked():
         loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step)

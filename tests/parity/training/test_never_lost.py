@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import ask_to_stop
-from runs import CONFIG, RECIPE, REWINDING, STEPS, TEXT, WINGS, Trial, end_of, one_bad_batch, spread, train
+from runs import CONFIG, RECIPE, REWINDING, STEPS, TEXT, WINGS, Trial, end_of, spread, third_batch, train
 
 import palm
-from palm import jax_impl, torch_impl
+from palm import jax_impl, memory, torch_impl
 from palm.training import loop, plot
 from palm.training.run_folder import PLOT, SAMPLES, Run
 
@@ -237,7 +237,20 @@ def test_a_run_that_dies_at_any_change_of_the_disk_goes_on_bit_for_bit(tmp_path,
 
 
 def test_a_rewind_that_dies_at_any_change_of_the_disk_goes_on_bit_for_bit(tmp_path):
-    with one_bad_batch("torch", tmp_path):
-        trial = Trial(tmp_path, "torch", REWINDING)
-        assert end_of(tmp_path / "to see its batches") != trial.end
-        assert all(trial.dies(call) for call in spread(trial.calls, 3))
+    trial = Trial(tmp_path, "torch", REWINDING, third_batch("torch", tmp_path))
+    assert end_of(tmp_path / "to see its batches") != trial.end
+    assert all(trial.dies(call) for call in spread(trial.calls, 3))
+
+
+def test_a_run_is_not_resumed_with_what_does_not_fit_into_memory(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    train(run, cadence=palm.Cadence(checkpoint_every=2))
+    before = (run / "run.json").read_bytes()
+    monkeypatch.setattr(loop.Loop, "restore", lambda *_, **__: pytest.fail("it is built"))
+    with pytest.raises(palm.ConfigError, match="memory must hold the keys and values"):
+        palm.resume(run, data=TEXT, cadence=palm.Cadence(sample_tokens=10**13))
+    monkeypatch.setattr(memory, "free_memory", lambda: 1000)
+    for wing in WINGS:
+        with pytest.raises(palm.ConfigError, match="memory must hold the training"):
+            palm.resume(run, data=TEXT, backend=wing)
+    assert (run / "run.json").read_bytes() == before

@@ -17,7 +17,7 @@ import numpy as np
 
 from palm.backends import wing
 from palm.checkpoint.checkpoint import load_arrays
-from palm.config import DType, PaLMConfig
+from palm.config import PaLMConfig
 from palm.data.corpus import open_corpus
 from palm.errors import PalmError
 from palm.models import common_dtype, from_numpy
@@ -81,13 +81,14 @@ def _model(request: dict[str, Any], seed: int) -> tuple[Any, int | None]:
 def train(request: dict[str, Any]) -> None:
     """Build, the control from weights moved by one unit in the last place; train, write on the way."""
     recipe = Recipe.from_dict(request["recipe"])
-    master: DType = "float64" if recipe.precision == "float64" else "float32"
     if request["checkpoint"] is None:
         config = PaLMConfig.from_dict(request["config"])
-        weights = {p.name: initial_value(p, request["seed"], master) for p in parameters(config).values()}
+        weights = {
+            p.name: initial_value(p, request["seed"], recipe.master) for p in parameters(config).values()
+        }
     else:
         config, stored = load_arrays(request["checkpoint"])
-        weights = {name: array.astype(numpy_dtype(master)) for name, array in stored.items()}
+        weights = {name: array.astype(numpy_dtype(recipe.master)) for name, array in stored.items()}
     if request["is_control"]:
         weights = moved_by_an_ulp(weights, request["seed"], recipe.precision)
     options = {name: request[name] for name in ("backend", "device", "attention")}
