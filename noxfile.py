@@ -157,7 +157,7 @@ def faults(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Mutated files of every kind that palm reads, for `-- SECONDS` (60); what it finds is in build/fuzz."""
+    """Mutated files of every kind that palm reads, for `-- SECONDS` (60); findings are in build/fuzz."""
     install(session, "all", "tests")
     session.run("python", "tests/fuzz/run.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 

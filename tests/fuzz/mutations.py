@@ -1,13 +1,15 @@
-"""Files changed at random, in their bytes or in what their format says: JSON, safetensors, NumPy, zip."""
+"""Files changed at random: what is in their place, their bytes, or what their format says."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,24 +32,46 @@ STRANGE: tuple[Any, ...] = (
 DTYPES = ("F8_E4M3", "F4", "F16", "BF16", "F64", "U8", "BOOL", "I64", "C64", "f32", "", "\x1b")
 DESCRIPTIONS = ("<f8", ">f4", "|O", "<U4", "|V2", "<M8[s]", "|b1", "<c16", "<f3", "", "|V0", "<i8", "|S1")
 SIZES = (0, 1, 2, 7, 2**31, 2**63, 2**64, -1, 10**30)
+Change = Callable[[random.Random, bytes], bytes]
+
+
+def change(rng: random.Random, folder: Path) -> tuple[str, Path]:
+    """Change one file of a folder: what was done, and which file it was."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    file = rng.choice(files)
+    if rng.random() < 0.04:
+        way = rng.choice(list(PLACES))
+        file.unlink()
+        PLACES[way](file)
+    elif rng.random() < 0.02:
+        way = "content of another file"
+        file.write_bytes(rng.choice(files).read_bytes())
+    else:
+        way, content = mutate(rng, file.name, file.read_bytes())
+        file.write_bytes(content)
+    return f"{way} of {file.relative_to(folder)}", file
+
+
+# What can be in the place of a file.
+PLACES: dict[str, Callable[[Path], object]] = {
+    "loss": lambda file: None,
+    "folder": Path.mkdir,
+    "FIFO": os.mkfifo,
+    "link to itself": lambda file: file.symlink_to(file),
+    "link to a device": lambda file: file.symlink_to("/dev/zero"),
+}
 
 
 def mutate(rng: random.Random, name: str, content: bytes) -> tuple[str, bytes]:
     """What was done, and the new content of the file `name`; two times in three something of its format."""
-    suffix = name.rpartition(".")[2]
-    own = FORMATS.get(suffix)
+    own = FORMATS.get(name.rpartition(".")[2])
     if own is None or not content or rng.random() < 1 / 3:
-        kind = rng.choice(list(BYTES))
-        return kind, BYTES[kind](rng, content or b"\0")
+        way = rng.choice(list(BYTES))
+        return way, BYTES[way](rng, content or b"\0")
     try:
         return own(rng, content)
     except (ValueError, LookupError, TypeError, zipfile.BadZipFile, RecursionError):
         return "noise", rng.randbytes(len(content))
-
-
-def _span(rng: random.Random, content: bytes) -> tuple[int, int]:
-    at = rng.randrange(len(content))
-    return at, min(len(content), at + rng.choice((1, 2, 8, 64, 1000)))
 
 
 def _flip(rng: random.Random, content: bytes) -> bytes:
@@ -58,42 +82,26 @@ def _flip(rng: random.Random, content: bytes) -> bytes:
     return bytes(changed)
 
 
-def _cut(rng: random.Random, content: bytes) -> bytes:
-    return content[: rng.randrange(len(content))]
+def _at_a_span(become: Callable[[random.Random, bytes], bytes]) -> Change:
+    """Another thing in the place of some bytes that follow one another."""
+
+    def changed(rng: random.Random, content: bytes) -> bytes:
+        first = rng.randrange(len(content))
+        last = min(len(content), first + rng.choice((1, 2, 8, 64, 1000)))
+        return content[:first] + become(rng, content[first:last]) + content[last:]
+
+    return changed
 
 
-def _insert(rng: random.Random, content: bytes) -> bytes:
-    at, _ = _span(rng, content)
-    return content[:at] + rng.choice((b"\0", b"\xff", b"\n", rng.randbytes(9), b"[" * 5000)) + content[at:]
-
-
-def _duplicate(rng: random.Random, content: bytes) -> bytes:
-    first, last = _span(rng, content)
-    return content[:last] + content[first:last] * rng.choice((1, 2, 50)) + content[last:]
-
-
-def _drop(rng: random.Random, content: bytes) -> bytes:
-    first, last = _span(rng, content)
-    return content[:first] + content[last:]
-
-
-def _blank(rng: random.Random, content: bytes) -> bytes:
-    first, last = _span(rng, content)
-    return content[:first] + bytes(last - first) + content[last:]
-
-
-def _extend(rng: random.Random, content: bytes) -> bytes:
-    return content + rng.choice((b"\0" * 4096, content, b"\n", b"\xef\xbb\xbf", rng.randbytes(100)))
-
-
-BYTES: dict[str, Callable[[random.Random, bytes], bytes]] = {
+INSERTED = (b"\0", b"\xff", b"\n", b"[" * 5000, bytes(range(9)))
+BYTES: dict[str, Change] = {
     "flip": _flip,
-    "cut": _cut,
-    "insert": _insert,
-    "duplicate": _duplicate,
-    "drop": _drop,
-    "blank": _blank,
-    "extend": _extend,
+    "cut": lambda rng, content: content[: rng.randrange(len(content))],
+    "insert": _at_a_span(lambda rng, span: rng.choice(INSERTED) + span),
+    "repeat": _at_a_span(lambda rng, span: span * rng.choice((2, 3, 50))),
+    "drop": _at_a_span(lambda rng, span: b""),
+    "blank": _at_a_span(lambda rng, span: bytes(len(span))),
+    "extend": lambda rng, content: content + rng.choice((bytes(4096), content, *INSERTED)),
     "empty": lambda rng, content: b"",
     "mark": lambda rng, content: b"\xef\xbb\xbf" + content,
 }
@@ -101,10 +109,7 @@ BYTES: dict[str, Callable[[random.Random, bytes], bytes]] = {
 
 def strange_json(rng: random.Random, value: Any) -> tuple[str, str]:
     """The text of a JSON value, of which one part, or one key, is another."""
-    places = list(_places(value))
-    if not places:
-        return "other value", json.dumps(rng.choice(STRANGE))
-    holder, key = rng.choice(places)
+    holder, key = rng.choice([*_places(value)] or [([None], 0)])
     way = rng.choice(("value", "value", "value", "lose", "add", "twice", "rename", "root"))
     if way == "root":
         value = rng.choice(STRANGE)
@@ -124,7 +129,7 @@ def strange_json(rng: random.Random, value: Any) -> tuple[str, str]:
     return f"{way} at {key!r:.60}", text
 
 
-def _places(value: Any) -> Any:
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
     """Where a value is: what holds it, and the key or index."""
     keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     for key in keys:
@@ -142,6 +147,14 @@ def _lines(rng: random.Random, content: bytes) -> tuple[str, bytes]:
     at = rng.randrange(len(lines))
     done, lines[at] = _json(rng, lines[at])
     return f"line {at}: {done}", b"\n".join(lines) + b"\n"
+
+
+def _arguments(rng: random.Random, content: bytes) -> tuple[str, bytes]:
+    given = content.decode().split("\n")
+    at = rng.randrange(len(given))
+    strange = str(rng.choice(STRANGE))
+    given[at : at + 1] = rng.choice(([], [given[at]] * 2, [strange], [strange], [f"{given[at]}={strange}"]))
+    return f"argument {at}", "\n".join(given).encode("utf-8", "surrogatepass")
 
 
 def _safetensors(rng: random.Random, content: bytes) -> tuple[str, bytes]:
@@ -179,40 +192,38 @@ def _npy(rng: random.Random, content: bytes) -> tuple[str, bytes]:
     return f"npy {way}", content[:8] + len(text).to_bytes(2, "little") + text + data
 
 
-def _npy_of(array: np.ndarray) -> bytes:
-    written = io.BytesIO()
-    np.save(written, array)
-    return written.getvalue()
-
-
 def _zip(rng: random.Random, content: bytes) -> tuple[str, bytes]:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = [(info.filename, archive.read(info)) for info in archive.infolist()]
     at = rng.randrange(len(members))
     name, inner = members[at]
-    way = rng.choice(("content", "content", "lose", "twice", "rename"))
-    done = way
+    way = done = rng.choice(("content", "content", "lose", "twice", "rename", "size"))
     if way == "content" and name == "about.npy":  # the JSON of a trace
         done, text = strange_json(rng, json.loads(inner[inner.index(b"{", 128) :]))
-        inner = _npy_of(np.frombuffer(text.encode(), np.uint8))
+        held = io.BytesIO()
+        np.save(held, np.frombuffer(text.encode(), np.uint8))
+        inner = held.getvalue()
     elif way == "content":
         done, inner = mutate(rng, name if name.endswith(".npy") else f"{name}.bin", inner)
     elif way == "rename":
         name = rng.choice(("x.npy", "../x.npy", "\x1b.npy", "", name.upper()))
-    members[at] = (name, inner)
-    members[at : at + 1] = [] if way == "lose" else [members[at]] * (1 + (way == "twice"))
-    changed = io.BytesIO()
-    with zipfile.ZipFile(changed, "w", rng.choice((0, 8, 8, 12, 14))) as archive:
-        for name, inner in members:
-            archive.writestr(zipfile.ZipInfo(name), inner, archive.compression)
-    return f"{done} of {name!r:.40} in zip", changed.getvalue()
+    members[at : at + 1] = [(name, inner)] * {"lose": 0, "twice": 2}.get(way, 1)
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w", rng.choice((0, 8, 8, 12, 14))) as archive:
+        for member in members:
+            archive.writestr(zipfile.ZipInfo(member[0]), member[1], archive.compression)
+    changed = bytearray(written.getvalue())
+    if way == "size":  # as the list at the end has it
+        first = changed.index(b"PK\1\2") + rng.choice((20, 24))
+        changed[first : first + 4] = rng.choice((0, 1, 2**31, 2**32 - 1)).to_bytes(4, "little")
+    return f"{done} of {name!r:.40} in zip", bytes(changed)
 
 
 FORMATS: dict[str, Callable[[random.Random, bytes], tuple[str, bytes]]] = {
+    "args": _arguments,
     "json": _json,
     "jsonl": _lines,
     "safetensors": _safetensors,
-    "npy": _npy,
-    "eqx": _npy,
+    **dict.fromkeys(("npy", "eqx"), _npy),
     **dict.fromkeys(("npz", "pt", "trace"), _zip),
 }

@@ -1,28 +1,28 @@
-"""Mutated files of every kind: `python tests/fuzz/run.py 60` says what raises, hangs and dies in 60 seconds.
+"""Mutated files of every kind: `python tests/fuzz/run.py 60` says what raises, hangs, dies or reads wrongly.
 
     python tests/fuzz/run.py --seed 7 --input checkpoint/123      one input again, with its traceback
 
-Each input is made of the seed, the target's name and its number. A child process reads them, with bounded
-memory; the parent restarts it after a crash, and after an input that took longer than `LIMIT` seconds.
+Each input is made of the seed, the target's name and its number. Child processes read them, with bounded
+memory; one that dies, or takes longer than `LIMIT` seconds for an input, is replaced.
 """
 
 from __future__ import annotations
 
 import argparse
-import faulthandler
-import hashlib
+import itertools
 import json
 import os
-import random
 import resource
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,15 +32,15 @@ TESTS = Path(__file__).parents[1]
 if __name__ == "__main__":  # pytest has it on its path
     sys.path.insert(0, str(TESTS))
 
-import numpy as np  # noqa: E402
-from fuzz.mutations import mutate  # noqa: E402
-from fuzz.targets import TARGETS, UNSEALED, WRONG, Target  # noqa: E402
+from fuzz.child import Child  # noqa: E402
+from fuzz.targets import TARGETS  # noqa: E402
 
 FOUND = TESTS.parent / "build" / "fuzz"
-LIMIT = 5.0
-START = 120.0
-MEMORY = 3 << 30
-ALL = {**TARGETS, **WRONG}
+SHARED_MEMORY = Path("/dev/shm")
+# The same inputs each time, unless another seed is given.
+SEED = 2204_02311
+LIMIT, START = 5.0, 120.0
+RIGHT = "refused", "read"
 
 
 def available() -> list[str]:
@@ -48,223 +48,151 @@ def available() -> list[str]:
     return [name for name, target in TARGETS.items() if all(map(find_spec, target.needs))]
 
 
-def digest(value: Any) -> str:
-    """Of all bits of arrays, also those within what is read."""
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}"
-    if isinstance(value, dict):
-        return str({name: digest(part) for name, part in value.items()})
-    if isinstance(value, list | tuple):
-        return str([digest(part) for part in value])
-    return (
-        str({name: digest(part) for name, part in vars(value).items()}) if _has_arrays(value) else repr(value)
-    )
+class Worker:
+    """A child process with a folder of its own."""
 
+    def __init__(self, folder: Path, seed: int, limit: float) -> None:
+        self.folder, self.seed, self.limit = folder, seed, limit
+        self._process: subprocess.Popen[str] | None = None
 
-def _has_arrays(value: Any) -> bool:
-    return any(isinstance(part, dict) for part in getattr(value, "__dict__", {}).values())
-
-
-class Child:
-    """Reads one input after the other, in a folder of its own."""
-
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.seed = folder, seed
-        self.good: dict[str, str] = {}
-
-    def input(self, name: str, number: int) -> dict[str, Any]:
-        """Make an input and read it; its `verdict` is "refused", "read" or what is wrong."""
-        target, work = ALL[name], self.folder / "work"
-        if name not in self.good:
-            self.good[name] = self._good(name, target)
-        shutil.rmtree(work, ignore_errors=True)
-        shutil.copytree(self.folder / name, work)
-        rng = random.Random(f"{self.seed}/{name}/{number}")
-        done, is_covered = self._change(target, work, rng)
-        said = {"target": name, "number": number, "done": done}
+    def ask(self, name: str, number: int) -> dict[str, Any]:
+        """Have one input read, and say what became of it."""
+        self._process = self._process or self._start()
         try:
-            read = digest(target.read(work))
-        except target.errors as error:
-            return {**said, "verdict": "refused", "error": str(error)[:300]}
-        except BaseException as error:
-            text = "".join(traceback.format_exception(error)[-12:])
-            return {
-                **said,
-                "verdict": f"raises {type(error).__name__}",
-                "at": _place(error),
-                "traceback": text,
-            }
-        is_other = is_covered and read != self.good[name]
-        return {**said, "verdict": "loads other values" if is_other else "read"}
+            self._answer(name, START)
+            return self._answer(f"{name}/{number}", self.limit)
+        except TimeoutError as error:
+            verdict, _ = f"takes more than {error} s", self.stop()
+        except EOFError:
+            verdict = f"dies with status {self.stop()}"
+        told = {"target": name, "number": number, "done": "", "seconds": self.limit, "verdict": verdict}
+        return {**told, "stderr": (self.folder / "log").read_text("utf-8", "replace")[-4000:]}
 
-    def _good(self, name: str, target: Target) -> str:
-        """Make the files, and read them where all inputs are read, for paths are in what is read."""
-        made, work = self.folder / name, self.folder / "work"
-        made.mkdir(parents=True)
-        target.make(made)
-        shutil.rmtree(work, ignore_errors=True)
-        shutil.copytree(made, work)
-        return "" if target.seal is None else digest(target.read(work))
+    def _answer(self, line: str, limit: float) -> dict[str, Any]:
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(f"{line}\n")
+        if not select.select([self._process.stdout], [], [], limit)[0]:
+            raise TimeoutError(f"{limit:g}")
+        if answer := self._process.stdout.readline():
+            return json.loads(answer)
+        raise EOFError
 
-    def _change(self, target: Target, work: Path, rng: random.Random) -> tuple[str, bool]:
-        """What was done, and whether a checksum covers it."""
-        file = rng.choice(sorted(path for path in work.rglob("*") if path.is_file()))
-        content = file.read_bytes()
-        done, changed = mutate(rng, file.name, content)
-        file.write_bytes(changed)
-        done = f"{done} of {file.relative_to(work)}"
-        if target.seal is None or file.suffix in UNSEALED:
-            return done, False
-        if rng.random() < 0.5:
-            return done, changed != content
-        # What cannot be parsed cannot be sealed either.
-        with suppress(Exception):
-            target.seal(work, file)
-            return f"{done}, resealed", False
-        return done, changed != content
+    def _start(self) -> subprocess.Popen[str]:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        with (self.folder / "log").open("w") as log:
+            return subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", "fuzz.child", str(self.seed), str(self.folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                bufsize=1,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            )
 
-
-def _place(error: BaseException) -> str:
-    """The last line of palm's in a traceback."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/palm/" in frame.filename]
-    return f"{frames[-1].filename.rpartition('/palm/')[2]}:{frames[-1].lineno}" if frames else ""
-
-
-def serve(seed: int, folder: Path) -> None:
-    """Answer each line, a target and a number, with one of JSON."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    faulthandler.enable()
-    child = Child(folder, seed)
-    held = 0
-    if _is_linux():
-        held = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
-    for line in sys.stdin:
-        name, number = line.rsplit("/", 1)
-        for package in ALL[name].needs:
-            if package not in sys.modules:
-                __import__(package)
-                held += 4 << 30
-        if _is_linux():
-            resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, resource.RLIM_INFINITY))
-        print(json.dumps(child.input(name, int(number))), file=answers, flush=True)
-
-
-def _is_linux() -> bool:
-    return sys.platform == "linux"
+    def stop(self) -> int | None:
+        """End the child; it says where it was, if it has not ended by itself."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+        for end in (lambda: None, lambda: process.send_signal(signal.SIGABRT), process.kill):
+            end()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)
+        process.stdout.close()
+        return process.wait()
 
 
 class Session:
-    """A parent that hands inputs to its child, and keeps what they find."""
+    """Hands inputs to workers, and keeps what they find."""
 
     def __init__(self, seed: int, limit: float = LIMIT, keep: Path = FOUND) -> None:
         self.seed, self.limit, self.keep = seed, limit, keep
         self.findings: list[dict[str, Any]] = []
-        self.verdicts: Counter[str] = Counter()
-        self._process: subprocess.Popen[str] | None = None
-        self._began: set[str] = set()
+        self.verdicts: Counter[tuple[str, str]] = Counter()
+        self.slowest: dict[str, float] = {}
 
-    def run(self, names: list[str], seconds: float, inputs: int = 1 << 60) -> None:
+    def run(self, names: list[str], seconds: float, inputs: int | None = None, workers: int = 1) -> None:
         """Inputs of the targets in turn, until the time is over or there were so many."""
         end = time.monotonic() + seconds
-        with tempfile.TemporaryDirectory(prefix="palm-fuzz-") as folder:
-            self.folder = Path(folder)
-            try:
-                for count in range(inputs):
-                    if time.monotonic() > end:
-                        break
-                    self.ask(names[count % len(names)], count // len(names))
-            finally:
-                self._stop()
+        numbers = iter(range(inputs)) if inputs else itertools.count()
+        with (
+            tempfile.TemporaryDirectory(
+                prefix="palm-fuzz-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
+            ) as folder,
+            ThreadPoolExecutor(workers) as pool,
+        ):
+            folders = [Path(folder, str(i)) for i in range(workers)]
+            list(pool.map(lambda own: self._work(own, names, numbers, end), folders))
 
-    def ask(self, name: str, number: int) -> None:
-        """Have one input read, and judge what became of it."""
-        process = self._process = self._process or self._start()
-        said: dict[str, Any] = {"target": name, "number": number, "done": ""}
-        # The first one of a target also makes its files and imports its packages.
-        limit = self.limit if name in self._began or name in WRONG else START
-        self._began.add(name)
+    def _work(self, folder: Path, names: list[str], numbers: Iterator[int], end: float) -> None:
+        worker = Worker(folder, self.seed, self.limit)
         try:
-            process.stdin.write(f"{name}/{number}\n")
-            process.stdin.flush()
-            is_there = select.select([process.stdout], [], [], limit)[0]
-            line = process.stdout.readline() if is_there else ""
-        except BrokenPipeError:
-            is_there, line = [True], ""
-        if line:
-            said = json.loads(line)
-        else:
-            code = self._stop()
-            said |= {"verdict": f"dies with status {code}" if is_there else f"takes more than {limit:g} s"}
-        self.verdicts[said["verdict"]] += 1
-        if said["verdict"] not in ("refused", "read"):
-            self._found(said)
+            for count in numbers:
+                if time.monotonic() > end:
+                    break
+                said = worker.ask(names[count % len(names)], count // len(names))
+                self._note(said, folder / "work")
+        finally:
+            worker.stop()
 
-    def _start(self) -> subprocess.Popen[str]:
-        self._began.clear()
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - it lives as long as the child
-        shutil.rmtree(self.folder, ignore_errors=True)
-        return subprocess.Popen(
-            [sys.executable, __file__, "--serve", str(self.folder), "--seed", str(self.seed)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            text=True,
+    def _note(self, said: dict[str, Any], files: Path) -> None:
+        """Count it; of findings, keep the first of each kind with its files."""
+        name, verdict = said["target"], said["verdict"]
+        self.verdicts[name, verdict] += 1
+        self.slowest[name] = max(self.slowest.get(name, 0.0), said["seconds"])
+        if verdict in RIGHT:
+            return
+        is_new = all(
+            (f["target"], f["verdict"], f.get("at")) != (name, verdict, said.get("at")) for f in self.findings
         )
-
-    def _stop(self) -> int | None:
-        process, self._process = self._process, None
-        if process is None:
-            return None
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(0.2)
-        process.kill()
-        for stream in (process.stdin, process.stdout, self.log):
-            with suppress(OSError):
-                stream.close()
-        return process.wait()
-
-    def _found(self, said: dict[str, Any]) -> None:
-        """Keep the first of each kind with its files, and the place of the others."""
-        kind = (said["target"], said["verdict"], said.get("at"))
-        is_new = all((f["target"], f["verdict"], f.get("at")) != kind for f in self.findings)
-        again = f"nox -s fuzz -- --seed {self.seed} --input {said['target']}/{said['number']}"
+        again = f"nox -s fuzz -- --seed {self.seed} --input {name}/{said['number']}"
         self.findings.append({**said, "again": again})
         if is_new:
-            place = self.keep / f"{said['target']}-{self.seed}-{said['number']}"
+            place = self.keep / f"{name}-{self.seed}-{said['number']}"
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir(parents=True)
             with suppress(OSError):
-                shutil.copytree(self.folder / "work", place / "files")
+                shutil.copytree(files, place / "files", symlinks=True)
             (place / "finding.json").write_text(json.dumps(self.findings[-1], indent=1) + "\n", "utf-8")
-            print(f"{said['target']}: {said['verdict']} {said.get('at', '')} after {said['done']}\n  {again}")
+            print(f"{name}: {verdict} {said.get('at', '')} after {said['done']}\n  {again}", flush=True)
+
+    def told(self, took: float) -> str:
+        """A line for each target, and one for all."""
+        lines = []
+        for name, slowest in self.slowest.items():
+            counts = {verdict: count for (of, verdict), count in self.verdicts.items() if of == name}
+            lines.append(f"{name:22} {counts}, at most {slowest:.2f} s")
+        usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        cpu = sum(use.ru_utime + use.ru_stime for use in usage)
+        count = self.verdicts.total()
+        rates = f"{count / took:.0f} a second, {count / cpu:.0f} a second of CPU time"
+        lines.append(f"{count:,} inputs in {took:.0f} s, {rates}; {len(self.findings)} findings")
+        return "\n".join(lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("seconds", nargs="?", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--input", help="one input again: TARGET/NUMBER")
     parser.add_argument("--targets", nargs="+", default=available(), choices=TARGETS)
-    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--workers", type=int, default=1)
     given = parser.parse_args()
-    if given.serve:
-        serve(given.seed, given.serve)
-        return 0
-    session = Session(given.seed)
-    began = time.monotonic()
     if given.input:
         name, number = given.input.rsplit("/", 1)
         with tempfile.TemporaryDirectory() as folder:
             said = Child(Path(folder), given.seed).input(name, int(number))
         print(*(f"{key}: {value}" for key, value in said.items()), sep="\n")
-        return said["verdict"] not in ("refused", "read")
+        return said["verdict"] not in RIGHT
+    session = Session(given.seed)
+    began = time.monotonic()
     print(f"seed {given.seed}; targets: {', '.join(given.targets)}", flush=True)
-    session.run(given.targets, given.seconds)
-    count, took = session.verdicts.total(), time.monotonic() - began
-    print(f"{count:,} inputs in {took:.0f} s, {count / took:.0f} a second: {dict(session.verdicts)}")
-    if session.findings:
-        print(f"{len(session.findings)} findings; of each kind the first is in {FOUND}")
+    session.run(given.targets, given.seconds, workers=given.workers)
+    print(session.told(time.monotonic() - began))
     return bool(session.findings)
 
 

@@ -119,7 +119,7 @@ def _progress(run: RunSummary, training: Mapping[str, Any]) -> dict[str, Any]:
             f"{step} (best)" if step == run.best else str(step) for step in run.checkpoints
         ),
         "optimizer": run.recipe.optimizer,
-        "trained in": training["backend"],
+        "trained in": training.get("backend", run.backend),
         "data": run.data or "an array",
         "tokenizer": run.tokenizer or "token ids; the run has no tokenizer",
     }

@@ -20,6 +20,8 @@ from palm.files.objects import MalformedError
 from palm.memory import free_memory, in_units
 
 _MAGIC = b"\x93NUMPY"
+# Two bytes each; the second one of all versions so far is 0.
+_VERSIONS = (b"\1\0", b"\2\0", b"\3\0")
 _LONGEST_HEADER = 10_000  # as NumPy itself has it
 _MOST_AXES = 32
 # What a damaged archive makes `zipfile` raise.
@@ -51,8 +53,8 @@ def read_layout(stream: IO[bytes], size: int) -> Layout:
     Leaves the stream at the first number. Raises `MalformedError`.
     """
     start = stream.read(8)
-    if len(start) != 8 or start[:6] != _MAGIC or start[6] not in (1, 2, 3):
-        raise MalformedError("it must begin as a NumPy file does; it does not")
+    if start[:6] != _MAGIC or start[6:] not in _VERSIONS:
+        raise MalformedError("it must begin as a NumPy file of version 1.0, 2.0 or 3.0; it does not")
     width = 2 if start[6] == 1 else 4
     length = int.from_bytes(stream.read(width), "little")
     if length > _LONGEST_HEADER:

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from cases import ROOT
+from fuzz.readers import reseal
 
 from palm.checkpoint.checkpoint import load_arrays
 from palm.cli.main import main
@@ -49,6 +50,16 @@ def test_a_checkpoint_outside_of_a_run_is_described_without_a_training(capsys):
     assert told["dtype"] == "bfloat16"
     assert told["depth"] == "2"
     assert not {"step", "trained in", "checkpoints"} & told.keys()
+
+
+def test_a_checkpoint_need_not_say_what_trained_it(tmp_path, capsys):
+    run = shutil.copytree(WRITTEN / "run-torch", tmp_path / "run")
+    file = run / "step-00000004" / "training.json"
+    fields = json.loads(file.read_text())
+    del fields["backend"]
+    file.write_text(json.dumps(fields))
+    reseal(file)
+    assert shown(capsys, run)["trained in"] == "torch"
 
 
 def test_weights_are_not_read(tmp_path, capsys):

@@ -1,0 +1,97 @@
+"""Small valid files of the kinds that the fixtures of version 0.1.0 lack."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import palm
+from palm.checkpoint.checkpoint import load_arrays, save_arrays
+from palm.data.tokenizer_file import read_tokenizer_file
+from palm.parity.recording.bundle import write_bundle
+
+WRITTEN = Path(__file__).parents[1] / "fixtures" / "v0_1_0"
+TEXT = WRITTEN / "text.txt"
+Arrays = dict[str, np.ndarray]
+
+
+def copied(name: str) -> Callable[[Path], object]:
+    """A file or a folder of the fixtures."""
+    given = WRITTEN / name
+    if given.is_dir():
+        return lambda folder: shutil.copytree(given, folder, dirs_exist_ok=True)
+    return lambda folder: shutil.copy(given, folder)
+
+
+def checkpoint_with_tokenizer(folder: Path) -> None:
+    config, arrays = load_arrays(WRITTEN / "checkpoint-torch")
+    folder.rmdir()
+    tokenizer = read_tokenizer_file(WRITTEN / "run-jax-tokenizer" / "tokenizer.json")
+    save_arrays(config, arrays, folder, tokenizer=tokenizer)
+
+
+def bundle(folder: Path) -> None:
+    from recordings import side
+
+    write_bundle(side("a"), folder)
+
+
+@cache
+def trace() -> Any:
+    return palm.trace(_twice, np.arange(6.0).reshape(2, 3) / 7)
+
+
+def _twice(x: np.ndarray) -> np.ndarray:
+    return np.tanh(x @ x.T) * 2
+
+
+def upstream(save: Callable[[Path, Arrays], object], name: str) -> Callable[[Path], object]:
+    """Weights of palm_jax.palm_lite: dim 8, 2 heads of 4, one block, 16 tokens."""
+    shapes = {"embedding": (16, 8), "norm.gamma": (8,), "layers.0.norm.gamma": (8,)}
+    shapes |= {"layers.0.wi": (8, 8 + 4 + 64), "layers.0.attn_wo": (8, 8), "layers.0.ff_wo": (32, 8)}
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    return lambda folder: save(folder / name, arrays)
+
+
+def save_npz(file: Path, arrays: Arrays) -> None:
+    np.savez(file, **arrays)
+
+
+def save_safetensors(file: Path, arrays: Arrays) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(arrays, file)
+
+
+def save_eqx(file: Path, arrays: Arrays) -> None:
+    with file.open("wb") as stream:
+        for array in arrays.values():
+            np.save(stream, array)
+
+
+def save_torch(file: Path, arrays: Arrays) -> None:
+    import torch
+
+    torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, file)
+
+
+def sentences(folder: Path) -> None:
+    import sentencepiece
+
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([TEXT.read_text("utf-8")[:500]] * 20),
+        model_writer=written,
+        vocab_size=320,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (folder / "t.model").write_bytes(written.getvalue())
