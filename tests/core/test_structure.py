@@ -14,12 +14,14 @@ from house import FILES, imports, parse
 from palm.backends import ATTENTION_PATHS
 
 WINGS = {"torch": "torch_impl", "jax": "jax_impl"}
-# What each framework has of its own: kernels of attention, private parts of PyTorch, how it is traced.
+# What each framework has of its own: kernels of attention, private parts of PyTorch, how it is traced, and
+# what computes on a mesh, where JAX's compiler writes the communication itself.
 OWN_FILES = {
     "torch": {
         "paths/sdpa.py",
         "paths/flex.py",
         "private.py",
+        *("pieces.py", "cut.py", "sharded.py"),
         "trace/dispatch.py",
         "trace/state.py",
         "trace/tensors.py",

@@ -16,6 +16,7 @@ from palm.spec.tokens import check_tokens
 from palm.torch_impl.decode import layers_of, output_of
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import widen
+from palm.torch_impl.pieces import gathered
 from palm.torch_impl.position import masked_scores
 from palm.torch_impl.shapes import Chances, Each, Next
 from palm.torch_impl.weights import to_array
@@ -44,6 +45,7 @@ class Decoder:
         self._room = Room(size, prompts, lengths)
         model = settled(model)
         check_plain(model)
+        model = gathered(model)
         self.model, self.size = model, size
         ids = torch.from_numpy(check_tokens(prompts, model.config))
         device = model.embedding.weight.device

@@ -6,6 +6,7 @@ Mirror: palm.jax_impl.loss.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from palm.torch_impl.linear import linear
 from palm.torch_impl.norm import widen
 from palm.torch_impl.shapes import Features, Logits, Output, Scalar, Scores, Targets, Tokens
+
+Entropy = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 # More logits than this, 128 MiB in float32, are never held at once while training.
 MOST_LOGITS = 1 << 25
@@ -41,7 +44,13 @@ def cross_entropy(logits: Scores, targets: Targets) -> tuple[Scalar, Scalar]:
 
 
 def output_loss(
-    features: Features, weight: Output, targets: Targets, *, scale: float, z_loss: float
+    features: Features,
+    weight: Output,
+    targets: Targets,
+    *,
+    scale: float,
+    z_loss: float,
+    entropy: Entropy = cross_entropy,
 ) -> tuple[Scalar, Scalar]:
     """`cross_entropy` of the logits scale · features weightᵀ: what is minimised, cross-entropy + z_loss · z,
     and the cross-entropy in it, which carries no gradient of its own.
@@ -54,8 +63,8 @@ def output_loss(
     if len(rows) * len(weight) > MOST_LOGITS:
         # Not compiled: it differentiates inside, and what it runs is too large to gain by it.
         in_parts = torch.compiler.disable(_InParts.apply)
-        return in_parts(rows, weight, targets, scale, z_loss, torch.is_grad_enabled())
-    loss, z = cross_entropy(linear(rows, weight) * scale, targets)
+        return in_parts(rows, weight, targets, scale, z_loss, torch.is_grad_enabled(), entropy)
+    loss, z = entropy(linear(rows, weight) * scale, targets)
     return loss + z_loss * z, loss.detach()
 
 
@@ -69,6 +78,7 @@ class _InParts(torch.autograd.Function):
         scale: float,
         z_loss: float,
         enabled: bool,
+        entropy: Entropy,
     ) -> tuple[Tensor, Tensor]:
         needed = enabled and any(ctx.needs_input_grad)
         total, mean = (rows.new_zeros((), dtype=widen(rows[:0]).dtype) for _ in range(2))
@@ -80,7 +90,7 @@ class _InParts(torch.autograd.Function):
             part = slice(start, start + size)
             some = rows[part].detach().requires_grad_(needed)
             with torch.set_grad_enabled(needed):
-                loss, z = cross_entropy(linear(some, leaf) * scale, targets[part])
+                loss, z = entropy(linear(some, leaf) * scale, targets[part])
                 objective = (loss + z_loss * z) * (len(some) / len(rows))
             if needed:
                 for_rows[part], grad = torch.autograd.grad(objective, (some, leaf))
@@ -97,4 +107,4 @@ class _InParts(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         for_rows, for_weight = ctx.saved_tensors
         for_rows, for_weight = (x * grad.to(x.dtype) for x in (for_rows, for_weight))
-        return for_rows, for_weight, None, None, None, None
+        return for_rows, for_weight, None, None, None, None, None

@@ -15,11 +15,14 @@ from palm.torch_impl.private import adamw_step
 Update = tuple[Tensor, Tensor, Tensor]
 
 
-def adamw(p: Tensor, g: Tensor, m: Tensor, s: Tensor, rates: Rates, eps: float) -> Update:
+def adamw(
+    p: Tensor, g: Tensor, m: Tensor, s: Tensor, rates: Rates, eps: float, size: Tensor | None = None
+) -> Update:
     """What a step takes from p, and the new moments, for which those given make way.
 
     m ← β₁m + (1−β₁)g;  s ← β₂s + (1−β₂)g²;  update = lr·(m/(1−β₁ᵏ)) / (sqrt(s/(1−β₂ᵏ)) + eps) + decay·p.
     Source: Loshchilov & Hutter (arXiv:1711.05101), algorithm 2. Norm scales, the vectors, do not decay.
+    `size` is not used.
     """
     g, m, s = (x.contiguous() for x in (g, m, s))  # the kernel does not ask how its tensors lie in memory
     update = (p * rates.decay).contiguous() if p.ndim > 1 else torch.zeros_like(g)
@@ -29,8 +32,12 @@ def adamw(p: Tensor, g: Tensor, m: Tensor, s: Tensor, rates: Rates, eps: float) 
     return update, m, s
 
 
-def adafactor(p: Tensor, g: Tensor, m: Tensor, s: Tensor, rates: Rates, eps: float) -> Update:
+def adafactor(
+    p: Tensor, g: Tensor, m: Tensor, s: Tensor, rates: Rates, eps: float, size: Tensor | None = None
+) -> Update:
     """What a step takes from p, and the new moments, for which those given make way; `eps` is not used.
+
+    `size` is the rms of the whole parameter where p is a piece of it.
 
     s ← β₂s + (1−β₂)(g² + 1e-30) with β₂ = 1 − k^−0.8;  m ← β₁m + (1−β₁)·g/sqrt(s);
     update = lr·max(1e-3, rms(p))·m + decay·p. Not factored; the momentum is of the scaled gradient.
@@ -38,7 +45,7 @@ def adafactor(p: Tensor, g: Tensor, m: Tensor, s: Tensor, rates: Rates, eps: flo
     """
     s.mul_(rates.beta2).add_(g.square().add_(SQUARE_FLOOR), alpha=rates.rest2)
     m.mul_(rates.beta1).addcdiv_(g, s.sqrt(), value=rates.rest1)
-    scale = rms(p).clamp(min=SCALE_FLOOR)
+    scale = (rms(p) if size is None else size).clamp(min=SCALE_FLOOR)
     return _decayed(m * (rates.lr * scale), p, rates), m, s
 
 

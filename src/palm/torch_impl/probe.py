@@ -16,6 +16,7 @@ from palm.recipes import Remat
 from palm.spec.tokens import check_tokens
 from palm.torch_impl.loss import next_token_loss
 from palm.torch_impl.model import PaLM
+from palm.torch_impl.pieces import gathered
 from palm.torch_impl.private import has_hooks
 from palm.torch_impl.weights import canonical, to_array
 from palm.torch_impl.wrapped import check_taps, settled
@@ -29,6 +30,7 @@ _MATMUL = {"float32": "highest", "tensorfloat32": "high", "bfloat16": "medium"}
 def activations(model: PaLM, tokens: np.ndarray, *, compiled: bool = False) -> dict[str, np.ndarray]:
     """Every tap of one forward pass, in dataflow order; `compiled` runs it through torch.compile."""
     check_taps(model)
+    model = gathered(model)
     forward = torch.compile(model.activations) if compiled else model.activations
     with torch.no_grad():
         taps = forward(on_device(model, tokens))
@@ -43,7 +45,7 @@ def value_and_grad(
     Not `copied`, the gradients may be views that are slow to read across, for a reader who lets them be.
     """
 
-    model = settled(model)
+    model = gathered(settled(model))
     own: dict[str, Tensor] = dict(model.named_parameters())
     # Its own weights are differentiated where they can be: others would be put in their place for a while,
     # under the eyes of all threads.

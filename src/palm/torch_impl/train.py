@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,9 @@ from palm.torch_impl.loss import output_loss
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import Norm
 from palm.torch_impl.optimizer import OPTIMIZERS
+from palm.torch_impl.pieces import is_placed
 from palm.torch_impl.private import private_copy
+from palm.torch_impl.sharded import Sharded
 from palm.torch_impl.weights import canonical, is_linear, to_tensor
 from palm.tracing.turns import shared
 
@@ -42,31 +45,29 @@ class Trainer:
 
     The model's own weights are the master copy, float32 or wider; the computation runs in
     `recipe.precision` on copies of the matrices (norm scales stay as they are). On a GPU it is compiled.
-    It computes in a `flushing_thread` of its own, with gradients on.
+    It computes in a `flushing_thread` of its own, with gradients on. Of a model on a mesh each process has
+    its pieces of weights and moments; all of them must make each call, with the same arguments.
     Raises `BackendError` for a model on the meta device.
     """
 
     @torch.inference_mode(False)  # the moments change in place, in another thread
     def __init__(self, model: PaLM, recipe: Recipe) -> None:
-        if model.embedding.weight.is_meta:
+        weight = model.embedding.weight
+        if weight.is_meta:
             raise BackendError(
                 "a model must have values to be trained; got one on the meta device. "
                 'Pass device="cpu", or leave `with torch.device("meta")`.'
             )
         self._model, self.recipe, self._thread = model, recipe, flushing_thread()
-        self._copy = private_copy(model)  # other threads see the model with its own weights at all times
-        self._params = {
-            f"{name}.weight": model.get_parameter(f"{name}.weight") for name in parameters(model.config)
-        }
+        self._program = Sharded(model, weight, recipe) if is_placed(weight) else _Whole(model, recipe)
         self._moments = {
-            moment: {name: torch.zeros_like(p, requires_grad=False) for name, p in self._params.items()}
+            moment: {
+                name: torch.zeros_like(p, requires_grad=False) for name, p in self._program.params.items()
+            }
             for moment in ("first", "second")
         }
-        self._compute = getattr(torch, recipe.precision)
-        self._device = model.embedding.weight.device
         self._begun = False  # the last step has come to its update
-        on_gpu = self._device.type == "cuda"
-        self._objective = torch.compile(self._losses) if on_gpu else self._losses
+        self._thread.submit(self._program.enter_thread).result()
 
     @property
     def model(self) -> PaLM:
@@ -74,9 +75,9 @@ class Trainer:
         return self._model
 
     @property
-    def placement(self) -> tuple[torch.device, str]:
-        """The device the model is on, and its attention path."""
-        return self._device, self.model.path
+    def placement(self) -> tuple[Any, str]:
+        """The device the model is on, or its mesh of processes, and its attention path."""
+        return self._program.place, self.model.path
 
     @property
     def intact(self) -> bool:
@@ -85,7 +86,11 @@ class Trainer:
 
     @shared()
     def step(self, windows: np.ndarray, rates: Rates) -> Outcome:
-        """Learn from windows (b, n + 1). Where loss or gradient is not finite, nothing changes."""
+        """Learn from windows (b, n + 1). Where loss or gradient is not finite, nothing changes.
+
+        On a mesh, raises `ConfigError` for sequences that cannot be shared out, `TokenError`, and
+        `BackendError` where another process has failed.
+        """
         self._begun = False
         return self._thread.submit(self._step, windows, rates).result()
 
@@ -99,7 +104,7 @@ class Trainer:
         return {
             f"{moment}.{name}": array
             for moment, tensors in self._moments.items()
-            for name, array in canonical(self.model, tensors).items()
+            for name, array in canonical(self.model, self._program.placed(tensors)).items()
         }
 
     def set_moments(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -107,25 +112,26 @@ class Trainer:
         for moment, tensors in self._moments.items():
             for name in parameters(self.model.config):
                 tensor = to_tensor(arrays[f"{moment}.{name}"])
-                tensors[f"{name}.weight"].copy_(tensor.T if is_linear(self.model, name) else tensor)
+                tensor = tensor.T if is_linear(self.model, name) else tensor
+                key = f"{name}.weight"
+                tensors[key].copy_(self._program.own_piece(key, tensor))
 
     def _step(self, windows: np.ndarray, rates: Rates) -> Outcome:
-        micros = self._tokens(windows).chunk(self.recipe.accumulate)
-        params = list(self._params.values())
-        grads = [torch.zeros_like(p) for p in params] if len(micros) > 1 else []
+        program, count = self._program, self.recipe.accumulate
+        micros = program.tokens(windows, count).chunk(count)
+        grads = [torch.zeros_like(p) for p in program.params.values()] if len(micros) > 1 else []
         losses = []
         for micro in micros:
-            objective, loss = self._objective(micro)
-            found = torch.autograd.grad(objective, params)
+            loss, found = program.gradients(micro)
             grads = (
                 [total + grad / len(micros) for total, grad in zip(grads, found, strict=True)]
                 if grads
-                else list(found)
+                else found
             )
-            losses.append(loss.detach() / len(micros))
-        norms = torch.stack([torch.linalg.vector_norm(grad) for grad in grads])
+            losses.append(loss / len(micros))
+        mean, norms = program.totals(sum(losses[1:], losses[0]), grads)
         norm = torch.linalg.vector_norm(norms)
-        outcome = Outcome(float(sum(losses)), float(norm), self._not_finite(norms))
+        outcome = Outcome(mean, float(norm), self._not_finite(norms))
         if outcome.is_finite:
             factor = (
                 min(1.0, self.recipe.clip / outcome.grad_norm)
@@ -137,33 +143,17 @@ class Trainer:
         return outcome
 
     def _evaluate(self, windows: np.ndarray) -> float:
-        with torch.no_grad():
-            return float(self._losses(self._tokens(windows))[1])
-
-    def _losses(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """What is minimised, and the cross-entropy in it."""
-        config, weights = self.model.config, self._computing()
-        options = {"remat": self.recipe.remat, "features": True}
-        features = functional_call(self._copy, weights, (windows[:, :-1],), options)
-        weight = weights["embedding.weight" if config.tie_embeddings else "unembedding.weight"]
-        targets, scale = windows[:, 1:], config.logit_scale
-        return output_loss(features, weight, targets, scale=scale, z_loss=self.recipe.z_loss)
-
-    def _computing(self) -> dict[str, Tensor]:
-        return {
-            name: p
-            if isinstance(self.model.get_submodule(name.removesuffix(".weight")), Norm)
-            else p.to(self._compute)
-            for name, p in self._params.items()
-        }
+        return self._program.loss(windows)
 
     def _update(self, grads: list[Tensor], factor: float, rates: Rates) -> None:
         optimizer = OPTIMIZERS[self.recipe.optimizer]
         first, second = self._moments["first"], self._moments["second"]
+        params = self._program.params
         with torch.no_grad():
-            for (name, p), g in zip(self._params.items(), grads, strict=True):
+            sizes = self._program.sizes()
+            for (name, p), g, size in zip(params.items(), grads, sizes, strict=True):
                 update, first[name], second[name] = optimizer(
-                    p, g * factor, first[name], second[name], rates, self.recipe.eps
+                    p, g * factor, first[name], second[name], rates, self.recipe.eps, size
                 )
                 p.sub_(update)
 
@@ -171,5 +161,60 @@ class Trainer:
         flags = norms.isfinite().tolist()
         return [name for name, finite in zip(parameters(self.model.config), flags, strict=True) if not finite]
 
-    def _tokens(self, windows: np.ndarray) -> Tensor:
-        return torch.from_numpy(windows).to(self._device)
+
+class _Whole:
+    """The program of a model on one device; `Sharded` is that of a process of a mesh."""
+
+    def __init__(self, model: PaLM, recipe: Recipe) -> None:
+        self._model, self._recipe = model, recipe
+        self._copy = private_copy(model)  # other threads see the model with its own weights at all times
+        self.params: dict[str, Tensor] = {
+            f"{name}.weight": model.get_parameter(f"{name}.weight") for name in parameters(model.config)
+        }
+        self._compute = getattr(torch, recipe.precision)
+        self.place = model.embedding.weight.device
+        self._objective = torch.compile(self._losses) if self.place.type == "cuda" else self._losses
+
+    def enter_thread(self) -> None:
+        """Prepare the thread that computes."""
+
+    def tokens(self, windows: np.ndarray, micros: int) -> Tensor:
+        return torch.from_numpy(windows).to(self.place)
+
+    def gradients(self, windows: Tensor) -> tuple[Tensor, list[Tensor]]:
+        objective, loss = self._objective(windows)
+        return loss.detach(), list(torch.autograd.grad(objective, list(self.params.values())))
+
+    def totals(self, loss: Tensor, grads: list[Tensor]) -> tuple[float, Tensor]:
+        norms = torch.stack([torch.linalg.vector_norm(grad) for grad in grads])
+        return float(loss), norms
+
+    def sizes(self) -> list[None]:
+        return [None] * len(self.params)
+
+    def loss(self, windows: np.ndarray) -> float:
+        with torch.no_grad():
+            return float(self._losses(self.tokens(windows, 1))[1])
+
+    def placed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return tensors
+
+    def own_piece(self, name: str, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def _losses(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """What is minimised, and the cross-entropy in it."""
+        config, weights = self._model.config, self._computing()
+        options = {"remat": self._recipe.remat, "features": True}
+        features = functional_call(self._copy, weights, (windows[:, :-1],), options)
+        weight = weights["embedding.weight" if config.tie_embeddings else "unembedding.weight"]
+        targets, scale = windows[:, 1:], config.logit_scale
+        return output_loss(features, weight, targets, scale=scale, z_loss=self._recipe.z_loss)
+
+    def _computing(self) -> dict[str, Tensor]:
+        return {
+            name: p
+            if isinstance(self._model.get_submodule(name.removesuffix(".weight")), Norm)
+            else p.to(self._compute)
+            for name, p in self.params.items()
+        }

@@ -7,6 +7,7 @@ Mirror: palm.jax_impl.weights.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from palm.spec.parameters import DTYPES, Parameter, dtype_name, parameters
 from palm.spec.sizes import check_model
 from palm.torch_impl.attention import choose_path
 from palm.torch_impl.model import PaLM
+from palm.torch_impl.pieces import is_mesh, own_device, own_piece, placed, stored_cuts, whole
 from palm.torch_impl.wrapped import settled, weight_dtypes
 from palm.tracing.turns import shared
 
@@ -28,24 +30,32 @@ def from_arrays(
     fetch: Callable[[Parameter], np.ndarray],
     *,
     dtype: DType,
-    device: torch.device | str | None,
+    device: Any,
     attention: str,
 ) -> PaLM:
     """A model of the weights that `fetch` gives, in `dtype`, for each row of the table, one at a time.
 
     On the device "meta", also by `with torch.device("meta")`, it is only allocated and no weight is fetched.
+    On a mesh of processes, what `device_mesh` gives, each keeps its pieces of the weights alone.
     """
-    target = find_device(device)
+    mesh = device if is_mesh(device) else None
+    target = find_device(device) if mesh is None else own_device(mesh)
     path = choose_path(attention, config, target)
-    if target.type == "cpu":
+    if target.type == "cpu" and mesh is None:
         check_model(config, dtype)
     model = PaLM(config, attention=path, device="meta", dtype=getattr(torch, dtype))
     if target.type == "meta":
         return model
+    ways = {} if mesh is None else stored_cuts(model, mesh)
     state = {}
     for name, parameter in parameters(config).items():
-        tensor = to_tensor(fetch(parameter)).to(target)
-        state[f"{name}.weight"] = (tensor.T if is_linear(model, name) else tensor).contiguous()
+        tensor = to_tensor(fetch(parameter))
+        tensor = tensor.T if is_linear(model, name) else tensor
+        if mesh is None:
+            state[f"{name}.weight"] = tensor.to(target).contiguous()
+        else:
+            piece = own_piece(tensor, ways[name], mesh).to(target)
+            state[f"{name}.weight"] = placed(piece, ways[name], mesh)
     model.load_state_dict(state, assign=True)
     return model
 
@@ -62,10 +72,13 @@ def to_arrays(model: PaLM, *, copied: bool = True) -> dict[str, np.ndarray]:
 
 
 def canonical(model: PaLM, state: dict[str, Tensor], *, copied: bool = True) -> dict[str, np.ndarray]:
-    """Tensors that belong to `model.named_parameters()`, as arrays in the canonical layout, or seen so."""
+    """Tensors that belong to `model.named_parameters()`, as arrays in the canonical layout, or seen so.
+
+    Of a model on a mesh all processes must call this, and each has the whole arrays, one after the other.
+    """
     arrays = {}
     for name in parameters(model.config):
-        tensor = state[f"{name}.weight"].detach()
+        tensor = whole(state[f"{name}.weight"].detach())
         is_turned = is_linear(model, name)
         if copied:  # torch turns a matrix over several times as fast as NumPy
             tensor = (tensor.T if is_turned else tensor).clone(memory_format=torch.contiguous_format)
@@ -98,9 +111,9 @@ def find_device(device: torch.device | str | None) -> torch.device:
     return found
 
 
-def is_on_host(device: torch.device | str | None) -> bool:
+def is_on_host(device: Any) -> bool:
     """Whether a model on that device is in this machine's memory. Raises `BackendError` as `find_device`."""
-    return find_device(device).type == "cpu"
+    return (own_device(device) if is_mesh(device) else find_device(device)).type == "cpu"
 
 
 def is_linear(model: PaLM, name: str) -> bool:

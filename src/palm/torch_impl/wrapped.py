@@ -32,6 +32,7 @@ from palm.torch_impl.feedforward import FeedForward
 from palm.torch_impl.linear import Linear
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import Norm
+from palm.torch_impl.pieces import is_placed
 from palm.torch_impl.private import compiled_module, hooks_of, hooks_of_all_modules
 from palm.tracing.turns import shared
 
@@ -82,7 +83,9 @@ def settled(model: PaLM) -> PaLM:
         _module(model, name, kind)
     state = {name: _weight(model, name, shape) for name, shape in _shapes(model).items()}
     _check_values(state)
-    own = {name: _own_weight(model.get_submodule(name)) for name in state}
+    own = {
+        name: dict(model.get_submodule(name).named_parameters(recurse=False)).get("weight") for name in state
+    }
     if len(set(map(id, state.values()))) == len(state) and all(state[name] is own[name] for name in state):
         return model
     check_plain(model)
@@ -241,7 +244,7 @@ def _weight(model: PaLM, name: str, shape: tuple[int, ...]) -> Tensor:
             "parametrization changes. Call model.eval(), or parametrize.remove_parametrizations(module, "
             '"weight").'
         )
-    if type(weight) not in (Tensor, nn.Parameter):
+    if type(weight) not in (Tensor, nn.Parameter) and not is_placed(weight):
         raise WeightsError(
             f"weights must be plain tensors; got model.{name}.weight of {_name(weight)}. "
             "Gather or dequantise it first (a DTensor: .full_tensor())."
@@ -278,10 +281,6 @@ def _value(module: nn.Module) -> Tensor:
         weight = module.weight
     assert isinstance(weight, Tensor)
     return weight
-
-
-def _own_weight(module: nn.Module) -> nn.Parameter | None:
-    return dict(module.named_parameters(recurse=False)).get("weight")
 
 
 def _shapes(model: PaLM) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,90 @@
+"""Weights that lie on a mesh of processes: each has its piece of a DTensor, cut as `palm.spec.mesh` says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeGuard
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from palm.spec.mesh import Cut, Mesh, MeshAxis, cuts
+from palm.torch_impl.model import PaLM
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+
+
+def is_mesh(device: object) -> TypeGuard[DeviceMesh]:
+    """Whether `device` is a mesh that `palm.torch_impl.device_mesh` made."""
+    names = getattr(device, "mesh_dim_names", None)
+    return names is not None and tuple(names) == tuple(Mesh().shape)
+
+
+def is_placed(tensor: object) -> TypeGuard[DTensor]:
+    """Whether a tensor lies on such a mesh."""
+    return is_mesh(getattr(tensor, "device_mesh", None))
+
+
+def mesh_of_processes(mesh: DeviceMesh) -> Mesh:
+    """The sizes of a mesh of processes."""
+    return Mesh(*mesh.shape)
+
+
+def own_device(mesh: DeviceMesh) -> torch.device:
+    """The device of this process."""
+    if mesh.device_type == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device(mesh.device_type)
+
+
+def stored_cuts(model: PaLM, mesh: DeviceMesh) -> dict[str, tuple[Cut, ...]]:
+    """For each parameter of the table, how this wing's tensor of it is cut."""
+    return {
+        name: cut[::-1] if isinstance(model.get_submodule(name), nn.Linear) else cut
+        for name, cut in cuts(model.config, mesh_of_processes(mesh)).items()
+    }
+
+
+def own_piece(tensor: Tensor, cut: tuple[Cut, ...], mesh: DeviceMesh) -> Tensor:
+    """This process's piece of a whole tensor; a copy, so that the whole one can go."""
+    for dimension, axis in enumerate(cut):
+        if axis is not None:
+            tensor = tensor.chunk(mesh.size(_number(axis)), dimension)[mesh.get_local_rank(axis)]
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def placed(piece: Tensor, cut: tuple[Cut, ...], mesh: DeviceMesh) -> Tensor:
+    """The tensor of which each process has such a piece."""
+    from torch.distributed.tensor import DTensor, Replicate, Shard  # noqa: PLC0415 - a second, for meshes only
+
+    names = mesh.mesh_dim_names or ()
+    placements = [Shard(cut.index(axis)) if axis in cut else Replicate() for axis in names]
+    return DTensor.from_local(piece, mesh, placements, run_check=False)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole tensor, for which all processes must call this; itself, if it does not lie on a mesh."""
+    return tensor.full_tensor() if is_placed(tensor) else tensor
+
+
+def gathered(model: PaLM) -> PaLM:
+    """A model of whole weights in each process, for which all must call this; itself, if it is one."""
+    if not is_placed(model.embedding.weight):
+        return model
+    plain = PaLM(model.config, attention=model.path, device="meta")
+    state = {name: whole(weight.detach()) for name, weight in model.named_parameters()}
+    plain.load_state_dict(state, assign=True)
+    return plain
+
+
+def summed(x: Tensor, mesh: DeviceMesh, axis: MeshAxis) -> Tensor:
+    """The sum over the processes along an axis of the mesh, in the place of x."""
+    if mesh.size(_number(axis)) > 1:
+        dist.all_reduce(x, group=mesh.get_group(axis))
+    return x
+
+
+def _number(axis: MeshAxis) -> int:
+    return list(Mesh().shape).index(axis)

@@ -1,0 +1,221 @@
+"""The training program of one process of a mesh: FSDP2 along `data`, tensor parallelism along `model`.
+
+The model's DTensors are the master copy. FSDP's sharded parameters are the same memory, so that a step which
+changes one changes the other; what FSDP does not share out is reduced here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from palm.recipes import Recipe
+from palm.spec.mesh import BATCH, Cut, check_batch
+from palm.spec.tokens import check_tokens
+from palm.torch_impl.cut import CutPaLM
+from palm.torch_impl.loss import cross_entropy, output_loss
+from palm.torch_impl.model import PaLM
+from palm.torch_impl.norm import Norm
+from palm.torch_impl.pieces import mesh_of_processes, own_device, own_piece, placed, stored_cuts, summed
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+
+
+class Sharded:
+    """One process's part of a model on a mesh, its loss and its gradients.
+
+    `params` are this process's pieces of the weights, by their names in the state_dict.
+    """
+
+    def __init__(self, model: PaLM, weight: DTensor, recipe: Recipe) -> None:
+        self.place = weight.device_mesh
+        self._model, self._recipe = model, recipe
+        self._on = mesh_of_processes(self.place)
+        self._device, self._wide = own_device(self.place), weight.dtype
+        self._compute = getattr(torch, recipe.precision)
+        self._cuts = {f"{name}.weight": cut for name, cut in stored_cuts(model, self.place).items()}
+        self.params = {name: _local(model.get_parameter(name).detach()) for name in self._cuts}
+        self._root = _Objective(_part_of(model, self.place), recipe)
+        by_fsdp = self._put_weights()
+        if self._device.type == "cuda":
+            for block in self._root.model.blocks:
+                block.forward = torch.compile(block.forward)  # inside of FSDP's hooks, which are not compiled
+        if by_fsdp:
+            self._shard(by_fsdp)
+        self._leaves = {name: self._root.model.get_parameter(name) for name in self._cuts}
+
+    def enter_thread(self) -> None:
+        """Each thread has a current device of its own."""
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+
+    def tokens(self, windows: np.ndarray, micros: int) -> Tensor:
+        """This process's rows of windows (b, n + 1), those of each micro-batch in turn.
+
+        All processes are given all windows, so that ids that one of them cannot take stop all.
+        """
+        check_batch(len(windows), micros, self._on)
+        parts = check_tokens(windows, self._model.config).reshape(
+            micros, self._on.replicas, -1, windows.shape[1]
+        )
+        rows = np.ascontiguousarray(parts[:, self._replica()]).reshape(-1, windows.shape[1])
+        return torch.from_numpy(rows).to(self._device)
+
+    def gradients(self, windows: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """This process's loss, and its part of each gradient; the sum of all, where FSDP forms it."""
+        self._follow()
+        objective, loss = self._root(windows)
+        (objective / self._on.replicas).backward()
+        return loss.detach(), [self._taken(leaf) for leaf in self._leaves.values()]
+
+    def totals(self, loss: Tensor, grads: list[Tensor]) -> tuple[float, Tensor]:
+        """The loss and the norm of each gradient, of all processes; the gradients are whole sums then."""
+        for (_, cut), grad in zip(self._cuts.items(), grads, strict=True):
+            for axis in BATCH if "data" not in cut else ():
+                summed(grad, self.place, axis)
+        squares = self._squares(grads)
+        mean = loss.to(squares.dtype) / self._on.size
+        found = self._sum_of_all(torch.cat([mean[None], squares]))
+        return float(found[0]), found[1:].sqrt()
+
+    def sizes(self) -> list[Tensor] | list[None]:
+        """The root mean square of each whole parameter, if the optimiser asks for it."""
+        if self._recipe.optimizer != "adafactor":
+            return [None] * len(self.params)
+        roots = self._sum_of_all(self._squares(list(self.params.values()))).sqrt()
+        counts = (self._model.get_parameter(name).numel() for name in self.params)
+        return [root.to(self._wide) * count**-0.5 for root, count in zip(roots, counts, strict=True)]
+
+    def loss(self, windows: np.ndarray) -> float:
+        """Mean cross-entropy of windows (b, n + 1), of which some processes may have one more than others."""
+        check_tokens(windows, self._model.config)
+        rows = np.array_split(windows, self._on.replicas)[self._replica()]
+        share = len(rows) / len(windows) / self._on.model
+        ids = torch.from_numpy(rows if len(rows) else windows[:1]).to(self._device)
+        self._follow()
+        with torch.no_grad():
+            loss = self._root(ids)[1]
+        self._reshard()
+        return float(self._sum_of_all(loss.double() * share))
+
+    def placed(self, pieces: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of which each process has such pieces."""
+        return {name: placed(piece, self._cuts[name], self.place) for name, piece in pieces.items()}
+
+    def own_piece(self, name: str, tensor: Tensor) -> Tensor:
+        """This process's piece of what belongs to one of `params`."""
+        return own_piece(tensor, self._cuts[name], self.place)
+
+    def _put_weights(self) -> dict[nn.Parameter, int]:
+        """Give the program its weights. Those that FSDP will share out are meta, with where it cuts them."""
+        by_fsdp = {}
+        for name, piece in self.params.items():
+            module = self._root.model.get_submodule(name.removesuffix(".weight"))
+            if "data" in self._cuts[name]:
+                dimension = self._cuts[name].index("data")
+                shape = list(piece.shape)
+                shape[dimension] *= self._on.data
+                module.weight = nn.Parameter(torch.empty(shape, device="meta", dtype=self._wide))
+                by_fsdp[module.weight] = dimension
+            else:
+                dtype = self._wide if isinstance(module, Norm) else self._compute
+                module.weight = nn.Parameter(piece.to(dtype))
+        return by_fsdp
+
+    def _shard(self, by_fsdp: dict[nn.Parameter, int]) -> None:
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # noqa: PLC0415 - a second
+        from torch.distributed.tensor import Shard  # noqa: PLC0415
+
+        names = BATCH if self._on.pod > 1 else ("data",)
+        narrow = None if self._compute == self._wide else self._compute
+        options: dict[str, Any] = {
+            "mesh": self.place[names],
+            "shard_placement_fn": lambda weight: Shard(by_fsdp[weight]),
+            # Rotary tables, which come in with x, stay as wide as they are.
+            "mp_policy": MixedPrecisionPolicy(
+                param_dtype=narrow, reduce_dtype=self._wide, cast_forward_inputs=False
+            ),
+            "ignored_params": {p for p in self._root.parameters() if p not in by_fsdp},
+        }
+        for module in (*self._root.model.blocks, self._root):
+            sharded = fully_shard(module, **options)
+            # Each loss is divided by the number of replicas already. Gloo has no mean.
+            sharded.set_gradient_divide_factor(1.0)
+            sharded.set_force_sum_reduction_for_comms(True)
+        state = {
+            f"model.{name}": placed(self.params[name], cut, self.place[names])
+            for name, cut in self._cuts.items()
+            if "data" in cut
+        }
+        self._root.load_state_dict(state, strict=False, assign=True)
+
+    def _follow(self) -> None:
+        """Narrow copies of weights that FSDP does not make are as the weights are now."""
+        with torch.no_grad():
+            for name, piece in self.params.items():
+                leaf = self._leaves[name]
+                if "data" not in self._cuts[name] and leaf.dtype != piece.dtype:
+                    leaf.copy_(piece)
+
+    def _reshard(self) -> None:
+        """After a forward pass alone FSDP keeps the root's weights gathered, and would use them for ever."""
+        reshard = getattr(self._root, "reshard", None)
+        if reshard is not None:
+            reshard()
+
+    def _taken(self, leaf: nn.Parameter) -> Tensor:
+        grad, leaf.grad = leaf.grad, None
+        assert grad is not None
+        return _local(grad).to(self._wide)
+
+    def _squares(self, pieces: list[Tensor]) -> Tensor:
+        """This process's part of the sum of squares of each of `params`, or what has their shapes."""
+        norms = torch.stack([torch.linalg.vector_norm(piece) for piece in pieces]).double()
+        copies = [self._copies(cut) for cut in self._cuts.values()]
+        return norms.square() / torch.tensor(copies, device=norms.device)
+
+    def _copies(self, cut: tuple[Cut, ...]) -> int:
+        """How many processes have the same piece."""
+        cuts = [size for axis, size in self._on.shape.items() if axis in cut]
+        return self._on.size // int(np.prod(cuts))
+
+    def _sum_of_all(self, x: Tensor) -> Tensor:
+        dist.all_reduce(x)
+        return x
+
+    def _replica(self) -> int:
+        """Which part of each batch is this process's."""
+        return self.place.get_local_rank("pod") * self._on.data + self.place.get_local_rank("data")
+
+
+class _Objective(nn.Module):
+    """What is minimised and the cross-entropy in it, in one forward pass, as FSDP's hooks need it."""
+
+    def __init__(self, model: PaLM, recipe: Recipe) -> None:
+        super().__init__()
+        self.model, self._recipe = model, recipe
+
+    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        model, config, entropy = self.model, self.model.config, cross_entropy
+        features = model(windows[:, :-1], remat=self._recipe.remat, features=True)
+        if isinstance(model, CutPaLM):
+            features, entropy = model.spread_features(features), model.entropy
+        weight = (model.embedding if config.tie_embeddings else model.unembedding).weight
+        options = {"scale": config.logit_scale, "z_loss": self._recipe.z_loss}
+        return output_loss(features, weight, windows[:, 1:], **options, entropy=entropy)
+
+
+def _part_of(model: PaLM, mesh: DeviceMesh) -> PaLM:
+    if mesh_of_processes(mesh).model > 1:
+        return CutPaLM(model.config, model.path, mesh)
+    return PaLM(model.config, attention=model.path, device="meta")
+
+
+def _local(tensor: Any) -> Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
