@@ -15,6 +15,7 @@ import numpy as np
 from palm.config import DType, PaLMConfig
 from palm.recipes import Outcome, Rates, Recipe, Remat
 from palm.spec.arrays import Arrays
+from palm.spec.mesh import Mesh
 from palm.spec.parameters import Parameter
 from palm.spec.sampling import Sampling
 from palm.tracing.program import Program
@@ -32,7 +33,7 @@ class TrainerProtocol(Protocol[M_co]):
 
     @property
     def placement(self) -> tuple[Any, str]:
-        """The framework's device and the attention path of the model."""
+        """The framework's device or mesh, and the attention path of the model."""
 
     def step(self, windows: np.ndarray, rates: Rates) -> Outcome:
         """Learn from windows (b, n + 1). Where loss or gradient is not finite, nothing changes."""
@@ -140,3 +141,12 @@ class Wing(Protocol[M]):
 
     def keep_programs(self, folder: Path) -> None:
         """Keep what is compiled in `folder`."""
+
+    def device_mesh(self, mesh: Mesh) -> Any:
+        """The framework's mesh of devices, which `from_arrays` takes in place of a device."""
+
+    def mesh_of_model(self, model: M) -> Mesh:
+        """The mesh that a model's weights lie on; `Mesh()` for one device."""
+
+    def is_first(self) -> bool:
+        """Whether this process is the one that prints and writes."""

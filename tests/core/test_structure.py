@@ -15,7 +15,7 @@ from palm.backends import ATTENTION_PATHS
 
 WINGS = {"torch": "torch_impl", "jax": "jax_impl"}
 # What each framework has of its own: kernels of attention, private parts of PyTorch, how it is traced, and
-# what computes on a mesh, where JAX's compiler writes the communication itself.
+# how arrays lie and move on a mesh.
 OWN_FILES = {
     "torch": {
         "paths/sdpa.py",
@@ -27,7 +27,7 @@ OWN_FILES = {
         "trace/tensors.py",
     },
     "jax": {
-        *("paths/cudnn.py", "paths/splash.py", "paths/pallas.py", "paths/pallas_kernels.py"),
+        *("paths/cudnn.py", "paths/splash.py", "paths/pallas.py", "paths/pallas_kernels.py", "sharding.py"),
         *(f"trace/{name}.py" for name in ("evaluate", "inner", "kinds", "kernels", "precision")),
     },
 }

@@ -7,6 +7,7 @@ from palm.jax_impl.feedforward import FeedForward, swiglu
 from palm.jax_impl.generate import Decoder, choose
 from palm.jax_impl.linear import Linear, linear, product
 from palm.jax_impl.loss import cross_entropy, next_token_loss, output_loss
+from palm.jax_impl.mesh import device_mesh, is_first, mesh_of_model
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.norm import Norm
 from palm.jax_impl.optimizer import OPTIMIZERS, adafactor, adamw
@@ -48,13 +49,16 @@ __all__ = [
     "choose",
     "choose_path",
     "cross_entropy",
+    "device_mesh",
     "device_name",
     "dtype_of",
     "find_model",
     "from_arrays",
+    "is_first",
     "keep_programs",
     "linear",
     "masked_scores",
+    "mesh_of_model",
     "next_token_loss",
     "output_loss",
     "product",

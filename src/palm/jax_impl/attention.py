@@ -20,6 +20,7 @@ from palm.jax_impl.linear import Linear
 from palm.jax_impl.paths import ATTENTION
 from palm.jax_impl.position import Rotation, rotate
 from palm.jax_impl.shapes import Hidden, Keys, Queries, Slopes
+from palm.jax_impl.sharding import on_each_device
 from palm.spec.taps import Tap, untapped
 
 
@@ -90,8 +91,8 @@ class Attention(eqx.Module):
         q, k, v = self._projected(y, rotation)
         q = tap("q", rearrange(q, "... n h e -> ... n (h e)"))
         q, k, v = rearrange(q, "... n (h e) -> ... n h e", h=self.heads), tap("k", k), tap("v", v)
-        attended = rearrange(ATTENTION[self.path](q, k, v, slopes), "... n h e -> ... n (h e)")
-        return self.out(tap("attention", attended))
+        attended = on_each_device(ATTENTION[self.path], q, k, v, slopes)
+        return self.out(tap("attention", rearrange(attended, "... n h e -> ... n (h e)")))
 
     def _projected(self, y: Hidden, rotation: Rotation | None) -> tuple[Queries, Keys, Keys]:
         """Shapes: y (..., n, d) -> q (..., n, h, e), k and v (..., n, e)."""

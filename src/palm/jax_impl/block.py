@@ -19,6 +19,7 @@ from palm.jax_impl.feedforward import FeedForward
 from palm.jax_impl.norm import Norm
 from palm.jax_impl.position import Rotation
 from palm.jax_impl.shapes import Hidden, Slopes
+from palm.jax_impl.sharding import gathered, laid
 from palm.recipes import Remat
 from palm.spec.taps import Tap, untapped
 
@@ -52,10 +53,10 @@ class Block(eqx.Module):
         What is computed again is not tapped: its values belong to a trace of their own.
         Shapes: x (..., n, d) -> (..., n, d).
         """
-        y = tap("norm", self.norm(x))
+        y = tap("norm", gathered(self.norm(x)))
         attended = tap("attention_out", self.attention(y, rotation, slopes, tap))
         fed = recomputed(self.feedforward, y) if remat == "feedforward" else self.feedforward(y, tap)
-        return tap("out", x + attended + tap("feedforward_out", fed))
+        return tap("out", laid(x + attended + tap("feedforward_out", fed), "model"))
 
 
 def recomputed(module: eqx.Module, *inputs: Any) -> Any:

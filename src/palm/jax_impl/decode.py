@@ -20,6 +20,7 @@ from palm.jax_impl.model import PaLM
 from palm.jax_impl.norm import Norm, widen
 from palm.jax_impl.position import Rotation, rotate
 from palm.jax_impl.shapes import Bias, Cache, Columns, Each, Packed, Rows, Step
+from palm.jax_impl.sharding import spread
 
 
 class Matrix(eqx.Module):
@@ -43,7 +44,7 @@ def pack(weight: Packed, weights: str | None, batch: int, platform: str) -> Matr
     """A weight (c, k) as it is, or with `weights="int8"` as int8, to multiply `batch` rows on `platform`."""
     # XLA's products on a CPU: more rows than one are multiplied in two thirds of the time with the weight
     # turned, and in bfloat16 a few rows take eight times as long as in float32.
-    on_cpu = platform == "cpu"
+    weight, on_cpu = spread(weight), platform == "cpu"
     turned = on_cpu and batch > 1
     if weights is None:
         values, scale = widen(weight) if on_cpu else weight, None

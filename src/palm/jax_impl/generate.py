@@ -20,6 +20,7 @@ from palm.jax_impl.model import PaLM, full_precision, run
 from palm.jax_impl.norm import widen
 from palm.jax_impl.position import masked_scores
 from palm.jax_impl.shapes import Chances, Each, Next
+from palm.jax_impl.sharding import everywhere, share_out, spread
 from palm.jax_impl.wrapped import check_plain, settled
 from palm.spec.sampling import Room, Sampling
 from palm.spec.tokens import check_tokens
@@ -68,7 +69,8 @@ class Decoder:
         check_plain(settled(model))
         _check_whole(model)
         self.model = model
-        self._state = _prefill(model, _ids(prompts, model), jnp.asarray(lengths, jnp.int32), size)
+        among = share_out(lengths.astype(np.int32), model.embedding.weight)
+        self._state = _prefill(model, _ids(prompts, model), jnp.asarray(among), size)
         # Not the process's default: the model may be elsewhere.
         platform = next(iter(model.embedding.weight.devices())).platform
         self._packed = _pack(model, weights, len(prompts), platform)
@@ -118,7 +120,8 @@ def _check_whole(model: PaLM) -> None:
 def _ids(tokens: np.ndarray | Array, model: PaLM) -> Array:
     if isinstance(tokens, jax.Array):
         return tokens
-    return jnp.asarray(check_tokens(tokens, model.config), jnp.int32)
+    ids = check_tokens(tokens, model.config).astype(np.int32)
+    return jnp.asarray(share_out(ids, model.embedding.weight))
 
 
 @eqx.filter_jit
@@ -133,13 +136,14 @@ def _prefill(model: PaLM, tokens: Array, lengths: Array, size: int) -> _State:
         logits = model.logits(y[jnp.arange(len(tokens)), lengths - 1])
         values: list[Array | None] = []
         values += [None] * model.config.depth if one else roomy(caches["v"])
-        return _State(roomy(caches["k"]), values, lengths, logits)
+        return everywhere(_State(roomy(caches["k"]), values, lengths, logits))
 
 
 @eqx.filter_jit
 def _pack(model: PaLM, weights: str | None, batch: int, platform: str) -> _Packed:
     options = (weights, batch, platform)
-    return _Packed(model, layers_of(model, *options), output_of(model, *options))
+    looked_up = eqx.tree_at(lambda m: m.embedding.weight, model, spread(model.embedding.weight))
+    return _Packed(looked_up, layers_of(model, *options), output_of(model, *options))
 
 
 def _decode(packed: _Packed, state: _State, tokens: ArrayLike) -> _State:
@@ -157,14 +161,14 @@ def _decode(packed: _Packed, state: _State, tokens: ArrayLike) -> _State:
             caches.append(cache)
         logits = packed.output.multiply(model.norm(x)) * model.config.logit_scale
     keys, values = (list(of_layers) for of_layers in zip(*caches, strict=True))
-    return _State(keys, values, positions + 1, logits)
+    return everywhere(_State(keys, values, positions + 1, logits))
 
 
 @eqx.filter_jit(donate="all-except-first")
 def _next(inputs: tuple[_Packed, np.ndarray | None, Sampling], state: _State) -> tuple[_State, Array, Array]:
     packed, gumbel, sampling = inputs
     tokens, logprobs = choose(state.logits, gumbel, sampling)
-    return _decode(packed, state, tokens), tokens, logprobs
+    return _decode(packed, state, tokens), *everywhere((tokens, logprobs))
 
 
 @eqx.filter_jit(donate="all-except-first")

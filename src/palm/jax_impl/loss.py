@@ -7,7 +7,7 @@ Mirror: palm.torch_impl.loss.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,9 @@ from jax.nn import logsumexp
 from palm.jax_impl.linear import linear
 from palm.jax_impl.norm import widen
 from palm.jax_impl.shapes import Features, Logits, Output, Scalar, Scores, Targets, Tokens
+from palm.jax_impl.sharding import averaged, in_columns, laid, ways
 
-# More logits than this, 128 MiB in float32, are never held at once while training.
+# More logits than this, 128 MiB in float32, no device ever holds at once while training.
 MOST_LOGITS = 1 << 25
 
 
@@ -37,7 +38,7 @@ def cross_entropy(logits: Scores, targets: Targets) -> tuple[Scalar, Scalar]:
     With log Z = log Σ_v exp(logits): mean of log Z − logits[target]; mean of (log Z)².
     Source: PaLM (arXiv:2204.02311) §5, "Loss function". Shapes: logits (..., v), targets (...) -> (), ().
     """
-    losses, log_z = _losses(logits, targets)
+    losses, log_z = _losses(logits, targets, logits.shape[-1])
     return losses.mean(), jnp.square(log_z).mean()
 
 
@@ -51,49 +52,74 @@ def output_loss(
     that (b, n, v) of them never exist; then there are first derivatives in reverse mode only.
     Shapes: features (..., d), weight (d, v), targets (...) -> (), ().
     """
-    rows, targets = features.reshape(-1, features.shape[-1]), targets.reshape(-1)
-    if len(rows) * weight.shape[1] > MOST_LOGITS:
-        return _in_parts(rows, weight, targets, scale, z_loss)
-    loss, z = cross_entropy(linear(rows, weight) * scale, targets)
-    return loss + z_loss * z, lax.stop_gradient(loss)
+    settings = _Settings(weight.shape[1], scale, z_loss)
+    return averaged(partial(_mean_loss, settings), features, weight, targets)
 
 
-def _losses(logits: Array, targets: Array) -> tuple[Array, Array]:
-    wide = widen(logits)
+class _Settings(NamedTuple):
+    """The size of the vocabulary, beyond which a weight on a mesh may have columns, and two factors."""
+
+    num_tokens: int
+    scale: float
+    z_loss: float
+
+
+def _mean_loss(settings: _Settings, features: Array, weight: Array, targets: Array) -> tuple[Array, Array]:
+    rows, targets, weight = features.reshape(-1, features.shape[-1]), targets.reshape(-1), in_columns(weight)
+    if len(rows) * _held(weight) > MOST_LOGITS:
+        return _in_parts(settings, rows, weight, targets)
+    logits = linear(rows, weight) * settings.scale
+    losses, log_z = _losses(logits, targets, settings.num_tokens)
+    loss, z = losses.mean(), jnp.square(log_z).mean()
+    return loss + settings.z_loss * z, lax.stop_gradient(loss)
+
+
+def _losses(logits: Array, targets: Array, num_tokens: int) -> tuple[Array, Array]:
+    wide = laid(widen(logits), "model")
+    if wide.shape[-1] > num_tokens:
+        wide = jnp.where(jnp.arange(wide.shape[-1]) < num_tokens, wide, -jnp.inf)
     log_z = logsumexp(wide, axis=-1)
-    return log_z - jnp.take_along_axis(wide, targets[..., None], axis=-1)[..., 0], log_z
+    return log_z - _of_target(wide, targets), log_z
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _in_parts(rows: Array, weight: Array, targets: Array, scale: float, z_loss: float) -> tuple[Array, Array]:
+def _of_target(logits: Array, targets: Array) -> Array:
+    if ways(logits) == 1:
+        return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    # No device has all logits of a row to choose from.
+    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
+    return jnp.where(is_target, logits, 0).sum(-1)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _in_parts(settings: _Settings, rows: Array, weight: Array, targets: Array) -> tuple[Array, Array]:
     def step(total: tuple[Array, Array], part: tuple[Array, ...]) -> tuple[tuple[Array, Array], None]:
-        objective, loss = _part(weight, *part, scale=scale, z_loss=z_loss)
+        objective, loss = _part(weight, *part, settings=settings)
         return (total[0] + objective, total[1] + loss), None
 
     zero = jnp.zeros((), widen(rows[:0]).dtype)
-    return lax.scan(step, (zero, zero), _split(rows, targets, weight.shape[1]))[0]
+    return lax.scan(step, (zero, zero), _split(rows, targets, _held(weight)))[0]
 
 
 def _forward(
-    rows: Array, weight: Array, targets: Array, scale: float, z_loss: float
+    settings: _Settings, rows: Array, weight: Array, targets: Array
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     gradient = jax.value_and_grad(_part, argnums=(0, 1), has_aux=True)
 
     def step(
         total: tuple[Array, Array, Array], part: tuple[Array, ...]
     ) -> tuple[tuple[Array, Array, Array], Array]:
-        (objective, loss), (for_weight, for_rows) = gradient(weight, *part, scale=scale, z_loss=z_loss)
+        (objective, loss), (for_weight, for_rows) = gradient(weight, *part, settings=settings)
         return (total[0] + objective, total[1] + loss, total[2] + for_weight), for_rows
 
     zero = jnp.zeros((), widen(rows[:0]).dtype)
-    start = (zero, zero, jnp.zeros_like(widen(weight)))
-    (objective, loss, for_weight), for_rows = lax.scan(step, start, _split(rows, targets, weight.shape[1]))
+    start = (zero, zero, laid(jnp.zeros_like(widen(weight)), "model"))
+    (objective, loss, for_weight), for_rows = lax.scan(step, start, _split(rows, targets, _held(weight)))
     grads = (for_rows.reshape(-1, rows.shape[1])[: len(rows)], for_weight.astype(weight.dtype))
     return (objective, loss), grads
 
 
 def _backward(
-    scale: float, z_loss: float, saved: tuple[Array, Array], grads: tuple[Array, Array]
+    settings: _Settings, saved: tuple[Array, Array], grads: tuple[Array, Array]
 ) -> tuple[Array, Array, None]:
     for_rows, for_weight = saved
     return for_rows * grads[0].astype(for_rows.dtype), for_weight * grads[0].astype(for_weight.dtype), None
@@ -103,16 +129,22 @@ _in_parts.defvjp(_forward, _backward)
 
 
 def _part(
-    weight: Array, rows: Array, targets: Array, share: Array, *, scale: float, z_loss: float
+    weight: Array, rows: Array, targets: Array, share: Array, *, settings: _Settings
 ) -> tuple[Array, Array]:
     """Of some rows, each of which is `share` of the mean: their part of objective and cross-entropy."""
-    losses, log_z = _losses(linear(rows, weight) * scale, targets)
-    return (share * (losses + z_loss * jnp.square(log_z))).sum(), (share * losses).sum()
+    logits = linear(rows, weight) * settings.scale
+    losses, log_z = _losses(logits, targets, settings.num_tokens)
+    return (share * (losses + settings.z_loss * jnp.square(log_z))).sum(), (share * losses).sum()
 
 
-def _split(rows: Array, targets: Array, v: int) -> Any:
+def _held(weight: Array) -> int:
+    """The columns of the weight that each device holds."""
+    return weight.shape[1] // ways(weight)
+
+
+def _split(rows: Array, targets: Array, held: int) -> Any:
     """Parts of one size, filled up with rows of no share."""
-    count = -(-len(rows) // max(1, MOST_LOGITS // v))
+    count = -(-len(rows) // max(1, MOST_LOGITS // held))
     size = -(-len(rows) // count)
     share = jnp.full(len(rows), 1 / len(rows), widen(rows[:0]).dtype)
 

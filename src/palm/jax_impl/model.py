@@ -26,6 +26,7 @@ from palm.jax_impl.linear import Linear, linear, normal
 from palm.jax_impl.norm import Norm
 from palm.jax_impl.position import Rotation, alibi_slopes, rotation_table
 from palm.jax_impl.shapes import Features, Hidden, Logits, Scores, Tokens
+from palm.jax_impl.sharding import gathered, laid, share_out
 from palm.recipes import Remat, check_remat
 from palm.spec.parameters import parameters
 from palm.spec.taps import BLOCK_TAPS
@@ -111,12 +112,12 @@ class PaLM(eqx.Module):
         """
         check(tokens, self.config)
         check_remat(remat)
-        return _forward(self, jnp.asarray(tokens), remat, features)
+        return _forward(self, _placed(tokens, self), remat, features)
 
     def activations(self, tokens: Array) -> dict[str, Array]:
         """Every tap of the forward pass, in dataflow order; the last is `logits`."""
         check(tokens, self.config)
-        ends, stacked = _activations(self, jnp.asarray(tokens))
+        ends, stacked = _activations(self, _placed(tokens, self))
         taps = {"embed": ends["embed"]}
         for i in range(self.config.depth):
             taps.update({f"blocks.{i}.{name}": stacked[name][i] for name in BLOCK_TAPS})
@@ -146,6 +147,12 @@ def check(tokens: Array, config: PaLMConfig) -> None:
         check_range(int(ids.min()), int(ids.max()), config)
 
 
+def _placed(tokens: Array | np.ndarray, model: PaLM) -> Array:
+    if isinstance(tokens, np.ndarray):
+        return jnp.asarray(share_out(tokens, model.embedding.weight))
+    return jnp.asarray(tokens)
+
+
 def run(
     model: PaLM, tokens: Tokens, remat: Remat = False, wanted: tuple[str, ...] = ()
 ) -> tuple[Hidden, Hidden, dict[str, Array]]:
@@ -166,12 +173,13 @@ def run(
         inputs = (x, rotation, slopes)
         return recomputed(block, *inputs) if remat is True else block(*inputs, remat, keep), taps
 
-    embedded = model.embedding(tokens)
+    embedding = jax.tree.map(lambda weight: laid(weight, "model"), model.embedding)
+    embedded = laid(embedding(tokens), "model")
     rotation, slopes = model.positions(tokens.shape[-1], embedded)
     # Written out, what is computed again would be so all at once, and memory be no less.
     written_out = not remat and model.config.depth <= UNROLLED
     x, taps = (_written_out if written_out else lax.scan)(step, embedded, model.blocks)
-    return embedded, model.norm(x), taps
+    return embedded, gathered(model.norm(x)), taps
 
 
 @eqx.filter_jit

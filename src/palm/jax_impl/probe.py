@@ -15,6 +15,7 @@ from jax import Array
 
 from palm.jax_impl.loss import next_token_loss
 from palm.jax_impl.model import PaLM
+from palm.jax_impl.sharding import fetched, share_out
 from palm.jax_impl.weights import canonical
 from palm.jax_impl.wrapped import check_taps, settled
 from palm.recipes import Remat
@@ -33,7 +34,7 @@ def activations(model: PaLM, tokens: np.ndarray, *, compiled: bool = True) -> di
     with jax.disable_jit(not compiled):
         read = _activations_once if _runs_once.get() else PaLM.activations
         taps = read(model, on_device(model, tokens))
-    return {name: np.asarray(tap) for name, tap in taps.items()}
+    return {name: fetched(tap) for name, tap in taps.items()}
 
 
 @shared()
@@ -92,7 +93,8 @@ def attention_of(model: PaLM) -> str:
 
 def on_device(model: PaLM, tokens: np.ndarray, *, at_least: int = 1) -> Array:
     """Checked tokens, which computations move to where the model is."""
-    return jnp.asarray(check_tokens(tokens, model.config, at_least=at_least).astype(np.int32))
+    ids = check_tokens(tokens, model.config, at_least=at_least).astype(np.int32)
+    return jnp.asarray(share_out(ids, model.embedding.weight))
 
 
 @eqx.filter_value_and_grad

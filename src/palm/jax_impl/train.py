@@ -18,7 +18,8 @@ from palm.jax_impl.loss import output_loss
 from palm.jax_impl.model import PaLM, full_precision
 from palm.jax_impl.norm import Norm
 from palm.jax_impl.optimizer import OPTIMIZERS
-from palm.jax_impl.weights import canonical, dtype_of, from_arrays
+from palm.jax_impl.sharding import everywhere, in_place, mesh_on, share_out
+from palm.jax_impl.weights import Place, canonical, dtype_of, from_arrays
 from palm.recipes import Outcome, Rates, Recipe
 from palm.spec.parameters import Parameter, numpy_dtype
 from palm.tracing.turns import shared
@@ -54,11 +55,11 @@ class Trainer:
         return self._state.model
 
     @property
-    def placement(self) -> tuple[jax.Device | None, str]:
-        """The device the model was put on, None if it is JAX's own choice, and its attention path."""
+    def placement(self) -> tuple[Place, str]:
+        """The device or mesh the model was put on, None if it is JAX's own choice, and its attention path."""
         weight = self.model.embedding.weight
         device = next(iter(weight.devices())) if weight.committed else None
-        return device, self.model.blocks.attention.path
+        return mesh_on(weight) or device, self.model.blocks.attention.path
 
     @property
     def intact(self) -> bool:
@@ -67,11 +68,14 @@ class Trainer:
 
     @shared()
     def step(self, windows: np.ndarray, rates: Rates) -> Outcome:
-        """Learn from windows (b, n + 1). Where loss or gradient is not finite, nothing changes."""
+        """Learn from windows (b, n + 1). Where loss or gradient is not finite, nothing changes.
+
+        On a mesh each device takes its own rows of them; each process is given all.
+        """
         self._begun = False
         dtype = numpy_dtype(dtype_of(self.model))
         scalars = jax.tree.map(lambda rate: np.asarray(rate, dtype), rates)
-        batch = (windows.astype(np.int32), scalars, self.recipe)
+        batch = (self._shared_out(windows, self.recipe.accumulate), scalars, self.recipe)
         state, mean_loss, global_norm, squares = _step(batch, self._state)
         self._state, self._begun = state, True
         loss, norm = float(mean_loss), float(global_norm)
@@ -83,7 +87,14 @@ class Trainer:
     @shared()
     def evaluate(self, windows: np.ndarray) -> float:
         """Mean cross-entropy of windows (b, n + 1), in nats."""
-        return float(_evaluate(self.model, windows.astype(np.int32), self.recipe))
+        return float(_evaluate(self.model, self._shared_out(windows), self.recipe))
+
+    def _shared_out(self, windows: np.ndarray, micros: int = 1) -> np.ndarray | Array:
+        windows = windows.astype(np.int32)
+        if micros > 1:
+            # Here, for in the program it would move the cut from the sequences to the micro-batches.
+            windows = windows.reshape(micros, -1, windows.shape[-1])
+        return share_out(windows, self.model.embedding.weight, axis=windows.ndim - 2)
 
     def moments(self) -> Arrays:
         """The optimiser's state under canonical names: `first.NAME` and `second.NAME`."""
@@ -130,10 +141,13 @@ _gradient = eqx.filter_value_and_grad(_losses, has_aux=True)
 
 
 @eqx.filter_jit(donate="all-except-first")
-def _step(batch: tuple[np.ndarray, Rates, Recipe], state: _State) -> tuple[_State, Array, Array, PaLM]:
+def _step(
+    batch: tuple[np.ndarray | Array, Rates, Recipe], state: _State
+) -> tuple[_State, Array, Array, PaLM]:
     windows, rates, recipe = batch
     loss, grads = _mean_gradient(state.model, windows, recipe)
-    squares = _each(lambda g: jnp.square(g).sum(), grads)
+    grads = in_place(grads, state.model.config)
+    squares = everywhere(_each(lambda g: jnp.square(g).sum(), grads))
     norm = jnp.sqrt(sum(square.sum() for square in jax.tree.leaves(squares)))
     factor = jnp.minimum(1.0, recipe.clip / norm) if recipe.clip else 1.0
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -144,10 +158,11 @@ def _step(batch: tuple[np.ndarray, Rates, Recipe], state: _State) -> tuple[_Stat
 
     updated = _each(update, state.model, grads, state.first, state.second)
     new = jax.tree.transpose(jax.tree.structure(state.model), jax.tree.structure((0, 0, 0)), updated)
-    return _State(*new), loss, norm, squares
+    new_state = _State(*(in_place(tree, state.model.config) for tree in new))
+    return new_state, loss, norm, squares
 
 
-def _mean_gradient(model: PaLM, windows: np.ndarray, recipe: Recipe) -> tuple[Array, PaLM]:
+def _mean_gradient(model: PaLM, windows: np.ndarray | Array, recipe: Recipe) -> tuple[Array, PaLM]:
     """Mean cross-entropy, and the mean gradient of `recipe.accumulate` micro-batches of one size."""
 
     def add(total: tuple[Array, PaLM], micro: Any) -> tuple[tuple[Array, PaLM], None]:
@@ -158,8 +173,7 @@ def _mean_gradient(model: PaLM, windows: np.ndarray, recipe: Recipe) -> tuple[Ar
         (_, loss), grads = _gradient(model, windows, recipe)
         return loss, grads
     start = (jnp.zeros((), model.embedding.weight.dtype), jax.tree.map(jnp.zeros_like, model))
-    micros = windows.reshape(recipe.accumulate, -1, windows.shape[-1])
-    return lax.scan(add, start, micros)[0]
+    return lax.scan(add, start, windows)[0]
 
 
 def _each(function: Any, *trees: PaLM) -> PaLM:

@@ -8,20 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import attrgetter
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding
 
 from palm.config import DType, PaLMConfig
 from palm.errors import BackendError, ConfigError
 from palm.jax_impl.attention import choose_path
 from palm.jax_impl.model import PaLM
+from palm.jax_impl.sharding import fetched, kind_of, spec_of
 from palm.jax_impl.wrapped import settled
+from palm.spec.mesh import Mesh
 from palm.spec.parameters import Parameter, dtype_name, parameters
 from palm.spec.sizes import check_model
 from palm.tracing.turns import shared
+
+# Where a model is put; None: where JAX likes.
+Place: TypeAlias = jax.Device | jax.sharding.Mesh | None
 
 
 def from_arrays(
@@ -29,11 +36,12 @@ def from_arrays(
     fetch: Callable[[Parameter], np.ndarray],
     *,
     dtype: DType,
-    device: jax.Device | str | None,
+    device: Place | str,
     attention: str,
 ) -> PaLM:
     """A model of the weights that `fetch` gives, in `dtype`, for each row of the table, one stack at a time.
 
+    On a mesh of `palm.jax_impl.device_mesh` each device has the pieces that `palm.spec.mesh` cuts for it.
     Raises `ConfigError` for float64 without JAX's x64 mode, which would silently give float32.
     """
     target = find_device(device)
@@ -44,14 +52,14 @@ def from_arrays(
         )
     is_traced = isinstance(jnp.zeros(()), jax.core.Tracer)
     with jax.ensure_compile_time_eval():
-        platform = target.platform if target else next(iter(jnp.zeros(()).devices())).platform
+        platform = _platform(target) or next(iter(jnp.zeros(()).devices())).platform
     path = choose_path(attention, config, platform)
-    if platform == "cpu" and not is_traced:
+    if platform == "cpu" and not is_traced and jax.process_count() == 1:
         check_model(config, dtype)
     table = parameters(config)
 
     def fill(where: tuple[jax.tree_util.GetAttrKey, ...], leaf: jax.ShapeDtypeStruct) -> Array:
-        kind = ".".join(key.name for key in where).removesuffix(".weight")
+        kind = kind_of(where)
         layers = kind.startswith("blocks.") and range(config.depth)
 
         def read() -> np.ndarray:
@@ -59,8 +67,15 @@ def from_arrays(
                 return fetch(table[kind])
             return np.stack([fetch(table[kind.replace("blocks", f"blocks.{i}", 1)]) for i in layers])
 
+        place = _place_of(target, config, kind)
         # Traced, weights are fetched when the program runs; `jax.eval_shape` never does.
-        return jax.device_put(jax.pure_callback(read, leaf) if is_traced else read(), target)
+        if is_traced:
+            return jax.device_put(jax.pure_callback(read, leaf), place)
+        array = read()
+        if isinstance(place, NamedSharding):
+            # Each device is given its piece alone.
+            return jax.make_array_from_callback(array.shape, place, lambda at: array[at])
+        return jax.device_put(array, place)
 
     hollow = jax.eval_shape(
         lambda: PaLM(config, attention=path, dtype=jnp.dtype(dtype), key=jax.random.key(0))
@@ -79,14 +94,14 @@ def to_arrays(model: PaLM, *, copied: bool = True) -> dict[str, np.ndarray]:
 
 def canonical(model: PaLM, tree: PaLM, *, copied: bool = True) -> dict[str, np.ndarray]:
     """The leaves of a tree shaped like `model` (its gradients, say), as arrays in the canonical layout."""
-    stacks: dict[str, np.ndarray] = {}
+    stacks: dict[str, Any] = {}
     arrays = {}
     for name, parameter in parameters(model.config).items():
         if parameter.kind not in stacks:
-            stacks[parameter.kind] = np.asarray(attrgetter(parameter.kind)(tree).weight)
+            stacks[parameter.kind] = _readable(attrgetter(parameter.kind)(tree).weight)
         stack = stacks[parameter.kind]
         layer = name.split(".")[1] if name.startswith("blocks.") else None
-        array = stack if layer is None else stack[int(layer)]
+        array = fetched(stack if layer is None else stack[int(layer)])
         arrays[name] = np.array(array, order="C") if copied else array
     return arrays
 
@@ -97,8 +112,13 @@ def dtype_of(model: PaLM) -> DType:
     return dtype_name(*{leaf.dtype for leaf in jax.tree.leaves(model)})
 
 
-def find_device(device: jax.Device | str | None) -> jax.Device | None:
-    """The device a user means: "cpu", "gpu", "gpu:1", … Raises `BackendError` if it does not exist here."""
+def find_device(device: Place | str) -> Place:
+    """The device a user means: "cpu", "gpu", "gpu:1", … Raises `BackendError` if it does not exist here.
+
+    A mesh is itself, unless it is of one device.
+    """
+    if isinstance(device, jax.sharding.Mesh):
+        return device if device.size > 1 else device.devices.flat[0]
     if device is None or isinstance(device, jax.Device):
         return device
     platform, _, index = str(device).partition(":")
@@ -115,7 +135,22 @@ def find_device(device: jax.Device | str | None) -> jax.Device | None:
         ) from None
 
 
-def is_on_host(device: jax.Device | str | None) -> bool:
+def is_on_host(device: Place | str) -> bool:
     """Whether a model on that device is in this machine's memory. Raises `BackendError` as `find_device`."""
-    target = find_device(device)
-    return (jax.default_backend() if target is None else target.platform) == "cpu"
+    return (_platform(find_device(device)) or jax.default_backend()) == "cpu"
+
+
+def _platform(target: Place) -> str | None:
+    device = target.devices.flat[0] if isinstance(target, jax.sharding.Mesh) else target
+    return None if device is None else str(device.platform)
+
+
+def _place_of(target: Place, config: PaLMConfig, kind: str) -> jax.Device | NamedSharding | None:
+    if not isinstance(target, jax.sharding.Mesh):
+        return target
+    return NamedSharding(target, spec_of(config, Mesh(**target.shape), kind))
+
+
+def _readable(stack: Array) -> Array | np.ndarray:
+    # Of what lies on several processes one layer is fetched at a time.
+    return stack if isinstance(stack, jax.Array) and not stack.is_fully_addressable else np.asarray(stack)

@@ -1,0 +1,201 @@
+"""Where the arrays of a program lie on a mesh of devices, as XLA is told: one program runs on all of them.
+
+The type of an array names its mesh, also while a program is traced. So nobody says here which mesh is meant,
+and without a mesh each function gives back what it is given: the program is that of one device.
+Letters: b batch, n sequence, d dim, h heads, e dim_head, k what is summed over, c columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.experimental import multihost_utils
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+
+from palm.config import PaLMConfig
+from palm.jax_impl.norm import widen
+from palm.spec.mesh import BATCH, Cut, Mesh, cuts
+
+Attend = Callable[[Array, Array, Array, Array | None], Array]
+T = TypeVar("T")
+
+
+def mesh_on(x: Array) -> jax.sharding.Mesh | None:
+    """The mesh of pod, data and model that an array outside of a program lies on, if it does."""
+    sharding = None if isinstance(x, jax.core.Tracer) else x.sharding
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    return mesh if isinstance(mesh, jax.sharding.Mesh) and is_own(mesh) else None
+
+
+def is_own(mesh: jax.sharding.Mesh | AbstractMesh) -> bool:
+    """Whether a mesh is one of pod, data and model, of which XLA moves what lies along `model`."""
+    axes = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return tuple(axes) == tuple(Mesh().shape) and axes["model"] == AxisType.Auto
+
+
+def spec_of(config: PaLMConfig, mesh: Mesh, kind: str) -> PartitionSpec:
+    """How the table of `palm.spec.mesh` cuts a weight, of blocks the stack of all layers."""
+    dimensions = [*cuts(config, mesh)[kind.replace("blocks", "blocks.0", 1)]]
+    if kind.startswith("blocks."):
+        dimensions.insert(0, None)
+    # As JAX writes the shardings of results, or a step would be compiled anew for what a step has given.
+    while dimensions and dimensions[-1] is None:
+        dimensions.pop()
+    return PartitionSpec(*dimensions)
+
+
+def kind_of(where: tuple[Any, ...]) -> str:
+    """The kind of the parameter that is the leaf at `where` of a model's tree."""
+    return ".".join(key.name for key in where).removesuffix(".weight")
+
+
+def in_place(tree: T, config: PaLMConfig) -> T:
+    """Arrays of the shapes of a model's weights, each cut like the weight."""
+
+    def place(where: tuple[Any, ...], leaf: Array) -> Array:
+        mesh = _mesh(leaf)
+        return leaf if mesh is None else _cut(leaf, spec_of(config, Mesh(**mesh.shape), kind_of(where)))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def everywhere(tree: T) -> T:
+    """Arrays that are whole on each device."""
+    return jax.tree.map(lambda leaf: _cut(leaf, PartitionSpec()), tree)
+
+
+def spread(matrix: Array) -> Array:
+    """A matrix cut along its last dimension over all devices, or over `model` alone where it must be."""
+    mesh = _mesh(matrix)
+    if mesh is None or matrix.shape[-1] % mesh.size:
+        return laid(matrix, "model")
+    return _cut(matrix, PartitionSpec(None, mesh.axis_names))
+
+
+def share_out(ids: np.ndarray, weight: Array, *, axis: int = 0) -> np.ndarray | Array:
+    """Ids on the devices of `weight`: on each its own sequences, or all if they cannot be shared evenly.
+
+    Each process is given all of them.
+    """
+    mesh = mesh_on(weight)
+    if mesh is None:
+        return ids
+    even = ids.ndim > axis + 1 and ids.shape[axis] % _replicas(mesh) == 0
+    spec = PartitionSpec(*[None] * axis, BATCH) if even else PartitionSpec()
+    return jax.make_array_from_callback(ids.shape, NamedSharding(mesh, spec), lambda at: ids[at])
+
+
+def fetched(x: Array) -> np.ndarray:
+    """All values of an array. Where it lies on several processes, all of them must call this."""
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)
+
+
+def laid(x: Array, width: Cut) -> Array:
+    """x with its sequences shared out, and its last dimension cut along `width` or whole.
+
+    Shapes: (..., n, width) -> (..., n, width).
+    """
+    mesh = _mesh(x)
+    if mesh is None:
+        return x
+    batch = _batch(mesh, x.shape, 2)
+    rest = [None] * (x.ndim - len(batch) - 1)
+    return _cut(x, PartitionSpec(*batch, *rest, _if_even(mesh, width, x.shape[-1])))
+
+
+def gathered(y: Array) -> Array:
+    """What a norm gives, whole in its last dimension. Shapes: (..., n, d) -> (..., n, d)."""
+    # First in parts, as the norm has read: XLA would else gather that, which is wider.
+    return laid(laid(y, "model"), None)
+
+
+def ways(x: Array) -> int:
+    """Into how many parts `model` cuts what lies along it, on the mesh of x."""
+    mesh = _mesh(x)
+    return 1 if mesh is None else int(mesh.shape["model"])
+
+
+def in_columns(weight: Array) -> Array:
+    """A matrix cut along its columns over `model`, with columns of zeros at the end until they divide.
+
+    Shapes: (k, c) -> (k, c and more).
+    """
+    extra = -weight.shape[1] % ways(weight)
+    return laid(jnp.pad(weight, ((0, 0), (0, extra))) if extra else weight, "model")
+
+
+def on_each_device(attend: Attend, q: Array, k: Array, v: Array, slopes: Array | None) -> Array:
+    """A path of attention, which each device takes for its own sequences and heads.
+
+    Shapes: q (..., n, h, e), k and v (..., n, e), slopes (h,) or None -> (..., n, h, e).
+    """
+    mesh = _mesh(q)
+    if mesh is None:
+        return attend(q, k, v, slopes)
+
+    def own(q: Array, k: Array, v: Array, slopes: Array | None) -> Array:
+        return attend(q, k.astype(q.dtype), v.astype(q.dtype), slopes)
+
+    batch, heads = _batch(mesh, q.shape, 3), _if_even(mesh, "model", q.shape[-2])
+    of_keys = PartitionSpec(*batch)
+    of_queries = PartitionSpec(*batch, *[None] * (q.ndim - len(batch) - 2), heads, None)
+    specs = (of_queries, of_keys, of_keys, PartitionSpec(heads))
+    mapped = jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=of_queries, check_vma=False)
+    # Wide: the gradients of the one key head are summed over the devices in the dtype that it has here.
+    return mapped(q, widen(k), widen(v), slopes)
+
+
+def averaged(function: Callable[..., T], rows: Array, weight: Array, targets: Array) -> T:
+    """`function(rows, weight, targets)`, means over sequences, of which each device takes its own.
+
+    Shapes: rows (b, ..., k), weight (k, c), targets (b, ...).
+    """
+    mesh = _mesh(rows)
+    batch = () if mesh is None else _batch(mesh, rows.shape, 2)
+    if mesh is None or not batch or _replicas(mesh) == 1:
+        return function(rows, weight, targets)
+
+    def own(rows: Array, weight: Array, targets: Array) -> T:
+        return jax.tree.map(lambda mean: mean[None], function(rows, weight.astype(rows.dtype), targets))
+
+    axes = [axis for axis in BATCH if mesh.shape[axis] > 1]
+    of_rows = PartitionSpec(tuple(axes))
+    specs = (of_rows, PartitionSpec(), of_rows)
+    mapped = jax.shard_map(
+        own, mesh=mesh, in_specs=specs, out_specs=of_rows, axis_names={*axes}, check_vma=False
+    )
+    # Wide: the gradients of the devices are summed in the dtype that the weight has here.
+    return jax.tree.map(lambda means: means.mean(), mapped(rows, widen(weight), targets))
+
+
+def _mesh(x: Any) -> AbstractMesh | None:
+    """The mesh of a value of a program, None if there is nothing to tell XLA."""
+    mesh = jax.typeof(x).sharding.mesh if isinstance(x, jax.core.Tracer) else None
+    return mesh if mesh is not None and is_own(mesh) else None
+
+
+def _cut(x: Array, spec: PartitionSpec) -> Array:
+    mesh = _mesh(x)
+    return x if mesh is None else lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def _batch(mesh: AbstractMesh, shape: tuple[int, ...], own: int) -> tuple[tuple[str, ...], ...]:
+    """How a batch dimension before the `own` last ones is cut, if there is one and it can be."""
+    is_shared = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))["data"] == AxisType.Auto
+    return (BATCH,) if is_shared and len(shape) > own and shape[0] % _replicas(mesh) == 0 else ()
+
+
+def _if_even(mesh: AbstractMesh, axis: Cut, size: int) -> Cut:
+    return axis if axis is not None and size % mesh.shape[axis] == 0 else None
+
+
+def _replicas(mesh: jax.sharding.Mesh | AbstractMesh) -> int:
+    return math.prod(mesh.shape[axis] for axis in BATCH)
