@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from palm.errors import BackendError
 from palm.spec.mesh import Mesh
@@ -36,10 +37,10 @@ def device_mesh(mesh: Mesh) -> Any:
         )
     if mesh.size == 1:
         return torch.get_default_device()
-    kind = _begin()
-    return dist.device_mesh.init_device_mesh(
-        kind, tuple(mesh.shape.values()), mesh_dim_names=tuple(mesh.shape)
-    )
+    kind, names = _begin(), tuple(mesh.shape)
+    grid = torch.arange(mesh.size).view(*mesh.shape.values())
+    groups = [_group_along(grid, dimension) for dimension in range(grid.ndim)]
+    return dist.device_mesh.DeviceMesh.from_group(groups, kind, grid, mesh_dim_names=names)
 
 
 def mesh_of_model(model: PaLM) -> Mesh:
@@ -57,15 +58,22 @@ def _begun() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def _group_along(grid: Tensor, dimension: int) -> Any:
+    """This process and those that differ from it along one dimension. Only init_process_group's own group
+    would have its timeout otherwise."""
+    [line] = [line for line in grid.movedim(dimension, -1).flatten(0, -2) if dist.get_rank() in line]
+    return dist.new_group(line.tolist(), timeout=TIMEOUT, use_local_synchronization=True)
+
+
 def _begin() -> str:
     """Initialise torch.distributed unless it is; the kind of device that each process has."""
     if _begun():
-        return "cuda" if "nccl" in dist.get_backend() else "cpu"
+        return "cuda" if "nccl" in dist.get_backend_config() else "cpu"
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
     except ValueError as error:
         raise BackendError(
             f"a mesh must have the environment that torchrun sets; got {error}. Start the processes with it."

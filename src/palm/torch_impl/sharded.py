@@ -20,7 +20,7 @@ from palm.torch_impl.cut import CutPaLM
 from palm.torch_impl.loss import cross_entropy, output_loss
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import Norm
-from palm.torch_impl.pieces import mesh_of_processes, own_device, own_piece, placed, stored_cuts, summed
+from palm.torch_impl.pieces import mesh_of_processes, own_piece, placed, stored_cuts, summed, together
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -37,7 +37,7 @@ class Sharded:
         self.place = weight.device_mesh
         self._model, self._recipe = model, recipe
         self._on = mesh_of_processes(self.place)
-        self._device, self._wide = own_device(self.place), weight.dtype
+        self._device, self._wide = weight.to_local().device, weight.dtype
         self._compute = getattr(torch, recipe.precision)
         self._cuts = {f"{name}.weight": cut for name, cut in stored_cuts(model, self.place).items()}
         self.params = {name: _local(model.get_parameter(name).detach()) for name in self._cuts}
@@ -49,6 +49,8 @@ class Sharded:
         if by_fsdp:
             self._shard(by_fsdp)
         self._leaves = {name: self._root.model.get_parameter(name) for name in self._cuts}
+        copies = [self._copies(cut) for cut in self._cuts.values()]
+        self._weights = torch.tensor(copies, device=self._device, dtype=torch.float64).reciprocal()
 
     def enter_thread(self) -> None:
         """Each thread has a current device of its own."""
@@ -67,6 +69,7 @@ class Sharded:
         rows = np.ascontiguousarray(parts[:, self._replica()]).reshape(-1, windows.shape[1])
         return torch.from_numpy(rows).to(self._device)
 
+    @together()
     def gradients(self, windows: Tensor) -> tuple[Tensor, list[Tensor]]:
         """This process's loss, and its part of each gradient; the sum of all, where FSDP forms it."""
         self._follow()
@@ -74,6 +77,7 @@ class Sharded:
         (objective / self._on.replicas).backward()
         return loss.detach(), [self._taken(leaf) for leaf in self._leaves.values()]
 
+    @together()
     def totals(self, loss: Tensor, grads: list[Tensor]) -> tuple[float, Tensor]:
         """The loss and the norm of each gradient, of all processes; the gradients are whole sums then."""
         for (_, cut), grad in zip(self._cuts.items(), grads, strict=True):
@@ -84,6 +88,7 @@ class Sharded:
         found = self._sum_of_all(torch.cat([mean[None], squares]))
         return float(found[0]), found[1:].sqrt()
 
+    @together()
     def sizes(self) -> list[Tensor] | list[None]:
         """The root mean square of each whole parameter, if the optimiser asks for it."""
         if self._recipe.optimizer != "adafactor":
@@ -92,6 +97,7 @@ class Sharded:
         counts = (self._model.get_parameter(name).numel() for name in self.params)
         return [root.to(self._wide) * count**-0.5 for root, count in zip(roots, counts, strict=True)]
 
+    @together()
     def loss(self, windows: np.ndarray) -> float:
         """Mean cross-entropy of windows (b, n + 1), of which some processes may have one more than others."""
         check_tokens(windows, self._model.config)
@@ -176,9 +182,8 @@ class Sharded:
 
     def _squares(self, pieces: list[Tensor]) -> Tensor:
         """This process's part of the sum of squares of each of `params`, or what has their shapes."""
-        norms = torch.stack([torch.linalg.vector_norm(piece) for piece in pieces]).double()
-        copies = [self._copies(cut) for cut in self._cuts.values()]
-        return norms.square() / torch.tensor(copies, device=norms.device)
+        norms = torch.stack([torch.linalg.vector_norm(piece) for piece in pieces])
+        return norms.double().square() * self._weights
 
     def _copies(self, cut: tuple[Cut, ...]) -> int:
         """How many processes have the same piece."""

@@ -1,0 +1,139 @@
+"""One process of a mesh: what palm does with a model that lies on one."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+
+import palm
+from palm import torch_impl
+from palm.spec.mesh import Mesh, mesh_of
+from palm.spec.parameters import initial_value
+from palm.torch_impl import Trainer, device_mesh, from_arrays, is_first, mesh_of_model
+
+EVEN = {"num_tokens": 16, "dim": 8, "depth": 2, "heads": 4, "dim_head": 4, "ff_mult": 2}
+CONFIG = palm.PaLMConfig(**EVEN).resolve("torch")
+RECIPE = palm.recipe("adamw", precision="float64", batch=4, length=6, steps=9, warmup=2)
+WINDOWS = np.random.default_rng(0).integers(0, 16, (9, 4, 7))
+
+
+def build(device: Any) -> Any:
+    return from_arrays(
+        CONFIG,
+        lambda parameter: initial_value(parameter, 0, "float64"),
+        dtype="float64",
+        device=device,
+        attention="textbook",
+    )
+
+
+def learn(trainer: Any, steps: range) -> Any:
+    for step in steps:
+        outcome = trainer.step(WINDOWS[step - 1], RECIPE.rates(step))
+    return outcome
+
+
+def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def what_is_gathered_is_what_one_device_has() -> dict[str, bool]:
+    alone, model = build("cpu"), build(device_mesh(mesh_of("data=2,model=2")))
+    tokens = WINDOWS[0]
+    converted = palm.convert(model, backend="torch")
+    return {
+        "arrays": same(palm.to_numpy(model), palm.to_numpy(alone)),
+        "tokens": palm.generate(model, [1, 2], max_new_tokens=9)
+        == palm.generate(alone, [1, 2], max_new_tokens=9),
+        "taps": same(palm.activations(model, tokens), palm.activations(alone, tokens)),
+        "gradient": same(palm.value_and_grad(model, tokens)[1], palm.value_and_grad(alone, tokens)[1]),
+        "convert": mesh_of_model(converted) == Mesh()
+        and same(palm.to_numpy(converted), palm.to_numpy(alone)),
+    }
+
+
+def a_trainer_goes_on_where_another_one_stopped() -> dict[str, bool]:
+    unbroken = Trainer(build(device_mesh(mesh_of("data=2,model=2"))), RECIPE)
+    learn(unbroken, range(1, 6))
+    first = Trainer(build(device_mesh(mesh_of("data=2,model=2"))), RECIPE)
+    learn(first, range(1, 4))
+    place, attention = first.placement
+    arrays, moments = palm.to_numpy(first.model), first.moments()
+    model = palm.from_numpy(CONFIG, arrays, backend="torch", device=place, attention=attention)
+    second = Trainer(model, RECIPE)
+    second.set_moments(moments)
+    learn(second, range(4, 6))
+    return {
+        "mesh": mesh_of_model(model) == mesh_of("data=2,model=2"),
+        "weights": same(palm.to_numpy(model), palm.to_numpy(unbroken.model)),
+        "moments": same(second.moments(), unbroken.moments()),
+    }
+
+
+def a_number_of_one_process_stops_all() -> list[Any]:
+    """Only one process has the piece with the NaN; all must see it and leave everything as it was."""
+    trainer = Trainer(build(device_mesh(mesh_of("data=2,model=2"))), RECIPE)
+    learn(trainer, range(1, 3))
+    with torch.no_grad():
+        weight = trainer.model.get_parameter("blocks.1.feedforward.down.weight").to_local()
+        if os.environ["RANK"] == "2":
+            weight[0, 0] = torch.nan
+    before = {**palm.to_numpy(trainer.model), **trainer.moments()}
+    outcome = learn(trainer, range(3, 4))
+    after = {**palm.to_numpy(trainer.model), **trainer.moments()}
+    unchanged = all(np.array_equal(before[name], after[name], equal_nan=True) for name in before)
+    told: list[Any] = [None] * 4
+    torch.distributed.all_gather_object(told, [outcome.is_finite, len(outcome.bad), unchanged])
+    return told
+
+
+def only_the_first_is_first() -> list[Any]:
+    device_mesh(mesh_of("data=4"))
+    told: list[Any] = [None] * 4
+    torch.distributed.all_gather_object(told, is_first())
+    return told
+
+
+def errors() -> dict[str, str]:
+    """What users do wrong, in all processes alike."""
+    trainer = Trainer(build(device_mesh(mesh_of("data=2,model=2"))), RECIPE)
+    wrong: dict[str, Callable[[], Any]] = {
+        "size": lambda: device_mesh(mesh_of("data=3")),
+        "rows": lambda: trainer.step(WINDOWS[0][:3], RECIPE.rates(1)),
+        "ids": lambda: trainer.step(WINDOWS[0] + 15 * (np.arange(4) == 3)[:, None], RECIPE.rates(1)),
+    }
+    return {name: message(call) for name, call in wrong.items()}
+
+
+def message(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except palm.PalmError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def one_process_fails(how: str) -> str:
+    """What the others say of it."""
+    torch_impl.mesh.TIMEOUT = timedelta(seconds=8)
+    trainer = Trainer(build(device_mesh(mesh_of("data=2"))), RECIPE)
+    learn(trainer, range(1, 3))
+    if os.environ["RANK"] == "1":
+        if how == "hangs":
+            time.sleep(25)
+        raise MemoryError("out of memory")
+    learn(trainer, range(3, 4))
+    return "went on"
+
+
+def main(names: list[str]) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    if names[0] == "fails":
+        return {"fails": one_process_fails(names[1])}
+    return {name: globals()[name]() for name in names}

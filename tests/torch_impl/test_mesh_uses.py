@@ -1,0 +1,80 @@
+"""What palm does with a model on a mesh of processes: gather it, go on with it, end when one process ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import small
+from processes import run_processes, start_processes
+
+from palm import torch_impl
+from palm.errors import BackendError
+from palm.spec.mesh import Mesh, mesh_of
+
+
+@pytest.fixture(scope="module")
+def found() -> Any:
+    return run_processes(
+        4,
+        "mesh_uses",
+        [
+            "what_is_gathered_is_what_one_device_has",
+            "a_trainer_goes_on_where_another_one_stopped",
+            "a_number_of_one_process_stops_all",
+            "only_the_first_is_first",
+            "errors",
+        ],
+    )
+
+
+@pytest.mark.parametrize("what", ["arrays", "tokens", "taps", "gradient", "convert"])
+def test_what_is_gathered_is_what_one_device_has(found, what):
+    assert found["what_is_gathered_is_what_one_device_has"][what]
+
+
+@pytest.mark.parametrize("what", ["mesh", "weights", "moments"])
+def test_a_trainer_goes_on_where_another_one_stopped(found, what):
+    assert found["a_trainer_goes_on_where_another_one_stopped"][what]
+
+
+def test_a_number_of_one_process_that_is_not_finite_stops_all(found):
+    told = found["a_number_of_one_process_stops_all"]
+    assert told == [told[0]] * 4
+    is_finite, bad, unchanged = told[0]
+    assert not is_finite
+    assert bad > 0
+    assert unchanged
+
+
+def test_only_the_first_process_is_first(found):
+    assert found["only_the_first_is_first"] == [True, False, False, False]
+    assert torch_impl.is_first()
+
+
+def test_what_users_do_wrong_is_said(found):
+    size, rows, ids = (found["errors"][name] for name in ("size", "rows", "ids"))
+    assert size.startswith("BackendError: mesh must have as many devices as there are processes; got")
+    assert "of 3 for 4. Start 3: torchrun --nproc-per-node 3" in size
+    assert rows.startswith("ConfigError: batch must be a multiple of accumulate · pod · data = 2")
+    assert ids.startswith("TokenError: tokens must lie in")
+
+
+@pytest.mark.parametrize("how", ["ends", pytest.param("hangs", marks=pytest.mark.whole)])
+def test_a_process_that_fails_ends_the_others_with_an_error_that_says_so(how):
+    codes, (first, second) = start_processes(2, "mesh_uses", ["fails", how], timeout=120)
+    assert codes == [1, 1]
+    assert "MemoryError: out of memory" in second
+    last = first.strip().splitlines()[-1]
+    assert last.startswith("palm.errors.BackendError: the processes of a mesh must all go on; got no answer")
+    assert ("Timed out waiting" in last) == (how == "hangs")
+
+
+def test_a_mesh_of_one_needs_no_processes():
+    assert torch_impl.device_mesh(Mesh()) == torch.get_default_device()
+    assert not torch.distributed.is_initialized()
+    model = torch_impl.PaLM(small())
+    assert torch_impl.mesh_of_model(model) == Mesh()
+    with pytest.raises(BackendError, match=r"got mesh=data=2 of 2 for 1\. Start 2: torchrun"):
+        torch_impl.device_mesh(mesh_of("data=2"))
