@@ -8,13 +8,17 @@
     DIR/manifest.json                        format, version, dtype; of each file its size and SHA-256, of
                                              each tensor its file and CRC-32; and the SHA-256 of itself
 
+Several processes write pieces in place of whole tensors (palm.checkpoint.team), each a file of its own:
+
+    DIR/pieces-00001-of-00004.safetensors    pieces of weights and moments, as NAME@START
+    DIR/manifest.json                        of each piece its file, tensor, start, shape and CRC-32
+
 The format knows no framework: either backend loads what the other saved, bit for bit. safetensors itself
 notices neither flipped bits nor duplicate names and does not fsync; the manifest and `save` do.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
@@ -24,13 +28,12 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from palm.backends import check_installed, config_of
+from palm.checkpoint.about import check_free, free_path, writable, write_about
 from palm.checkpoint.locate import checkpoint_path
 from palm.checkpoint.manifest import (
-    CONFIG,
     FORMAT,
     MANIFEST,
     OPTIMIZER,
-    TRAINING,
     VERSION,
     WEIGHTS,
     WITH_TOKENIZER,
@@ -39,16 +42,14 @@ from palm.checkpoint.manifest import (
     verify,
 )
 from palm.checkpoint.progress import Progress, check_moments
-from palm.checkpoint.read import read_fields, read_weights
+from palm.checkpoint.read import read_fields, read_state
 from palm.checkpoint.tokenizer import checkpoint_tokenizer, kept_file
 from palm.config import Backend, DType, PaLMConfig
 from palm.data.remembered import remember_tokenizer
 from palm.data.tokenizer import load_tokenizer
 from palm.data.tokenizer_file import FileTokenizer
-from palm.errors import CheckpointError
-from palm.files.hidden import recover
 from palm.files.sealed import sealed
-from palm.files.write import new_folder, put_in_place, remedy, write_file, write_tensors
+from palm.files.write import new_folder, put_in_place, write_file, write_tensors
 from palm.models import common_dtype, from_numpy, to_numpy, tokenizer_of
 from palm.spec.parameters import check_array, check_names, parameters
 
@@ -81,36 +82,17 @@ def save_arrays(
     tokenizer: FileTokenizer | None = None,
 ) -> Path:
     """`save` for weights that are NumPy arrays already, and of a run in progress if that is given."""
-    path = Path(path)
-    if not path.name or "\0" in path.name:
-        raise CheckpointError(f"path must end in a name of its own; got path={path}. Choose another.")
-    recover(path)
-    _check_free(path, overwrite)
+    path = free_path(path, overwrite=overwrite)
     check_names(config, arrays)
     for name, parameter in parameters(config).items():
         check_array(parameter, arrays[name])
     if progress is not None:
         check_moments(config, progress.moments, common_dtype(arrays), "moments")
-    try:
-        with new_folder(path) as folder:
-            _write_files(config, arrays, progress, tokenizer, folder)
-            _check_free(path, overwrite)
-            put_in_place(folder, path)
-    except OSError as error:
-        raise CheckpointError(f"path must be writable; got path={path}: {error}. {remedy(error)}") from error
+    with writable(path), new_folder(path) as folder:
+        _write_files(config, arrays, progress, tokenizer, folder)
+        check_free(path, overwrite=overwrite)
+        put_in_place(folder, path)
     return path
-
-
-def _check_free(path: Path, overwrite: bool) -> None:
-    if not os.path.lexists(path):
-        return
-    if not overwrite:
-        raise CheckpointError(f"path must not exist yet; got path={path}. Remove it or pass overwrite=True.")
-    if not (path / MANIFEST).is_file():
-        raise CheckpointError(
-            f"path must be a checkpoint to be overwritten; got path={path} without {MANIFEST}. "
-            "Remove it first."
-        )
 
 
 @overload
@@ -179,7 +161,7 @@ def load_arrays(path: str | os.PathLike[str]) -> tuple[PaLMConfig, dict[str, np.
         if file.startswith(OPTIMIZER):
             verify(path / file, entry)
     read_fields(path, manifest)
-    return read_weights(path, manifest)
+    return read_state(path, manifest, with_moments=False)[:2]
 
 
 def _write_files(
@@ -189,16 +171,10 @@ def _write_files(
     tokenizer: FileTokenizer | None,
     folder: Path,
 ) -> None:
-    write_file(folder / CONFIG, config.to_json().encode())
-    files = {CONFIG: fingerprint(folder / CONFIG)}
+    files = write_about(config, None if progress is None else progress.fields, tokenizer, folder)
     files |= _write_tensors({name: arrays[name] for name in parameters(config)}, WEIGHTS, folder)
     if progress is not None:
-        write_file(folder / TRAINING, (json.dumps(progress.fields, indent=1) + "\n").encode())
-        files[TRAINING] = fingerprint(folder / TRAINING)
         files |= _write_tensors(progress.moments, OPTIMIZER, folder)
-    if tokenizer is not None:
-        write_file(folder / tokenizer.file, tokenizer.content)
-        files[tokenizer.file] = fingerprint(folder / tokenizer.file)
     version = VERSION if tokenizer is None else WITH_TOKENIZER
     manifest = {"format": FORMAT, "version": version, "dtype": common_dtype(arrays), "files": files}
     write_file(folder / MANIFEST, sealed(manifest).encode())

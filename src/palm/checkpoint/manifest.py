@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from palm.files.schema import (
     SHA256,
     TEXT,
     ByName,
+    Items,
     Record,
     check,
     one_of,
@@ -32,7 +33,8 @@ from palm.spec.parameters import DTYPES
 
 FORMAT = "palm-checkpoint"
 # Version 2 is version 1 with a tokenizer. A palm that knows none must not take such a model for one of bytes.
-VERSION, WITH_TOKENIZER = 1, 2
+# Version 3 holds pieces of tensors in place of whole ones, and a tokenizer if there is one.
+VERSION, WITH_TOKENIZER, IN_PIECES = 1, 2, 3
 # What makes a folder a run (palm.training.run_folder), which holds checkpoints and is none.
 RUN_SETTINGS = "run.json"
 MANIFEST, CONFIG, TRAINING = "manifest.json", "config.json", "training.json"
@@ -43,6 +45,10 @@ _ENTRY = {"bytes": NATURAL, "sha256": SHA256}
 _MANIFEST = Record({"version": NATURAL, "dtype": one_of(*DTYPES), "files": ByName(FILE_NAME, Record(_ENTRY))})
 _TENSORS = Record(
     {"files": ByName(TEXT, Record({**_ENTRY, "tensors": ByName(PRINTABLE, whole(0, 2**32 - 1))}))}
+)
+# Of each piece its CRC-32, then where it starts, then its shape: half a million of them fit into a manifest.
+_PIECES = Record(
+    {"files": ByName(TEXT, Record({**_ENTRY, "pieces": ByName(PRINTABLE, Items(Items(NATURAL)))}))}
 )
 
 
@@ -66,22 +72,44 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ) from None
     if content is None:
         raise CheckpointError(_damaged(file))
-    check_format(file, content, FORMAT, (VERSION, WITH_TOKENIZER), CheckpointError)
+    check_format(file, content, FORMAT, (VERSION, WITH_TOKENIZER, IN_PIECES), CheckpointError)
     if not is_intact:
         raise CheckpointError(_damaged(file))
+    check_manifest(file, content)
+    return content
+
+
+def check_manifest(file: Path, content: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` unless the manifest has what its version needs, of the right types."""
     try:
         check(content, _MANIFEST)
-        others = {CONFIG, TRAINING, *(TOKENIZERS if content["version"] == WITH_TOKENIZER else ())}
+        others = {CONFIG, TRAINING, *(TOKENIZERS if content["version"] != VERSION else ())}
         tensors = {name: entry for name, entry in content["files"].items() if name not in others}
-        check({"files": tensors}, _TENSORS)
+        check({"files": tensors}, _PIECES if content["version"] == IN_PIECES else _TENSORS)
     except MalformedError as error:
         raise CheckpointError(f"{file} must describe a checkpoint; {error}. Save it again.") from None
-    return content
+
+
+def key_of(name: str, start: Sequence[int]) -> str:
+    """What a piece of a tensor is called in its file."""
+    return f"{name}@{','.join(map(str, start))}"
+
+
+def checksums_of(entry: Mapping[str, Any]) -> dict[str, int]:
+    """The CRC-32 of each tensor, or piece of one, that a file holds, by its name in the file."""
+    if "pieces" not in entry:
+        return entry.get("tensors", {})
+    return {
+        key_of(name, row[1 : 1 + len(row) // 2]): row[0]
+        for name, rows in entry["pieces"].items()
+        for row in rows
+        if row
+    }
 
 
 def verify(file: Path, entry: Mapping[str, Any]) -> None:
     """Raise `CheckpointError` unless the file is, byte for byte, the one that was saved."""
-    with _verifying(file, entry):
+    with verifying(file, entry):
         pass
 
 
@@ -89,7 +117,7 @@ def read_verified(file: Path, entry: Mapping[str, Any] | None) -> bytes:
     """The content of a file that is what its manifest entry says: those very bytes are the verified ones."""
     if entry is None:
         raise CheckpointError(f"{file} must be listed in {MANIFEST}; it is not. Restore another copy.")
-    with _verifying(file, entry) as reader:
+    with verifying(file, entry) as reader:
         if reader.size > MOST_BYTES:
             raise MalformedError(f"it must have at most {MOST_BYTES:,} bytes; got {reader.size:,}")
         return reader.read(reader.size)
@@ -100,7 +128,7 @@ def read_tensors(file: Path, entry: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
     They must be those that the entry lists, if it lists any. Raises `CheckpointError`.
     """
-    with _verifying(file, entry) as reader:
+    with verifying(file, entry) as reader:
         arrays = _read_tensors(reader)
         listed = entry.get("tensors", arrays)
         if listed.keys() != arrays.keys():
@@ -110,7 +138,7 @@ def read_tensors(file: Path, entry: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 @contextmanager
-def _verifying(file: Path, entry: Mapping[str, Any]) -> Iterator[Reader]:
+def verifying(file: Path, entry: Mapping[str, Any]) -> Iterator[Reader]:
     """The file to read once, for a `with` that gives out nothing before the whole file is verified.
 
     What its content lacks is said only if the file is the one that was saved: else it is damaged.
@@ -150,14 +178,15 @@ def check_digest(reader: Reader, file: Path, entry: Mapping[str, Any]) -> None:
 
 def _locate(reader: Reader, entry: Mapping[str, Any]) -> str:
     """The first tensor of a damaged file whose bytes are not those that were saved, as `, in NAME`."""
-    if "tensors" not in entry:
+    checksums = checksums_of(entry)
+    if not checksums:
         return ""
     try:
         reader.stream.seek(0)
         again = Reader(reader.stream)
         length = int.from_bytes(again.read(8), "little")
         spans = {name: row["data_offsets"] for name, row in parse_object(again.read(length)).items()}
-        for name, checksum in entry["tensors"].items():
+        for name, checksum in checksums.items():
             first, last = spans[name]
             if not 0 <= first <= last <= entry["bytes"] - 8 - length:
                 break

@@ -12,12 +12,11 @@ import numpy as np
 
 from palm.checkpoint.locate import checkpoint_path
 from palm.checkpoint.manifest import TRAINING, read_manifest
-from palm.checkpoint.read import read_arrays, read_config, read_fields, read_weights
+from palm.checkpoint.pieces import MOMENTS
+from palm.checkpoint.read import read_config, read_fields, read_state
 from palm.config import PaLMConfig
 from palm.errors import CheckpointError, WeightsError
 from palm.spec.parameters import check_array, parameters
-
-MOMENTS = ("first", "second")
 
 
 @dataclass(frozen=True)
@@ -53,13 +52,12 @@ def load_progress(path: str | os.PathLike[str]) -> tuple[PaLMConfig, dict[str, n
     path = checkpoint_path(path)
     manifest = read_manifest(path)
     fields = read_fields(path, manifest)
-    config, arrays = read_weights(path, manifest)
     if fields is None:
         raise CheckpointError(
             f"path must be a checkpoint of a run; got path={path}, a model without {TRAINING}. "
             "Start a new run from it."
         )
-    moments = read_arrays(path, manifest, is_moments=True)
+    config, arrays, moments = read_state(path, manifest, with_moments=True)
     try:
         check_moments(config, moments, manifest["dtype"], str(path))
     except WeightsError as error:

@@ -11,19 +11,25 @@ import numpy as np
 
 from palm.checkpoint.manifest import (
     CONFIG,
+    IN_PIECES,
     MANIFEST,
     OPTIMIZER,
     TOKENIZERS,
     TRAINING,
+    key_of,
     read_tensors,
     read_verified,
     verify,
+    verifying,
 )
+from palm.checkpoint.pieces import pieces_of, shapes_of
 from palm.config import BACKENDS, PaLMConfig
 from palm.errors import CheckpointError, ConfigError, WeightsError
 from palm.files.objects import MalformedError, parse_object
 from palm.files.schema import NATURAL, NUMBER, OBJECT, Optional, Record, check, one_of
-from palm.spec.parameters import check_array, check_names, parameters
+from palm.files.tensors import empty, read_each
+from palm.spec.boxes import Box
+from palm.spec.parameters import check_array, check_names, numpy_dtype, parameters
 
 _STEP = re.compile("step-[0-9]+")
 _TRAINING = Record(
@@ -64,7 +70,9 @@ def read_config(path: Path, manifest: Mapping[str, Any]) -> PaLMConfig:
     try:
         content = read_verified(path / CONFIG, manifest["files"].get(CONFIG))
         config = PaLMConfig.from_dict(parse_object(content))
-        listed = sum(len(entry.get("tensors", ())) for entry in manifest["files"].values())
+        listed = sum(
+            len(entry.get("tensors", entry.get("pieces", ()))) for entry in manifest["files"].values()
+        )
         if config.depth > listed:  # before a table is made of so many blocks
             raise CheckpointError(
                 f"{path} must hold {config.depth} blocks; got {listed} tensors. Save it again."
@@ -75,24 +83,35 @@ def read_config(path: Path, manifest: Mapping[str, Any]) -> PaLMConfig:
     return config
 
 
-def read_weights(path: Path, manifest: Mapping[str, Any]) -> tuple[PaLMConfig, dict[str, np.ndarray]]:
-    """The config and the weights of the checkpoint at `path`. Raises `CheckpointError`."""
+def read_state(
+    path: Path, manifest: Mapping[str, Any], *, with_moments: bool
+) -> tuple[PaLMConfig, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The config, the weights and, if asked for, the moments of the checkpoint at `path`.
+
+    Each file that holds any of them is verified as a whole. Raises `CheckpointError`.
+    """
     config = read_config(path, manifest)
     table = parameters(config)
     for name in TOKENIZERS:
         if name in manifest["files"]:
             verify(path / name, manifest["files"][name])
-    arrays = read_arrays(path, manifest, is_moments=False)
+    if manifest["version"] == IN_PIECES:
+        wanted = shapes_of(config, with_moments=with_moments)
+        moments = _joined(path, manifest, config, wanted)
+        weights = {name: moments.pop(name) for name in table}
+    else:
+        weights = _whole(path, manifest, is_moments=False)
+        moments = _whole(path, manifest, is_moments=True) if with_moments else {}
     try:
-        check_names(config, arrays, source=str(path))
+        check_names(config, weights, source=str(path))
         for name, parameter in table.items():
-            check_array(parameter, arrays[name], source=_file_of(path, manifest, name))
+            check_array(parameter, weights[name], source=_file_of(path, manifest, name))
     except WeightsError as error:
         raise CheckpointError(str(error)) from error
-    return config, arrays
+    return config, weights, moments
 
 
-def read_arrays(path: Path, manifest: Mapping[str, Any], *, is_moments: bool) -> dict[str, np.ndarray]:
+def _whole(path: Path, manifest: Mapping[str, Any], *, is_moments: bool) -> dict[str, np.ndarray]:
     """The tensors of all files of moments, or of all others."""
     arrays: dict[str, np.ndarray] = {}
     for file, entry in manifest["files"].items():
@@ -110,6 +129,37 @@ def read_arrays(path: Path, manifest: Mapping[str, Any], *, is_moments: bool) ->
     return arrays
 
 
+def _joined(
+    path: Path, manifest: Mapping[str, Any], config: PaLMConfig, wanted: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """The wanted tensors, joined from their pieces. Needs them, and one piece more."""
+    listed: dict[str, dict[str, tuple[str, Box]]] = {}
+    for name, pieces in pieces_of(path, manifest, config).items():
+        for piece in pieces:
+            listed.setdefault(piece.file, {})[key_of(name, piece.box.start)] = name, piece.box
+    dtype = numpy_dtype(manifest["dtype"])
+    arrays: dict[str, np.ndarray] = {}
+    for file, boxes in listed.items():
+        with verifying(path / file, manifest["files"][file]) as reader:
+            for key, array in read_each(reader):
+                name, box = boxes.pop(key, ("", Box((), ())))
+                if (array.dtype, array.shape) != (dtype, box.shape):
+                    raise MalformedError(f"it must hold the pieces that {MANIFEST} lists; {key} does not fit")
+                if name in wanted:
+                    if name not in arrays:
+                        arrays[name] = empty(wanted[name], dtype)
+                    arrays[name][box.within(Box((0,) * array.ndim, wanted[name]))] = array
+            if boxes:
+                raise MalformedError(
+                    f"it must hold the pieces that {MANIFEST} lists; {min(boxes)} does not fit"
+                )
+    return arrays
+
+
 def _file_of(path: Path, manifest: Mapping[str, Any], name: str) -> str:
-    listed = (file for file, entry in manifest["files"].items() if name in entry.get("tensors", ()))
+    listed = (
+        file
+        for file, entry in manifest["files"].items()
+        if name in entry.get("tensors", ()) or name in entry.get("pieces", ())
+    )
     return str(path / next(listed, MANIFEST))

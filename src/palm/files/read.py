@@ -74,12 +74,10 @@ class Reader:
         self.at += filled
         return filled
 
-    def array(self, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-        """The next bytes as an array. Raises `OSError` if the file ends before."""
-        array = np.empty(shape, dtype)
+    def fill(self, array: np.ndarray) -> None:
+        """Read the next bytes as the numbers of an array. Raises `OSError` if the file ends before."""
         if self.into(array.reshape(-1).view(np.uint8).data) < array.nbytes:
             raise OSError(errno.EIO, "It became shorter while it was read")
-        return array
 
     def finish(self) -> str:
         """Read what is left, also what came after `size` was known; SHA-256 of all bytes of the file."""

@@ -6,8 +6,9 @@ its offsets must tile the data exactly, before a byte of a tensor is read.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -32,6 +33,7 @@ _DTYPES = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _METADATA = "__metadata__"
 _LENGTH = 8
 _ROW = Record({"dtype": TEXT, "shape": Items(NATURAL), "data_offsets": Items(NATURAL)})
@@ -68,11 +70,35 @@ def read_header(reader: Reader) -> dict[str, Row]:
 
 def read_tensors(reader: Reader) -> dict[str, np.ndarray]:
     """All tensors of a file by name. Raises `MalformedError`, also if they do not fit into memory."""
-    rows = read_header(reader)
+    return dict(read_each(reader))
+
+
+def read_each(reader: Reader) -> Iterator[tuple[str, np.ndarray]]:
+    """`read_tensors` one after the other, in the order in which they lie."""
+    for name, row in read_header(reader).items():
+        array = empty(row.shape, row.dtype)
+        reader.fill(array)
+        yield name, array
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Room for an array. Raises `MalformedError` if there is none."""
     try:
-        return {name: reader.array(row.dtype, row.shape) for name, row in rows.items()}
+        return np.empty(shape, dtype)
     except (MemoryError, ValueError):  # ValueError: an axis of 0 beside axes beyond any memory
-        raise MalformedError(f"{reader.size:,} bytes do not fit into memory") from None
+        raise MalformedError(f"{dtype}{list(shape)} does not fit into memory") from None
+
+
+def header_of(rows: Mapping[str, tuple[np.dtype, tuple[int, ...]]], about: Mapping[str, str]) -> bytes:
+    """The first bytes of a file of tensors of these dtypes and shapes, which lie in this order."""
+    header: dict[str, Any] = {_METADATA: dict(about)} if about else {}
+    end = 0
+    for name, (dtype, shape) in rows.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH)  # so that the numbers begin where a processor likes it
+    return len(text).to_bytes(_LENGTH, "little") + text
 
 
 def _row(name: str, plain: Mapping[str, Any]) -> Row:

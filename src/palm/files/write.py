@@ -12,8 +12,9 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,16 @@ def fsync(path: Path) -> None:
 
 def write_file(file: Path, content: bytes) -> None:
     """Write a file in a `new_folder`, which has no name yet. Raises `OSError`."""
+    with opened(file) as write:
+        write(content)
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Callable[[bytes | memoryview], None]]:
+    """`write_file` in parts: what writes the next bytes of the file. Raises `OSError`."""
     descriptor = os.open(file, _NEW | os.O_TRUNC, 0o666)
     try:
-        _write_all(descriptor, content)
+        yield partial(_write_all, descriptor)
     finally:
         os.close(descriptor)
 
@@ -75,7 +83,7 @@ def append(file: Path, content: bytes) -> None:
         os.close(descriptor)
 
 
-def _write_all(descriptor: int, content: bytes) -> None:
+def _write_all(descriptor: int, content: bytes | memoryview) -> None:
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(descriptor, rest) :]

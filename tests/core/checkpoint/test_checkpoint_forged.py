@@ -124,7 +124,7 @@ def test_weights_of_another_config_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("version", 3), ("version", "1"), ("version", None), ("format", "other")]
+    ("field", "value"), [("version", 4), ("version", "1"), ("version", None), ("format", "other")]
 )
 def test_another_format_or_version_is_refused(tmp_path, field, value):
     folder = forge(tmp_path, WEIGHTS, edit=lambda manifest: manifest.update({field: value}))

@@ -1,0 +1,127 @@
+"""Any box of any tensor of a checkpoint, read from the pieces that it overlaps, and from nothing else."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from io import BufferedIOBase, BufferedReader
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from palm.checkpoint.locate import checkpoint_path
+from palm.checkpoint.manifest import check_size, key_of, read_manifest
+from palm.checkpoint.pieces import Listed, pieces_of, shapes_of
+from palm.checkpoint.read import read_config, read_fields
+from palm.errors import CheckpointError
+from palm.files.objects import MalformedError
+from palm.files.read import Reader, open_regular
+from palm.files.streamed import rows_of_a_block
+from palm.files.tensors import Row, empty, read_header
+from palm.spec.boxes import Box
+from palm.spec.parameters import numpy_dtype
+
+
+class Boxes:
+    """The tensors of a checkpoint of any version, to be read box by box.
+
+    `config`, `dtype` and `fields` (of a run in progress, else None) are those of the checkpoint. `path` is a
+    checkpoint or a run, which means its newest one. Raises `CheckpointError` unless the pieces that the
+    manifest lists make up each tensor.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = checkpoint_path(path)
+        self._manifest = read_manifest(self.path)
+        self.fields = read_fields(self.path, self._manifest)
+        self.config = read_config(self.path, self._manifest)
+        self.dtype = numpy_dtype(self._manifest["dtype"])
+        self.shapes = shapes_of(self.config, with_moments=self.fields is not None)
+        self._pieces = pieces_of(self.path, self._manifest, self.config)
+        self._headers: dict[str, tuple[dict[str, Row], int]] = {}  # of each file, and where its numbers begin
+
+    def read(self, name: str, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+        """The elements of a tensor from `start` on, of that shape: a weight, `first.NAME` or `second.NAME`.
+
+        Only the files that hold some of it are opened, and only the pieces that it overlaps are read; each
+        of these is held against its CRC-32 as a whole. Needs the box and a few MiB. Raises `CheckpointError`,
+        which names file and tensor, for what is missing, damaged or not finite, and `ValueError` for a box
+        that does not lie in the tensor.
+        """
+        box = Box(tuple(start), tuple(shape))
+        if name not in self.shapes or not box.fits(self.shapes[name]):
+            raise ValueError(f"box must lie in a tensor of {self.path}; got {name} from {start}, {shape}.")
+        try:
+            found = empty(box.shape, self.dtype)
+        except MalformedError as error:
+            raise CheckpointError(
+                f"{self.path}: {name} must fit into memory; {error}. Use more processes."
+            ) from None
+        for piece in self._pieces[name]:
+            if piece.box.overlap(box):
+                self._take(name, piece, box, found)
+        return found
+
+    def _take(self, name: str, piece: Listed, box: Box, found: np.ndarray) -> None:
+        """Read a piece, and copy into `found`, which holds the box, what both have."""
+        file = self.path / piece.file
+        try:
+            with BufferedReader(open_regular(file)) as stream:
+                row, begin = self._row(file, stream.raw, name, piece)
+                stream.raw.seek(begin + row.first)
+                self._copy(stream, name, piece, box, found)
+        except MalformedError as error:
+            raise CheckpointError(
+                f"{file} must be a safetensors file; {error}. Restore another copy."
+            ) from None
+        except OSError as error:
+            raise CheckpointError(
+                f"{file} must be a file that can be read, for it has a piece of {name}; {error.strerror}. "
+                "Restore another copy."
+            ) from None
+
+    def _row(self, file: Path, stream: Any, name: str, piece: Listed) -> tuple[Row, int]:
+        """Where the piece lies in its file. The header is read once; that it is true the CRC-32 shows."""
+        reader, entry = Reader(stream), self._manifest["files"][piece.file]
+        check_size(reader, file, entry)
+        if piece.file not in self._headers:
+            self._headers[piece.file] = (read_header(reader), reader.at)
+        rows, begin = self._headers[piece.file]
+        key = name if "tensors" in entry else key_of(name, piece.box.start)
+        row = rows.get(key)
+        if row is None or (row.dtype, row.shape) != (self.dtype, piece.box.shape):
+            got = "none" if row is None else f"{row.dtype}{list(row.shape)}"
+            raise CheckpointError(
+                f"{file} must have {key} as {self.dtype}{list(piece.box.shape)}; got {got}. "
+                "Restore another copy."
+            )
+        return row, begin
+
+    def _copy(self, stream: BufferedIOBase, name: str, piece: Listed, box: Box, found: np.ndarray) -> None:
+        """Copy what the box has of a piece. Numbers are called wrong only if they were saved so."""
+        (first, *rest), (count, *widths) = piece.box
+        step, checksum, is_finite = rows_of_a_block(piece.box.shape, self.dtype), 0, True
+        for done in range(0, count, step):
+            block = np.empty((min(step, count - done), *widths), self.dtype)
+            content = block.reshape(-1).view(np.uint8).data
+            if stream.readinto(content) < len(content):
+                break  # it became shorter, and its checksum differs
+            checksum = zlib.crc32(content, checksum)
+            here = Box((first + done, *rest), block.shape)
+            both = here.overlap(box)
+            if both is not None:
+                part = block[both.within(here)]
+                is_finite = is_finite and bool(np.isfinite(part).all())
+                found[both.within(box)] = part
+        where = f"{name} from {piece.box.start}"
+        if checksum != piece.checksum:
+            raise CheckpointError(
+                f"{self.path / piece.file} must be as it was saved; its checksum differs, damaged in "
+                f"{where}. Restore another copy."
+            )
+        if not is_finite:
+            raise CheckpointError(
+                f"{self.path / piece.file}: {where} must be finite; it is not. Go back to weights from "
+                "before the run diverged."
+            )

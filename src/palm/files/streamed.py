@@ -1,0 +1,68 @@
+"""safetensors files that are written one tensor after the other, and hashed on the way.
+
+The library copies all tensors of a file before it writes the first one. Here a few MiB are copied at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from palm.files.tensors import header_of
+from palm.files.write import opened
+
+_BLOCK = 1 << 22
+
+
+class Streamed(NamedTuple):
+    """A file that was written: its size, its SHA-256, and the CRC-32 of each tensor's bytes, in order."""
+
+    size: int
+    sha256: str
+    checksums: list[int]
+
+
+def write_streamed(
+    file: Path,
+    rows: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+    arrays: Iterable[np.ndarray],
+    about: Mapping[str, str] | None = None,
+) -> Streamed:
+    """Write tensors of these names, dtypes and shapes, which `arrays` gives in this order.
+
+    `about`: texts by name for the file's metadata. Raises `OSError`, and `ValueError` for an array of another
+    dtype or shape.
+    """
+    header = header_of(rows, about or {})
+    digest, size, checksums = hashlib.sha256(header), len(header), []
+    with opened(file) as write:
+        write(header)
+        for (name, row), array in zip(rows.items(), arrays, strict=True):
+            if (array.dtype, array.shape) != row:
+                raise ValueError(f"{name} must be {row}; got {(array.dtype, array.shape)}")
+            checksum = 0
+            for block in blocks(array):
+                content = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
+                digest.update(content)
+                checksum = zlib.crc32(content, checksum)
+                size += len(content)
+                write(content)
+            checksums.append(checksum)
+    return Streamed(size, digest.hexdigest(), checksums)
+
+
+def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Views of a few MiB of an array, one after the other, cut along its first dimension."""
+    rows = rows_of_a_block(array.shape, array.dtype)
+    yield from (array[first : first + rows] for first in range(0, len(array), rows))
+
+
+def rows_of_a_block(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """How many rows of an array of that shape are a few MiB, at least one."""
+    return max(1, _BLOCK // max(1, math.prod(shape[1:]) * dtype.itemsize))
