@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from palm.config import BACKENDS, Backend, DType, PaLMConfig, check_backend
 from palm.errors import BackendError, ConfigError, MissingFrameworkError
 from palm.fields import check_choice
+from palm.spec.mesh import AnyMesh, mesh_of
 from palm.wings import Wing
 
 if TYPE_CHECKING:
@@ -113,6 +114,22 @@ def dtype_of(model: Any) -> DType:
     """The name of the dtype of a model's weights. Raises `ConfigError` for several, or one palm lacks."""
     module, own = _known(model)
     return module.dtype_of(own)
+
+
+def placed(backend: Backend, device: Any, mesh: AnyMesh) -> Any:
+    """Where a model goes: a device or, of the framework's own kind, a mesh of several.
+
+    Raises `ConfigError` for both at once, and what `mesh_of` and a wing's `device_mesh` raise.
+    """
+    found = mesh_of(mesh)
+    if found.size == 1:
+        return device
+    if device is not None:
+        raise ConfigError(
+            f"device must be None where a mesh of several devices is given; got device={device!r} and "
+            f"mesh={found}. Leave one of them out."
+        )
+    return wing(backend).device_mesh(found)
 
 
 def keep_programs(folder: str | os.PathLike[str] | None, backend: Backend) -> None:

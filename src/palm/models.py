@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from palm.backends import check_attention, config_of, model_of, wing, wing_of
+from palm.backends import check_attention, config_of, model_of, placed, wing, wing_of
 from palm.config import Backend, DType, PaLMConfig
 from palm.data.remembered import remember_tokenizer, remembered_tokenizer
 from palm.data.tokenizer import Tokenizer
 from palm.errors import ConfigError
 from palm.spec.arrays import Arrays
+from palm.spec.mesh import AnyMesh
 from palm.spec.parameters import (
     DTYPES,
     Parameter,
@@ -35,6 +36,7 @@ def build(
     seed: int = ...,
     dtype: DType = ...,
     device: Any = ...,
+    mesh: AnyMesh = ...,
     attention: str = ...,
 ) -> TorchModel: ...
 
@@ -47,6 +49,7 @@ def build(
     seed: int = ...,
     dtype: DType = ...,
     device: Any = ...,
+    mesh: AnyMesh = ...,
     attention: str = ...,
 ) -> JaxModel: ...
 
@@ -59,6 +62,7 @@ def build(
     seed: int = ...,
     dtype: DType = ...,
     device: Any = ...,
+    mesh: AnyMesh = ...,
     attention: str = ...,
 ) -> Model: ...
 
@@ -70,6 +74,7 @@ def build(
     seed: int = 0,
     dtype: DType = "float32",
     device: Any = None,
+    mesh: AnyMesh = None,
     attention: str = "auto",
 ) -> Model:
     """A freshly initialised model: an `nn.Module` (torch) or an `eqx.Module` (jax).
@@ -77,9 +82,11 @@ def build(
     Open choices of the config are resolved to the backend's original. The same seed gives bit-identical
     weights in both backends. `device` is the framework's own or its name; `attention` is a path of the
     backend ("textbook", "blockwise", …; "auto" is the fastest there) and changes speed and rounding, never
-    the function.
+    the function. `mesh`, such as {"data": 4, "model": 2} or "data=4,model=2", cuts the weights over several
+    devices in place of one (`palm.spec.mesh`): those of this process or, once it has joined others, of all.
 
-    Raises `ConfigError`, `BackendError` (unknown backend or device) or `MissingFrameworkError`.
+    Raises `ConfigError`, `BackendError` (unknown backend or device, or too few devices for the mesh) or
+    `MissingFrameworkError`.
     """
     implementation = wing(backend)
     _check_config(config)
@@ -88,7 +95,7 @@ def build(
         config.resolve(backend),
         lambda parameter: initial_value(parameter, seed, dtype),
         dtype=dtype,
-        device=device,
+        device=placed(backend, device, mesh),
         attention=attention,
     )
 
@@ -101,6 +108,7 @@ def from_numpy(
     backend: Literal["torch"],
     dtype: DType | None = ...,
     device: Any = ...,
+    mesh: AnyMesh = ...,
     attention: str = ...,
 ) -> TorchModel: ...
 
@@ -113,6 +121,7 @@ def from_numpy(
     backend: Literal["jax"],
     dtype: DType | None = ...,
     device: Any = ...,
+    mesh: AnyMesh = ...,
     attention: str = ...,
 ) -> JaxModel: ...
 
@@ -125,6 +134,7 @@ def from_numpy(
     backend: Backend,
     dtype: DType | None = ...,
     device: Any = ...,
+    mesh: AnyMesh = ...,
     attention: str = ...,
 ) -> Model: ...
 
@@ -136,6 +146,7 @@ def from_numpy(
     backend: Backend,
     dtype: DType | None = None,
     device: Any = None,
+    mesh: AnyMesh = None,
     attention: str = "auto",
 ) -> Model:
     """A model with the given weights, by canonical name and in canonical layout.
@@ -157,6 +168,7 @@ def from_numpy(
         check_array(parameter, array, source=f"weights in {dtype}")
         return array
 
+    device = placed(backend, device, mesh)
     return implementation.from_arrays(resolved, fetch, dtype=dtype, device=device, attention=attention)
 
 
@@ -181,31 +193,51 @@ def convert(
     backend: Literal["torch"],
     dtype: DType | None = ...,
     device: Any = ...,
+    mesh: AnyMesh = ...,
     attention: str = ...,
 ) -> TorchModel: ...
 
 
 @overload
 def convert(
-    model: Any, *, backend: Literal["jax"], dtype: DType | None = ..., device: Any = ..., attention: str = ...
+    model: Any,
+    *,
+    backend: Literal["jax"],
+    dtype: DType | None = ...,
+    device: Any = ...,
+    mesh: AnyMesh = ...,
+    attention: str = ...,
 ) -> JaxModel: ...
 
 
 @overload
 def convert(
-    model: Any, *, backend: Backend, dtype: DType | None = ..., device: Any = ..., attention: str = ...
+    model: Any,
+    *,
+    backend: Backend,
+    dtype: DType | None = ...,
+    device: Any = ...,
+    mesh: AnyMesh = ...,
+    attention: str = ...,
 ) -> Model: ...
 
 
 def convert(
-    model: Any, *, backend: Backend, dtype: DType | None = None, device: Any = None, attention: str = "auto"
+    model: Any,
+    *,
+    backend: Backend,
+    dtype: DType | None = None,
+    device: Any = None,
+    mesh: AnyMesh = None,
+    attention: str = "auto",
 ) -> Model:
     """The same model in `backend`; bitwise, unless `dtype` asks for another precision.
 
     Its tokenizer, if it is known, goes with it. Raises what `from_numpy` raises.
     """
+    where: dict[str, Any] = {"device": device, "mesh": mesh}
     converted = from_numpy(
-        config_of(model), to_numpy(model), backend=backend, dtype=dtype, device=device, attention=attention
+        config_of(model), to_numpy(model), backend=backend, dtype=dtype, attention=attention, **where
     )
     remember_tokenizer(converted, tokenizer_of(model))
     return converted

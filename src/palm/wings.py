@@ -150,3 +150,12 @@ class Wing(Protocol[M]):
 
     def is_first(self) -> bool:
         """Whether this process is the one that prints and writes."""
+
+    def several(self) -> bool:
+        """Whether there are several processes."""
+
+    def agreed(self, flag: bool) -> bool:
+        """Whether the flag is set in any of the processes of a mesh."""
+
+    def wait(self) -> None:
+        """Return once all processes of a mesh have come here."""

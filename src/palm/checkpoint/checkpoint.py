@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from palm.backends import check_installed, config_of
+from palm.backends import check_installed, config_of, wing_of
 from palm.checkpoint.about import check_free, free_path, writable, write_about
 from palm.checkpoint.locate import checkpoint_path
 from palm.checkpoint.manifest import (
@@ -51,6 +51,7 @@ from palm.data.tokenizer_file import FileTokenizer
 from palm.files.sealed import sealed
 from palm.files.write import new_folder, put_in_place, write_file, write_tensors
 from palm.models import common_dtype, from_numpy, to_numpy, tokenizer_of
+from palm.spec.mesh import AnyMesh
 from palm.spec.parameters import check_array, check_names, parameters
 
 if TYPE_CHECKING:
@@ -67,9 +68,15 @@ def save(model: Any, path: str | os.PathLike[str], *, overwrite: bool = False, t
     without either, after which the next `load` or `save` finds the older one. Raises `CheckpointError` if
     `path` exists (unless it is a checkpoint and `overwrite`) or cannot be written,
     `WeightsError` if a weight is not finite: a checkpoint that cannot be loaded is never written.
+
+    A model on a mesh of several processes is saved by all of them at once; the first one writes it.
     """
     file = kept_file(tokenizer_of(model) if tokenizer is None else load_tokenizer(tokenizer))
-    return save_arrays(config_of(model), to_numpy(model), path, overwrite=overwrite, tokenizer=file)
+    arrays, processes = to_numpy(model), wing_of(model)
+    if processes.is_first():
+        save_arrays(config_of(model), arrays, path, overwrite=overwrite, tokenizer=file)
+    processes.wait()
+    return Path(path)
 
 
 def save_arrays(
@@ -102,6 +109,7 @@ def load(
     backend: Literal["torch"],
     dtype: DType | None = ...,
     device: Any = ...,
+    mesh: AnyMesh = ...,
     attention: str = ...,
 ) -> TorchModel: ...
 
@@ -113,6 +121,7 @@ def load(
     backend: Literal["jax"],
     dtype: DType | None = ...,
     device: Any = ...,
+    mesh: AnyMesh = ...,
     attention: str = ...,
 ) -> JaxModel: ...
 
@@ -124,6 +133,7 @@ def load(
     backend: Backend,
     dtype: DType | None = ...,
     device: Any = ...,
+    mesh: AnyMesh = ...,
     attention: str = ...,
 ) -> Model: ...
 
@@ -134,6 +144,7 @@ def load(
     backend: Backend,
     dtype: DType | None = None,
     device: Any = None,
+    mesh: AnyMesh = None,
     attention: str = "auto",
 ) -> Model:
     """The model saved at `path`, in `backend`; bitwise, unless `dtype` asks for another precision.
@@ -148,7 +159,8 @@ def load(
     check_installed(backend)
     path = checkpoint_path(path)
     config, arrays = load_arrays(path)
-    model = from_numpy(config, arrays, backend=backend, dtype=dtype, device=device, attention=attention)
+    where: dict[str, Any] = {"device": device, "mesh": mesh, "attention": attention}
+    model = from_numpy(config, arrays, backend=backend, dtype=dtype, **where)
     remember_tokenizer(model, checkpoint_tokenizer(path))
     return model
 

@@ -63,6 +63,8 @@ class TrainRequest:
     """Start from the model and the weights of this checkpoint; of a run: its newest, or RUN/best."""
     device: Annotated[str | None, default("the backend's")] = None
     """Where to compute: cpu, cuda, gpu:1, …"""
+    mesh: Annotated[str | None, Optional] = None
+    """Several devices in place of one, such as data=4,model=2. torch: one for each process of torchrun."""
     attention: Annotated[Attention | None, default("auto")] = None
     """The attention path. auto chooses the fastest for the device."""
     compile_cache: Annotated[Path | None, Optional] = None
@@ -129,6 +131,7 @@ def _start(request: TrainRequest) -> Trained[Any]:
             weights=weights,
             cadence=Cadence(**given(request.cadence)),
             device=request.device,
+            mesh=request.mesh,
             attention=request.attention or "auto",
             on_step=on_step,
         )
@@ -172,6 +175,7 @@ def _resume(request: TrainRequest, run: Path) -> Trained[Any]:
             cadence=Cadence(**{**settings["cadence"], **given(request.cadence)}),
             data=request.data,
             device=request.device,
+            mesh=request.mesh,
             attention=request.attention,
             on_step=on_step,
         )

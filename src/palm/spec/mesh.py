@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from palm.config import PaLMConfig
 from palm.errors import ConfigError
@@ -23,6 +23,8 @@ MeshAxis = Literal["pod", "data", "model"]
 # What a dimension of a tensor is cut along; None: each device has all of it.
 Cut = MeshAxis | None
 
+# A mesh, its axes by name, or `data=4,model=2`; None: one device.
+AnyMesh: TypeAlias = "Mesh | Mapping[str, int] | str | None"
 # Each logical axis of a weight, its gradient and its moments. `data` cuts what `model` leaves whole (FSDP).
 WEIGHTS: Mapping[Axis, Cut] = MappingProxyType(
     {"vocab": "model", "heads": "model", "ff": "model", "embed": "data", "kv": None, "layers": None}
@@ -68,7 +70,7 @@ class Mesh:
         return ",".join(f"{name}={size}" for name, size in self.shape.items() if size > 1) or "data=1"
 
 
-def mesh_of(given: Mesh | Mapping[str, int] | str | None) -> Mesh:
+def mesh_of(given: AnyMesh) -> Mesh:
     """The mesh that is meant: one, its axes by name, or `data=4,model=2`; None: one device.
 
     Raises `ConfigError` for an axis that there is not, one that is named twice, or a size below 1.

@@ -22,6 +22,7 @@ from palm.torch_impl.probe import (
     value_and_grad,
     widened,
 )
+from palm.torch_impl.processes import agreed, several, wait
 from palm.torch_impl.programs import keep_programs
 from palm.torch_impl.trace.program import trace_program
 from palm.torch_impl.train import Trainer
@@ -42,6 +43,7 @@ __all__ = [
     "activations",
     "adafactor",
     "adamw",
+    "agreed",
     "alibi_slopes",
     "attention_of",
     "blockwise_attention",
@@ -66,12 +68,14 @@ __all__ = [
     "rotation_table",
     "set_matmul",
     "settled",
+    "several",
     "square_product",
     "swiglu",
     "textbook_attention",
     "to_arrays",
     "trace_program",
     "value_and_grad",
+    "wait",
     "weights",
     "widened",
 ]

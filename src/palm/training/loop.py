@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from palm.backends import config_of, wing
-from palm.checkpoint.checkpoint import save_arrays
 from palm.checkpoint.progress import Progress, load_progress
 from palm.checkpoint.tokenizer import kept_file
 from palm.config import Backend, PaLMConfig
@@ -53,6 +52,7 @@ class Loop:
     ) -> None:
         self.folder, self.config, self.recipe, self.cadence = folder, config, recipe, cadence
         self.tokenizer, self.backend, self.on_step = tokenizer, backend, on_step
+        self.processes = wing(backend)  # of which each makes the same steps, and the first one writes
         # What cannot work must fail now, before anything is written.
         check_trainable(corpus, recipe)
         self.learnt, held_out = split(corpus, recipe.validation)
@@ -73,9 +73,9 @@ class Loop:
 
     def run(self, trainer: TrainerProtocol[Any], asked: threading.Event) -> Trained[Any]:
         """Make the steps that remain, or until `asked` to stop."""
-        self.measures.mfu_per_rate = mfu_per_rate(wing(self.backend), trainer.model, self.recipe)
+        self.measures.mfu_per_rate = mfu_per_rate(self.processes, trainer.model, self.recipe)
         try:
-            while self.step < self.recipe.steps and not asked.is_set():
+            while self.step < self.recipe.steps and not self.processes.agreed(asked.is_set()):
                 trainer = self._advance(trainer)
             self.save(trainer)
         except BaseException as error:
@@ -105,18 +105,24 @@ class Loop:
         }
         self._write_log()
         self.folder.sync()  # a checkpoint's lines are on the disk before it is
-        save_arrays(
+        self.folder.save(
+            self.step,
             config_of(trainer.model),
             to_numpy(trainer.model),
-            self.folder.path_of(self.step),
-            progress=Progress(fields, trainer.moments()),
-            tokenizer=kept_file(self.tokenizer),
+            Progress(fields, trainer.moments()),
+            kept_file(self.tokenizer),
         )
+        self.processes.wait()  # a process that goes back to it must find it
         self.saved = self.step
         self.folder.prune(self.cadence.keep, since=self._way_back(self.step))
 
     def _rescue(self, trainer: TrainerProtocol[Any], error: BaseException) -> None:
-        """Save what an error has left whole, so that it costs no steps. That error is raised then."""
+        """Save what an error has left whole, so that it costs no steps. That error is raised then.
+
+        Of several processes only some may have failed, and a model is saved by all of them.
+        """
+        if self.processes.several():
+            return
         is_mended = isinstance(error, DivergedError)  # what was worth it has been saved
         if self.folder is None or is_mended or not self.whole or not self.folder.follow():
             return
@@ -170,8 +176,9 @@ class Loop:
             ) from error
         check_own(path, config, progress.fields, self.config, self.recipe)
         model = from_numpy(config, arrays, backend=self.backend, device=device, attention=attention)
-        trainer = wing(self.backend).Trainer(model, self.recipe)
+        trainer = self.processes.Trainer(model, self.recipe)
         trainer.set_moments(progress.moments)
+        self.processes.wait()  # before what others may still read is deleted
         self.whole = False  # of the old trainer, until all here is done
         self.saved = self.step = progress.fields["step"]
         self.row = progress.fields["row"]
@@ -180,6 +187,7 @@ class Loop:
         for later in sorted((step for step in there if step > self.step), reverse=True):
             self.folder.delete(later)
         self.folder.cut(self.step)
+        self.processes.wait()
         self.log = self.folder.entries()
         self.logged, self.whole = len(self.log), True
         return trainer

@@ -19,9 +19,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from palm.checkpoint.checkpoint import save_arrays
 from palm.checkpoint.locate import BEST, LAST, best_of, checkpoints_of
 from palm.checkpoint.manifest import RUN_SETTINGS, TOKENIZERS
+from palm.checkpoint.progress import Progress
 from palm.checkpoint.tokenizer import run_tokenizer
+from palm.config import PaLMConfig
 from palm.data.tokenizer import Tokenizer
 from palm.data.tokenizer_file import FileTokenizer
 from palm.errors import RunError
@@ -174,6 +179,17 @@ class Run:
     def path_of(self, step: int) -> Path:
         """Where the checkpoint of a step belongs."""
         return self.path / f"step-{step:08d}"
+
+    def save(
+        self,
+        step: int,
+        config: PaLMConfig,
+        arrays: Mapping[str, np.ndarray],
+        progress: Progress,
+        tokenizer: FileTokenizer | None,
+    ) -> None:
+        """Write the checkpoint of a step. Raises what `save_arrays` raises."""
+        save_arrays(config, arrays, self.path_of(step), progress=progress, tokenizer=tokenizer)
 
     def prune(self, keep: int, *, since: int | None = None) -> None:
         """Delete all but the newest `keep` checkpoints, those of step `since` and later, and the best one."""

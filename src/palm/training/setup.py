@@ -18,8 +18,10 @@ from palm.data.tokenizer import ByteTokenizer, Tokenizer, default_tokenizer, loa
 from palm.data.windows import check_vocabulary
 from palm.errors import ConfigError, DataError, RunError
 from palm.recipes import Recipe
+from palm.spec.mesh import Mesh, check_batch
 from palm.spec.sizes import check_cache, check_training
 from palm.training.cadence import Cadence
+from palm.training.follower import Follower
 from palm.training.run_folder import Run
 
 
@@ -36,6 +38,12 @@ def check_room(config: PaLMConfig, recipe: Recipe, cadence: Cadence) -> None:
     micro = recipe.batch // recipe.accumulate
     check_training(config, recipe.master, batch=recipe.batch, micro=micro, length=recipe.length)
     check_cache(config, batch=1, length=cadence.sample_tokens)
+
+
+def check_batches(recipe: Recipe, mesh: Mesh) -> None:
+    """Raise `ConfigError` unless every batch of the run can be shared out evenly."""
+    for batch in (recipe.batch, *(size for _, size in recipe.ramp)):
+        check_batch(batch, recipe.accumulate, mesh)
 
 
 def open_data(data: Any, tokenizer: Any, config: PaLMConfig) -> tuple[Corpus, Tokenizer | None]:
@@ -76,20 +84,25 @@ def open_data_again(source: Any, settings: Mapping[str, Any], encoder: Tokenizer
     return corpus
 
 
-def new_run(out: str | os.PathLike[str] | None, data: Any, recipe: Recipe) -> Run | None:
-    """The folder of a new run, not made yet; None without `out`."""
+def new_run(out: str | os.PathLike[str] | None, data: Any, recipe: Recipe, *, is_first: bool) -> Run | None:
+    """The folder of a new run, not made yet, as this process sees it; None without `out`."""
     if out is None and recipe.non_finite == "rewind":
         raise ConfigError(
             'out must be given because non_finite="rewind" goes back to checkpoints; got out=None. '
             "Pass a folder."
         )
-    run = None if out is None else Run(Path(out))
+    run = None if out is None else run_of(out, is_first=is_first)
     if run is not None and is_path(data) and run.path.resolve().is_relative_to(Path(data).resolve()):
         raise RunError(
             f"out must be outside of data, which it would change; got out={out}, data={data}. "
             "Choose another folder."
         )
     return run
+
+
+def run_of(path: str | os.PathLike[str], *, is_first: bool) -> Run:
+    """The folder of a run as this process sees it."""
+    return Run(Path(path)) if is_first else Follower(Path(path))
 
 
 def place_again(

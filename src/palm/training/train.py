@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from palm.backends import wing
+from palm.backends import placed, wing
 from palm.checkpoint.tokenizer import kept_file
 from palm.config import Backend, PaLMConfig
 from palm.errors import RunError
 from palm.fields import from_fields
 from palm.models import build, from_numpy
 from palm.recipes import Recipe
+from palm.spec.mesh import AnyMesh, mesh_of
 from palm.training.cadence import Cadence
 from palm.training.loop import Loop
 from palm.training.run_folder import Run
 from palm.training.setup import (
+    check_batches,
     check_kind,
     check_room,
     is_path,
@@ -31,6 +33,7 @@ from palm.training.setup import (
     open_data_again,
     place_again,
     placement,
+    run_of,
     settings_of,
 )
 from palm.training.stopping import asked_to_stop
@@ -52,6 +55,7 @@ def train(
     weights: Mapping[str, np.ndarray] | None = ...,
     cadence: Cadence | None = ...,
     device: Any = ...,
+    mesh: AnyMesh = ...,
     attention: str = ...,
     on_step: OnStep = ...,
 ) -> Trained[TorchModel]: ...
@@ -69,6 +73,7 @@ def train(
     weights: Mapping[str, np.ndarray] | None = ...,
     cadence: Cadence | None = ...,
     device: Any = ...,
+    mesh: AnyMesh = ...,
     attention: str = ...,
     on_step: OnStep = ...,
 ) -> Trained[JaxModel]: ...
@@ -86,6 +91,7 @@ def train(
     weights: Mapping[str, np.ndarray] | None = ...,
     cadence: Cadence | None = ...,
     device: Any = ...,
+    mesh: AnyMesh = ...,
     attention: str = ...,
     on_step: OnStep = ...,
 ) -> Trained[Model]: ...
@@ -102,6 +108,7 @@ def train(
     weights: Mapping[str, np.ndarray] | None = None,
     cadence: Cadence | None = None,
     device: Any = None,
+    mesh: AnyMesh = None,
     attention: str = "auto",
     on_step: OnStep = lambda entry: None,
 ) -> Trained[Model]:
@@ -114,9 +121,11 @@ def train(
 
     With `out`, everything is kept in that new folder, and the run can go on from there in either backend
     (`palm.resume`). SIGINT, SIGTERM and SIGHUP end it after the step in progress, with a checkpoint.
-    So does an error, which is raised then, if the weights are those of a whole step. `on_step` is
-    called with each line of the log: step, loss (nats, of the batch before its update), grad_norm, lr, tokens
-    (so far), tokens_per_s, seconds, and val_loss and val_bits_per_byte where they were measured.
+    So does an error, which is raised then, if the weights are those of a whole step. `mesh` is as in
+    `palm.build`: each of its processes makes the same call, the first one writes, and an error in one of
+    them ends all without a checkpoint. `on_step` is called with each line of the log: step, loss (nats, of
+    the batch before its update), grad_norm, lr, tokens (so far), tokens_per_s, seconds, and val_loss and
+    val_bits_per_byte where they were measured.
 
     Raises `ConfigError`, `DataError`, `RunError`, `DivergedError`, and what `palm.build` raises.
     """
@@ -125,11 +134,13 @@ def train(
     implementation = wing(backend)
     config = config.resolve(backend)
     cadence = cadence or Cadence()
-    if implementation.weights.is_on_host(device):
+    place = placed(backend, device, mesh)
+    if implementation.weights.is_on_host(device) and not implementation.several():
         check_room(config, recipe, cadence)
+    check_batches(recipe, mesh_of(mesh))
     corpus, encoder = open_data(data, tokenizer, config)
-    options = {"backend": backend, "dtype": recipe.master, "device": device, "attention": attention}
-    run = new_run(out, data, recipe)
+    options = {"backend": backend, "dtype": recipe.master, "device": place, "attention": attention}
+    run = new_run(out, data, recipe, is_first=implementation.is_first())
 
     with asked_to_stop() as asked, run.locked(new=True) if run else nullcontext():
         loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step)
@@ -151,6 +162,7 @@ def resume(
     cadence: Cadence | None = ...,
     data: Any = ...,
     device: Any = ...,
+    mesh: AnyMesh = ...,
     attention: str | None = ...,
     on_step: OnStep = ...,
 ) -> Trained[TorchModel]: ...
@@ -165,6 +177,7 @@ def resume(
     cadence: Cadence | None = ...,
     data: Any = ...,
     device: Any = ...,
+    mesh: AnyMesh = ...,
     attention: str | None = ...,
     on_step: OnStep = ...,
 ) -> Trained[JaxModel]: ...
@@ -179,6 +192,7 @@ def resume(
     cadence: Cadence | None = ...,
     data: Any = ...,
     device: Any = ...,
+    mesh: AnyMesh = ...,
     attention: str | None = ...,
     on_step: OnStep = ...,
 ) -> Trained[Model]: ...
@@ -192,6 +206,7 @@ def resume(
     cadence: Cadence | None = None,
     data: Any = None,
     device: Any = None,
+    mesh: AnyMesh = None,
     attention: str | None = None,
     on_step: OnStep = lambda entry: None,
 ) -> Trained[Any]:
@@ -202,24 +217,28 @@ def resume(
     the data is now, if it has moved: it must be the same, byte for byte. `device` and `attention` stay as
     they were; a device other than "cpu" does not carry over to the other backend, which takes its own first,
     and an attention path of one backend alone does not carry over to the other one or to another device.
+    `mesh` may be another one each time.
     Raises what `train` raises, and `CheckpointError`.
     """
-    run = Run(Path(path))
-    settings = run.settings()
+    settings = Run(Path(path)).settings()
     recipe = Recipe.from_dict({**settings["recipe"], **({} if steps is None else {"steps": steps})})
     config = PaLMConfig.from_dict(settings["config"])
     cadence = cadence or from_fields(Cadence, settings["cadence"], "a cadence")
     backend = backend or settings["backend"]
+    implementation = wing(backend)
+    place = placed(backend, device, mesh)
     device, attention = place_again(settings, backend, device, attention)
-    if wing(backend).weights.is_on_host(device):
+    if implementation.weights.is_on_host(device) and not implementation.several():
         check_room(config, recipe, cadence)
+    check_batches(recipe, mesh_of(mesh))
+    run = run_of(path, is_first=implementation.is_first())
     encoder = run.tokenizer()
     source = data if data is not None else settings["data"]["path"]
     corpus = open_data_again(source, settings, encoder, run)
 
     with asked_to_stop() as asked, run.locked():
         loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step)
-        trainer = loop.restore(math.inf, device=device, attention=attention)
+        trainer = loop.restore(math.inf, device=device if place is None else place, attention=attention)
         if recipe.steps < loop.step:
             raise RunError(
                 f"steps must be at least {loop.step}, the steps already made; got steps={recipe.steps}. "
@@ -227,9 +246,9 @@ def resume(
             )
         # After all that can fail: the run stays as it was until it can go on.
         told = {"recipe": recipe.to_dict(), "cadence": dataclasses.asdict(cadence)}
-        where = {"path": str(Path(source).resolve())} if is_path(source) else {}
-        placed = placement(backend, device, attention)
-        run.write_settings({**settings, **placed, **told, "data": {**settings["data"], **where}})
+        source_now = {"path": str(Path(source).resolve())} if is_path(source) else {}
+        where_now = placement(backend, device, attention)
+        run.write_settings({**settings, **where_now, **told, "data": {**settings["data"], **source_now}})
         run.keep_tokenizer(kept_file(encoder))
         return loop.run(trainer, asked)
 
