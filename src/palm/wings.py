@@ -151,6 +151,9 @@ class Wing(Protocol[M]):
     def is_first(self) -> bool:
         """Whether this process is the one that prints and writes."""
 
+    def join(self) -> None:
+        """Join the processes that a launcher started."""
+
     def several(self) -> bool:
         """Whether there are several processes."""
 

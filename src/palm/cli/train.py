@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 
-from palm.backends import first_backend, keep_programs
+from palm.backends import first_backend, keep_programs, wing, wing_of
 from palm.checkpoint.checkpoint import load_arrays
 from palm.checkpoint.tokenizer import checkpoint_tokenizer
 from palm.cli.display import display, tell
@@ -31,13 +32,14 @@ from palm.errors import ConfigError, RunError
 from palm.presets import preset as find_preset
 from palm.recipes import Recipe
 from palm.recipes import recipe as find_recipe
+from palm.spec.mesh import mesh_of
 from palm.spec.sizes import describe
 from palm.training.cadence import Cadence
 from palm.training.hardware import keep_memory
 from palm.training.run_folder import PLOT, Run
 from palm.training.train import resume as resume_run
 from palm.training.train import train as train_run
-from palm.training.trained import Trained
+from palm.training.trained import OnStep, Trained
 from palm.training.validation import check_trainable
 
 
@@ -65,6 +67,8 @@ class TrainRequest:
     """Where to compute: cpu, cuda, gpu:1, …"""
     mesh: Annotated[str | None, Optional] = None
     """Several devices in place of one, such as data=4,model=2. torch: one for each process of torchrun."""
+    distributed: bool = False
+    """Join the processes of a cluster (SLURM, TPU slices, JAX_COORDINATOR_ADDRESS, torchrun) before."""
     attention: Annotated[Attention | None, default("auto")] = None
     """The attention path. auto chooses the fastest for the device."""
     compile_cache: Annotated[Path | None, Optional] = None
@@ -92,7 +96,8 @@ def train(request: Request[TrainRequest]) -> int:
         told = f"stopped after step {trained.step}; continue with: palm train --resume {trained.path}"
     else:
         told = f"finished all {trained.step} steps; {trained.path / PLOT}"
-    tell(*trained.failed, told)
+    if wing_of(trained.model).is_first():
+        tell(*trained.failed, told)
     return 0
 
 
@@ -110,17 +115,21 @@ def _start(request: TrainRequest) -> Trained[Any]:
         tokenizer = checkpoint_tokenizer(request.checkpoint)
     recipe = find_recipe(request.recipe or "bytes", **given(request.training))
     backend = request.backend or first_backend()
-    Run(out).check_new()
+    is_first = _is_first(request, backend)
+    if is_first:
+        Run(out).check_new()
     text = open_corpus(data)
     if tokenizer is None:  # with one, encoding tells
         check_trainable(text, recipe)
     keep_programs(request.compile_cache, backend)
     size = describe(config.resolve(backend), recipe.length).total
-    tell(
+    told = (
         f"{size:,} parameters in {backend}; {recipe.steps} steps of {recipe.batch} × {recipe.length} tokens "
         f"with {recipe.optimizer} at learning rate {recipe.learning_rate:g}; {data} → {out}"
     )
-    with display(recipe.steps, out if request.tensorboard else None) as on_step:
+    if is_first:
+        tell(told)
+    with _display(request, recipe.steps, out, is_first=is_first) as on_step:
         return train_run(
             config,
             recipe,
@@ -135,6 +144,24 @@ def _start(request: TrainRequest) -> Trained[Any]:
             attention=request.attention or "auto",
             on_step=on_step,
         )
+
+
+def _is_first(request: TrainRequest, backend: Backend) -> bool:
+    """Whether this process is the one that prints. torchrun's processes are joined unasked."""
+    if not request.distributed and request.mesh is None:
+        return True
+    implementation = wing(backend)
+    if request.distributed or (backend == "torch" and mesh_of(request.mesh).size > 1):
+        implementation.join()
+    return implementation.is_first()
+
+
+def _display(
+    request: TrainRequest, steps: int, out: Path, *, is_first: bool
+) -> AbstractContextManager[OnStep]:
+    if not is_first:
+        return nullcontext(lambda entry: None)
+    return display(steps, out if request.tensorboard else None)
 
 
 def _model(request: TrainRequest) -> tuple[PaLMConfig, Mapping[str, np.ndarray] | None]:
@@ -167,7 +194,8 @@ def _resume(request: TrainRequest, run: Path) -> Trained[Any]:
     steps: int | None = request.training.steps
     keep_programs(request.compile_cache, request.backend or settings["backend"])
     total = settings["recipe"]["steps"] if steps is None else steps
-    with display(total, run if request.tensorboard else None) as on_step:
+    is_first = _is_first(request, request.backend or settings["backend"])
+    with _display(request, total, run, is_first=is_first) as on_step:
         return resume_run(
             run,
             backend=request.backend,

@@ -22,7 +22,7 @@ from palm.jax_impl.probe import (
     value_and_grad,
     widened,
 )
-from palm.jax_impl.processes import agreed, several, wait
+from palm.jax_impl.processes import agreed, join, several, wait
 from palm.jax_impl.programs import keep_programs
 from palm.jax_impl.trace.program import trace_program
 from palm.jax_impl.train import Trainer
@@ -57,6 +57,7 @@ __all__ = [
     "find_model",
     "from_arrays",
     "is_first",
+    "join",
     "keep_programs",
     "linear",
     "masked_scores",

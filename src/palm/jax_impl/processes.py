@@ -5,9 +5,42 @@ Mirror: palm.torch_impl.processes.
 
 from __future__ import annotations
 
+import os
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from palm.errors import BackendError
+
+# Who does not answer for so many seconds is lost, and the others end.
+_LOST = 30
+
+
+def join() -> None:
+    """Join the processes that a cluster started (SLURM, a TPU slice, …), which JAX finds out by itself; or
+    those that JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID describe.
+
+    Raises `BackendError` if there is neither. JAX must not have been used before.
+    """
+    if is_joined():
+        return
+    given = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+    numbers = {
+        name: int(os.environ[key]) for name, key in given.items() if os.environ.get(key, "").isdecimal()
+    }
+    try:
+        jax.distributed.initialize(**numbers, heartbeat_timeout_seconds=_LOST)
+    except (RuntimeError, ValueError) as error:
+        raise BackendError(
+            f"processes must be those of a cluster that JAX knows; got {str(error).partition(chr(10))[0]}. "
+            "Set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or start them with SLURM."
+        ) from None
+
+
+def is_joined() -> bool:
+    """Whether this process has joined others, or itself alone."""
+    return jax.distributed.is_initialized()
 
 
 def several() -> bool:

@@ -22,7 +22,7 @@ from palm.torch_impl.probe import (
     value_and_grad,
     widened,
 )
-from palm.torch_impl.processes import agreed, several, wait
+from palm.torch_impl.processes import agreed, join, several, wait
 from palm.torch_impl.programs import keep_programs
 from palm.torch_impl.trace.program import trace_program
 from palm.torch_impl.train import Trainer
@@ -57,6 +57,7 @@ __all__ = [
     "find_model",
     "from_arrays",
     "is_first",
+    "join",
     "keep_programs",
     "linear",
     "masked_scores",

@@ -5,26 +5,57 @@ Mirror: palm.jax_impl.processes.
 
 from __future__ import annotations
 
+import os
+from datetime import timedelta
+
 import torch
-from torch import distributed
+import torch.distributed as dist
+
+from palm.errors import BackendError
+
+# A process that waits for another one so long takes it for lost: a batch takes seconds, a checkpoint minutes.
+TIMEOUT = timedelta(minutes=10)
+
+
+def join() -> None:
+    """Join the processes that torchrun started, as its environment says: with NCCL where there are GPUs, a
+    GPU a process by LOCAL_RANK, otherwise with Gloo.
+
+    Raises `BackendError` if there is no such environment.
+    """
+    if is_joined():
+        return
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+    except ValueError as error:
+        raise BackendError(
+            f"a mesh must have the environment that torchrun sets; got {error}. Start the processes with it."
+        ) from None
+
+
+def is_joined() -> bool:
+    """Whether this process has joined others, or itself alone."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def several() -> bool:
     """Whether there are several processes."""
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return is_joined() and dist.get_world_size() > 1
 
 
 def agreed(flag: bool) -> bool:
     """Whether the flag is set in any of the processes. All of them must ask."""
     if not several():
         return flag
-    on_gpu = distributed.get_backend() == "nccl"
-    found = torch.tensor(int(flag), device="cuda" if on_gpu else "cpu")
-    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    found = torch.tensor(int(flag))  # on the CPU, by Gloo
+    dist.all_reduce(found, dist.ReduceOp.MAX)
     return bool(found)
 
 
 def wait() -> None:
     """Return once all processes have come here."""
     if several():
-        distributed.barrier()
+        dist.barrier()

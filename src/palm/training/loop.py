@@ -140,7 +140,7 @@ class Loop:
             self.failed.setdefault(what, f"{what} failed after step {self.step}: {error}")
 
     def _draw(self) -> None:
-        if self.folder is not None:
+        if self.folder is not None and self.processes.is_first():
             from palm.training.plot import plot_run  # noqa: PLC0415 - matplotlib takes a second to import
 
             plot_run(self.folder)
