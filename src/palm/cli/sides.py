@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -60,7 +61,8 @@ def _options(text: str, options: str) -> dict[str, str]:
     """The options after the @ of a side, by key."""
     keys = [field.name for field in fields(Side) if field.name not in ("backend", "checkpoint")]
     chosen: dict[str, str] = {}
-    for option in filter(None, options.split(",")):
+    # The axes of a mesh are separated by commas, too.
+    for option in filter(None, re.split(r",(?!(?:pod|data|model):)", options)):
         key, equals, value = option.partition("=")
         if key not in keys or not equals:
             what = f"has no key {key!r}" if equals else f"has {option!r}, which is no key=value"

@@ -6,6 +6,7 @@ Mirror: palm.torch_impl.processes.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,7 +27,7 @@ def join() -> None:
     if is_joined():
         return
     given = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-    numbers = {
+    numbers: dict[str, Any] = {
         name: int(os.environ[key]) for name, key in given.items() if os.environ.get(key, "").isdecimal()
     }
     try:

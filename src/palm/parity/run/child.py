@@ -30,7 +30,7 @@ class Child:
         self._complaints: list[str] = []
         self._process = start_python(
             "palm.parity.run.worker",
-            env={"JAX_ENABLE_X64": str(request["dtype"] == "float64")},
+            env=_environment(request),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
@@ -101,6 +101,14 @@ class Child:
         with self._condition:
             self._recorded += 1
             self._condition.notify_all()
+
+
+def _environment(request: dict[str, Any]) -> dict[str, str]:
+    """What JAX reads when it starts: whether it has float64, and how many devices it makes of a CPU."""
+    found = {"JAX_ENABLE_X64": str(request["dtype"] == "float64")}
+    if request.get("devices", 1) > 1:
+        found["JAX_NUM_CPU_DEVICES"] = str(request["devices"])
+    return found
 
 
 def _follow(stream: IO[str] | None, consume: Callable[[str], None]) -> None:

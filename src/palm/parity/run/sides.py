@@ -14,6 +14,7 @@ from palm.fields import check_choice
 from palm.parity.recording.bundle import read_bundle
 from palm.parity.recording.excerpt import Excerpt
 from palm.parity.recording.recording import REMAT, Recording
+from palm.spec.mesh import mesh_of
 from palm.spec.parameters import DTYPES
 
 MATMUL = ("float32", "tensorfloat32", "bfloat16")
@@ -40,6 +41,8 @@ class Side:
     """on or off: torch.compile or jax.jit."""
     remat: str = "off"
     """What the backward pass computes again: whole blocks (on), nothing (off), or their feedforward."""
+    mesh: str | None = None
+    """Several devices in place of one, such as data:2,model:2."""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for a value that no side can have."""
@@ -50,10 +53,20 @@ class Side:
         check_attention(self.attention, self.backend)
         check_choice("compile", self.compile, SWITCH, optional=True)
         check_choice("remat", self.remat, REMAT)
+        if self.devices > 1 and self.device is not None:
+            raise ConfigError(
+                f"device must be left out where a mesh is given; got device={self.device}, mesh={self.mesh}. "
+                "Leave one of them out."
+            )
+
+    @property
+    def devices(self) -> int:
+        """How many it runs on. Raises `ConfigError` for what is no mesh."""
+        return mesh_of(self.mesh and self.mesh.replace(":", "=")).size
 
     def to_dict(self) -> dict[str, Any]:
         """As the process that runs it reads it."""
-        return asdict(self)
+        return {**asdict(self), "devices": self.devices}
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,7 @@ def _label(side: dict[str, Any], differing: list[str]) -> str:
             told.append(value)
         elif key == "backend" or value == Side.__dataclass_fields__[key].default:
             continue
-        elif key in ("matmul", "compile", "remat"):
+        elif key in ("matmul", "compile", "remat", "mesh"):
             told.append(f"{key} {value}")
         else:
             told.append(Path(value).name if key == "checkpoint" else value)

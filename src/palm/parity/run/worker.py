@@ -27,6 +27,7 @@ from palm.parity.recording.bundle import write_bundle
 from palm.parity.recording.excerpt import record_excerpt
 from palm.parity.recording.recording import REMAT, Mode, record
 from palm.parity.run.child import RECORDED, REFUSED
+from palm.parity.run.followers import with_followers
 from palm.process import lines_of_parent
 from palm.recipes import Recipe
 from palm.spec.parameters import initial_value, numpy_dtype, parameters
@@ -35,7 +36,8 @@ from palm.spec.rounding import UNIT_ROUNDOFF
 
 def main(request: dict[str, Any]) -> None:
     """Do what is asked for; one finished step a line on standard output."""
-    (train if "recipe" in request else probe)(request)
+    with with_followers(request):
+        (train if "recipe" in request else probe)(request)
 
 
 def probe(request: dict[str, Any]) -> None:
@@ -59,7 +61,8 @@ def probe(request: dict[str, Any]) -> None:
         else:
             recording = record(model, tokens, **common)
         del model  # the next one wants its memory
-        write_bundle(recording, Path(request["out"], *([] if "is_excerpt" in request else [str(i)])))
+        if wing(request["backend"]).is_first():
+            write_bundle(recording, Path(request["out"], *([] if "is_excerpt" in request else [str(i)])))
         print(RECORDED, flush=True)
 
 
@@ -75,7 +78,8 @@ def _model(request: dict[str, Any], seed: int) -> tuple[Any, int | None]:
         own = UNIT_ROUNDOFF[common_dtype(stored)]
         weights = stored if own >= wide else {name: array.astype(narrow) for name, array in stored.items()}
     options = {name: request[name] for name in ("backend", "dtype", "device", "attention")}
-    return from_numpy(config, weights, **options), seed if path is None else None
+    mesh = request["mesh"] and request["mesh"].replace(":", "=")
+    return from_numpy(config, weights, mesh=mesh, **options), seed if path is None else None
 
 
 def train(request: dict[str, Any]) -> None:
