@@ -61,7 +61,8 @@ def go_on(folder: Path, backend: str, mesh: str, last: int, *, processes: int = 
 
 def figures(folder: Path) -> list[list[float]]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [[entry["loss"], entry["grad_norm"], entry["val_loss"]] for entry in map(json.loads, lines)]
+    entries = [json.loads(line) for line in lines]
+    return [[e["loss"], e["grad_norm"]] for e in entries] + [[entries[-1]["val_loss"], 0.0]]
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:
