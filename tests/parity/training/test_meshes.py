@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cases import assert_same_bits
 
-import palm
+from palm.checkpoint.checkpoint import load_arrays
 
 # A part of a run, in processes of its own. The last of them is asked to stop after a step.
 PART = """
@@ -66,8 +66,7 @@ def figures(folder: Path) -> list[list[float]]:
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:
-    arrays: dict[str, np.ndarray] = palm.checkpoint.checkpoint.load_arrays(folder)[1]
-    return arrays
+    return load_arrays(folder)[1]
 
 
 def distance(a: Path, b: Path) -> float:
