@@ -11,12 +11,13 @@ from typing import Any
 from fuzz import makers
 
 import palm
-from palm.checkpoint.checkpoint import load_arrays
+from palm.checkpoint.checkpoint import load_arrays, save_arrays
 from palm.cli.main import main
 from palm.data.corpus import open_corpus
 from palm.data.tokenizer import load_tokenizer
 from palm.errors import PalmError
 from palm.files.read import read_file
+from palm.parity.recording.bundle import read_bundle
 
 SOURCE = "palm_jax.palm_lite"
 Read = Callable[[Path], Any]
@@ -73,6 +74,16 @@ def load(backend: Any) -> Read:
         return model.config, palm.to_numpy(model)
 
     return read
+
+
+def replace_checkpoint(folder: Path) -> object:
+    save_arrays(*load_arrays(makers.WRITTEN / "checkpoint-torch"), folder, overwrite=True)
+    return load_arrays(folder)
+
+
+def replace_bundle(folder: Path) -> object:
+    makers.bundle(folder)
+    return read_bundle(folder)
 
 
 def compare_traces(folder: Path) -> None:

@@ -37,9 +37,14 @@ def checkpoint_with_tokenizer(folder: Path) -> None:
 
 
 def bundle(folder: Path) -> None:
+    write_bundle(_recording(), folder)
+
+
+@cache
+def _recording() -> Any:
     from recordings import side
 
-    write_bundle(side("a"), folder)
+    return side("a")
 
 
 @cache

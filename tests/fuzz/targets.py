@@ -76,6 +76,7 @@ TARGETS: dict[str, Target] = {
     "checkpoint.progress": Target(
         copied(f"run-torch/{STEP}"), load_progress, (CheckpointError,), readers.progress, readers.reseal
     ),
+    "checkpoint.replace": Target(copied("checkpoint-torch"), entries.replace_checkpoint, *SEALED),
     "run": Target(
         copied("run-jax-tokenizer"), summarise_run, (RunError, DataError), readers.run, readers.reseal
     ),
@@ -93,6 +94,9 @@ TARGETS: dict[str, Target] = {
         copied("bundle-torch"), read_bundle, (BundleError,), readers.bundle, readers.reseal
     ),
     "bundle.complete": Target(makers.bundle, read_bundle, (BundleError,), readers.bundle, readers.reseal),
+    "bundle.replace": Target(
+        makers.bundle, entries.replace_bundle, (BundleError,), readers.bundle, readers.reseal
+    ),
     "bundle.compare": Target(
         copied("bundle-torch"),
         lambda folder: entries.command("compare", folder, WRITTEN / "bundle-jax", "--out", folder / "report"),
@@ -122,6 +126,12 @@ TARGETS: dict[str, Target] = {
     "corpus.text": Target(
         copied("text.txt"),
         entries.corpus("text.txt"),
+        (DataError,),
+        lambda folder: [np.fromfile(folder / "text.txt", np.uint8).astype(np.int64)],
+    ),
+    "corpus.folder": Target(
+        copied("text.txt"),
+        entries.corpus(""),
         (DataError,),
         lambda folder: [np.fromfile(folder / "text.txt", np.uint8).astype(np.int64)],
     ),
