@@ -17,6 +17,8 @@ import numpy as np
 from safetensors import deserialize
 
 from palm.checkpoint.manifest import fingerprint
+from palm.data.shards import MANIFEST as SHARDS
+from palm.files.arrays import NPY_HEADER
 from palm.files.sealed import sealed
 from palm.parity.programs.trace import _digest
 
@@ -127,6 +129,13 @@ def trace(folder: Path) -> Tree:
     return told | {"results": {name: arrays[f"result {name}"] for name in about["outputs"]}}
 
 
+def shards(folder: Path) -> list[np.ndarray]:
+    manifest = load_json(folder / SHARDS)
+    files = [folder / f"shard-{index:05}.npy" for index in range(len(manifest["shards"]))]
+    rows = [np.frombuffer(file.read_bytes()[NPY_HEADER:], manifest["dtype"]) for file in files]
+    return [np.concatenate(rows).astype(np.int64)]
+
+
 def info(folder: Path) -> dict[str, str]:
     """What `palm info` shows of a run's newest checkpoint."""
     told = summary(max(folder.glob("step-*")))
@@ -148,6 +157,17 @@ def reseal(changed: Path) -> None:
         entry.update(fingerprint(changed))
         if "tensors" in entry:
             entry["tensors"] = _checksums(changed.read_bytes()) or entry["tensors"]
+    content.pop("seal", None)
+    header.write_text(sealed(content), "utf-8")
+
+
+def reseal_shards(changed: Path) -> None:
+    header = changed.parent / SHARDS
+    content = load_json(header)
+    if changed.suffix == ".npy":
+        content["shards"][int(changed.stem[-5:])].update(fingerprint(changed))
+    elif changed != header:
+        content["tokenizer"]["digest"] = fingerprint(changed)["sha256"]
     content.pop("seal", None)
     header.write_text(sealed(content), "utf-8")
 

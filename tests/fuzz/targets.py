@@ -123,6 +123,9 @@ TARGETS: dict[str, Target] = {
         (DataError,),
         lambda folder: [np.load(folder / "i.npy").astype(np.int64)],
     ),
+    "corpus.shards": Target(
+        makers.shards, entries.corpus(""), (DataError,), readers.shards, readers.reseal_shards
+    ),
     "corpus.text": Target(
         copied("text.txt"),
         entries.corpus("text.txt"),

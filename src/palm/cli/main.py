@@ -43,8 +43,8 @@ COMMANDS = {
         "Print what a trained model writes after a prompt: the text as it is written, and nothing else.",
     ),
     "data": (
-        "palm.cli.text:data",
-        "Fetch a public corpus: `palm data fetch enwik8`. A copy that exists is verified, not fetched again.",
+        "palm.cli.data:data",
+        "Fetch a public corpus, encode a large text into a folder of shards, or describe data.",
     ),
     "plan": (
         "palm.cli.plan:plan",

@@ -193,3 +193,5 @@ _READERS = {
     ".json": ("tokenizers", "a tokenizer.json of Hugging Face tokenizers", _hugging_face),
     ".model": ("sentencepiece", "a model of SentencePiece", _sentencepiece),
 }
+# What a tokenizer's file is called where palm keeps one.
+FILES = tuple(f"tokenizer{suffix}" for suffix in _READERS)
