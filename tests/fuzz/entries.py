@@ -86,9 +86,9 @@ def replace_bundle(folder: Path) -> object:
     return read_bundle(folder)
 
 
-def compare_traces(folder: Path) -> None:
+def compare_traces(folder: Path) -> str:
     other = makers.trace().save(folder / "other.trace")
-    command("compare", folder / "t.trace", other, "--out", folder / "report")
+    return command("compare", folder / "t.trace", other, "--out", folder / "report")
 
 
 def import_(folder: Path) -> object:
@@ -96,22 +96,16 @@ def import_(folder: Path) -> object:
     return load_arrays(folder / "imported")
 
 
-def tokenize(file: str) -> Read:
-    def read(folder: Path) -> object:
-        found = load_tokenizer(folder / file)
-        ids = found.encode("the palm, naïve: 🌴\n\0")
-        stream = found.stream()
-        return found.num_tokens, ids, found.decode(ids), [*map(stream.feed, ids[:8].tolist())]
-
-    return read
+def tokenize(file: Path) -> object:
+    found = load_tokenizer(file)
+    ids = found.encode("the palm, naïve: 🌴\n\0")
+    stream = found.stream()
+    return found.num_tokens, ids, found.decode(ids), [*map(stream.feed, ids[:8].tolist())]
 
 
-def corpus(name: str) -> Read:
-    def read(folder: Path) -> object:
-        corpus = open_corpus(folder / name)
-        return corpus.digest and [corpus.read(0, len(corpus))]
-
-    return read
+def corpus(path: Path) -> object:
+    found = open_corpus(path)
+    return found.digest and found.read(0, len(found))
 
 
 def _text(file: Path) -> str:
@@ -122,10 +116,10 @@ def _text(file: Path) -> str:
         raise Refused(str(error)) from None
 
 
-def config(folder: Path) -> object:
-    return palm.PaLMConfig.from_json(_text(folder / "config.json")).resolve("torch")
+def config(file: Path) -> object:
+    return palm.PaLMConfig.from_json(_text(file)).resolve("torch")
 
 
-def arguments(folder: Path) -> str:
+def arguments(file: Path) -> str:
     """The lines of a file as the arguments of a command."""
-    return command(*_text(folder / "given.args").split("\n"))
+    return command(*_text(file).split("\n"))
