@@ -135,7 +135,7 @@ def open_corpus(data: Data, tokenizer: Tokenizer | None = None, *, name: str | N
         raise refusal("a path", shown, f"{error.strerror}: if it is the text itself, pass bytes.") from None
     if is_folder:
         return _of_shards(path, name, tokenizer) if is_shards(path) else _of_folder(path, name, tokenizer)
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         fix = "The path is neither a file nor a folder: save it as a file first."
         raise refusal("a file or a folder", data, fix)
     if path.suffix != ".npy":

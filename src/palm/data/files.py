@@ -49,7 +49,7 @@ def files_below(folder: Path) -> list[Path]:
     for inside, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(inside, name) for name in files if not name.startswith(".")]
-    return sorted(filter(Path.is_file, found), key=lambda file: file.relative_to(folder).as_posix())
+    return sorted(filter(os.path.isfile, found), key=lambda file: file.relative_to(folder).as_posix())
 
 
 def open_file(path: Path) -> File:

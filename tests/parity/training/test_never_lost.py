@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import signal
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,6 @@ from runs import CONFIG, RECIPE, REWINDING, STEPS, TEXT, WINGS, Trial, end_of, s
 
 import palm
 from palm import jax_impl, memory, torch_impl
-from palm.files import read
-from palm.parity.programs.trace import read_trace
-from palm.parity.recording.bundle import read_bundle
 from palm.training import loop, plot
 from palm.training.run_folder import PLOT, SAMPLES, Run
 
@@ -258,39 +254,3 @@ def test_a_run_is_not_resumed_with_what_does_not_fit_into_memory(tmp_path, monke
         with pytest.raises(palm.ConfigError, match="memory must hold the training"):
             palm.resume(run, data=TEXT, backend=wing)
     assert (run / "run.json").read_bytes() == before
-
-
-class InPieces(FileIO):
-    """A file of which each read gives five bytes at most, as one may that a signal interrupts."""
-
-    def readinto(self, target: Any) -> int | None:
-        return super().readinto(memoryview(target).cast("B")[:5])
-
-    def read(self, size: int = -1) -> bytes | None:
-        return super().read(min(size % (1 << 62), 5))
-
-
-@pytest.mark.parametrize("kind", ["text", "ids.npy"])
-@pytest.mark.parametrize("wing", WINGS)
-def test_reads_that_give_less_than_was_asked_for_change_nothing(tmp_path, unbroken, monkeypatch, wing, kind):
-    run, data, whole = tmp_path / "run", tmp_path / kind, os.read
-    data.write_bytes(TEXT)
-    if kind == "ids.npy":
-        np.save(data, IDS)
-    monkeypatch.setattr(read, "FileIO", InPieces)
-    monkeypatch.setattr(os, "read", lambda descriptor, size: whole(descriptor, min(size, 5)))
-    assert train(run, wing, data, on_step=at(2, lambda: ask_to_stop(signal.SIGINT))).interrupted
-    palm.resume(run)
-    assert end_of(run) == unbroken[wing]
-
-
-def test_reads_that_give_less_change_no_recording_and_no_archive(tmp_path, monkeypatch):
-    model = palm.build(CONFIG, backend="torch")
-    tokens = np.arange(12).reshape(2, 6)
-    palm.record(model, tokens, tmp_path / "bundle")
-    trace = palm.trace(model, tokens).save(tmp_path / "a.trace")
-    before = read_bundle(tmp_path / "bundle"), read_trace(trace)
-    monkeypatch.setattr(read, "FileIO", InPieces)
-    after = read_bundle(tmp_path / "bundle"), read_trace(trace)
-    assert after[0].loss == before[0].loss
-    assert np.array_equal(after[1].fingerprints, before[1].fingerprints)
