@@ -106,7 +106,7 @@ def recordings(what: str, dtype: Any) -> tuple[Any, Recording, np.ndarray]:
         **{**SHAPE, "norm": "rmsnorm", "norm_eps_mode": "add", "norm_eps": 1e-8, **choices}
     ).resolve("torch")
     text = standard_library_text()
-    tokens = sample_windows(text, config, batch=2, length=64, seed=0)
+    tokens = sample_windows(text, config.num_tokens, batch=2, length=64, seed=0)
     with jax.enable_x64(dtype == "float64"):
         right = record(palm.build(config, backend="jax", dtype=dtype), tokens)
     return palm.build(config, backend="torch", dtype=dtype), right, tokens

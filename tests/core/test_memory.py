@@ -83,7 +83,7 @@ def test_a_seed_may_have_any_number_of_bits():
 
 def test_windows_are_refused_before_they_are_drawn():
     with pytest.raises(ConfigError, match="memory must hold 1,000,000,000,000 × 4 tokens"):
-        sample_windows(b"a text", TINY, batch=HUGE, length=4, seed=0)
+        sample_windows(b"a text", TINY.num_tokens, batch=HUGE, length=4, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from palm.cli.flags import Request, default
 from palm.data.corpus import Corpus, open_corpus
 from palm.data.download import fetch
 from palm.data.sharding import write_shards
+from palm.data.tokenizer import ByteTokenizer
 from palm.files.names import visible
 from palm.memory import in_units
 
@@ -103,13 +104,13 @@ def _bar() -> Iterator[Callable[[str, int, int], None]]:
 
 def _show(corpus: Corpus) -> None:
     is_text = math.isfinite(corpus.bytes_per_token)
-    tokenizer = corpus.tokenizer
+    tokenizer = corpus.tokenizer or ByteTokenizer()
     told = {
         "data": corpus.name,
         "tokens": f"{len(corpus):,}",
         "text": in_units(round(len(corpus) * corpus.bytes_per_token)) if is_text else "unknown",
         "bytes per token": f"{corpus.bytes_per_token:.4g}" if is_text else None,
-        "tokenizer": tokenizer.name if tokenizer else "bytes" if is_text else "unknown",
+        "tokenizer": getattr(tokenizer, "told", tokenizer.name) if is_text else "unknown",
         "SHA-256": corpus.digest,
     }
     table = Table(box=None, padding=(0, 2), show_header=False)

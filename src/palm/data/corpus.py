@@ -116,6 +116,7 @@ def open_corpus(data: Data, tokenizer: Tokenizer | None = None, *, name: str | N
     not ids.
     """
     if isinstance(data, Corpus):
+        _check_own(data, tokenizer)
         return data
     if isinstance(data, str | bytes):
         if isinstance(data, str) and os.path.exists(data):
@@ -155,9 +156,22 @@ def _of_folder(path: Path, name: str, tokenizer: Tokenizer | None) -> Corpus:
 
 
 def _of_shards(path: Path, name: str, tokenizer: Tokenizer | None) -> Corpus:
-    found = read_shards(path, tokenizer)
+    found = read_shards(path)
     corpus = _corpus(name, found.bytes_per_token, found.files, found.digest)
-    return replace(corpus, tokenizer=found.tokenizer)
+    corpus = replace(corpus, tokenizer=found.tokenizer)
+    _check_own(corpus, tokenizer)
+    return corpus
+
+
+def _check_own(corpus: Corpus, tokenizer: Tokenizer | None) -> None:
+    """Raise `DataError` for another tokenizer than the one that made the ids, if that is known."""
+    own = corpus.tokenizer
+    if own is not None and tokenizer is not None and own.digest != tokenizer.digest:
+        raise DataError(
+            f"tokenizer must be the one that made the shards, {getattr(own, 'told', own.name)} of "
+            f"{corpus.name}; got tokenizer={tokenizer.name}, which differs. Leave it out, or tokenize the "
+            "text anew."
+        )
 
 
 def _of_ids(ids: np.ndarray, name: str, content: Callable[[], str], part: File | None = None) -> Corpus:

@@ -65,19 +65,14 @@ def is_shards(folder: Path) -> bool:
     return any((folder / name).exists() for name in (MANIFEST, JOURNAL, shard_name(0)))
 
 
-def read_shards(folder: Path, tokenizer: Tokenizer | None = None) -> Shards:
+def read_shards(folder: Path) -> Shards:
     """The shards in a folder. Only the manifest and the tokenizer are read; of the shards the sizes.
 
-    Raises `DataError` for a folder that is not complete, or not as it was written, and for another
-    `tokenizer` than its own; so does `digest` for shards whose bytes are others.
+    Raises `DataError` for a folder that is not complete, or not as it was written; so does `digest` for
+    shards whose bytes are others.
     """
     manifest = read_manifest(folder)
     own = _tokenizer(folder, manifest)
-    if tokenizer is not None and tokenizer.digest != own.digest:
-        raise DataError(
-            f"tokenizer must be the one that made the shards, {manifest['tokenizer']['name']} of {folder}; "
-            f"got tokenizer={tokenizer.name}, which differs. Leave it out, or tokenize the text anew."
-        )
     files = [_open_shard(folder, manifest, index) for index in range(len(manifest["shards"]))]
     length = sum(file.size for file in files)
     return Shards(files, own, manifest["text"]["bytes"] / length, partial(_verified, manifest, files, own))
@@ -139,6 +134,7 @@ def _tokenizer(folder: Path, manifest: Mapping[str, Any]) -> Tokenizer:
     found: FileTokenizer = read_tokenizer_file(folder / told["file"])
     if found.digest != told["digest"]:
         raise _damaged(folder / told["file"])
+    found.told = told["name"]
     return found
 
 

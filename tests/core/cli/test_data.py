@@ -53,7 +53,7 @@ def test_info_of_shards_and_of_text(text, tmp_path, capsys):
         "tokens": "1,500",
         "text": "2.93 KiB",
         "bytes per token": "2",
-        "tokenizer": "tokenizer.json",
+        "tokenizer": "t.json",
         "SHA-256": open_corpus(folder).digest,
     }
     told = info(text, capsys)

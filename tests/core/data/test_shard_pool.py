@@ -68,16 +68,40 @@ write_shards(sys.argv[1], "bytes", sys.argv[2], workers=2)
 """
 
 
+IDLE = """
+import sys, time
+from pathlib import Path
+from palm.data.files import open_file
+from palm.data.shard_pool import Pool, hash_job
+with Pool(1) as pool:
+    job = hash_job("text", open_file(Path(sys.argv[1])))
+    print(list(pool.run([job])), flush=True)
+    time.sleep(60)
+"""
+
+
 def children(pid):
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [Path(f"/proc/{child}") for child in found]
 
 
 def wait_for(what):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 20
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux")
+def test_a_worker_without_work_ends_with_its_parent_too(text):
+    with subprocess.Popen([sys.executable, "-c", IDLE, str(text)], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline()
+        workers = children(process.pid)
+        assert all(worker.exists() for worker in workers)
+        assert len(workers) == 1
+        process.kill()
+        process.wait()
+    wait_for(lambda: not workers[0].exists())
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux")

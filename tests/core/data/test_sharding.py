@@ -147,18 +147,23 @@ def test_killed_twice_it_goes_on_too(text, tmp_path):
         assert files(out) == unbroken
 
 
-@pytest.fixture
-def half(text, tmp_path, monkeypatch):
-    """Shards that a kill interrupted after the third; and which ones are then made."""
+def interrupt(patch, at):
+    """Let the writing end when so many shards are finished."""
     count = itertools.count()
 
     def die(*arguments, finished=sharding.finished):
-        if next(count) == 3:
+        if next(count) == at:
             raise KeyboardInterrupt
         finished(*arguments)
 
+    patch.setattr(sharding, "finished", die)
+
+
+@pytest.fixture
+def half(text, tmp_path, monkeypatch):
+    """Shards that were interrupted after the third."""
     with monkeypatch.context() as patch:
-        patch.setattr(sharding, "finished", die)
+        interrupt(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             write_shards(text, "bytes", tmp_path / "out")
     return tmp_path / "out"
@@ -210,10 +215,14 @@ def test_a_line_of_the_journal_that_says_something_else_is_not_believed(
     assert_same_corpus(half, text)
 
 
-def test_half_a_line_of_the_journal_is_left_out(half, text, monkeypatch):
+def test_half_a_line_of_the_journal_is_left_out_and_spoils_no_other(half, text, monkeypatch):
     with (half / JOURNAL).open("ab") as journal:
         journal.write(b'{"shard": 3, "len')
-    assert made(monkeypatch, text, half) == [3, 4]
+    with monkeypatch.context() as patch:
+        interrupt(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            write_shards(text, "bytes", half)
+    assert made(monkeypatch, text, half) == [4]
     assert_same_corpus(half, text)
 
 

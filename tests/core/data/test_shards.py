@@ -59,9 +59,12 @@ def test_the_vocabulary_is_known_without_a_look_at_the_ids(folder):
 
 @pytest.mark.parametrize("other", [ByteTokenizer(), FileTokenizer("tokenizer.json", b"[]")])
 def test_another_tokenizer_is_refused(folder, other):
-    with pytest.raises(DataError) as raised:
-        open_corpus(folder, other)
-    assert_explains(raised, "tokenizer must be the one", "t.json", str(folder), other.name, "Leave it out")
+    for data in (folder, open_corpus(folder), open_corpus(folder).slice(1, 4)):
+        with pytest.raises(DataError) as raised:
+            open_corpus(data, other)
+        assert_explains(
+            raised, "tokenizer must be the one", "t.json", str(folder), other.name, "Leave it out"
+        )
 
 
 def exchange(folder, one, other):
