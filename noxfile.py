@@ -227,10 +227,12 @@ def docs(session: nox.Session) -> None:
     install(session, "", "docs")
     texts = Path("build/help")  # docs/commands.md includes them
     texts.mkdir(parents=True, exist_ok=True)
-    for command in ("compare", "record", "train", "generate", "data", "info", "import"):
-        told = session.run("palm", command, "--help", silent=True, env={"COLUMNS": "88", "NO_COLOR": "1"})
+    of_data = ("data fetch", "data tokenize", "data info")
+    for command in ("compare", "record", "train", "generate", *of_data, "plan", "info", "import"):
+        words = [*command.split(), "--help"]
+        told = session.run("palm", *words, silent=True, env={"COLUMNS": "88", "NO_COLOR": "1"})
         lines = [textwrap.fill(line, 88) for line in told.splitlines()]
-        (texts / f"{command}.txt").write_text("\n".join(lines), encoding="utf-8")
+        (texts / f"{command.replace(' ', '-')}.txt").write_text("\n".join(lines), encoding="utf-8")
     session.run("zensical", "build", "--clean", "--strict")
     session.run("python", "tests/links.py", "build/site")
 

@@ -72,7 +72,7 @@ def rounding_figures(dtype: palm.spec.parameters.DType) -> dict[str, float]:
     for architecture in ("torch", "jax"):
         for name in ("tiny", "small"):
             config = palm.preset(name).resolve(architecture)
-            tokens = sample_windows(text, config, batch=2, length=256, seed=0)
+            tokens = sample_windows(text, config.num_tokens, batch=2, length=256, seed=0)
             models = [palm.build(config, backend=backend, dtype=dtype) for backend in ("torch", "jax")]
             comparison = palm.compare(*models, tokens)
             shares = [max(f.error_a / f.bound_a, f.error_b / f.bound_b) for f in comparison.findings]

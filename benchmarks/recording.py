@@ -52,7 +52,7 @@ def forward_and_backward(model: object, backend: str, tokens: object) -> Callabl
 def main() -> None:
     backend, depth = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 17
     config = palm.preset("small", dim=2048, depth=depth, heads=16, dim_head=128).resolve("torch")
-    tokens = sample_windows(standard_library_text(), config, batch=2, length=256, seed=0)
+    tokens = sample_windows(standard_library_text(), config.num_tokens, batch=2, length=256, seed=0)
     model = palm.build(config, backend=backend)
     step = forward_and_backward(model, backend, tokens)
     times: dict[str, list[float]] = {"forward and backward": [], "recording": []}

@@ -81,6 +81,33 @@ def killed(action: Callable[[], Any], at: int, *, exchange: bool = True) -> bool
     return False
 
 
+def fails_to_look(
+    action: Callable[[], Any], at: int, error: int, folder: Path
+) -> tuple[Exception | None, int]:
+    """Let the `at`-th look at what is in a folder fail; what the action raises, and how often it looks."""
+    looks = 0
+
+    def watched(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *arguments: Any, **options: Any) -> Any:
+            nonlocal looks
+            if isinstance(path, (str, os.PathLike)) and Path(path).is_relative_to(folder):
+                looks += 1
+                if looks == at:
+                    raise OSError(error, os.strerror(error))
+            return original(path, *arguments, **options)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("listdir", "scandir", "stat", "lstat", "open"):
+            patch.setattr(os, name, watched(getattr(os, name)))
+        try:
+            action()
+        except Exception as raised:
+            return raised, looks
+    return None, looks
+
+
 def fails(action: Callable[[], Any], at: int, error: int, *, exchange: bool = True) -> Exception | None:
     """Let the `at`-th change of an action fail; what the action raises."""
 

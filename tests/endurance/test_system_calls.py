@@ -16,7 +16,7 @@ from system_calls import REFUSED, STRACE, Call, changing_calls, reading_calls, s
 pytestmark = pytest.mark.skipif(STRACE is None, reason="there is no strace, which tampers with the calls")
 WRITE_ERRORS = ("ENOSPC", "EIO", "EROFS", "EDQUOT")
 # A run in JAX compiles its step in each process: of its calls, one in so many is tried.
-STRIDE = {"torch": 1, "jax": 4}
+STRIDE = {"torch": 1, "jax": 8}
 KILL = "signal=KILL"
 INTERRUPTIBLE = ("openat", "read", "pread64", "write", "fsync", "ftruncate")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from palm import DataError
-from palm.data import corpus
+from palm.data import pieces
 from palm.data.tokenizer import load_tokenizer
 from palm.data.windows import check_vocabulary, open_corpus
 
@@ -214,17 +214,17 @@ def test_a_file_that_is_no_text_is_named(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("text", "pieces"), [(TEXT * 40, 20), (TEXT.replace("\n", " ") * 40, 20), ("€" * 999, 1)]
+    ("text", "least"), [(TEXT * 40, 20), (TEXT.replace("\n", " ") * 40, 20), ("€" * 999, 1)]
 )
-def test_a_long_text_is_encoded_in_pieces_and_nothing_is_lost(files, monkeypatch, text, pieces):
+def test_a_long_text_is_encoded_in_pieces_and_nothing_is_lost(files, monkeypatch, text, least):
     tokenizer = load_tokenizer(files / "t.json")
     seen = []
-    monkeypatch.setattr(corpus, "PIECE", 100)
+    monkeypatch.setattr(pieces, "PIECE", 100)
     encode = tokenizer.encode
     monkeypatch.setattr(tokenizer, "encode", lambda piece: (seen.append(piece), encode(piece))[1])
     found = open_corpus(text, tokenizer)
     assert b"".join(seen).decode() == text
-    assert len(seen) >= pieces
+    assert len(seen) >= least
     assert tokenizer.decode(found.read(0, len(found))) == text
 
 

@@ -11,12 +11,13 @@ from typing import Any
 from fuzz import makers
 
 import palm
-from palm.checkpoint.checkpoint import load_arrays
+from palm.checkpoint.checkpoint import load_arrays, save_arrays
 from palm.cli.main import main
 from palm.data.corpus import open_corpus
 from palm.data.tokenizer import load_tokenizer
 from palm.errors import PalmError
 from palm.files.read import read_file
+from palm.parity.recording.bundle import read_bundle
 
 SOURCE = "palm_jax.palm_lite"
 Read = Callable[[Path], Any]
@@ -75,9 +76,19 @@ def load(backend: Any) -> Read:
     return read
 
 
-def compare_traces(folder: Path) -> None:
+def replace_checkpoint(folder: Path) -> object:
+    save_arrays(*load_arrays(makers.WRITTEN / "checkpoint-torch"), folder, overwrite=True)
+    return load_arrays(folder)
+
+
+def replace_bundle(folder: Path) -> object:
+    makers.bundle(folder)
+    return read_bundle(folder)
+
+
+def compare_traces(folder: Path) -> str:
     other = makers.trace().save(folder / "other.trace")
-    command("compare", folder / "t.trace", other, "--out", folder / "report")
+    return command("compare", folder / "t.trace", other, "--out", folder / "report")
 
 
 def import_(folder: Path) -> object:
@@ -85,22 +96,16 @@ def import_(folder: Path) -> object:
     return load_arrays(folder / "imported")
 
 
-def tokenize(file: str) -> Read:
-    def read(folder: Path) -> object:
-        found = load_tokenizer(folder / file)
-        ids = found.encode("the palm, naïve: 🌴\n\0")
-        stream = found.stream()
-        return found.num_tokens, ids, found.decode(ids), [*map(stream.feed, ids[:8].tolist())]
-
-    return read
+def tokenize(file: Path) -> object:
+    found = load_tokenizer(file)
+    ids = found.encode("the palm, naïve: 🌴\n\0")
+    stream = found.stream()
+    return found.num_tokens, ids, found.decode(ids), [*map(stream.feed, ids[:8].tolist())]
 
 
-def corpus(name: str) -> Read:
-    def read(folder: Path) -> object:
-        corpus = open_corpus(folder / name)
-        return corpus.digest and [corpus.read(0, len(corpus))]
-
-    return read
+def corpus(path: Path) -> object:
+    found = open_corpus(path)
+    return found.digest and found.read(0, len(found))
 
 
 def _text(file: Path) -> str:
@@ -111,10 +116,10 @@ def _text(file: Path) -> str:
         raise Refused(str(error)) from None
 
 
-def config(folder: Path) -> object:
-    return palm.PaLMConfig.from_json(_text(folder / "config.json")).resolve("torch")
+def config(file: Path) -> object:
+    return palm.PaLMConfig.from_json(_text(file)).resolve("torch")
 
 
-def arguments(folder: Path) -> str:
+def arguments(file: Path) -> str:
     """The lines of a file as the arguments of a command."""
-    return command(*_text(folder / "given.args").split("\n"))
+    return command(*_text(file).split("\n"))

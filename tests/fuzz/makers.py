@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from shards import write_rows
 
 import palm
 from palm.checkpoint.checkpoint import load_arrays, save_arrays
@@ -36,10 +37,19 @@ def checkpoint_with_tokenizer(folder: Path) -> None:
     save_arrays(config, arrays, folder, tokenizer=tokenizer)
 
 
+def shards(folder: Path) -> None:
+    write_rows(folder, [np.arange(300), np.arange(5)], 300)
+
+
 def bundle(folder: Path) -> None:
+    write_bundle(_recording(), folder)
+
+
+@cache
+def _recording() -> Any:
     from recordings import side
 
-    write_bundle(side("a"), folder)
+    return side("a")
 
 
 @cache

@@ -17,6 +17,8 @@ import numpy as np
 from safetensors import deserialize
 
 from palm.checkpoint.manifest import fingerprint
+from palm.data.shards import MANIFEST as SHARDS
+from palm.files.arrays import NPY_HEADER
 from palm.files.sealed import sealed
 from palm.parity.programs.trace import _digest
 
@@ -42,6 +44,10 @@ def holds(read: Any, told: Any) -> bool:
 
 def load_json(file: Path) -> Any:
     return json.loads(file.read_bytes())
+
+
+def text(file: Path) -> np.ndarray:
+    return np.fromfile(file, np.uint8).astype(np.int64)
 
 
 def tensors(file: Path) -> dict[str, np.ndarray]:
@@ -76,33 +82,29 @@ def npy_sequence(file: Path) -> list[np.ndarray]:
     return found
 
 
-def _checkpoint(folder: Path) -> Tree:
-    """What a checkpoint says of itself, and the tensors of its weights and of its moments."""
+def summary(folder: Path) -> Tree:
+    """What a checkpoint says of itself; `fields`: of its run, if it is of one."""
     manifest = load_json(folder / "manifest.json")
-    found: Tree = {"config": load_json(folder / "config.json"), "dtype": manifest["dtype"], "fields": None}
-    found |= {"weights": {}, "moments": {}}
-    for name in manifest["files"]:
-        if name == "training.json":
-            found["fields"] = load_json(folder / name)
-        elif name not in ("config.json", "tokenizer.json"):
-            found["moments" if name.startswith("optimizer-") else "weights"] |= tensors(folder / name)
+    fields = load_json(folder / "training.json") if "training.json" in manifest["files"] else None
+    return {"config": load_json(folder / "config.json"), "dtype": manifest["dtype"], "fields": fields}
+
+
+def _tensors_of(folder: Path, *, is_moments: bool) -> dict[str, np.ndarray]:
+    others = "config.json", "training.json", "tokenizer.json"
+    found: dict[str, np.ndarray] = {}
+    for name in load_json(folder / "manifest.json")["files"]:
+        if name not in others and name.startswith("optimizer-") == is_moments:
+            found |= tensors(folder / name)
     return found
 
 
 def weights(folder: Path) -> list[Any]:
-    found = _checkpoint(folder)
-    return [found["config"], found["weights"]]
+    return [summary(folder)["config"], _tensors_of(folder, is_moments=False)]
 
 
 def progress(folder: Path) -> list[Any]:
-    found = _checkpoint(folder)
-    return [found["config"], found["weights"], {name: found[name] for name in ("fields", "moments")}]
-
-
-def summary(folder: Path) -> Tree:
-    names = "config.json", "manifest.json", "training.json"
-    config, manifest, fields = (load_json(folder / name) for name in names)
-    return {"config": config, "dtype": manifest["dtype"], "fields": fields}
+    fields, moments = summary(folder)["fields"], _tensors_of(folder, is_moments=True)
+    return [*weights(folder), {"fields": fields, "moments": moments}]
 
 
 def run(folder: Path) -> Tree:
@@ -127,12 +129,20 @@ def trace(folder: Path) -> Tree:
     return told | {"results": {name: arrays[f"result {name}"] for name in about["outputs"]}}
 
 
+def shards(folder: Path) -> np.ndarray:
+    manifest = load_json(folder / SHARDS)
+    files = [folder / f"shard-{index:05}.npy" for index in range(len(manifest["shards"]))]
+    rows = [np.frombuffer(file.read_bytes()[NPY_HEADER:], manifest["dtype"]) for file in files]
+    return np.concatenate(rows).astype(np.int64)
+
+
 def info(folder: Path) -> dict[str, str]:
     """What `palm info` shows of a run's newest checkpoint."""
     told = summary(max(folder.glob("step-*")))
     shown = {**told["config"], "dtype": told["dtype"]}
-    steps = load_json(folder / "run.json")["recipe"]["steps"]
-    shown["step"] = f"{told['fields']['step']} of {steps}"
+    if told["fields"] is not None:
+        steps = load_json(folder / "run.json")["recipe"]["steps"]
+        shown["step"] = f"{told['fields']['step']} of {steps}"
     return {name: str(value) for name, value in shown.items() if value is not None}
 
 
@@ -148,6 +158,17 @@ def reseal(changed: Path) -> None:
         entry.update(fingerprint(changed))
         if "tensors" in entry:
             entry["tensors"] = _checksums(changed.read_bytes()) or entry["tensors"]
+    content.pop("seal", None)
+    header.write_text(sealed(content), "utf-8")
+
+
+def reseal_shards(changed: Path) -> None:
+    header = changed.parent / SHARDS
+    content = load_json(header)
+    if changed.suffix == ".npy":
+        content["shards"][int(changed.stem[-5:])].update(fingerprint(changed))
+    elif changed != header:
+        content["tokenizer"]["digest"] = fingerprint(changed)["sha256"]
     content.pop("seal", None)
     header.write_text(sealed(content), "utf-8")
 

@@ -46,19 +46,24 @@ class Target:
     needs: tuple[str, ...] = ()
 
 
+def at(name: str, act: Read) -> Read:
+    return lambda folder: act(folder / name)
+
+
 def _upstream(suffix: str, save: Callable[..., object], load: Read, *needs: str) -> Target:
     name = f"w.{suffix}"
     return Target(
         makers.upstream(save, name),
-        lambda folder: read_upstream(folder / name, SOURCE),
+        at(name, lambda file: read_upstream(file, SOURCE)),
         (UpstreamError,),
-        lambda folder: read_upstream(load(folder / name), SOURCE),
+        at(name, lambda file: read_upstream(load(file), SOURCE)),
         needs=needs,
     )
 
 
 SEALED = (CheckpointError,), readers.weights, readers.reseal
 RUN = (RunError, CheckpointError, DataError, ConfigError, DivergedError)
+TEXT, TRACE = copied("text.txt"), at("t.trace", lambda file: makers.trace().save(file))
 TARGETS: dict[str, Target] = {
     "checkpoint": Target(copied("checkpoint-torch"), load_arrays, *SEALED),
     "checkpoint.torch": Target(copied("checkpoint-bfloat16"), entries.load("torch"), *SEALED, ("torch",)),
@@ -76,6 +81,7 @@ TARGETS: dict[str, Target] = {
     "checkpoint.progress": Target(
         copied(f"run-torch/{STEP}"), load_progress, (CheckpointError,), readers.progress, readers.reseal
     ),
+    "checkpoint.replace": Target(copied("checkpoint-torch"), entries.replace_checkpoint, *SEALED),
     "run": Target(
         copied("run-jax-tokenizer"), summarise_run, (RunError, DataError), readers.run, readers.reseal
     ),
@@ -93,6 +99,9 @@ TARGETS: dict[str, Target] = {
         copied("bundle-torch"), read_bundle, (BundleError,), readers.bundle, readers.reseal
     ),
     "bundle.complete": Target(makers.bundle, read_bundle, (BundleError,), readers.bundle, readers.reseal),
+    "bundle.replace": Target(
+        makers.bundle, entries.replace_bundle, (BundleError,), readers.bundle, readers.reseal
+    ),
     "bundle.compare": Target(
         copied("bundle-torch"),
         lambda folder: entries.command("compare", folder, WRITTEN / "bundle-jax", "--out", folder / "report"),
@@ -100,39 +109,27 @@ TARGETS: dict[str, Target] = {
         None,
         readers.reseal,
     ),
-    "trace": Target(
-        lambda folder: makers.trace().save(folder / "t.trace"),
-        lambda folder: read_trace(folder / "t.trace"),
-        (BundleError,),
-        readers.trace,
-        readers.reseal_trace,
-    ),
-    "trace.compare": Target(
-        lambda folder: makers.trace().save(folder / "t.trace"),
-        entries.compare_traces,
-        (Refused,),
-        seal=readers.reseal_trace,
-    ),
+    "trace": Target(TRACE, at("t.trace", read_trace), (BundleError,), readers.trace, readers.reseal_trace),
+    "trace.compare": Target(TRACE, entries.compare_traces, (Refused,), None, readers.reseal_trace),
     "corpus.ids": Target(
-        lambda folder: np.save(folder / "i.npy", np.arange(300, dtype=np.int32)),
-        entries.corpus("i.npy"),
+        at("i.npy", lambda file: np.save(file, np.arange(300, dtype=np.int32))),
+        at("i.npy", entries.corpus),
         (DataError,),
-        lambda folder: [np.load(folder / "i.npy").astype(np.int64)],
+        at("i.npy", lambda file: np.load(file).astype(np.int64)),
     ),
-    "corpus.text": Target(
-        copied("text.txt"),
-        entries.corpus("text.txt"),
-        (DataError,),
-        lambda folder: [np.fromfile(folder / "text.txt", np.uint8).astype(np.int64)],
+    "corpus.shards": Target(
+        makers.shards, entries.corpus, (DataError,), readers.shards, readers.reseal_shards
     ),
+    "corpus.text": Target(TEXT, at("text.txt", entries.corpus), (DataError,), at("text.txt", readers.text)),
+    "corpus.folder": Target(TEXT, entries.corpus, (DataError,), at("text.txt", readers.text)),
     "tokenizer.json": Target(
         copied("run-jax-tokenizer/tokenizer.json"),
-        entries.tokenize("tokenizer.json"),
+        at("tokenizer.json", entries.tokenize),
         (DataError,),
         needs=("tokenizers",),
     ),
     "tokenizer.model": Target(
-        makers.sentences, entries.tokenize("t.model"), (DataError,), needs=("sentencepiece",)
+        makers.sentences, at("t.model", entries.tokenize), (DataError,), needs=("sentencepiece",)
     ),
     "upstream.safetensors": _upstream("safetensors", makers.save_safetensors, readers.tensors),
     "upstream.npz": _upstream("npz", makers.save_npz, readers.npz),
@@ -142,29 +139,29 @@ TARGETS: dict[str, Target] = {
         makers.upstream(makers.save_npz, "w.npz"),
         entries.import_,
         (Refused,),
-        lambda folder: read_upstream(readers.npz(folder / "w.npz"), SOURCE),
+        at("w.npz", lambda file: read_upstream(readers.npz(file), SOURCE)),
     ),
     "inputs.npz": Target(
-        lambda folder: np.savez(folder / "i.npz", a=np.arange(5), b=np.ones((2, 3))),
-        lambda folder: read_inputs(folder / "i.npz"),
+        at("i.npz", lambda file: np.savez(file, a=np.arange(5), b=np.ones((2, 3)))),
+        at("i.npz", read_inputs),
         (ConfigError,),
-        lambda folder: [*readers.npz(folder / "i.npz").values()],
+        at("i.npz", lambda file: [*readers.npz(file).values()]),
     ),
     "inputs.npy": Target(
-        lambda folder: np.save(folder / "i.npy", np.ones((2, 3))),
-        lambda folder: read_inputs(folder / "i.npy"),
+        at("i.npy", lambda file: np.save(file, np.ones((2, 3)))),
+        at("i.npy", read_inputs),
         (ConfigError,),
-        lambda folder: [np.load(folder / "i.npy")],
+        at("i.npy", lambda file: [np.load(file)]),
     ),
     "config": Target(
         copied("checkpoint-torch/config.json"),
-        entries.config,
+        at("config.json", entries.config),
         (ConfigError, Refused),
-        lambda folder: readers.load_json(folder / "config.json"),
+        at("config.json", readers.load_json),
     ),
     "arguments": Target(
-        lambda folder: (folder / "given.args").write_text("info\ntiny\n--length\n64\n--architecture\njax"),
-        entries.arguments,
+        at("given.args", lambda file: file.write_text("info\ntiny\n--length\n64\n--architecture\njax")),
+        at("given.args", entries.arguments),
         (Refused,),
     ),
 }
@@ -175,7 +172,7 @@ def _text(folder: Path) -> bytes:
 
 
 def _wrong(read: Read, seal: Callable[[Path], object] | None = None) -> Target:
-    return Target(copied("text.txt"), read, (DataError,), _text, seal)
+    return Target(TEXT, read, (DataError,), _text, seal)
 
 
 # Each is wrong in one way, so that the session itself is held to account.

@@ -51,7 +51,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise CheckpointError(f"path must not exist yet; got path={path}. Remove it or pass overwrite=True.")
-    if not (path / MANIFEST).is_file():
+    if not os.path.isfile(path / MANIFEST):
         raise CheckpointError(
             f"path must be a checkpoint to be overwritten; got path={path} without {MANIFEST}. "
             "Remove it first."

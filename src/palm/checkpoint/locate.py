@@ -30,9 +30,20 @@ def checkpoint_path(path: str | os.PathLike[str]) -> Path:
     """The checkpoint directory that `path` means; a path that names no run is returned as it is.
 
     A checkpoint whose saving was killed between two renames has its name again afterwards. Raises
-    `CheckpointError` for a run without checkpoints, and for `RUN/best` without a validation loss.
+    `CheckpointError` for a run without checkpoints, for `RUN/best` without a validation loss, and for what
+    cannot be read.
     """
     path = Path(path)
+    try:
+        return _meant(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"path must be a folder that can be read; got path={path}: {error.strerror}. "
+            "Restore another copy."
+        ) from error
+
+
+def _meant(path: Path) -> Path:
     with suppress(ValueError):  # no name of a file: nothing is there either
         recover(path)
     if (path / RUN_SETTINGS).is_file() and not (path / MANIFEST).exists():

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from palm.data.tokenizer_file import FILES
 from palm.errors import CheckpointError
 from palm.files.objects import MOST_BYTES, MalformedError, parse_object
 from palm.files.read import Reader, reading
@@ -39,7 +40,7 @@ VERSION, WITH_TOKENIZER, IN_PIECES = 1, 2, 3
 RUN_SETTINGS = "run.json"
 MANIFEST, CONFIG, TRAINING = "manifest.json", "config.json", "training.json"
 WEIGHTS, OPTIMIZER = "weights-", "optimizer-"
-TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+TOKENIZERS = FILES
 _CHUNK = 1 << 22
 _ENTRY = {"bytes": NATURAL, "sha256": SHA256}
 _MANIFEST = Record({"version": NATURAL, "dtype": one_of(*DTYPES), "files": ByName(FILE_NAME, Record(_ENTRY))})

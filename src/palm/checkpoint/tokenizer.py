@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def checkpoint_tokenizer(path: Path) -> Tokenizer | None:
         if name in manifest["files"]:
             return FileTokenizer(path / name, read_verified(path / name, manifest["files"][name]))
     run = path.resolve().parent
-    if not (run / RUN_SETTINGS).is_file():
+    if not os.path.isfile(run / RUN_SETTINGS):
         return None
     try:
         settings, is_intact = read_sealed(run / RUN_SETTINGS)
@@ -54,7 +55,7 @@ def run_tokenizer(run: Path, data: Mapping[str, Any]) -> Tokenizer | None:
         return None if is_ids or data.get("tokenizer_digest", "bytes") is None else ByteTokenizer()
     source = Path(data["tokenizer"])
     copy = run / f"tokenizer{source.suffix}"
-    found = read_tokenizer_file(copy if copy.exists() else source)
+    found = read_tokenizer_file(copy if os.path.exists(copy) else source)
     if found.digest != data.get("tokenizer_digest"):
         raise RunError(f"tokenizer must be the run's own; got {found.name}, which differs. Restore it.")
     return found

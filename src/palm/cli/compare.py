@@ -160,8 +160,9 @@ def _source(request: CompareRequest, sides: Sequence[Side | Bundle], text: bytes
     ids = request.repeat * windows["batch"] * windows["length"]
     check_fits(f"the tokens of {request.repeat:,} repeats", 8 * ids, "Use a smaller --repeat.")
     seeds = [windows["seed"] + i for i in range(request.repeat)]
+    num_tokens = config.num_tokens
     tokens = tuple(
-        sample_windows(text, config, **{**windows, "seed": seed}, path=request.data) for seed in seeds
+        sample_windows(text, num_tokens, **{**windows, "seed": seed}, path=request.data) for seed in seeds
     )
     return Source(config, windows["seed"], tokens)
 
@@ -241,7 +242,7 @@ def _compare_original(request: CompareRequest, sides: Sequence[Side | Original |
     else:
         model = load(ours.checkpoint, **options)
         config = model.config
-    tokens = sample_windows(text, config, **request.windows, path=request.data)
+    tokens = sample_windows(text, config.num_tokens, **request.windows, path=request.data)
     check_own(model, tokens)
     found = compare_foreign(function, model, tokens)
     report = {**found.to_dict(), "run": request.settings(sides)}

@@ -43,8 +43,12 @@ COMMANDS = {
         "Print what a trained model writes after a prompt: the text as it is written, and nothing else.",
     ),
     "data": (
-        "palm.cli.text:data",
-        "Fetch a public corpus: `palm data fetch enwik8`. A copy that exists is verified, not fetched again.",
+        "palm.cli.data:data",
+        "Fetch a public corpus, encode a large text into a folder of shards, or describe data.",
+    ),
+    "plan": (
+        "palm.cli.plan:plan",
+        "Say whether a training fits: memory of each device by what it is for, and a mesh.",
     ),
     "info": (
         "palm.cli.models:info",

@@ -64,7 +64,7 @@ def record(request: Request[RecordRequest]) -> int:
     config = config_of_sides((side,), request.preset, request.architecture, given(request.model))
     text = standard_library_text() if request.data is None else read_text(request.data)
     windows = {"batch": request.batch, "length": request.length, "seed": request.seed}
-    tokens = sample_windows(text, config, **windows, path=request.data)
+    tokens = sample_windows(text, config.num_tokens, **windows, path=request.data)
     source = Source(config, request.seed, (tokens,))
     with progress({"a": len(STEPS)}, {"a": request.side}) as on_step:
         recorded = record_side(side, source, out, is_complete=request.complete, on_step=on_step)

@@ -1,4 +1,4 @@
-"""The commands about text: `palm generate`, `palm data`. A thin layer."""
+"""The command that writes text: `palm generate`. A thin layer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from rich.console import Console
-from rich.progress import Progress
 from tyro.conf import Positional, arg
 
 from palm.backends import first_backend, keep_programs
@@ -19,7 +17,6 @@ from palm.checkpoint.locate import checkpoint_path
 from palm.checkpoint.manifest import MANIFEST
 from palm.cli.flags import Attention, Optional, Request, default
 from palm.config import Backend
-from palm.data.download import fetch
 from palm.errors import DataError, RunError
 from palm.files.names import visible
 from palm.files.write import remedy, replace_file
@@ -151,29 +148,3 @@ def _write_logprobs(generation: Generation, file: Path) -> None:
         raise DataError(
             f"logprobs must be a writable file; got {file}: {error.strerror}. {remedy(error)}"
         ) from None
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataRequest:
-    """What `palm data` is asked for."""
-
-    action: Positional[Literal["fetch"]]
-    """fetch downloads a corpus."""
-    name: Positional[Annotated[str, arg(metavar="NAME")]]
-    """Which one: enwik8."""
-    folder: Positional[Annotated[Path, arg(metavar="[FOLDER]")]] = Path()
-    """Where to put it."""
-
-
-def data(request: Request[DataRequest]) -> int:
-    """Fetch a public corpus: `palm data fetch enwik8`. A copy that exists is verified, not fetched again."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(request.name, total=None)
-
-        def on_progress(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
-        path = fetch(request.name, request.folder, on_progress=on_progress)
-    print(visible(str(path)))
-    return 0

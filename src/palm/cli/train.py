@@ -26,7 +26,7 @@ from palm.cli.flags import (
     given,
 )
 from palm.config import Backend, PaLMConfig
-from palm.data.corpus import open_corpus
+from palm.data.corpus import Corpus, open_corpus
 from palm.data.tokenizer import load_tokenizer, vocabulary_size
 from palm.errors import ConfigError, RunError
 from palm.presets import preset as find_preset
@@ -54,7 +54,7 @@ class TrainRequest:
     recipe: Annotated[str | None, default("bytes")] = None
     """The recipe to start from: bytes (learns on a CPU in minutes), adamw or paper."""
     data: Annotated[Path | None, Optional] = None
-    """The text: a file, a folder, or a .npy file of token ids. A new run must have it."""
+    """The text of a new run: a file, a folder, what palm data tokenize wrote, or a .npy file of token ids."""
     out: Annotated[Path | None, Optional] = None
     """Folder of the new run."""
     resume: Annotated[Path | None, Optional] = None
@@ -109,7 +109,6 @@ def _start(request: TrainRequest) -> Trained[Any]:
         raise ConfigError(
             f"a new run must have --data and --out; {' and '.join(missing)} is missing. Or give --resume."
         )
-    config, weights = _model(request)
     tokenizer: Any = request.tokenizer
     if tokenizer is None and request.checkpoint is not None:
         tokenizer = checkpoint_tokenizer(request.checkpoint)
@@ -119,6 +118,7 @@ def _start(request: TrainRequest) -> Trained[Any]:
     if is_first:
         Run(out).check_new()
     text = open_corpus(data)
+    config, weights = _model(request, text)
     if tokenizer is None:  # with one, encoding tells
         check_trainable(text, recipe)
     keep_programs(request.compile_cache, backend)
@@ -164,10 +164,12 @@ def _display(
     return display(steps, out if request.tensorboard else None)
 
 
-def _model(request: TrainRequest) -> tuple[PaLMConfig, Mapping[str, np.ndarray] | None]:
+def _model(request: TrainRequest, data: Corpus) -> tuple[PaLMConfig, Mapping[str, np.ndarray] | None]:
     """The config of a new run, and the weights it starts from; None: they are drawn from the seed."""
     changes = given(request.model)
     if request.checkpoint is None:
+        if request.tokenizer is None and data.tokenizer is not None:
+            changes.setdefault("num_tokens", data.largest_possible + 1)
         if request.tokenizer is not None:
             known = load_tokenizer(request.tokenizer)
             changes["num_tokens"] = vocabulary_size(known, changes.get("num_tokens"))

@@ -20,6 +20,7 @@ from palm.data.files import (
     Part,
     files_below,
     hash_file,
+    hash_files,
     hash_folder,
     open_file,
     open_ids,
@@ -28,11 +29,13 @@ from palm.data.files import (
     sha256,
     size_of,
 )
+from palm.data.pieces import digest_of_ids, dtype_of, encode_span, spans_of
+from palm.data.shards import is_shards, read_shards
 from palm.data.text import to_bytes
 from palm.data.tokenizer import ByteTokenizer, Tokenizer
 from palm.errors import DataError
 
-# Ids are scanned, and text is encoded, in pieces of about this many: neither may need a corpus twice over.
+# Ids are scanned in pieces of this many: that may not need a corpus twice over.
 PIECE = 1 << 20
 _NEWLINE = np.frombuffer(b"\n", np.uint8)
 
@@ -42,6 +45,7 @@ class Corpus:
     """Token ids start … stop - 1 of `parts` laid end to end; `open_corpus` makes one.
 
     `bytes_per_token` is how much text a token stands for: 1 for bytes, NaN for ids that came without text.
+    `tokenizer` is the one that shards came with, and made the ids; None if they came with none.
     """
 
     name: str
@@ -51,6 +55,7 @@ class Corpus:
     content: Callable[[], str]
     start: int
     stop: int
+    tokenizer: Tokenizer | None = None
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -63,8 +68,8 @@ class Corpus:
 
     @property
     def largest_possible(self) -> int:
-        """The largest id that the data types allow: 255 for bytes."""
-        return max(np.iinfo(part.dtype).max for part in self.parts)
+        """The largest id that may occur: what the data types allow, 255 for bytes; or what shards promise."""
+        return max(_largest(part) for part in self.parts)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Ids start … stop - 1, int64. Raises `DataError` beyond the ends, or if a file has changed."""
@@ -104,12 +109,14 @@ Data = str | bytes | os.PathLike[str] | np.ndarray | Corpus
 def open_corpus(data: Data, tokenizer: Tokenizer | None = None, *, name: str | None = None) -> Corpus:
     """The tokens of a text (str or bytes), an array of ids, or what a `Path` names: file, folder, `.npy`.
 
-    A folder is all its files by relative path, hidden ones left out, joined with newlines. Of files only
-    what is asked for is read. With a `tokenizer` text is encoded now, file by file, long ones in pieces of a
-    megabyte cut at a line or word; ids stay as they are. Raises `DataError` for what is missing, unreadable,
-    empty, or not ids.
+    A folder is all its files by relative path, hidden ones left out, joined with newlines; or the shards that
+    `palm data tokenize` made, which bring their tokenizer along and refuse another one. Of files only what is
+    asked for is read. With a `tokenizer` text is encoded now, file by file, long ones in pieces of a megabyte
+    cut at a line or word; ids stay as they are. Raises `DataError` for what is missing, unreadable, empty, or
+    not ids.
     """
     if isinstance(data, Corpus):
+        _check_own(data, tokenizer)
         return data
     if isinstance(data, str | bytes):
         if isinstance(data, str) and os.path.exists(data):
@@ -128,15 +135,43 @@ def open_corpus(data: Data, tokenizer: Tokenizer | None = None, *, name: str | N
         shown = shorten(name, 60)
         raise refusal("a path", shown, f"{error.strerror}: if it is the text itself, pass bytes.") from None
     if is_folder:
-        files = [open_file(file) for file in files_below(path)]
-        return _of_texts(name, files, lambda: hash_folder(path, files), tokenizer)
-    if path.exists() and not path.is_file():
+        return _of_shards(path, name, tokenizer) if is_shards(path) else _of_folder(path, name, tokenizer)
+    if os.path.exists(path) and not os.path.isfile(path):
         fix = "The path is neither a file nor a folder: save it as a file first."
         raise refusal("a file or a folder", data, fix)
     if path.suffix != ".npy":
         return _of_texts(name, [open_file(path)], lambda: hash_file(path), tokenizer)
     part, ids = open_ids(path)
     return _of_ids(ids, name, lambda: hash_file(path), part)
+
+
+def _of_folder(path: Path, name: str, tokenizer: Tokenizer | None) -> Corpus:
+    files = {file.relative_to(path).as_posix(): open_file(file) for file in files_below(path)}
+
+    def content() -> str:
+        found = hash_files(file.path for file in files.values())
+        return hash_folder(dict(zip(files, found, strict=True)))
+
+    return _of_texts(name, list(files.values()), content, tokenizer)
+
+
+def _of_shards(path: Path, name: str, tokenizer: Tokenizer | None) -> Corpus:
+    found = read_shards(path)
+    corpus = _corpus(name, found.bytes_per_token, found.files, found.digest)
+    corpus = replace(corpus, tokenizer=found.tokenizer)
+    _check_own(corpus, tokenizer)
+    return corpus
+
+
+def _check_own(corpus: Corpus, tokenizer: Tokenizer | None) -> None:
+    """Raise `DataError` for another tokenizer than the one that made the ids, if that is known."""
+    own = corpus.tokenizer
+    if own is not None and tokenizer is not None and own.digest != tokenizer.digest:
+        raise DataError(
+            f"tokenizer must be the one that made the shards, {getattr(own, 'told', own.name)} of "
+            f"{corpus.name}; got tokenizer={tokenizer.name}, which differs. Leave it out, or tokenize the "
+            "text anew."
+        )
 
 
 def _of_ids(ids: np.ndarray, name: str, content: Callable[[], str], part: File | None = None) -> Corpus:
@@ -163,21 +198,12 @@ def _of_texts(
     parts = [part for text in texts for part in (text, _NEWLINE)][:-1]
     if tokenizer is None or isinstance(tokenizer, ByteTokenizer):
         return _corpus(name, 1.0, parts, content)
-    dtype = np.min_scalar_type(tokenizer.num_tokens - 1)
-    encoded = []
-    for index, text in enumerate(texts):
-        joined = read_part(text, 0, size_of(text)).tobytes() + b"\n" * (index < len(texts) - 1)
-        try:
-            encoded += [tokenizer.encode(piece).astype(dtype) for piece in _text_pieces(joined)]
-        except DataError as error:
-            raise DataError(f"{text.path if isinstance(text, File) else name}: {error}") from None
-    ids = np.concatenate(encoded)
+    dtype = dtype_of(tokenizer)
+    ids = np.concatenate([ids for s in spans_of(texts) for _, ids in encode_span(s, tokenizer, dtype, name)])
     if not len(ids):
         raise refusal("at least one token long", name, "Use another text or tokenizer.")
-    digest = tokenizer.digest
-    return _corpus(
-        name, sum(map(size_of, parts)) / len(ids), [ids], lambda: sha256(f"{content()}/{digest}".encode())
-    )
+    bytes_per_token = sum(map(size_of, parts)) / len(ids)
+    return _corpus(name, bytes_per_token, [ids], lambda: digest_of_ids(content(), tokenizer))
 
 
 def _corpus(name: str, bytes_per_token: float, parts: Sequence[Part], content: Callable[[], str]) -> Corpus:
@@ -186,14 +212,8 @@ def _corpus(name: str, bytes_per_token: float, parts: Sequence[Part], content: C
     return Corpus(name, bytes_per_token, parts, ends, cache(content), 0, ends[-1])
 
 
-def _text_pieces(text: bytes) -> Iterator[bytes]:
-    """A text in pieces of about `PIECE` bytes: up to the end of a line, or of a word in very long lines."""
-    start = 0
-    while start < len(text):
-        line = text.find(b"\n", start + PIECE, start + 2 * PIECE) + 1
-        stop = line or max(0, text.find(b" ", start + PIECE)) or len(text)
-        yield text[start:stop]
-        start = stop
+def _largest(part: Part) -> int:
+    return part.below - 1 if isinstance(part, File) and part.below else np.iinfo(part.dtype).max
 
 
 def _hash_ids(ids: np.ndarray) -> str:

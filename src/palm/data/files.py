@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from palm.files.read import open_regular
 class File(NamedTuple):
     """A file as it was when the corpus was opened: `size` numbers of `dtype`, after `offset` other bytes.
 
+    They are promised to be less than `below`, if that is not 0.
     It is not mapped: what is cut off under a mapping kills the process that reads it.
     """
 
@@ -28,9 +30,11 @@ class File(NamedTuple):
     size: int
     dtype: np.dtype[Any] = np.dtype(np.uint8)
     offset: int = 0
+    below: int = 0
 
 
 Part = np.ndarray | File
+_THREADS = min(8, os.cpu_count() or 1)
 # Windows alone has text files, and it alone lacks a way not to wait for the writer of a pipe.
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 
@@ -45,7 +49,7 @@ def files_below(folder: Path) -> list[Path]:
     for inside, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(inside, name) for name in files if not name.startswith(".")]
-    return sorted(filter(Path.is_file, found), key=lambda file: file.relative_to(folder).as_posix())
+    return sorted(filter(os.path.isfile, found), key=lambda file: file.relative_to(folder).as_posix())
 
 
 def open_file(path: Path) -> File:
@@ -88,14 +92,18 @@ def read_part(part: Part, start: int, stop: int) -> np.ndarray:
     try:
         descriptor = os.open(part.path, _READ)
         try:
-            _check_unchanged(part, descriptor)
+            check_unchanged(part, descriptor)
             content = _read_at(descriptor, part.offset + start * width, (stop - start) * width)
-            _check_unchanged(part, descriptor)  # once more: while it was read
+            check_unchanged(part, descriptor)  # once more: while it was read
         finally:
             os.close(descriptor)
     except OSError as error:
         raise unreadable(part.path, error) from None
-    return np.frombuffer(content, part.dtype)
+    found = np.frombuffer(content, part.dtype)
+    if part.below and len(found) and found.max() >= part.below:
+        fix = "They are not what was written: restore another copy."
+        raise refusal(f"ids below {part.below}", f"{found.max()} in {part.path}", fix)
+    return found
 
 
 def _read_at(descriptor: int, start: int, length: int) -> bytes:
@@ -107,7 +115,8 @@ def _read_at(descriptor: int, start: int, length: int) -> bytes:
     return b"".join(pieces)
 
 
-def _check_unchanged(file: File, descriptor: int) -> None:
+def check_unchanged(file: File, descriptor: int) -> None:
+    """Raise `DataError` unless the open file is what it was when the corpus was opened."""
     status = os.fstat(descriptor)
     if (status.st_size, status.st_mtime_ns) != (file.bytes, file.changed):
         raise refusal("left alone while it is read", file.path, "It has changed: open it again.")
@@ -122,11 +131,15 @@ def hash_file(path: Path) -> str:
         raise unreadable(path, error) from None
 
 
-def hash_folder(folder: Path, files: Sequence[File]) -> str:
-    """SHA-256 of the names and the contents of the files of a folder."""
-    names = (os.fsencode(file.path.relative_to(folder).as_posix()) for file in files)
-    lines = (hash_file(file.path).encode() + b" " + name for file, name in zip(files, names, strict=True))
-    return sha256(b"\n".join(lines))
+def hash_files(paths: Iterable[Path]) -> Iterator[str]:
+    """SHA-256 of each of many files, several at a time."""
+    with ThreadPoolExecutor(_THREADS) as pool:  # hashlib lets the others run
+        yield from pool.map(hash_file, paths)
+
+
+def hash_folder(digests: Mapping[str, str]) -> str:
+    """SHA-256 of the names and the contents of the files of a folder; `digests` are those of the contents."""
+    return sha256(b"\n".join(digest.encode() + b" " + os.fsencode(name) for name, digest in digests.items()))
 
 
 def sha256(content: bytes) -> str:

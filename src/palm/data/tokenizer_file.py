@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from palm.data.charsmap import check_charsmap
 from palm.data.text import UNKNOWN, to_str
 from palm.errors import DataError, MissingFrameworkError
 from palm.files.read import read_file
@@ -175,13 +176,10 @@ def _hugging_face(module: ModuleType, content: bytes) -> _Reading:
 
 
 def _check_charsmaps(normalizer: Any) -> None:
-    """Raise `ValueError` for a table of characters that does not fit itself: the package would panic."""
+    """Raise `ValueError` for a table of characters that the package would panic over."""
     for inner in [normalizer, *(normalizer or {}).get("normalizers", ())]:
         if inner and inner.get("type") == "Precompiled":
-            table = base64.b64decode(inner["precompiled_charsmap"], validate=True)
-            size = int.from_bytes(table[:4], "little")
-            if size < 4 or size % 4 or size > len(table) - 4:
-                raise ValueError("precompiled_charsmap does not hold the table that it announces")
+            check_charsmap(base64.b64decode(inner["precompiled_charsmap"], validate=True))
 
 
 def _sentencepiece(module: ModuleType, content: bytes) -> _Reading:
@@ -195,3 +193,5 @@ _READERS = {
     ".json": ("tokenizers", "a tokenizer.json of Hugging Face tokenizers", _hugging_face),
     ".model": ("sentencepiece", "a model of SentencePiece", _sentencepiece),
 }
+# What a tokenizer's file is called where palm keeps one.
+FILES = tuple(f"tokenizer{suffix}" for suffix in _READERS)

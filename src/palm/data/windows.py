@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from palm.config import PaLMConfig
 from palm.data.corpus import Corpus, Data, open_corpus
 from palm.data.files import unreadable
 from palm.errors import DataError
@@ -146,7 +145,7 @@ def validation_windows(corpus: Corpus, *, length: int, limit: int) -> np.ndarray
 
 def sample_windows(
     text: bytes | Corpus,
-    config: PaLMConfig,
+    num_tokens: int,
     *,
     batch: int,
     length: int,
@@ -163,7 +162,7 @@ def sample_windows(
     check_fits(f"{batch:,} × {length:,} tokens", 8 * batch * length, "Use a smaller batch or length.")
     corpus = open_corpus(text, name=None if path is None else str(path))
     _check_length(corpus, length)
-    check_vocabulary(corpus, config.num_tokens)
+    check_vocabulary(corpus, num_tokens)
     starts = generator(seed, "windows").integers(0, len(corpus) - length + 1, size=batch)
     return np.stack([corpus.read(start, start + length) for start in starts.tolist()])
 

@@ -19,6 +19,7 @@ import numpy as np
 from palm.files.objects import MalformedError
 from palm.memory import free_memory, in_units
 
+NPY_HEADER = 128
 _MAGIC = b"\x93NUMPY"
 # Two bytes each; the second one of all versions so far is 0.
 _VERSIONS = (b"\1\0", b"\2\0", b"\3\0")
@@ -65,6 +66,13 @@ def read_layout(stream: IO[bytes], size: int) -> Layout:
     if needed > size:
         raise MalformedError(f"{dtype}{list(shape)} needs {needed:,} bytes; got {size:,}")
     return Layout(dtype, shape, by_columns, offset)
+
+
+def npy_header(dtype: np.dtype[Any], length: int) -> bytes:
+    """What stands before the numbers of a row in a `.npy` file: always `NPY_HEADER` bytes."""
+    text = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': ({length},), }}"
+    rest = NPY_HEADER - 10
+    return _MAGIC + b"\1\0" + rest.to_bytes(2, "little") + text.ljust(rest - 1).encode() + b"\n"
 
 
 def read_npy(stream: IO[bytes], size: int) -> np.ndarray:

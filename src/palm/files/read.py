@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import FileIO
+from io import BufferedReader, FileIO
 
 import numpy as np
 
@@ -25,10 +25,11 @@ _KINDS = {
 }
 
 
-def open_regular(path: str | os.PathLike[str]) -> FileIO:
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """A regular file, open for reading, without waiting for anybody.
 
-    Raises `OSError` for a folder, FIFO, socket or device, and for what is no name of a file.
+    It gives as many bytes as it is asked for, unless the file ends before: the system may give fewer. Raises
+    `OSError` for a folder, FIFO, socket or device, and for what is no name of a file.
     """
     waits_for_nobody = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
     try:
@@ -42,7 +43,7 @@ def open_regular(path: str | os.PathLike[str]) -> FileIO:
         if not stat.S_ISREG(mode):
             kind = _KINDS.get(stat.S_IFMT(mode), "something else")
             raise OSError(errno.EINVAL, f"It is {kind}, and no regular file", os.fspath(path))
-        return FileIO(descriptor)
+        return BufferedReader(FileIO(descriptor))
     except BaseException:
         os.close(descriptor)
         raise
@@ -51,7 +52,7 @@ def open_regular(path: str | os.PathLike[str]) -> FileIO:
 class Reader:
     """A file that is read from front to back, and hashed on the way. `size`: as the system knows it."""
 
-    def __init__(self, stream: FileIO) -> None:
+    def __init__(self, stream: BufferedReader) -> None:
         self.stream = stream
         self.size = os.fstat(stream.fileno()).st_size
         self.at = 0

@@ -145,13 +145,20 @@ def _is_file_name(value: Any) -> bool:
     )
 
 
+def _is_unicode(value: Any) -> bool:
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
 def _is_printable(value: Any) -> bool:
     return isinstance(value, str) and value.isprintable()
 
 
 TEXT = Leaf("a text", lambda value: isinstance(value, str))
+# The names of files may have bytes that are no UTF-8; JSON has them as halves of characters.
+UNICODE = Leaf("a text of whole characters", _is_unicode)
 # No control characters, and nothing that no UTF-8 can hold.
 PRINTABLE = Leaf("a text that can be printed", _is_printable)
+NOTHING = Leaf("left out", lambda value: False)
 FLAG = Leaf("true or false", lambda value: isinstance(value, bool))
 NUMBER = Leaf("a finite number", _is_finite)
 NATURAL = whole(0, 2**63 - 1)

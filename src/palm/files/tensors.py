@@ -16,7 +16,7 @@ import numpy as np
 
 from palm.files.objects import MalformedError, parse_object
 from palm.files.read import Reader
-from palm.files.schema import NATURAL, PRINTABLE, TEXT, ByName, Items, Record, check
+from palm.files.schema import NATURAL, NOTHING, PRINTABLE, TEXT, UNICODE, ByName, Items, Record, check
 
 _DTYPES = {
     "F64": np.dtype("<f8"),
@@ -36,7 +36,7 @@ _DTYPES = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _METADATA = "__metadata__"
 _LENGTH = 8
-_ROW = Record({"dtype": TEXT, "shape": Items(NATURAL), "data_offsets": Items(NATURAL)})
+_ROW = Record({"dtype": TEXT, "shape": Items(NATURAL), "data_offsets": Items(NATURAL)}, others=NOTHING)
 
 
 class Row(NamedTuple):
@@ -54,7 +54,7 @@ def read_header(reader: Reader) -> dict[str, Row]:
     if not 0 < length <= reader.size - _LENGTH:
         raise MalformedError(f"the header must lie in the file; got a length of {length:,} bytes")
     header = parse_object(reader.read(length))
-    check(header.pop(_METADATA, {}), ByName(TEXT, TEXT))
+    check(header.pop(_METADATA, {}), ByName(UNICODE, UNICODE))
     check(header, ByName(PRINTABLE, _ROW))
     rows = {name: _row(name, plain) for name, plain in header.items()}
     rows = dict(sorted(rows.items(), key=lambda item: (item[1].first, item[1].last)))

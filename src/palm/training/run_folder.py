@@ -60,7 +60,8 @@ class Run:
         """
         made = self._make() if new else []
         with only_writer(self.path), self._holding():
-            left = self._left(new)
+            with self._looking():
+                left = self._left(new)
             starting = self.path / STARTING
             with self.writing():
                 # The mark goes last: killed in here, such a start is still known for what it is.
@@ -77,7 +78,8 @@ class Run:
 
     @contextmanager
     def _holding(self) -> Iterator[None]:
-        self._held = os.open(self.path, os.O_RDONLY)
+        with self._looking():
+            self._held = os.open(self.path, os.O_RDONLY)
         try:
             yield
         finally:
@@ -95,8 +97,9 @@ class Run:
 
     def check_new(self) -> None:
         """Raise `RunError` if the folder has anything in it already."""
-        if self.path.is_dir():
-            self._left(new=True)
+        with self._looking():
+            if self.path.is_dir():
+                self._left(new=True)
 
     def _make(self) -> list[Path]:
         """Make the folder, and those above; which ones were missing, the lowest first."""
@@ -107,8 +110,9 @@ class Run:
             raise RunError(
                 f"out must be a writable folder; got out={self.path}: {error.strerror}. {remedy(error)}"
             ) from None
-        if not (self.path / LOCK).exists():  # never a run's: refused before the lock's file is made
-            self._left(new=True)
+        with self._looking():
+            if not (self.path / LOCK).exists():  # never a run's: refused before the lock's file is made
+                self._left(new=True)
         return made
 
     def _left(self, new: bool) -> list[Path]:
@@ -129,8 +133,8 @@ class Run:
 
     @property
     def is_run(self) -> bool:
-        """Whether the folder has settings."""
-        return (self.path / SETTINGS).exists()
+        """Whether the folder has settings. Raises `RunError` if it cannot be read."""
+        return self._has(SETTINGS)
 
     def settings(self) -> dict[str, Any]:
         """The contents of run.json. Raises `RunError` if it is absent or not as it was written."""
@@ -151,16 +155,17 @@ class Run:
 
     def keep_tokenizer(self, tokenizer: FileTokenizer | None) -> None:
         """Write the tokenizer's file into the folder, unless it is there."""
-        if tokenizer is not None and not (self.path / tokenizer.file).exists():
+        if tokenizer is not None and not self._has(tokenizer.file):
             self._replace(tokenizer.file, tokenizer.content)
 
     def checkpoints(self) -> dict[int, Path]:
-        """Every checkpoint by its step, ascending."""
-        return checkpoints_of(self.path)
+        """Every checkpoint by its step, ascending. Raises `RunError` if the folder cannot be read."""
+        with self._looking():
+            return checkpoints_of(self.path)
 
     def checkpoint(self, which: str | int = LAST) -> Path:
         """The checkpoint of "last", "best" (lowest validation loss), or a step. Raises `RunError`."""
-        found = self.checkpoints() if self.path.is_dir() else {}
+        found = self.checkpoints() if os.path.isdir(self.path) else {}
         if not found:
             raise RunError(f"{self.path} must have a checkpoint; it has none. Train first.")
         if which == LAST:
@@ -224,9 +229,24 @@ class Run:
     def cut(self, step: int) -> None:
         """Take out of the logs what comes after `step`."""
         for file in (METRICS, SAMPLES):
-            if (self.path / file).exists():
+            if self._has(file):
                 kept = [entry for entry in self.entries(file) if entry["step"] <= step]
                 self._replace(file, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
+
+    def _has(self, name: str) -> bool:
+        with self._looking():
+            return (self.path / name).exists()
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Turn what goes wrong while the folder is looked at into a `RunError`."""
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"run must be a folder that can be read; got run={self.path}: {error.strerror}. "
+                "Mend that disk, or restore another copy."
+            ) from error
 
     def _replace(self, name: str, content: bytes) -> None:
         with self.writing():

@@ -47,14 +47,20 @@ def check_batches(recipe: Recipe, mesh: Mesh) -> None:
 
 
 def open_data(data: Any, tokenizer: Any, config: PaLMConfig) -> tuple[Corpus, Tokenizer | None]:
-    """The data, and the tokenizer of the model; None for ids of which nobody says what text they are."""
+    """The data, and the tokenizer of the model; None for ids of which nobody says what text they are.
+
+    Shards have their own, and need no package that reads it.
+    """
     given = None if tokenizer is None else load_tokenizer(tokenizer)
     if given is not None:
         vocabulary_size(given, config.num_tokens)
     corpus = open_corpus(_located(data), given)
+    known = given or corpus.tokenizer
+    if known is not None and corpus.largest_possible >= config.num_tokens:
+        vocabulary_size(known, config.num_tokens)
     check_vocabulary(corpus, config.num_tokens)
     is_text = math.isfinite(corpus.bytes_per_token)
-    return corpus, given or (ByteTokenizer() if is_text else default_tokenizer(config.num_tokens))
+    return corpus, known or (ByteTokenizer() if is_text else default_tokenizer(config.num_tokens))
 
 
 def _located(data: Any) -> Any:

@@ -7,7 +7,6 @@ own names to NumPy arrays as stored. `palm.upstream.read` interprets them. No fi
 from __future__ import annotations
 
 import importlib
-import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -165,8 +164,8 @@ def _read_file(path: Path) -> Any:
 
 def _read_torch(path: Path) -> Any:
     wing("torch")  # says what to install where there is none
-    with open_regular(path) as file, io.BufferedReader(file) as buffered:
-        return importlib.import_module("torch").load(buffered, map_location="cpu", weights_only=True)
+    with open_regular(path) as file:
+        return importlib.import_module("torch").load(file, map_location="cpu", weights_only=True)
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -16,23 +16,26 @@ LIGHT = [name for name in available() if not TARGETS[name].needs]
 
 @pytest.mark.whole
 def test_mutated_files_are_refused_or_read(tmp_path):
-    session = Session(seed=0, limit=30, keep=tmp_path)
-    session.run(LIGHT, seconds=60, inputs=40 * len(LIGHT), workers=2)
+    session = Session(seed=0, limit=60, keep=tmp_path)
+    session.run(LIGHT, seconds=600, inputs=20 * len(LIGHT), workers=2)
     assert session.findings == []
     counts = Counter(verdict for _, verdict in session.verdicts.elements())
-    assert counts["refused"] > 400
-    assert counts["read"] > 100
+    assert counts["refused"] > 200
+    assert counts["read"] > 50
 
 
 @pytest.mark.whole
 def test_every_way_to_be_wrong_is_found_and_kept(tmp_path):
-    session = Session(seed=1, limit=3, keep=tmp_path)
-    session.run([*WRONG], seconds=60, inputs=len(WRONG))
+    session = Session(seed=1, limit=60, keep=tmp_path)
+    others = [name for name in WRONG if name != "hang"]
+    session.run(others, seconds=600, inputs=len(others))
+    session.limit = 1.5
+    session.run(["hang"], seconds=600, inputs=1)
     found = {finding["target"]: finding for finding in session.findings}
     assert {name: finding["verdict"] for name, finding in found.items()} == {
         "bare": "raises JSONDecodeError",
         "other kind": "raises ConfigError",
-        "hang": "takes more than 3 s",
+        "hang": "takes more than 1.5 s",
         "crash": "dies with status -6",
         "memory": "takes more than 256 MiB",
         "not the original": "reads other values",

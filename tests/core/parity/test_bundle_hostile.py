@@ -56,6 +56,15 @@ def test_an_order_that_names_arrays_again_and_again_is_refused(bundle):
     soon(bundle, "must list exactly the arrays it has")
 
 
+@pytest.mark.parametrize("value", ["", "x", "\ud800" * 64, "A" * 64, 7], ids=ascii)
+def test_digests_that_are_none_are_refused(bundle, value):
+    reseal(bundle, lambda header: header["digests"].update(norm=value))
+    soon(bundle, "digests that are SHA-256")
+    write_bundle(excerpt_of(side("a")), bundle)
+    reseal(bundle, lambda header: header["statistics"]["embed"].update(sha256=value))
+    soon(bundle, "whole statistics of embed")
+
+
 @pytest.mark.parametrize("key", ["arrays", "order", "config", "label", "environment"])
 @pytest.mark.parametrize("value", [None, 7, [7], {"x": 7}, "\x1b[2J", "\ud800"], ids=ascii)
 def test_a_sealed_header_of_other_types_is_refused(bundle, key, value):

@@ -10,6 +10,7 @@ import numpy as np
 
 from palm.config import PaLMConfig
 from palm.errors import BundleError, ConfigError
+from palm.files.schema import SHA256
 from palm.parity.recording.excerpt import Excerpt
 from palm.parity.recording.recording import Recording
 from palm.parity.recording.sketch import begins, sketch_shape
@@ -22,7 +23,6 @@ _STATISTICS: dict[str, tuple[type, ...]] = {
     "rms": (int, float, str),
     "largest": (int, float, str),
     "not_finite": (int,),
-    "sha256": (str,),
 }
 # Where an array is, its name, the array if it is there, and what it must be.
 Expected = tuple[str, str, np.ndarray | None, tuple[int, ...], str]
@@ -56,8 +56,8 @@ def _check_excerpt(recording: Excerpt) -> None:
     table = parameters(recording.config)
     if not isinstance(recording.digests, dict) or recording.digests.keys() != table.keys():
         raise BundleError("must have a digest of each weight; it does not have them. Record again.")
-    if not all(isinstance(value, str) for value in recording.digests.values()):
-        raise BundleError("must have digests that are texts; it does not have them. Record again.")
+    if not all(map(SHA256.fits, recording.digests.values())):
+        raise BundleError("must have digests that are SHA-256; it does not have them. Record again.")
     if recording.seed is not None and (isinstance(recording.seed, bool) or not _is_natural(recording.seed)):
         raise BundleError(
             f"must have a seed of at least 0 or none; got seed={recording.seed!r}. Record again."
@@ -76,7 +76,8 @@ def _checked_statistics(excerpt: Excerpt) -> Iterator[str]:
     if not isinstance(statistics, dict) or statistics.keys() != excerpt.sketches.keys():
         raise BundleError("must have statistics of each sketch; it does not have them. Record again.")
     for name, row in statistics.items():
-        fits = isinstance(row, dict) and all(
+        fits = isinstance(row, dict) and SHA256.fits(row.get("sha256"))
+        fits = fits and all(
             isinstance(row.get(key), kinds) and not isinstance(row.get(key), bool)
             for key, kinds in _STATISTICS.items()
         )
