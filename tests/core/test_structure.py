@@ -21,7 +21,7 @@ OWN_FILES = {
         "paths/sdpa.py",
         "paths/flex.py",
         "private.py",
-        *("pieces.py", "cut.py", "sharded.py"),
+        *("pieces.py", "cut.py", "sharded.py", "read.py"),
         "trace/dispatch.py",
         "trace/state.py",
         "trace/tensors.py",

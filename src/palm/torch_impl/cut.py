@@ -53,7 +53,7 @@ class CutPaLM(PaLM):
     """One process's part of a PaLM model, which computes with those of the others what the model computes.
 
     It gives `features` that are the same in all processes. The constructor allocates nothing: weights, which
-    are this process's pieces of the model's, are put in afterwards. Without taps of the partial sums.
+    are this process's pieces of the model's, are put in afterwards. Taps get this process's part of a value.
     """
 
     def __init__(self, config: PaLMConfig, path: str, mesh: DeviceMesh) -> None:
@@ -130,16 +130,20 @@ class CutBlock(nn.Module):
         remat: Remat = False,
         tap: Tap = untapped,
     ) -> Hidden:
-        """As `Block.forward`. Shapes: x (..., n, d) -> (..., n, d)."""
-        y = self.norm(x)
+        """As `Block.forward`; a tap of what is summed gets this process's part of the sum.
+
+        Shapes: x (..., n, d) -> (..., n, d).
+        """
+        y = tap("norm", self.norm(x))
         parted = spread(y, self._group) if self._heads or self._columns else y
         feedforward = partial(recomputed, self.feedforward) if remat == "feedforward" else self.feedforward
-        attended = self.attention(parted if self._heads else y, rotation, slopes, tap)
-        fed = feedforward(parted if self._columns else y, tap)
+        attention = self.attention(parted if self._heads else y, rotation, slopes, tap)
+        attended = tap("attention_out", attention)
+        fed = tap("feedforward_out", feedforward(parted if self._columns else y, tap))
         if self._heads and self._columns:
-            return x + collected(attended + fed, self._group)
+            return tap("out", x + collected(attended + fed, self._group))
         attended = collected(attended, self._group) if self._heads else attended
-        return x + attended + (collected(fed, self._group) if self._columns else fed)
+        return tap("out", x + attended + (collected(fed, self._group) if self._columns else fed))
 
 
 class SpreadLinear(Linear):

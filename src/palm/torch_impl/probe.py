@@ -16,8 +16,9 @@ from palm.recipes import Remat
 from palm.spec.tokens import check_tokens
 from palm.torch_impl.loss import next_token_loss
 from palm.torch_impl.model import PaLM
-from palm.torch_impl.pieces import gathered
+from palm.torch_impl.pieces import is_placed
 from palm.torch_impl.private import has_hooks
+from palm.torch_impl.read import read_gradient, read_taps
 from palm.torch_impl.weights import canonical, to_array
 from palm.torch_impl.wrapped import check_taps, settled
 from palm.tracing.turns import alone, shared
@@ -30,7 +31,11 @@ _MATMUL = {"float32": "highest", "tensorfloat32": "high", "bfloat16": "medium"}
 def activations(model: PaLM, tokens: np.ndarray, *, compiled: bool = False) -> dict[str, np.ndarray]:
     """Every tap of one forward pass, in dataflow order; `compiled` runs it through torch.compile."""
     check_taps(model)
-    model = gathered(model)
+    weight = model.embedding.weight
+    if is_placed(weight):
+        rows, shape = _rows(model, tokens)
+        taps = read_taps(model, weight, rows)
+        return {name: to_array(tap).reshape(*shape, -1) for name, tap in taps.items()}
     forward = torch.compile(model.activations) if compiled else model.activations
     with torch.no_grad():
         taps = forward(on_device(model, tokens))
@@ -44,8 +49,12 @@ def value_and_grad(
 
     Not `copied`, the gradients may be views that are slow to read across, for a reader who lets them be.
     """
-
-    model = gathered(settled(model))
+    model = settled(model)
+    weight = model.embedding.weight
+    if is_placed(weight):
+        rows, _ = _rows(model, tokens, at_least=2)
+        value, placed = read_gradient(model, weight, rows, remat)
+        return value, canonical(model, placed, copied=copied)
     own: dict[str, Tensor] = dict(model.named_parameters())
     # Its own weights are differentiated where they can be: others would be put in their place for a while,
     # under the eyes of all threads.
@@ -108,6 +117,12 @@ def on_device(model: PaLM, tokens: np.ndarray, *, at_least: int = 1) -> Tensor:
     """Checked tokens where the model is."""
     ids = check_tokens(tokens, model.config, at_least=at_least)
     return torch.from_numpy(ids).to(model.embedding.weight.device)
+
+
+def _rows(model: PaLM, tokens: np.ndarray, *, at_least: int = 1) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Checked tokens as rows, and the shape that they had."""
+    ids = check_tokens(tokens, model.config, at_least=at_least)
+    return ids.reshape(-1, ids.shape[-1]), ids.shape
 
 
 def _is_leaf(parameter: Tensor) -> bool:

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from palm.recipes import Recipe
 from palm.spec.mesh import BATCH, Cut, check_batch
+from palm.spec.taps import Tap, untapped
 from palm.spec.tokens import check_tokens
 from palm.torch_impl.cut import CutPaLM
+from palm.torch_impl.linear import linear
 from palm.torch_impl.loss import cross_entropy, output_loss
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import Norm
@@ -35,8 +37,8 @@ class Sharded:
 
     def __init__(self, model: PaLM, weight: DTensor, recipe: Recipe) -> None:
         self.place = weight.device_mesh
-        self._model, self._recipe = model, recipe
-        self._on = mesh_of_processes(self.place)
+        self._model, self._recipe, self.config = model, recipe, model.config
+        self.on = mesh_of_processes(self.place)
         self._device, self._wide = weight.to_local().device, weight.dtype
         self._compute = getattr(torch, recipe.precision)
         self._cuts = {f"{name}.weight": cut for name, cut in stored_cuts(model, self.place).items()}
@@ -62,9 +64,9 @@ class Sharded:
 
         All processes are given all windows, so that ids that one of them cannot take stop all.
         """
-        check_batch(len(windows), micros, self._on)
+        check_batch(len(windows), micros, self.on)
         parts = check_tokens(windows, self._model.config).reshape(
-            micros, self._on.replicas, -1, windows.shape[1]
+            micros, self.on.replicas, -1, windows.shape[1]
         )
         rows = np.ascontiguousarray(parts[:, self._replica()]).reshape(-1, windows.shape[1])
         return torch.from_numpy(rows).to(self._device)
@@ -74,7 +76,7 @@ class Sharded:
         """This process's loss, and its part of each gradient; the sum of all, where FSDP forms it."""
         self._follow()
         objective, loss = self._root(windows)
-        (objective / self._on.replicas).backward()
+        (objective / self.on.replicas).backward()
         return loss.detach(), [self._taken(leaf) for leaf in self._leaves.values()]
 
     @together()
@@ -84,7 +86,7 @@ class Sharded:
             for axis in BATCH if "data" not in cut else ():
                 summed(grad, self.place, axis)
         squares = self._squares(grads)
-        mean = loss.to(squares.dtype) / self._on.size
+        mean = loss.to(squares.dtype) / self.on.size
         found = self._sum_of_all(torch.cat([mean[None], squares]))
         return float(found[0]), found[1:].sqrt()
 
@@ -101,14 +103,21 @@ class Sharded:
     def loss(self, windows: np.ndarray) -> float:
         """Mean cross-entropy of windows (b, n + 1), of which some processes may have one more than others."""
         check_tokens(windows, self._model.config)
-        rows = np.array_split(windows, self._on.replicas)[self._replica()]
-        share = len(rows) / len(windows) / self._on.model
+        rows = np.array_split(windows, self.on.replicas)[self._replica()]
+        share = len(rows) / len(windows) / self.on.model
         ids = torch.from_numpy(rows if len(rows) else windows[:1]).to(self._device)
         self._follow()
         with torch.no_grad():
             loss = self._root(ids)[1]
         self._reshard()
         return float(self._sum_of_all(loss.double() * share))
+
+    def forward(self, ids: np.ndarray, tap: Tap) -> None:
+        """A forward pass of this process's rows of ids (b, n), for its taps."""
+        rows = self.tokens(ids, 1)
+        with torch.no_grad():
+            self._root(torch.nn.functional.pad(rows, (0, 1)), tap)  # of a window the last id is a target
+        self._reshard()
 
     def placed(self, pieces: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of which each process has such pieces."""
@@ -126,7 +135,7 @@ class Sharded:
             if "data" in self._cuts[name]:
                 dimension = self._cuts[name].index("data")
                 shape = list(piece.shape)
-                shape[dimension] *= self._on.data
+                shape[dimension] *= self.on.data
                 module.weight = nn.Parameter(torch.empty(shape, device="meta", dtype=self._wide))
                 by_fsdp[module.weight] = dimension
             else:
@@ -138,7 +147,7 @@ class Sharded:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # noqa: PLC0415 - a second
         from torch.distributed.tensor import Shard  # noqa: PLC0415
 
-        names = BATCH if self._on.pod > 1 else ("data",)
+        names = BATCH if self.on.pod > 1 else ("data",)
         narrow = None if self._compute == self._wide else self._compute
         options: dict[str, Any] = {
             "mesh": self.place[names],
@@ -187,8 +196,8 @@ class Sharded:
 
     def _copies(self, cut: tuple[Cut, ...]) -> int:
         """How many processes have the same piece."""
-        cuts = [size for axis, size in self._on.shape.items() if axis in cut]
-        return self._on.size // int(np.prod(cuts))
+        cuts = [size for axis, size in self.on.shape.items() if axis in cut]
+        return self.on.size // int(np.prod(cuts))
 
     def _sum_of_all(self, x: Tensor) -> Tensor:
         dist.all_reduce(x)
@@ -196,7 +205,7 @@ class Sharded:
 
     def _replica(self) -> int:
         """Which part of each batch is this process's."""
-        return self.place.get_local_rank("pod") * self._on.data + self.place.get_local_rank("data")
+        return self.place.get_local_rank("pod") * self.on.data + self.place.get_local_rank("data")
 
 
 class _Objective(nn.Module):
@@ -206,12 +215,14 @@ class _Objective(nn.Module):
         super().__init__()
         self.model, self._recipe = model, recipe
 
-    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, windows: Tensor, tap: Tap = untapped) -> tuple[Tensor, Tensor]:
         model, config, entropy = self.model, self.model.config, cross_entropy
-        features = model(windows[:, :-1], remat=self._recipe.remat, features=True)
+        features = model(windows[:, :-1], remat=self._recipe.remat, features=True, tap=tap)
         if isinstance(model, CutPaLM):
             features, entropy = model.spread_features(features), model.entropy
         weight = (model.embedding if config.tie_embeddings else model.unembedding).weight
+        if tap is not untapped:
+            tap("logits", linear(features, weight) * config.logit_scale)
         options = {"scale": config.logit_scale, "z_loss": self._recipe.z_loss}
         return output_loss(features, weight, windows[:, 1:], **options, entropy=entropy)
 
