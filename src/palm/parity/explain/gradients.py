@@ -13,6 +13,7 @@ import numpy as np
 
 from palm.parity.diagnosis import SHARE, UNKNOWN, Diagnosis
 from palm.parity.explain.replay import distance
+from palm.parity.explain.shards import of_processes
 from palm.parity.recording.recording import Recording
 from palm.spec import backward
 from palm.spec.arrays import Named
@@ -81,6 +82,7 @@ def _known(side: Recording, name: str, exact: Named) -> Iterator[tuple[str, str,
     """What a gradient may be instead of itself: cause, detail, value, fix."""
     right = exact[name]
     yield "gradient missing", "the gradient is 0", np.zeros_like(right), _MISSING
+    yield from of_processes(side, name, right)
     value = np.asarray(side.grads[name], np.float64)
     factor = float((value * right).sum() / np.square(right).sum())
     yield "gradient scale", f"the gradient is {factor:.4g}× its correct value", factor * right, _SCALE

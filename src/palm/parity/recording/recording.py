@@ -125,6 +125,7 @@ def environment_of(model: Any, mode: Mode) -> dict[str, str]:
     """Versions, machine, device, and how the model was run on it."""
     own = {
         "device": wing_of(model).device_name(model),
+        "mesh": str(wing_of(model).mesh_of_model(model)),
         "attention": wing_of(model).attention_of(model),
         "compile": "as the backend does" if mode.compile is None else "on" if mode.compile else "off",
         "remat": next(name for name, remat in REMAT.items() if remat == mode.remat),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -82,6 +83,13 @@ def alibi_rule(config: PaLMConfig) -> Iterator[Variant]:
         _slopes(lambda h: _further(_next_power(h + 1) // 2, h)),
     )
     yield "the extra ALiBi slopes are the 2nd, 4th, … instead of the 1st, 3rd, …", _slopes(_left_over)
+    for parts in (n for n in range(2, config.heads) if config.heads % n == 0):
+        told = f"heads that are shared out to {parts} processes have the ALiBi slopes of the first one's"
+        yield told, _slopes(partial(_of_first, parts))
+
+
+def _of_first(parts: int, h: int) -> np.ndarray:
+    return np.tile(alibi_slopes(h)[: h // parts], parts)
 
 
 def _further(of: int, h: int) -> np.ndarray:
