@@ -135,7 +135,7 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
 def _parse_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
     try:
         # Python 2 wrote (3L,).
-        found = ast.literal_eval(re.sub(r"(?<=\d)L", "", header.decode().strip()))
+        found = ast.literal_eval(re.sub(r"(?<=\d)L", "", header.decode().strip(" \n")))
         descr, shape, by_columns = found["descr"], found["shape"], found["fortran_order"]
         dtype = np.dtype(descr) if isinstance(descr, str) else None
     except (ValueError, SyntaxError, TypeError, LookupError, RecursionError, MemoryError) as error:

@@ -158,7 +158,7 @@ TEXT = Leaf("a text", lambda value: isinstance(value, str))
 UNICODE = Leaf("a text of whole characters", _is_unicode)
 # No control characters, and nothing that no UTF-8 can hold.
 PRINTABLE = Leaf("a text that can be printed", _is_printable)
-NOTHING = Leaf("left out", lambda value: False)
+ABSENT = Leaf("left out", lambda value: False)
 FLAG = Leaf("true or false", lambda value: isinstance(value, bool))
 NUMBER = Leaf("a finite number", _is_finite)
 NATURAL = whole(0, 2**63 - 1)

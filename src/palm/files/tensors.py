@@ -16,7 +16,7 @@ import numpy as np
 
 from palm.files.objects import MalformedError, parse_object
 from palm.files.read import Reader
-from palm.files.schema import NATURAL, NOTHING, PRINTABLE, TEXT, UNICODE, ByName, Items, Record, check
+from palm.files.schema import ABSENT, NATURAL, PRINTABLE, TEXT, UNICODE, ByName, Items, Record, check
 
 _DTYPES = {
     "F64": np.dtype("<f8"),
@@ -36,7 +36,7 @@ _DTYPES = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _METADATA = "__metadata__"
 _LENGTH = 8
-_ROW = Record({"dtype": TEXT, "shape": Items(NATURAL), "data_offsets": Items(NATURAL)}, others=NOTHING)
+_ROW = Record({"dtype": TEXT, "shape": Items(NATURAL), "data_offsets": Items(NATURAL)}, others=ABSENT)
 
 
 class Row(NamedTuple):

@@ -44,6 +44,7 @@ STRANGE = {
     "no dtype": npy(said("(1,)", "'<q99'"), bytes(8)),
     "nested": npy("(" * 9000, bytes(8)),
     "a call": npy(said("(exit(),)"), bytes(8)),
+    "a blank that is no space": npy(said("(2,)") + "\x1d \n", bytes(8)),
     "another version": npy(said("(2,)"), bytes(8)).replace(b"Y\1\0", b"Y\1\x20"),
     "no UTF-8": b"\x93NUMPY\x01\x00\x02\x00\xff\xff",
 }

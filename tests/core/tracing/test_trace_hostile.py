@@ -48,6 +48,13 @@ def test_an_operation_of_other_types_is_refused(trace, key, value):
         read_trace(trace)
 
 
+@pytest.mark.parametrize("part", [lambda op: op, lambda op: op["place"]], ids=["operation", "place"])
+def test_what_an_operation_does_not_have_is_refused(trace, part):
+    reseal(trace, lambda about: part(about["operations"][-1]).update(__class__=0.5))
+    with pytest.raises(BundleError, match=r"__class__ must be left out; got 0\.5"):
+        read_trace(trace)
+
+
 def test_a_good_trace_is_read(trace):
     reseal(trace, lambda about: None)
     assert read_trace(trace).label == "right"

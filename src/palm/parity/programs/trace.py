@@ -18,6 +18,7 @@ from palm.files.arrays import read_npz
 from palm.files.objects import parse_object
 from palm.files.read import open_regular
 from palm.files.schema import (
+    ABSENT,
     FLAG,
     NATURAL,
     PRINTABLE,
@@ -50,7 +51,10 @@ _NUMBER = Leaf(
     "a number that float64 has",
     lambda value: type(value) is float or (type(value) is int and abs(value) < 2**1023),
 )
-_PLACE = Record({"file": TEXT, "line": NATURAL, "function": TEXT, "module": TEXT, "callers": Items(_CALLER)})
+_PLACE = Record(
+    {"file": TEXT, "line": NATURAL, "function": TEXT, "module": TEXT, "callers": Items(_CALLER)},
+    others=ABSENT,
+)
 _OPERATION = Record(
     {
         "op": TEXT,
@@ -64,7 +68,8 @@ _OPERATION = Record(
         "moves": FLAG,
         "draws": FLAG,
         "rounds": TEXT,
-    }
+    },
+    others=ABSENT,
 )
 _ABOUT = Record(
     {
