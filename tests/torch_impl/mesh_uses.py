@@ -43,6 +43,13 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
+def close(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    """To rounding, which differs: the processes of a mesh add in another order."""
+    return not same(a, b) and all(
+        np.abs(a[name] - x).max() <= 1e-13 * (1 + np.abs(x).max()) for name, x in b.items()
+    )
+
+
 def what_is_gathered_is_what_one_device_has() -> dict[str, bool]:
     alone, model = build("cpu"), build(device_mesh(mesh_of("data=2,model=2")))
     tokens = WINDOWS[0]
@@ -51,8 +58,8 @@ def what_is_gathered_is_what_one_device_has() -> dict[str, bool]:
         "arrays": same(palm.to_numpy(model), palm.to_numpy(alone)),
         "tokens": palm.generate(model, [1, 2], max_new_tokens=9)
         == palm.generate(alone, [1, 2], max_new_tokens=9),
-        "taps": same(palm.activations(model, tokens), palm.activations(alone, tokens)),
-        "gradient": same(palm.value_and_grad(model, tokens)[1], palm.value_and_grad(alone, tokens)[1]),
+        "taps": close(palm.activations(model, tokens), palm.activations(alone, tokens)),
+        "gradient": close(palm.value_and_grad(model, tokens)[1], palm.value_and_grad(alone, tokens)[1]),
         "convert": mesh_of_model(converted) == Mesh()
         and same(palm.to_numpy(converted), palm.to_numpy(alone)),
     }

@@ -20,7 +20,7 @@ from damage import (
 )
 
 from palm import CheckpointError, WeightsError
-from palm.checkpoint import checkpoint
+from palm.checkpoint import about, checkpoint
 from palm.checkpoint.checkpoint import load_arrays, save_arrays
 from palm.checkpoint.manifest import MANIFEST, TRAINING
 from palm.checkpoint.progress import Progress, load_progress
@@ -196,19 +196,19 @@ def test_moments_that_could_not_be_loaded_are_not_saved(tmp_path, moments):
 
 # Where writing goes through, and how often before the new checkpoint has its name.
 STAGES = {
-    "write_file": (checkpoint, 3),
-    "save_file": (write, 6),
-    "fingerprint": (checkpoint, 8),
-    "sealed": (checkpoint, 1),
-    "fsync": (write, 10),
-    "rename": (Path, 1),
+    "write_file": ((checkpoint, about), 3),
+    "save_file": ((write,), 6),
+    "fingerprint": ((checkpoint, about), 8),
+    "sealed": ((checkpoint,), 1),
+    "fsync": ((write,), 10),
+    "rename": ((Path,), 1),
 }
 
 
 def save_on_a_full_disk(stage: str, call: int, path: Path, *, overwrite: bool = False) -> str:
     """Save while that call of a stage finds the disk full; what is said of it, nothing if all went well."""
-    owner = STAGES[stage][0]
-    original, calls = getattr(owner, stage), 0
+    owners = STAGES[stage][0]
+    original, calls = getattr(owners[0], stage), 0
 
     def fail(*arguments, **options):
         nonlocal calls
@@ -220,7 +220,8 @@ def save_on_a_full_disk(stage: str, call: int, path: Path, *, overwrite: bool = 
         return original(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(owner, stage, fail)
+        for owner in owners:
+            patch.setattr(owner, stage, fail)
         patch.setattr(write, "_exchange", lambda *_: False)
         try:
             save_state(NEW, path, overwrite=overwrite)

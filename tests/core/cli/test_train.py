@@ -10,9 +10,11 @@ from palm import ConfigError, preset
 from palm.checkpoint.checkpoint import load_arrays
 from palm.cli.main import STYLE, main
 from palm.cli.train import TrainRequest, _model
+from palm.data.corpus import open_corpus
 
 RUN = ROOT / "tests/fixtures/v0_1_0/run-jax-tokenizer"
 TOKENIZER = RUN / "tokenizer.json"
+TEXT = open_corpus(b"a text")
 
 
 def asked(*words: object) -> TrainRequest:
@@ -33,16 +35,16 @@ def test_the_tokenizer_sets_the_vocabulary_unless_it_is_given(words, num_tokens,
         TOKENIZER: SimpleNamespace(name=TOKENIZER.name, num_tokens=300)
     }  # the package that reads it may be missing here
     monkeypatch.setattr("palm.cli.train.load_tokenizer", sizes.__getitem__)
-    config, weights = _model(asked("--preset", "tiny", *words))
+    config, weights = _model(asked("--preset", "tiny", *words), TEXT)
     assert config == preset("tiny", num_tokens=num_tokens)
     assert weights is None
     with pytest.raises(ConfigError, match="num_tokens must be at least 300, the vocabulary of tokenizer="):
-        _model(asked("--tokenizer", TOKENIZER, "--num-tokens", "299"))
+        _model(asked("--tokenizer", TOKENIZER, "--num-tokens", "299"), TEXT)
 
 
 @pytest.mark.parametrize("path", [RUN, RUN / "best", RUN / "step-00000004"])
 def test_a_run_starts_from_the_checkpoint_of_another(path):
-    config, weights = _model(asked("--checkpoint", path, "--tokenizer", TOKENIZER))
+    config, weights = _model(asked("--checkpoint", path, "--tokenizer", TOKENIZER), TEXT)
     expected, arrays = load_arrays(RUN / "step-00000004")
     assert config == expected
     assert weights is not None
@@ -52,7 +54,7 @@ def test_a_run_starts_from_the_checkpoint_of_another(path):
 @pytest.mark.parametrize("words", [["--preset", "tiny"], ["--dim", "8"]])
 def test_a_checkpoint_has_its_own_model(words):
     with pytest.raises(ConfigError, match="a checkpoint must come without --preset and flags of the model"):
-        _model(asked("--checkpoint", RUN, *words))
+        _model(asked("--checkpoint", RUN, *words), TEXT)
 
 
 @pytest.mark.parametrize(
