@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from palm.parity.programs.trace import Trace
     from palm.parity.recording.bundle import record_bundle as record
     from palm.parity.result import Comparison
+    from palm.spec.plan import Plan, plan
     from palm.training.train import resume, train
     from palm.training.trained import Trained
     from palm.upstream.read import from_upstream
@@ -54,6 +55,7 @@ else:
             "Divergence": "palm.parity.programs.result:Divergence",
             "Finding": "palm.parity.finding:Finding",
             "Generation": "palm.generation.rows:Generation",
+            "Plan": "palm.spec.plan:Plan",
             "ProgramComparison": "palm.parity.programs.result:ProgramComparison",
             "Trace": "palm.parity.programs.trace:Trace",
             "Trained": "palm.training.trained:Trained",
@@ -61,6 +63,7 @@ else:
             "from_upstream": "palm.upstream.read:from_upstream",
             "generate": "palm.generation.generate:generate",
             "load": "palm.checkpoint.checkpoint:load",
+            "plan": "palm.spec.plan:plan",
             "record": "palm.parity.recording.bundle:record_bundle",
             "resume": "palm.training.train:resume",
             "save": "palm.checkpoint.checkpoint:save",
@@ -88,6 +91,7 @@ __all__ = [
     "MissingFrameworkError",
     "PaLMConfig",
     "PalmError",
+    "Plan",
     "ProbeError",
     "ProgramComparison",
     "Recipe",
@@ -109,6 +113,7 @@ __all__ = [
     "from_upstream",
     "generate",
     "load",
+    "plan",
     "preset",
     "recipe",
     "record",

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
 from pathlib import Path
 
 from palm.errors import ConfigError
 
 _MEMINFO = Path("/proc/meminfo")
+_UNITS = {"B": 1} | {
+    f"{letter}{'i' * (base == 1024)}B": base**power
+    for power, letter in enumerate("KMGT", start=1)
+    for base in (1000, 1024)
+}
 
 
 def check_fits(what: str, needed: int, fix: str) -> None:
@@ -39,3 +46,16 @@ def in_units(size: int) -> str:
             return f"{value:.4g} {unit}"
         value /= 1024
     return f"{value:.4g} TiB"
+
+
+def bytes_of(size: int | str) -> int:
+    """The bytes of a size such as `80GiB`, `16 GB` or a whole number. Raises `ConfigError` for another."""
+    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+        return size
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([KMGT]?i?B)", size) if isinstance(size, str) else None
+    number = int(Decimal(found[1]) * _UNITS.get(found[2], 0)) if found else 0
+    if not number:
+        raise ConfigError(
+            f"memory must be bytes or a size in {', '.join(_UNITS)}; got memory={size!r}. Write 80GiB."
+        )
+    return number

@@ -115,3 +115,27 @@ def test_info_describes_a_model_of_any_depth(capsys):
     assert describe(palm.preset("tiny", depth=2**40).resolve("torch")).total > 2**40
     assert main(["info", "tiny", "--length", str(10**400)]) == 2
     assert "length must be a whole number below 2**63" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        ("80GiB", 80 * 2**30),
+        ("80GB", 80 * 10**9),
+        ("30.75 GiB", 33017561088),
+        ("7B", 7),
+        (12, 12),
+        ("1TiB", 2**40),
+    ],
+)
+def test_a_size_is_read(given, size):
+    assert memory.bytes_of(given) == size
+
+
+@pytest.mark.parametrize(
+    "given", ["80", "GiB", "-1GiB", "0GiB", "8iB", "8 gib", "", 0, -3, True, None, 8.5, "1e3GiB"]
+)
+def test_what_is_no_size_is_refused(given):
+    with pytest.raises(ConfigError) as raised:
+        memory.bytes_of(given)
+    assert_explains(raised, "memory must be bytes or a size in B, KB, KiB", repr(given), "Write 80GiB")

@@ -46,6 +46,10 @@ COMMANDS = {
         "palm.cli.text:data",
         "Fetch a public corpus: `palm data fetch enwik8`. A copy that exists is verified, not fetched again.",
     ),
+    "plan": (
+        "palm.cli.plan:plan",
+        "Say whether a training fits: memory of each device by what it is for, and a mesh.",
+    ),
     "info": (
         "palm.cli.models:info",
         "Describe a preset, a run or a checkpoint: config, parameters by kind, FLOPs per token and memory.",

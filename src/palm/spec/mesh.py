@@ -115,6 +115,22 @@ def _cut(config: PaLMConfig, mesh: Mesh, parameter: Parameter) -> tuple[Cut, ...
     )
 
 
+def ways(config: PaLMConfig, mesh: Mesh, axis: Axis) -> int:
+    """How many parts the vocabulary, the heads, the feed-forward or the width of weights is cut into."""
+    asked, size = WEIGHTS[axis], _sizes(config)[axis][1]
+    return mesh.shape[asked] if asked is not None and _divides(config, mesh, axis, size) else 1
+
+
+def _sizes(config: PaLMConfig) -> dict[Axis, tuple[str, int]]:
+    """The name and size of each axis that is cut."""
+    return {
+        "vocab": ("num_tokens", config.num_tokens),
+        "heads": ("heads", config.heads),
+        "ff": ("ff_mult·dim", config.ff_dim),
+        "embed": ("dim", config.dim),
+    }
+
+
 def _divides(config: PaLMConfig, mesh: Mesh, axis: Axis, size: int) -> bool:
     asked = WEIGHTS[axis]
     ways = 1 if asked is None else mesh.shape[asked]
@@ -128,15 +144,9 @@ def cuts_heads(config: PaLMConfig, mesh: Mesh) -> bool:
 
 def left_whole(config: PaLMConfig, mesh: Mesh) -> tuple[str, ...]:
     """In words, what the mesh would cut but cannot, because its size does not divide."""
-    sizes: dict[Axis, tuple[str, int]] = {
-        "vocab": ("num_tokens", config.num_tokens),
-        "heads": ("heads", config.heads),
-        "ff": ("ff_mult·dim", config.ff_dim),
-        "embed": ("dim", config.dim),
-    }
     return tuple(
         f"{name}={size} is not a multiple of {asked}={mesh.shape[asked]}, so each device has all of it"
-        for axis, (name, size) in sizes.items()
+        for axis, (name, size) in _sizes(config).items()
         for asked in (WEIGHTS[axis],)
         if asked is not None and mesh.shape[asked] > 1 and not _divides(config, mesh, axis, size)
     )
