@@ -80,11 +80,11 @@ def footprint(config: PaLMConfig, recipe: Recipe, mesh: Mesh, dtype: DType = "fl
     Sequences that do not divide count as whole ones. Raises `ConfigError` if the config is not resolved.
     """
     a, c = numpy_dtype(dtype).itemsize, numpy_dtype(recipe.precision).itemsize
-    of_block, others = _own(config, mesh)
+    of_block, others = own_numbers(config, mesh)
     own = config.depth * of_block + sum(others)
     block, logits, stored = _activations(config, recipe, mesh)
     if mesh.data > 1:
-        gathered, outside = _own(config, Mesh(model=mesh.model))
+        gathered, outside = own_numbers(config, Mesh(model=mesh.model))
         block += 3 * c * gathered
         logits += (c + max(4, c)) * max(outside)
     return Footprint(
@@ -112,8 +112,8 @@ def largest_batch(recipe: Recipe) -> int:
     return max([recipe.batch, *(size for _, size in recipe.ramp)])
 
 
-def _own(config: PaLMConfig, mesh: Mesh) -> tuple[int, list[int]]:
-    """How many numbers a device has of the parameters of a block, and of each that is in none."""
+def own_numbers(config: PaLMConfig, mesh: Mesh) -> tuple[int, list[int]]:
+    """How many numbers a device has of the parameters of one block, and of each parameter in none."""
     one = replace(config, depth=1)
     cut, of_block, others = cuts(one, mesh), 0, []
     for name, row in parameters(one).items():
