@@ -30,6 +30,7 @@ APART = (
     "--ignore=tests/faults",
     "--ignore=tests/fuzz",
     "--ignore=tests/pairs",
+    "--ignore=tests/tpu",
 )
 # Hundreds of small programs are compiled once and run once. `parity` runs the grid at full effort.
 # One thread for each process: two on two cores would only wait for one another.
@@ -290,11 +291,13 @@ def versions(session: nox.Session) -> None:
 
 @nox.session
 def tpu_compile(session: nox.Session) -> None:
-    """Attention's kernels and whole training steps through the TPU's own compiler, without a TPU."""
-    install(session, "jax", "tpu")
+    """Kernels, training steps and steps on meshes through the TPU's own compiler, without a TPU."""
+    install(session, "jax", "tpu", "tests")
+    session.run("pytest", "tests/tpu", *session.posargs)
     # Nor is there a service that tells what TPU this is.
     env = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
     session.run("python", "benchmarks/tpu_compile.py", env={**env, "TPU_ACCELERATOR_TYPE": "v4-8"})
+    session.run("python", "benchmarks/tpu_meshes.py")
 
 
 @nox.session

@@ -28,6 +28,7 @@ OWN_FILES = {
     },
     "jax": {
         *("paths/cudnn.py", "paths/splash.py", "paths/pallas.py", "paths/pallas_kernels.py", "sharding.py"),
+        *("collectives.py", "compiled.py"),
         *(f"trace/{name}.py" for name in ("evaluate", "inner", "kinds", "kernels", "precision")),
     },
 }

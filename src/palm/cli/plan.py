@@ -43,7 +43,7 @@ class PlanRequest:
     memory: Annotated[str | None, Optional] = None
     """What each device has, such as 80GiB."""
     topology: Annotated[str | None, Optional] = None
-    """Ask the TPU's own compiler, for chips such as v4:8x16x16. Needs --mesh, and palm-dual[jax,tpu]."""
+    """Ask the TPU's own compiler, for chips such as v4:8x16x16. Needs --mesh, and pip install "jax[tpu]"."""
     timeout: float = 1800.0
     """Seconds that the compiler may take."""
     recipe: str = "paper"

@@ -59,7 +59,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         if used is None:
             raise ConfigError(
                 f"mesh must be one for which the TPU's compiler has a program; got mesh={mesh}, and it says: "
-                f"{error} Use another mesh."
+                f"{error}. Use another mesh."
             ) from None
         total, sizes, found = _bytes(used[1], used[2]), {}, {}
     else:
@@ -90,7 +90,7 @@ def chips(topology: str) -> list[jax.Device]:
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         raise ConfigError(
             f"topology must be one that the TPU's compiler knows, such as v4:2x2x1; got "
-            f"topology={topology!r}, and it says: {error} Write the chip, and how many along each dimension."
+            f"topology={topology!r}, and it says: {error}. Write the chip, and how many along each dimension."
         ) from None
 
 

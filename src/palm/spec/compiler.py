@@ -1,6 +1,6 @@
 """Ask the TPU's own compiler what it makes of a training step, on a machine without a TPU.
 
-The compiler comes with the package libtpu (the extra `tpu`). It takes gigabytes and minutes, and a program
+The compiler comes with the package libtpu. It takes gigabytes and minutes, and a program
 that is too large may end it. So it runs in a process of its own (`palm.jax_impl.compiled`), which is killed
 when its time is over.
 """
@@ -72,11 +72,14 @@ def compile_step(
     another size than the mesh, or for which there is no program, and `BackendError` if the compiler dies or
     is not done in time.
     """
-    for package, extra in {"jax": "jax", "equinox": "jax", "libtpu": "tpu"}.items():
+    for package, where in {
+        "jax": "palm-dual[jax]",
+        "equinox": "palm-dual[jax]",
+        "libtpu": "jax[tpu]",
+    }.items():
         if find_spec(package) is None:
             raise MissingFrameworkError(
-                f"{package} must be installed to compile for a TPU; it is not. "
-                f'Run: pip install "palm-dual[{extra}]".'
+                f'{package} must be installed to compile for a TPU; it is not. Run: pip install "{where}".'
             )
     request = {
         "config": config.to_dict(),

@@ -28,6 +28,8 @@ def test_what_fits_is_shown_with_every_part(capsys):
         *map(in_units, of.to_dict().values()),
         in_units(of.total),
         in_units(found.cache_bytes),
+        in_units(found.traffic.gathered),
+        in_units(found.traffic.reduced),
     ]
 
 
