@@ -104,6 +104,7 @@ def errors() -> dict[str, str]:
     """What users do wrong, in all processes alike."""
     trainer = Trainer(build(device_mesh(mesh_of("data=2,model=2"))), RECIPE)
     wrong: dict[str, Callable[[], Any]] = {
+        "call": lambda: trainer.model(torch.from_numpy(WINDOWS[0])),
         "size": lambda: device_mesh(mesh_of("data=3")),
         "rows": lambda: trainer.step(WINDOWS[0][:3], RECIPE.rates(1)),
         "ids": lambda: trainer.step(WINDOWS[0] + 15 * (np.arange(4) == 3)[:, None], RECIPE.rates(1)),

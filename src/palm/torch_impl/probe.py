@@ -16,9 +16,8 @@ from palm.recipes import Remat
 from palm.spec.tokens import check_tokens
 from palm.torch_impl.loss import next_token_loss
 from palm.torch_impl.model import PaLM
-from palm.torch_impl.pieces import gathered
 from palm.torch_impl.private import has_hooks
-from palm.torch_impl.weights import canonical, to_array
+from palm.torch_impl.weights import canonical, gathered, to_array
 from palm.torch_impl.wrapped import check_taps, settled
 from palm.tracing.turns import alone, shared
 

@@ -39,11 +39,13 @@ class Sharded:
         self._on = mesh_of_processes(self.place)
         self._device, self._wide = weight.to_local().device, weight.dtype
         self._compute = getattr(torch, recipe.precision)
-        self._cuts = {f"{name}.weight": cut for name, cut in stored_cuts(model, self.place).items()}
+        self._cuts = {
+            f"{name}.weight": cut for name, cut in stored_cuts(model, model.config, self.place).items()
+        }
         self.params = {name: _local(model.get_parameter(name).detach()) for name in self._cuts}
         self._root = _Objective(_part_of(model, self.place), recipe)
         by_fsdp = self._put_weights()
-        if self._device.type == "cuda":
+        if self._is_compiled():
             for block in self._root.model.blocks:
                 block.forward = torch.compile(block.forward)  # inside of FSDP's hooks, which are not compiled
         if by_fsdp:
@@ -117,6 +119,9 @@ class Sharded:
     def own_piece(self, name: str, tensor: Tensor) -> Tensor:
         """This process's piece of what belongs to one of `params`."""
         return own_piece(tensor, self._cuts[name], self.place)
+
+    def _is_compiled(self) -> bool:
+        return self._device.type == "cuda"
 
     def _put_weights(self) -> dict[nn.Parameter, int]:
         """Give the program its weights. Those that FSDP will share out are meta, with where it cuts them."""

@@ -19,7 +19,7 @@ from palm.spec.parameters import DTYPES, Parameter, dtype_name, parameters
 from palm.spec.sizes import check_model
 from palm.torch_impl.attention import choose_path
 from palm.torch_impl.model import PaLM
-from palm.torch_impl.pieces import is_mesh, own_device, own_piece, placed, stored_cuts, whole
+from palm.torch_impl.pieces import is_mesh, is_placed, own_device, own_piece, placed, stored_cuts, whole
 from palm.torch_impl.wrapped import settled, weight_dtypes
 from palm.tracing.turns import shared
 
@@ -46,7 +46,7 @@ def from_arrays(
     model = PaLM(config, attention=path, device="meta", dtype=getattr(torch, dtype))
     if target.type == "meta":
         return model
-    ways = {} if mesh is None else stored_cuts(model, mesh)
+    ways = {} if mesh is None else stored_cuts(model, config, mesh)
     state = {}
     for name, parameter in parameters(config).items():
         tensor = to_tensor(fetch(parameter))
@@ -109,6 +109,16 @@ def find_device(device: torch.device | str | None) -> torch.device:
             'Use "cpu", or a device that is here.'
         ) from None
     return found
+
+
+def gathered(model: PaLM) -> PaLM:
+    """A model of whole weights in each process, for which all must call this; itself, if it is one."""
+    if not is_placed(model.embedding.weight):
+        return model
+    plain = PaLM(model.config, attention=model.path, device="meta")
+    state = {name: whole(weight.detach()) for name, weight in model.named_parameters()}
+    plain.load_state_dict(state, assign=True)
+    return plain
 
 
 def is_on_host(device: Any) -> bool:
