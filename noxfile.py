@@ -228,7 +228,7 @@ def docs(session: nox.Session) -> None:
     install(session, "", "docs")
     texts = Path("build/help")  # docs/commands.md includes them
     texts.mkdir(parents=True, exist_ok=True)
-    for command in ("compare", "record", "train", "generate", "data", "plan", "info", "import"):
+    for command in ("compare", "record", "train", "generate", "data", "plan", "info", "import", "export"):
         told = session.run("palm", command, "--help", silent=True, env={"COLUMNS": "88", "NO_COLOR": "1"})
         lines = [textwrap.fill(line, 88) for line in told.splitlines()]
         (texts / f"{command}.txt").write_text("\n".join(lines), encoding="utf-8")
