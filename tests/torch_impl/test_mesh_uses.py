@@ -24,6 +24,7 @@ def found() -> Any:
         [
             "what_is_gathered_is_what_one_device_has",
             "a_trainer_goes_on_where_another_one_stopped",
+            "each_saves_and_reads_its_own_pieces",
             "a_number_of_one_process_stops_all",
             "only_the_first_is_first",
             "errors",
@@ -39,6 +40,19 @@ def test_what_is_gathered_is_what_one_device_has(found, what):
 @pytest.mark.parametrize("what", ["mesh", "weights", "moments"])
 def test_a_trainer_goes_on_where_another_one_stopped(found, what):
     assert found["a_trainer_goes_on_where_another_one_stopped"][what]
+
+
+@pytest.mark.parametrize("what", ["weights", "moments", "again", "plain"])
+def test_pieces_are_saved_and_read_by_all_processes(found, what):
+    assert found["each_saves_and_reads_its_own_pieces"][what]
+
+
+def test_no_process_owns_or_reads_more_than_its_own_pieces(found):
+    told = found["each_saves_and_reads_its_own_pieces"]
+    assert sum(told["owned"]) == told["all"]  # each number is owned once
+    assert max(told["owned"]) < told["all"] / 2
+    assert max(told["read"]) < told["all"] / 2  # on another mesh, which cuts in other places
+    assert min(told["read"]) > told["all"] / 5
 
 
 def test_a_number_of_one_process_that_is_not_finite_stops_all(found):

@@ -50,12 +50,23 @@ def stored_cuts(model: nn.Module, config: PaLMConfig, mesh: DeviceMesh) -> dict[
     }
 
 
-def own_piece(tensor: Tensor, cut: tuple[Cut, ...], mesh: DeviceMesh) -> Tensor:
-    """This process's piece of a whole tensor; a copy, so that the whole one can go."""
-    for dimension, axis in enumerate(cut):
-        if axis is not None:
-            tensor = tensor.chunk(mesh.size(_number(axis)), dimension)[mesh.get_local_rank(axis)]
-    return tensor.clone(memory_format=torch.contiguous_format)
+def own_part(cut: tuple[Cut, ...], shape: tuple[int, ...], mesh: DeviceMesh | None) -> tuple[slice, ...]:
+    """Which part of a tensor of that shape this process has; all of it, if there is no mesh."""
+    found = []
+    for axis, size in zip(cut, shape, strict=True):
+        if axis is None or mesh is None:
+            found.append(slice(0, size))
+        else:
+            count, rank = size // mesh.size(_number(axis)), mesh.get_local_rank(axis)
+            found.append(slice(rank * count, (rank + 1) * count))
+    return tuple(found)
+
+
+def is_owner(cut: tuple[Cut, ...], mesh: DeviceMesh | None) -> bool:
+    """Whether this process is the first of those that have the same part of a tensor."""
+    return mesh is None or not any(
+        mesh.get_local_rank(axis) for axis in mesh.mesh_dim_names or () if axis not in cut
+    )
 
 
 def placed(piece: Tensor, cut: tuple[Cut, ...], mesh: DeviceMesh) -> Tensor:

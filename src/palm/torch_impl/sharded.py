@@ -14,13 +14,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from palm.recipes import Recipe
-from palm.spec.mesh import BATCH, Cut, check_batch
+from palm.spec.mesh import BATCH, Cut, check_batch, cuts
+from palm.spec.parameters import Parameter
 from palm.spec.tokens import check_tokens
 from palm.torch_impl.cut import CutPaLM
 from palm.torch_impl.loss import cross_entropy, output_loss
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import Norm
-from palm.torch_impl.pieces import mesh_of_processes, own_piece, placed, stored_cuts, summed, together
+from palm.torch_impl.pieces import mesh_of_processes, own_part, placed, stored_cuts, summed, together
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -116,9 +117,9 @@ class Sharded:
         """The tensors of which each process has such pieces."""
         return {name: placed(piece, self._cuts[name], self.place) for name, piece in pieces.items()}
 
-    def own_piece(self, name: str, tensor: Tensor) -> Tensor:
-        """This process's piece of what belongs to one of `params`."""
-        return own_piece(tensor, self._cuts[name], self.place)
+    def own_part(self, parameter: Parameter) -> tuple[slice, ...]:
+        """Which part of a tensor in the canonical layout this process has."""
+        return own_part(cuts(self._model.config, self._on)[parameter.name], parameter.shape, self.place)
 
     def _is_compiled(self) -> bool:
         return self._device.type == "cuda"
