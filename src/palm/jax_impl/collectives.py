@@ -22,6 +22,8 @@ _OPERATION = re.compile(rf" = (.*?) ({'|'.join(_KINDS)})(-start)?\(")
 _HEAD = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
 _CALLED = re.compile(r"\b(body|condition|calls|to_apply|\w+_computations?)=(?:\{([^}]*)\}|(%?[\w.-]+))")
 _CONSTANT = re.compile(r"= [su]32\[\]\S* constant\((\d+)\)")
+_COUNTER = re.compile(r" = [su]32\[\]\S* get-tuple-element\(.*?\), index=(\d+)")
+_VALUE = re.compile(r"^\s*%([\w.-]+) = (.*)$")
 # The TPU's compiler writes a reduce-scatter as a fusion of this name, of an all-reduce and a slice.
 _SCATTERED = "all-reduce-scatter"
 
@@ -79,12 +81,24 @@ def _called(line: str) -> Iterator[tuple[str, str]]:
 
 
 def _trips(computations: Computations, line: str) -> int:
-    """How often a loop runs: the limit that its condition compares the counter with."""
-    names = [name for role, name in _called(line) if role == "condition"]
-    lines = [line for name in names for line in computations[name]]
+    """How often a loop runs: the limit that its condition compares the counter with, over its step."""
+    roles = dict(_called(line))
+    lines = list(computations[roles["condition"]])
+    counters = [int(index[1]) for line in lines if (index := _COUNTER.search(line))]
     lines += [own for line in lines for _, name in _called(line) for own in computations.get(name, ())]
     limits = [int(limit) for line in lines for limit in _CONSTANT.findall(line)]
-    return max(limits, default=1)
+    step = _step(computations[roles["body"]], counters[0]) if counters else 1
+    return -(-max(limits, default=1) // step)
+
+
+def _step(body: list[str], counter: int) -> int:
+    """What the body of a loop adds to the counter, by its place in the results; 1 if it is not seen."""
+    values = {name: value for line in body for name, value in _VALUE.findall(line)}
+    results = next(line for line in body if line.lstrip().startswith("ROOT "))
+    new = re.findall(r"%([\w.-]+)", results[results.rindex(" tuple(") :])[counter]
+    added = re.match(r"\S+ add\(%[\w.-]+, %([\w.-]+)\)", values.get(new, ""))
+    limit = _CONSTANT.match(f"= {values.get(added[1], '')}") if added else None
+    return int(limit[1]) if limit else 1
 
 
 def _size(dtype: str, shape: str) -> int:
