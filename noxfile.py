@@ -30,6 +30,7 @@ APART = (
     "--ignore=tests/faults",
     "--ignore=tests/fuzz",
     "--ignore=tests/pairs",
+    "--ignore=tests/tpu",
 )
 # Hundreds of small programs are compiled once and run once. `parity` runs the grid at full effort.
 # One thread for each process: two on two cores would only wait for one another.
@@ -228,7 +229,7 @@ def docs(session: nox.Session) -> None:
     texts = Path("build/help")  # docs/commands.md includes them
     texts.mkdir(parents=True, exist_ok=True)
     of_data = ("data fetch", "data tokenize", "data info")
-    for command in ("compare", "record", "train", "generate", *of_data, "plan", "info", "import"):
+    for command in ("compare", "record", "train", "generate", *of_data, "plan", "info", "import", "export"):
         words = [*command.split(), "--help"]
         told = session.run("palm", *words, silent=True, env={"COLUMNS": "88", "NO_COLOR": "1"})
         lines = [textwrap.fill(line, 88) for line in told.splitlines()]
@@ -292,11 +293,13 @@ def versions(session: nox.Session) -> None:
 
 @nox.session
 def tpu_compile(session: nox.Session) -> None:
-    """Attention's kernels and whole training steps through the TPU's own compiler, without a TPU."""
-    install(session, "jax", "tpu")
+    """Kernels, training steps and steps on meshes through the TPU's own compiler, without a TPU."""
+    install(session, "jax", "tpu", "tests")
+    session.run("pytest", "tests/tpu", *session.posargs)
     # Nor is there a service that tells what TPU this is.
     env = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
     session.run("python", "benchmarks/tpu_compile.py", env={**env, "TPU_ACCELERATOR_TYPE": "v4-8"})
+    session.run("python", "benchmarks/tpu_meshes.py")
 
 
 @nox.session

@@ -34,6 +34,7 @@ from palm.training.cadence import Cadence
 
 if TYPE_CHECKING:
     from palm.checkpoint.checkpoint import load, save
+    from palm.checkpoint.export import export
     from palm.generation.generate import generate
     from palm.generation.rows import Generation
     from palm.parity.compare import compare
@@ -60,6 +61,7 @@ else:
             "Trace": "palm.parity.programs.trace:Trace",
             "Trained": "palm.training.trained:Trained",
             "compare": "palm.parity.compare:compare",
+            "export": "palm.checkpoint.export:export",
             "from_upstream": "palm.upstream.read:from_upstream",
             "generate": "palm.generation.generate:generate",
             "load": "palm.checkpoint.checkpoint:load",
@@ -109,6 +111,7 @@ __all__ = [
     "config_of",
     "convert",
     "dtype_of",
+    "export",
     "from_numpy",
     "from_upstream",
     "generate",

@@ -5,7 +5,7 @@ Facts are shared, operations are not: these protocols describe, and nothing inhe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -15,6 +15,7 @@ import numpy as np
 from palm.config import DType, PaLMConfig
 from palm.recipes import Outcome, Rates, Recipe, Remat
 from palm.spec.arrays import Arrays
+from palm.spec.boxes import Piece, Sliceable
 from palm.spec.mesh import Mesh
 from palm.spec.parameters import Parameter
 from palm.spec.sampling import Sampling
@@ -48,7 +49,10 @@ class TrainerProtocol(Protocol[M_co]):
     def moments(self) -> Arrays:
         """The optimiser's state under canonical names: `first.NAME` and `second.NAME`."""
 
-    def set_moments(self, arrays: Mapping[str, np.ndarray]) -> None:
+    def pieces(self) -> Iterator[Piece]:
+        """The pieces of weights and moments that this process owns: all processes own each part once."""
+
+    def set_moments(self, arrays: Mapping[str, Sliceable]) -> None:
         """Inverse of `moments`."""
 
 
@@ -90,7 +94,7 @@ class Wing(Protocol[M]):
     def from_arrays(
         self,
         config: PaLMConfig,
-        fetch: Callable[[Parameter], np.ndarray],
+        fetch: Callable[[Parameter], Sliceable],
         *,
         dtype: DType,
         device: Any,
@@ -109,6 +113,9 @@ class Wing(Protocol[M]):
 
     def to_arrays(self, model: M, *, copied: bool = ...) -> Arrays:
         """A model's weights by canonical name; views, where there can be, if not `copied`."""
+
+    def pieces(self, model: M) -> Iterator[Piece]:
+        """The pieces of a model's weights that this process owns: all processes own each part once."""
 
     def dtype_of(self, model: M) -> DType:
         """The dtype of a model's weights."""

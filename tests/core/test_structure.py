@@ -28,6 +28,7 @@ OWN_FILES = {
     },
     "jax": {
         *("paths/cudnn.py", "paths/splash.py", "paths/pallas.py", "paths/pallas_kernels.py", "sharding.py"),
+        *("collectives.py", "compiled.py"),
         *(f"trace/{name}.py" for name in ("evaluate", "inner", "kinds", "kernels", "precision")),
     },
 }
@@ -36,12 +37,13 @@ MIRRORED = sorted(
     for name in (name.removeprefix("torch_impl/") for name in FILES if name.startswith("torch_impl/"))
     if name not in OWN_FILES["torch"]
 )
-# What one framework needs and the other does not: nn.Linear stores the transpose, torch has its own bfloat16.
+# What one framework needs and the other does not: nn.Linear stores the transpose, torch has its own bfloat16,
+# and decodes from whole weights, where JAX computes with what lies on a mesh.
 # JAX's matrix products have a precision of their own, JAX has no embedding, and its weights come from keys.
 # Only a jaxpr holds numbers in the dtype of what they are computed with, and must be made anew to draw anew.
 # Only torch keeps numbers below 1e-38 on a CPU unless a thread is told not to.
 ONE_SIDED = {
-    "weights.py": {"is_linear", "to_tensor", "to_array"},
+    "weights.py": {"is_linear", "to_tensor", "to_array", "gathered"},
     "model.py": {"Embedding", "full_precision", "run"},
     "linear.py": {"normal"},
     "train.py": {"flushing_thread"},

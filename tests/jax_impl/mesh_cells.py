@@ -11,19 +11,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 import palm
 from palm import jax_impl
+from palm.checkpoint.boxes import Boxes
+from palm.checkpoint.progress import load_progress
+from palm.checkpoint.team import Team, save_pieces
 from palm.jax_impl import attention, loss, train, weights
 from palm.spec.mesh import Mesh, mesh_of
 from palm.spec.rounding import rms, rounding_bound, rounding_ratio
@@ -238,8 +244,57 @@ def resumed(cell: dict[str, Any]) -> dict[str, Any]:
     return {"same": trainer.step(batch, recipe.rates(3)) == outcome, "compiled": len(found)}
 
 
+def share(content: bytes) -> bytes:
+    """What the first process gives."""
+    length = int(multihost_utils.broadcast_one_to_all(np.array(len(content))))
+    found = np.zeros(length, np.uint8)
+    if jax_impl.is_first():
+        found[:] = np.frombuffer(content, np.uint8)
+    return bytes(multihost_utils.broadcast_one_to_all(found))
+
+
+def pieces(cell: dict[str, Any]) -> dict[str, Any]:
+    """A training whose pieces all processes save, and which goes on from them on another mesh."""
+    config, recipe, mesh = config_of(cell), recipe_of(cell), mesh_of(cell["mesh"])
+    batch = np.random.default_rng(0).integers(0, config.num_tokens, (recipe.batch, recipe.length + 1))
+    trainer = jax_impl.Trainer(model_of(config, mesh), recipe)
+    for step in (1, 2):
+        trainer.step(batch, recipe.rates(step))
+    state = {**jax_impl.to_arrays(trainer.model), **trainer.moments()}
+    own, path = list(trainer.pieces()), Path(cell["folder"]) / cell["mesh"]
+    team = Team(
+        jax.process_index(),
+        jax.process_count(),
+        share if jax.process_count() > 1 else bytes,
+        lambda: multihost_utils.sync_global_devices("test"),
+    )
+    fields = {"step": 2, "row": 16, "rewinds": 0, "spike": 0}
+    save_pieces(config, own, path, team, fields=fields)
+    _, whole, progress = load_progress(path)
+    boxes, read = Boxes(path), []
+    boxes.read = lambda *box: read.append(box) or Boxes.read(boxes, *box)  # type: ignore[method-assign]
+    place = jax_impl.device_mesh(mesh_of(cell["then"]))
+    options = {"dtype": "float64", "device": place, "attention": "blockwise"}
+    model = jax_impl.from_arrays(config, lambda row: boxes.tensors[row.name], **options)
+    again = jax_impl.Trainer(model, recipe)
+    again.set_moments(boxes.tensors)
+    found = {**jax_impl.to_arrays(again.model), **again.moments()}
+    alone = model_of(config, None)
+    return {
+        "whole": same(whole | progress.moments, state),
+        "again": same(found, state),
+        "plain": same({p.name: p.array for p in jax_impl.pieces(alone)}, jax_impl.to_arrays(alone)),
+        "owned": sum(piece.array.size for piece in own) / sum(array.size for array in state.values()),
+        "read": sum(math.prod(shape) for _, _, shape in read) / sum(array.size for array in state.values()),
+    }
+
+
+def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
 WHAT: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    function.__name__: function for function in (training, rounding, uses, resumed)
+    function.__name__: function for function in (training, rounding, uses, resumed, pieces)
 }
 
 

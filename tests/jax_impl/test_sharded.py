@@ -176,6 +176,25 @@ def test_two_processes_are_one_device(mesh):
     assert [found["first"] for found in second] == [False] * 3
 
 
+def test_two_processes_save_and_read_their_own_pieces(tmp_path):
+    cell = cells("pieces", "data=2,model=2", "plain", then="data=4", folder=str(tmp_path))
+    found = [of_one for [of_one] in run(cell, processes=2)]
+    for figures in found:
+        assert figures["whole"]
+        assert figures["again"]
+        assert figures["plain"]
+        assert 0.4 < figures["owned"] < 0.6
+        assert 0.4 < figures["read"] < 0.6  # of two devices each
+    assert sum(figures["owned"] for figures in found) == pytest.approx(1)
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("then", ["model=2", "pod=4"])
+def test_one_process_owns_the_pieces_of_all_its_devices(tmp_path, then):
+    [[found]] = run(cells("pieces", "pod=2,data=2", "odd rotary", then=then, folder=str(tmp_path)))
+    assert found == {"whole": True, "again": True, "plain": True, "owned": 1, "read": 1, "first": True}
+
+
 @pytest.mark.whole
 def test_two_processes_with_a_fault_are_noticed():
     for found in run(cells("training", "data=4", fault="rows"), processes=2):

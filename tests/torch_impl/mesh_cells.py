@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -71,7 +71,7 @@ def apart(a: Any, b: Any) -> float:
 def share_of_state(trainer: Trainer) -> float:
     """Which part of weights and moments this process has."""
     model: Any = trainer.model
-    local = sum(p.to_local().nbytes for p in model.parameters())
+    local = sum(p.to_local().untyped_storage().nbytes() for p in model.parameters())
     held = sum(t.nbytes for moment in trainer._moments.values() for t in moment.values())
     return (local + held) / (3 * sum(p.numel() * p.element_size() for p in model.parameters()))
 
@@ -100,7 +100,8 @@ def compared(cell: dict[str, Any]) -> dict[str, Any] | None:
     wide = palm.recipe("adamw", **{**settings, "precision": "float64", **cell["recipe"]})
     loss.MOST_LOGITS = cell.get("most_logits", 1 << 25)
     mesh = mesh_of(cell["mesh"])
-    with CONTROLS[cell["control"]]() if "control" in cell else nullcontext():
+    changed = CONTROLS[cell["control"]]() if "control" in cell else nullcontext()
+    with changed, compiled() if cell.get("compiled") else nullcontext():
         found = trained(config, recipe, device_mesh(mesh), dtype)
     trainer = found["trainer"]
     assert mesh_of_model(trainer.model) == mesh
@@ -119,6 +120,14 @@ def compared(cell: dict[str, Any]) -> dict[str, Any] | None:
             given = found["gradients"], alone["gradients"], (our_wide, one_wide), bound
             result["ratio"], result["bound"] = ratio_and_bound(*given)
     return result
+
+
+@contextmanager
+def compiled() -> Iterator[None]:
+    """Blocks are compiled, as on a GPU, up to the compiler of their kernels."""
+    by_trace = partial(torch.compile, backend="aot_eager")
+    with patch.object(Sharded, "_is_compiled", lambda self: True), patch.object(torch, "compile", by_trace):
+        yield
 
 
 def _tokens_of_the_first(program: Sharded, windows: np.ndarray, micros: int) -> torch.Tensor:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +17,9 @@ import torch
 
 import palm
 from palm import torch_impl
+from palm.checkpoint.boxes import Boxes
+from palm.checkpoint.progress import load_progress
+from palm.checkpoint.team import Team, save_pieces
 from palm.spec.mesh import Mesh, mesh_of
 from palm.spec.parameters import initial_value
 from palm.torch_impl import Trainer, device_mesh, from_arrays, is_first, mesh_of_model
@@ -83,6 +90,56 @@ def a_trainer_goes_on_where_another_one_stopped() -> dict[str, bool]:
     }
 
 
+def share(content: bytes) -> bytes:
+    """What the first process gives."""
+    length = torch.tensor(len(content))
+    torch.distributed.broadcast(length, 0)
+    found = torch.zeros(int(length), dtype=torch.uint8)
+    if is_first():
+        found[:] = torch.tensor(list(content), dtype=torch.uint8)
+    torch.distributed.broadcast(found, 0)
+    return bytes(found.tolist())
+
+
+def each_saves_and_reads_its_own_pieces() -> dict[str, Any]:
+    trainer = Trainer(build(device_mesh(mesh_of("data=2,model=2"))), RECIPE)
+    learn(trainer, range(1, 4))
+    weights, moments = palm.to_numpy(trainer.model), trainer.moments()
+    rank = torch.distributed.get_rank()
+    path = Path(share(tempfile.mkdtemp().encode() if is_first() else b"").decode()) / "model"
+    own = list(trainer.pieces())
+    fields = {"step": 3, "row": 12, "rewinds": 0, "spike": 0}
+    save_pieces(CONFIG, own, path, Team(rank, 4, share, torch.distributed.barrier), fields=fields)
+    _, whole, progress = load_progress(path)
+    boxes = Boxes(path)
+    read = []
+    boxes.read = lambda *box: read.append(box) or Boxes.read(boxes, *box)  # type: ignore[method-assign]
+    place = device_mesh(mesh_of("data=4"))
+    options = {"dtype": "float64", "device": place, "attention": "textbook"}
+    again = Trainer(from_arrays(CONFIG, lambda row: boxes.tensors[row.name], **options), RECIPE)
+    again.set_moments(boxes.tensors)
+    numbers = sum(math.prod(shape) for _, _, shape in read), sum(piece.array.size for piece in own)
+    told: list[Any] = [None] * 4
+    torch.distributed.all_gather_object(told, numbers)
+    result = {
+        "weights": same(whole, weights),
+        "moments": same(progress.moments, moments),
+        "again": same(palm.to_numpy(again.model), weights) and same(again.moments(), moments),
+        "plain": same(arrays_of_pieces(build("cpu")), palm.to_numpy(build("cpu"))),
+        "read": [count for count, _ in told],
+        "owned": [count for _, count in told],
+        "all": sum(array.size for array in (*weights.values(), *moments.values())),
+    }
+    if is_first():
+        shutil.rmtree(path.parent)
+    return result
+
+
+def arrays_of_pieces(model: Any) -> dict[str, np.ndarray]:
+    """The weights of a model on one device, each of which is one piece."""
+    return {piece.name: piece.array for piece in torch_impl.pieces(model)}
+
+
 def a_number_of_one_process_stops_all() -> list[Any]:
     """Only one process has the piece with the NaN; all must see it and leave everything as it was."""
     trainer = Trainer(build(device_mesh(mesh_of("data=2,model=2"))), RECIPE)
@@ -111,6 +168,7 @@ def errors() -> dict[str, str]:
     """What users do wrong, in all processes alike."""
     trainer = Trainer(build(device_mesh(mesh_of("data=2,model=2"))), RECIPE)
     wrong: dict[str, Callable[[], Any]] = {
+        "call": lambda: trainer.model(torch.from_numpy(WINDOWS[0])),
         "size": lambda: device_mesh(mesh_of("data=3")),
         "rows": lambda: trainer.step(WINDOWS[0][:3], RECIPE.rates(1)),
         "ids": lambda: trainer.step(WINDOWS[0] + 15 * (np.arange(4) == 3)[:, None], RECIPE.rates(1)),

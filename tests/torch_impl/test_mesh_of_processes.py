@@ -114,6 +114,12 @@ def test_narrow_precisions_by_ratio_and_bound():
 
 
 @pytest.mark.whole
+def test_compiled_blocks_learn_the_same():
+    cells = [{**cell("data=2,model=2", positions="alibi", remat="feedforward"), "compiled": True}]
+    check(cells, run_processes(4, "mesh_cells", cells, timeout=600))
+
+
+@pytest.mark.whole
 def test_four_processes_have_a_quarter_of_weights_and_moments_each():
     [found] = run_processes(4, "mesh_cells", [{**cell("data=4"), "config": TINY}])
     assert found["share"] <= 1.02 / 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ def found() -> Any:
         [
             "what_is_gathered_is_what_one_device_has",
             "a_trainer_goes_on_where_another_one_stopped",
+            "each_saves_and_reads_its_own_pieces",
             "a_number_of_one_process_stops_all",
             "only_the_first_is_first",
             "errors",
@@ -39,6 +42,19 @@ def test_a_trainer_goes_on_where_another_one_stopped(found, what):
     assert found["a_trainer_goes_on_where_another_one_stopped"][what]
 
 
+@pytest.mark.parametrize("what", ["weights", "moments", "again", "plain"])
+def test_pieces_are_saved_and_read_by_all_processes(found, what):
+    assert found["each_saves_and_reads_its_own_pieces"][what]
+
+
+def test_no_process_owns_or_reads_more_than_its_own_pieces(found):
+    told = found["each_saves_and_reads_its_own_pieces"]
+    assert sum(told["owned"]) == told["all"]  # each number is owned once
+    assert max(told["owned"]) < told["all"] / 2
+    assert max(told["read"]) < told["all"] / 2  # on another mesh, which cuts in other places
+    assert min(told["read"]) > told["all"] / 5
+
+
 def test_a_number_of_one_process_that_is_not_finite_stops_all(found):
     told = found["a_number_of_one_process_stops_all"]
     assert told == [told[0]] * 4
@@ -54,7 +70,10 @@ def test_only_the_first_process_is_first(found):
 
 
 def test_what_users_do_wrong_is_said(found):
-    size, rows, ids = (found["errors"][name] for name in ("size", "rows", "ids"))
+    call, size, rows, ids = (found["errors"][name] for name in ("call", "size", "rows", "ids"))
+    assert call.startswith(
+        "BackendError: a model must have whole weights to be called; got one whose weights"
+    )
     assert size.startswith("BackendError: mesh must have as many devices as there are processes; got")
     assert "of 3 for 4. Start 3: torchrun --nproc-per-node 3" in size
     assert rows.startswith("ConfigError: batch must be a multiple of accumulate · pod · data = 2")
@@ -78,3 +97,37 @@ def test_a_mesh_of_one_needs_no_processes():
     assert torch_impl.mesh_of_model(model) == Mesh()
     with pytest.raises(BackendError, match=r"got mesh=data=2 of 2 for 1\. Start 2: torchrun"):
         torch_impl.device_mesh(mesh_of("data=2"))
+
+
+SCRIPT = """
+import sys
+import numpy as np
+import palm
+from palm import torch_impl
+from palm.spec.mesh import mesh_of
+
+fails = "fails" in sys.argv
+mesh = torch_impl.device_mesh(mesh_of("data=2"))
+config = palm.preset("tiny").resolve("torch")
+model = palm.build(config, backend="torch", device=mesh)
+recipe = palm.recipe("bytes", batch=2, length=8, steps=9)
+trainer = torch_impl.Trainer(model, recipe)
+for step in (1, 2):
+    if fails and step == 2 and not torch_impl.is_first():
+        raise MemoryError("out of memory")
+    outcome = trainer.step(np.zeros((2, 9), np.int64), recipe.rates(step))
+if torch_impl.is_first():
+    print(f"loss {outcome.loss}")
+"""
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("how", ["learns", "fails"])
+def test_torchrun_starts_and_ends_the_processes(tmp_path, how):
+    file = tmp_path / "learn.py"
+    file.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(file), how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.stdout.count("loss ") == (how == "learns")
+    assert (done.returncode == 0) == (how == "learns")
+    assert ("MemoryError: out of memory" in done.stderr) == (how == "fails")

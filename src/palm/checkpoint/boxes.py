@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from dataclasses import dataclass
 from io import BufferedIOBase, BufferedReader
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,20 @@ from palm.spec.boxes import Box
 from palm.spec.parameters import numpy_dtype
 
 
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of a checkpoint; a part of it is read when it is asked for, as `Boxes.read` does."""
+
+    boxes: Boxes
+    name: str
+
+    def __getitem__(self, at: tuple[slice, ...], /) -> np.ndarray:
+        shape = self.boxes.shapes[self.name]
+        spans = [part.indices(size) for part, size in zip(at, shape, strict=True)]
+        start, sizes = (first for first, _, _ in spans), (last - first for first, last, _ in spans)
+        return self.boxes.read(self.name, tuple(start), tuple(sizes))
+
+
 class Boxes:
     """The tensors of a checkpoint of any version, to be read box by box.
 
@@ -40,6 +55,11 @@ class Boxes:
         self.shapes = shapes_of(self.config, with_moments=self.fields is not None)
         self._pieces = pieces_of(self.path, self._manifest, self.config)
         self._headers: dict[str, tuple[dict[str, Row], int]] = {}  # of each file, and where its numbers begin
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What a wing takes weights and moments from, by name."""
+        return {name: Tensor(self, name) for name in self.shapes}
 
     def read(self, name: str, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
         """The elements of a tensor from `start` on, of that shape: a weight, `first.NAME` or `second.NAME`.

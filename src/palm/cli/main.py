@@ -58,6 +58,10 @@ COMMANDS = {
         "palm.cli.models:import_",
         "Turn weights of one of the four original models into a palm checkpoint.",
     ),
+    "export": (
+        "palm.cli.models:export",
+        "Write the weights of a checkpoint to safetensors files, which other tools read.",
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""The commands that describe a model and bring one in: `palm info`, `palm import`. A thin layer."""
+"""The commands that describe a model, and bring one in and out: `info`, `import`, `export`. A thin layer."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, arg
 
 from palm.checkpoint.checkpoint import save_arrays
+from palm.checkpoint.export import export as write_export
 from palm.checkpoint.locate import BEST, LAST
 from palm.checkpoint.progress import summarise
 from palm.cli.display import Terminal
@@ -147,4 +148,24 @@ def import_(request: Request[ImportRequest]) -> int:
     Terminal().print(
         f"{request.out}: {request.source}, {count:,} parameters, {sizes}", highlight=False, markup=False
     )
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """What `palm export` is asked for."""
+
+    model: Positional[Annotated[Path, arg(metavar="MODEL")]]
+    """A run, which means its newest checkpoint, or a checkpoint."""
+    out: Path
+    """Folder to write. It must not exist."""
+    format: Literal["safetensors"] = "safetensors"
+    """model.safetensors, or above 5 GB several files and model.safetensors.index.json."""
+
+
+def export(request: Request[ExportRequest]) -> int:
+    """Write the weights of a checkpoint to safetensors files, which other tools read."""
+    write_export(request.model, request.out)
+    told = "\n".join(str(file) for file in sorted(request.out.iterdir()))
+    Terminal().print(told, highlight=False, markup=False)
     return 0

@@ -26,7 +26,7 @@ from palm.jax_impl.processes import agreed, join, several, wait
 from palm.jax_impl.programs import keep_programs
 from palm.jax_impl.trace.program import trace_program
 from palm.jax_impl.train import Trainer
-from palm.jax_impl.weights import dtype_of, from_arrays, to_arrays
+from palm.jax_impl.weights import dtype_of, from_arrays, pieces, to_arrays
 from palm.jax_impl.wrapped import check_plain, find_model, settled
 
 __all__ = [
@@ -64,6 +64,7 @@ __all__ = [
     "mesh_of_model",
     "next_token_loss",
     "output_loss",
+    "pieces",
     "product",
     "rotate",
     "rotation_table",

@@ -8,14 +8,14 @@ Letters: b batch, n sequence, d dim, h heads, e dim_head, k what is summed over,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from palm.config import PaLMConfig
@@ -199,3 +199,10 @@ def _if_even(mesh: AbstractMesh, axis: Cut, size: int) -> Cut:
 
 def _replicas(mesh: jax.sharding.Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def arranged(mesh: Mesh, devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
+    """JAX's mesh of these axes, with neighbours in `model` near each other where the network has a shape."""
+    shape = tuple(mesh.shape.values())
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(grid, tuple(mesh.shape), axis_types=(AxisType.Auto,) * len(shape))

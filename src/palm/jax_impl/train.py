@@ -5,7 +5,7 @@ Letters: b batch, n sequence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -19,8 +19,9 @@ from palm.jax_impl.model import PaLM, full_precision
 from palm.jax_impl.norm import Norm
 from palm.jax_impl.optimizer import OPTIMIZERS
 from palm.jax_impl.sharding import everywhere, in_place, mesh_on, share_out
-from palm.jax_impl.weights import Place, canonical, dtype_of, from_arrays
+from palm.jax_impl.weights import Place, canonical, dtype_of, from_arrays, owned, pieces
 from palm.recipes import Outcome, Rates, Recipe
+from palm.spec.boxes import Piece, Sliceable
 from palm.spec.parameters import Parameter, numpy_dtype
 from palm.tracing.turns import shared
 
@@ -104,14 +105,21 @@ class Trainer:
             for name, array in canonical(self.model, getattr(self._state, moment)).items()
         }
 
-    def set_moments(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Inverse of `moments`, of an optimiser that has run."""
+    def pieces(self) -> Iterator[Piece]:
+        """The pieces of weights and moments that this process owns, seen where they are."""
+        yield from pieces(self.model)
+        for moment in ("first", "second"):
+            for piece in owned(self.model, getattr(self._state, moment)):
+                yield piece._replace(name=f"{moment}.{piece.name}")
+
+    def set_moments(self, arrays: Mapping[str, Sliceable]) -> None:
+        """Inverse of `moments`, of an optimiser that has run. Takes of each what this process has."""
         model = self.model
         # Placed like the weights: a program is compiled anew for arguments that are not all placed alike.
         device, attention = self.placement
 
         def read(moment: str) -> PaLM:
-            def fetch(parameter: Parameter) -> np.ndarray:
+            def fetch(parameter: Parameter) -> Sliceable:
                 return arrays[f"{moment}.{parameter.name}"]
 
             return from_arrays(model.config, fetch, dtype=dtype_of(model), device=device, attention=attention)

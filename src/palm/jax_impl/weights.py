@@ -6,7 +6,7 @@ Mirror: palm.torch_impl.weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any, TypeAlias
 
@@ -22,6 +22,7 @@ from palm.jax_impl.attention import choose_path
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.sharding import fetched, kind_of, spec_of
 from palm.jax_impl.wrapped import settled
+from palm.spec.boxes import Piece, Sliceable
 from palm.spec.mesh import Mesh
 from palm.spec.parameters import Parameter, dtype_name, parameters
 from palm.spec.sizes import check_model
@@ -33,7 +34,7 @@ Place: TypeAlias = jax.Device | jax.sharding.Mesh | None
 
 def from_arrays(
     config: PaLMConfig,
-    fetch: Callable[[Parameter], np.ndarray],
+    fetch: Callable[[Parameter], Sliceable],
     *,
     dtype: DType,
     device: Place | str,
@@ -62,20 +63,20 @@ def from_arrays(
         kind = kind_of(where)
         layers = kind.startswith("blocks.") and range(config.depth)
 
-        def read() -> np.ndarray:
+        def read(at: tuple[slice, ...] = tuple(slice(0, size) for size in leaf.shape)) -> np.ndarray:
             if not layers:
-                return fetch(table[kind])
-            return np.stack([fetch(table[kind.replace("blocks", f"blocks.{i}", 1)]) for i in layers])
+                return fetch(table[kind])[at]
+            names = (kind.replace("blocks", f"blocks.{i}", 1) for i in layers[at[0]])
+            return np.stack([fetch(table[name])[at[1:]] for name in names])
 
         place = _place_of(target, config, kind)
         # Traced, weights are fetched when the program runs; `jax.eval_shape` never does.
         if is_traced:
             return jax.device_put(jax.pure_callback(read, leaf), place)
-        array = read()
         if isinstance(place, NamedSharding):
-            # Each device is given its piece alone.
-            return jax.make_array_from_callback(array.shape, place, lambda at: array[at])
-        return jax.device_put(array, place)
+            # Only the pieces of this process's devices are fetched, each once.
+            return jax.make_array_from_callback(leaf.shape, place, _each_once(read))
+        return jax.device_put(read(), place)
 
     hollow = jax.eval_shape(
         lambda: PaLM(config, attention=path, dtype=jnp.dtype(dtype), key=jax.random.key(0))
@@ -104,6 +105,32 @@ def canonical(model: PaLM, tree: PaLM, *, copied: bool = True) -> dict[str, np.n
         array = fetched(stack if layer is None else stack[int(layer)])
         arrays[name] = np.array(array, order="C") if copied else array
     return arrays
+
+
+@shared()
+def pieces(model: PaLM) -> Iterator[Piece]:
+    """The pieces of the model's weights that this process owns, in the canonical layout, seen where they are.
+
+    All processes of a mesh together own each weight once. Raises what `settled` raises.
+    """
+    return owned(model, settled(model))
+
+
+def owned(model: PaLM, tree: PaLM) -> Iterator[Piece]:
+    """The pieces that this process owns of the leaves of a tree shaped like `model`."""
+    kinds = {
+        parameter.kind: name.startswith("blocks.") for name, parameter in parameters(model.config).items()
+    }
+    for kind, is_stack in kinds.items():
+        for shard in attrgetter(kind)(tree).weight.addressable_shards:
+            if shard.replica_id:
+                continue
+            array, start = np.asarray(shard.data), tuple(part.start or 0 for part in shard.index)
+            if not is_stack:
+                yield Piece(kind, start, array)
+                continue
+            for i, layer in enumerate(array, start[0]):
+                yield Piece(kind.replace("blocks", f"blocks.{i}", 1), start[1:], layer)
 
 
 @shared()
@@ -149,6 +176,18 @@ def _place_of(target: Place, config: PaLMConfig, kind: str) -> jax.Device | Name
     if not isinstance(target, jax.sharding.Mesh):
         return target
     return NamedSharding(target, spec_of(config, Mesh(**target.shape), kind))
+
+
+def _each_once(read: Callable[[tuple[slice, ...]], np.ndarray]) -> Callable[[Any], np.ndarray]:
+    """For devices that have the same piece: slices are no keys of a dictionary on every Python."""
+    found: dict[str, np.ndarray] = {}
+
+    def fetch(at: Any) -> np.ndarray:
+        if str(at) not in found:
+            found[str(at)] = read(at)
+        return found[str(at)]
+
+    return fetch
 
 
 def _readable(stack: Array) -> Array | np.ndarray:

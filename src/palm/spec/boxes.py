@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -38,6 +38,13 @@ class Box(NamedTuple):
             a >= 0 and n > 0 and a + n <= size
             for a, n, size in zip(self.start, self.shape, shape, strict=True)
         )
+
+
+class Sliceable(Protocol):
+    """What gives the elements of a part: an array, or a tensor of a checkpoint, which reads them then."""
+
+    def __getitem__(self, at: tuple[slice, ...], /) -> np.ndarray:
+        """The elements in these slices, one for each dimension."""
 
 
 class Piece(NamedTuple):

@@ -13,9 +13,9 @@ the whole dim, e is dim_head, l the number of blocks.
     a block    S = 3·w·d + c·D + 2·c·i + 2·c·e + w·h + 4·c·f a position: the norm's three, its output, queries
                and attended, keys and values, log-sums, and gate, swish, up and product
     stored     l·S; without its 4·c·f if the feed-forward is computed again; l·c·d, its input, if blocks are
-    block      while a block runs backwards, what of S is computed again, and S of gradients; and where `data`
-               cuts it, three times the block's weights, whole in `data`, in c: one block in use, the next on
-               its way, and the gradient before it is shared out
+    block      while a block runs backwards, what of S is computed again, S of gradients, and 3·w·D, of which
+               the gradient of the norm's output is the sum; and where `data` cuts it, 2·c + w for each of the
+               block's weights, whole in `data`: those in use, the next, and a gradient to be shared out
     logits     3·w for each number of b·n·v, of MOST_LOGITS at most: logits, softmax and gradient; and where
                `data` cuts it, the output matrix whole in `data`, and its gradient: (c + w)·D·v
 
@@ -80,12 +80,12 @@ def footprint(config: PaLMConfig, recipe: Recipe, mesh: Mesh, dtype: DType = "fl
     Sequences that do not divide count as whole ones. Raises `ConfigError` if the config is not resolved.
     """
     a, c = numpy_dtype(dtype).itemsize, numpy_dtype(recipe.precision).itemsize
-    of_block, others = _own(config, mesh)
+    of_block, others = own_numbers(config, mesh)
     own = config.depth * of_block + sum(others)
     block, logits, stored = _activations(config, recipe, mesh)
     if mesh.data > 1:
-        gathered, outside = _own(config, Mesh(model=mesh.model))
-        block += 3 * c * gathered
+        gathered, outside = own_numbers(config, Mesh(model=mesh.model))
+        block += (2 * c + max(4, c)) * gathered
         logits += (c + max(4, c)) * max(outside)
     return Footprint(
         weights=a * own,
@@ -112,8 +112,8 @@ def largest_batch(recipe: Recipe) -> int:
     return max([recipe.batch, *(size for _, size in recipe.ramp)])
 
 
-def _own(config: PaLMConfig, mesh: Mesh) -> tuple[int, list[int]]:
-    """How many numbers a device has of the parameters of a block, and of each that is in none."""
+def own_numbers(config: PaLMConfig, mesh: Mesh) -> tuple[int, list[int]]:
+    """How many numbers a device has of the parameters of one block, and of each parameter in none."""
     one = replace(config, depth=1)
     cut, of_block, others = cuts(one, mesh), 0, []
     for name, row in parameters(one).items():
@@ -139,7 +139,7 @@ def _activations(config: PaLMConfig, recipe: Recipe, mesh: Mesh) -> tuple[int, i
     again = {True: whole, "feedforward": feedforward, False: 0}[recipe.remat]
     logits = positions * config.num_tokens // ways(config, mesh, "vocab")
     return (
-        positions * (again + whole),
+        positions * (again + whole + 3 * w * config.dim),
         3 * w * min(logits, MOST_LOGITS),
         positions * config.depth * kept,
     )

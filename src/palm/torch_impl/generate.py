@@ -16,10 +16,9 @@ from palm.spec.tokens import check_tokens
 from palm.torch_impl.decode import layers_of, output_of
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import widen
-from palm.torch_impl.pieces import gathered
 from palm.torch_impl.position import masked_scores
 from palm.torch_impl.shapes import Chances, Each, Next
-from palm.torch_impl.weights import to_array
+from palm.torch_impl.weights import gathered, to_array
 from palm.torch_impl.wrapped import check_plain, settled
 from palm.tracing.turns import shared
 

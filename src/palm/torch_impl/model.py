@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from palm.config import PaLMConfig
-from palm.errors import TokenError
+from palm.errors import BackendError, TokenError
 from palm.recipes import Remat, check_remat
 from palm.spec.parameters import parameters
 from palm.spec.taps import Tap, untapped
@@ -21,6 +21,7 @@ from palm.torch_impl.attention import check_path
 from palm.torch_impl.block import Block, recomputed
 from palm.torch_impl.linear import Linear, linear
 from palm.torch_impl.norm import Norm
+from palm.torch_impl.pieces import is_placed
 from palm.torch_impl.position import Rotation, alibi_slopes, rotation_table
 from palm.torch_impl.private import transformed
 from palm.torch_impl.shapes import Features, Hidden, Logits, Scores, Tokens
@@ -73,11 +74,17 @@ class PaLM(nn.Module):
         "feedforward" that part of them; `features` gives what the output layer reads, (..., n, d), instead
         of logits. `tap(name, value)` is called with every tap of `palm.activations`, in dataflow order, and
         returns what stands for it from there on; what is computed again is tapped again.
-        Shapes: (..., n) -> (..., n, v). Raises `ConfigError` for another `remat`, and `TokenError`. Ids on an
-        accelerator are not read, for the host would wait for it, nor are those inside torch.compile and the
-        transforms of torch.func: there an id outside the vocabulary makes the logits of its sequence NaN.
+        Shapes: (..., n) -> (..., n, v). Raises `ConfigError` for another `remat`, `TokenError`, and
+        `BackendError` for a model on a mesh, which palm's functions take. Ids on an accelerator are not read,
+        for the host would wait for it, nor are those inside torch.compile and the transforms of torch.func:
+        there an id outside the vocabulary makes the logits of its sequence NaN.
         """
         check_remat(remat)
+        if not torch.compiler.is_compiling() and is_placed(self.embedding.weight):
+            raise BackendError(
+                "a model must have whole weights to be called; got one whose weights lie on a mesh. "
+                'Call palm.convert(model, backend="torch") in all of them, for a whole one.'
+            )
         x = tap("embed", self._embedded(tokens))
         rotation, slopes = self.positions(tokens.shape[-1], x)
         for i, block in enumerate(self.blocks):

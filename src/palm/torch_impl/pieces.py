@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from palm.config import PaLMConfig
 from palm.errors import BackendError
 from palm.spec.mesh import Cut, Mesh, MeshAxis, cuts
-from palm.torch_impl.model import PaLM
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -42,20 +42,31 @@ def own_device(mesh: DeviceMesh) -> torch.device:
     return torch.device(mesh.device_type)
 
 
-def stored_cuts(model: PaLM, mesh: DeviceMesh) -> dict[str, tuple[Cut, ...]]:
+def stored_cuts(model: nn.Module, config: PaLMConfig, mesh: DeviceMesh) -> dict[str, tuple[Cut, ...]]:
     """For each parameter of the table, how this wing's tensor of it is cut."""
     return {
         name: cut[::-1] if isinstance(model.get_submodule(name), nn.Linear) else cut
-        for name, cut in cuts(model.config, mesh_of_processes(mesh)).items()
+        for name, cut in cuts(config, mesh_of_processes(mesh)).items()
     }
 
 
-def own_piece(tensor: Tensor, cut: tuple[Cut, ...], mesh: DeviceMesh) -> Tensor:
-    """This process's piece of a whole tensor; a copy, so that the whole one can go."""
-    for dimension, axis in enumerate(cut):
-        if axis is not None:
-            tensor = tensor.chunk(mesh.size(_number(axis)), dimension)[mesh.get_local_rank(axis)]
-    return tensor.clone(memory_format=torch.contiguous_format)
+def own_part(cut: tuple[Cut, ...], shape: tuple[int, ...], mesh: DeviceMesh | None) -> tuple[slice, ...]:
+    """Which part of a tensor of that shape this process has; all of it, if there is no mesh."""
+    found = []
+    for axis, size in zip(cut, shape, strict=True):
+        if axis is None or mesh is None:
+            found.append(slice(0, size))
+        else:
+            count, rank = size // mesh.size(_number(axis)), mesh.get_local_rank(axis)
+            found.append(slice(rank * count, (rank + 1) * count))
+    return tuple(found)
+
+
+def is_owner(cut: tuple[Cut, ...], mesh: DeviceMesh | None) -> bool:
+    """Whether this process is the first of those that have the same part of a tensor."""
+    return mesh is None or not any(
+        mesh.get_local_rank(axis) for axis in mesh.mesh_dim_names or () if axis not in cut
+    )
 
 
 def placed(piece: Tensor, cut: tuple[Cut, ...], mesh: DeviceMesh) -> Tensor:
@@ -91,16 +102,6 @@ def together() -> Iterator[None]:
 def whole(tensor: Tensor) -> Tensor:
     """The whole tensor, for which all processes must call this; itself, if it does not lie on a mesh."""
     return tensor.full_tensor() if is_placed(tensor) else tensor
-
-
-def gathered(model: PaLM) -> PaLM:
-    """A model of whole weights in each process, for which all must call this; itself, if it is one."""
-    if not is_placed(model.embedding.weight):
-        return model
-    plain = PaLM(model.config, attention=model.path, device="meta")
-    state = {name: whole(weight.detach()) for name, weight in model.named_parameters()}
-    plain.load_state_dict(state, assign=True)
-    return plain
 
 
 def summed(x: Tensor, mesh: DeviceMesh, axis: MeshAxis) -> Tensor:

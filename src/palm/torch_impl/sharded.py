@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from palm.recipes import Recipe
-from palm.spec.mesh import BATCH, Cut, check_batch
+from palm.spec.mesh import BATCH, Cut, check_batch, cuts
+from palm.spec.parameters import Parameter
 from palm.spec.taps import Tap, untapped
 from palm.spec.tokens import check_tokens
 from palm.torch_impl.cut import CutPaLM
@@ -22,7 +23,7 @@ from palm.torch_impl.linear import linear
 from palm.torch_impl.loss import cross_entropy, output_loss
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import Norm
-from palm.torch_impl.pieces import mesh_of_processes, own_piece, placed, stored_cuts, summed, together
+from palm.torch_impl.pieces import mesh_of_processes, own_part, placed, stored_cuts, summed, together
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -41,11 +42,13 @@ class Sharded:
         self.on = mesh_of_processes(self.place)
         self._device, self._wide = weight.to_local().device, weight.dtype
         self._compute = getattr(torch, recipe.precision)
-        self._cuts = {f"{name}.weight": cut for name, cut in stored_cuts(model, self.place).items()}
+        self._cuts = {
+            f"{name}.weight": cut for name, cut in stored_cuts(model, model.config, self.place).items()
+        }
         self.params = {name: _local(model.get_parameter(name).detach()) for name in self._cuts}
         self._root = _Objective(_part_of(model, self.place), recipe)
         by_fsdp = self._put_weights()
-        if self._device.type == "cuda":
+        if self._is_compiled():
             for block in self._root.model.blocks:
                 block.forward = torch.compile(block.forward)  # inside of FSDP's hooks, which are not compiled
         if by_fsdp:
@@ -123,9 +126,12 @@ class Sharded:
         """The tensors of which each process has such pieces."""
         return {name: placed(piece, self._cuts[name], self.place) for name, piece in pieces.items()}
 
-    def own_piece(self, name: str, tensor: Tensor) -> Tensor:
-        """This process's piece of what belongs to one of `params`."""
-        return own_piece(tensor, self._cuts[name], self.place)
+    def own_part(self, parameter: Parameter) -> tuple[slice, ...]:
+        """Which part of a tensor in the canonical layout this process has."""
+        return own_part(cuts(self._model.config, self.on)[parameter.name], parameter.shape, self.place)
+
+    def _is_compiled(self) -> bool:
+        return self._device.type == "cuda"
 
     def _put_weights(self) -> dict[nn.Parameter, int]:
         """Give the program its weights. Those that FSDP will share out are meta, with where it cuts them."""

@@ -5,7 +5,7 @@ Letters: b batch, n sequence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +16,8 @@ from torch.func import functional_call
 
 from palm.errors import BackendError
 from palm.recipes import Outcome, Rates, Recipe
-from palm.spec.parameters import parameters
+from palm.spec.boxes import Piece, Sliceable
+from palm.spec.parameters import Parameter, parameters
 from palm.torch_impl.loss import output_loss
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import Norm
@@ -24,7 +25,7 @@ from palm.torch_impl.optimizer import OPTIMIZERS
 from palm.torch_impl.pieces import is_placed
 from palm.torch_impl.private import private_copy
 from palm.torch_impl.sharded import Sharded
-from palm.torch_impl.weights import canonical, is_linear, to_tensor
+from palm.torch_impl.weights import canonical, is_linear, owned, pieces, to_tensor
 from palm.tracing.turns import shared
 
 Arrays = dict[str, np.ndarray]
@@ -107,14 +108,19 @@ class Trainer:
             for name, array in canonical(self.model, self._program.placed(tensors)).items()
         }
 
-    def set_moments(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Inverse of `moments`, of an optimiser that has run."""
+    def pieces(self) -> Iterator[Piece]:
+        """The pieces of weights and moments that this process owns, seen where they are."""
+        yield from pieces(self.model)
         for moment, tensors in self._moments.items():
-            for name in parameters(self.model.config):
-                tensor = to_tensor(arrays[f"{moment}.{name}"])
-                tensor = tensor.T if is_linear(self.model, name) else tensor
-                key = f"{name}.weight"
-                tensors[key].copy_(self._program.own_piece(key, tensor))
+            for piece in owned(self.model, self._program.placed(tensors)):
+                yield piece._replace(name=f"{moment}.{piece.name}")
+
+    def set_moments(self, arrays: Mapping[str, Sliceable]) -> None:
+        """Inverse of `moments`, of an optimiser that has run. Takes of each what this process has."""
+        for moment, tensors in self._moments.items():
+            for name, parameter in parameters(self.model.config).items():
+                tensor = to_tensor(arrays[f"{moment}.{name}"][self._program.own_part(parameter)])
+                tensors[f"{name}.weight"].copy_(tensor.T if is_linear(self.model, name) else tensor)
 
     def _step(self, windows: np.ndarray, rates: Rates) -> Outcome:
         program, count = self._program, self.recipe.accumulate
@@ -199,8 +205,8 @@ class _Whole:
     def placed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return tensors
 
-    def own_piece(self, name: str, tensor: Tensor) -> Tensor:
-        return tensor
+    def own_part(self, parameter: Parameter) -> tuple[slice, ...]:
+        return tuple(slice(0, size) for size in parameter.shape)
 
     def _losses(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """What is minimised, and the cross-entropy in it."""

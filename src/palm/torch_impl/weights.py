@@ -6,7 +6,7 @@ Mirror: palm.jax_impl.weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,23 @@ from torch import Tensor, nn
 
 from palm.config import DType, PaLMConfig
 from palm.errors import BackendError
+from palm.spec.boxes import Piece, Sliceable
+from palm.spec.mesh import Mesh, cuts
 from palm.spec.parameters import DTYPES, Parameter, dtype_name, parameters
 from palm.spec.sizes import check_model
 from palm.torch_impl.attention import choose_path
 from palm.torch_impl.model import PaLM
-from palm.torch_impl.pieces import is_mesh, own_device, own_piece, placed, stored_cuts, whole
+from palm.torch_impl.pieces import (
+    is_mesh,
+    is_owner,
+    is_placed,
+    mesh_of_processes,
+    own_device,
+    own_part,
+    placed,
+    stored_cuts,
+    whole,
+)
 from palm.torch_impl.wrapped import settled, weight_dtypes
 from palm.tracing.turns import shared
 
@@ -27,7 +39,7 @@ from palm.tracing.turns import shared
 @torch.inference_mode(False)  # or autograd would refuse the weights for ever
 def from_arrays(
     config: PaLMConfig,
-    fetch: Callable[[Parameter], np.ndarray],
+    fetch: Callable[[Parameter], Sliceable],
     *,
     dtype: DType,
     device: Any,
@@ -36,7 +48,7 @@ def from_arrays(
     """A model of the weights that `fetch` gives, in `dtype`, for each row of the table, one at a time.
 
     On the device "meta", also by `with torch.device("meta")`, it is only allocated and no weight is fetched.
-    On a mesh of processes, what `device_mesh` gives, each keeps its pieces of the weights alone.
+    On a mesh of processes, what `device_mesh` gives, each takes its pieces of the weights alone.
     """
     mesh = device if is_mesh(device) else None
     target = find_device(device) if mesh is None else own_device(mesh)
@@ -46,15 +58,16 @@ def from_arrays(
     model = PaLM(config, attention=path, device="meta", dtype=getattr(torch, dtype))
     if target.type == "meta":
         return model
-    ways = {} if mesh is None else stored_cuts(model, mesh)
+    canonical_cuts = cuts(config, Mesh() if mesh is None else mesh_of_processes(mesh))
+    ways = {} if mesh is None else stored_cuts(model, config, mesh)
     state = {}
     for name, parameter in parameters(config).items():
-        tensor = to_tensor(fetch(parameter))
+        tensor = to_tensor(fetch(parameter)[own_part(canonical_cuts[name], parameter.shape, mesh)])
         tensor = tensor.T if is_linear(model, name) else tensor
         if mesh is None:
             state[f"{name}.weight"] = tensor.to(target).contiguous()
-        else:
-            piece = own_piece(tensor, ways[name], mesh).to(target)
+        else:  # a copy, so that a whole one can go
+            piece = tensor.clone(memory_format=torch.contiguous_format).to(target)
             state[f"{name}.weight"] = placed(piece, ways[name], mesh)
     model.load_state_dict(state, assign=True)
     return model
@@ -88,6 +101,31 @@ def canonical(model: PaLM, state: dict[str, Tensor], *, copied: bool = True) -> 
 
 
 @shared()
+def pieces(model: PaLM) -> Iterator[Piece]:
+    """The pieces of the model's weights that this process owns, in the canonical layout, seen where they are.
+
+    All processes of a mesh together own each weight once. Raises what `settled` raises.
+    """
+    model = settled(model)
+    state = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return owned(model, state)
+
+
+def owned(model: PaLM, state: dict[str, Tensor]) -> Iterator[Piece]:
+    """The pieces that this process owns of tensors that belong to `model.named_parameters()`."""
+    place = getattr(model.embedding.weight, "device_mesh", None)
+    mesh = place if is_mesh(place) else None
+    ways = cuts(model.config, Mesh() if mesh is None else mesh_of_processes(mesh))
+    for name, parameter in parameters(model.config).items():
+        if not is_owner(ways[name], mesh):
+            continue
+        tensor = state[f"{name}.weight"].detach()
+        array = to_array(tensor.to_local() if is_placed(tensor) else tensor)
+        start = tuple(part.start for part in own_part(ways[name], parameter.shape, mesh))
+        yield Piece(name, start, array.T if is_linear(model, name) else array)
+
+
+@shared()
 def dtype_of(model: PaLM) -> DType:
     """The name of the dtype of the model's weights. Raises `ConfigError` for several, or one palm lacks."""
     return dtype_name(*weight_dtypes(model))
@@ -109,6 +147,16 @@ def find_device(device: torch.device | str | None) -> torch.device:
             'Use "cpu", or a device that is here.'
         ) from None
     return found
+
+
+def gathered(model: PaLM) -> PaLM:
+    """A model of whole weights in each process, for which all must call this; itself, if it is one."""
+    if not is_placed(model.embedding.weight):
+        return model
+    plain = PaLM(model.config, attention=model.path, device="meta")
+    state = {name: whole(weight.detach()) for name, weight in model.named_parameters()}
+    plain.load_state_dict(state, assign=True)
+    return plain
 
 
 def is_on_host(device: Any) -> bool:

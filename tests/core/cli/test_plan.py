@@ -19,7 +19,7 @@ def test_what_fits_is_shown_with_every_part(capsys):
     found = palm.plan("palm-8b", devices=8, memory="80GiB", batch=64)
     first, second, *rows = out.splitlines()
     assert status == 0
-    told = f"{in_units(found.bytes_per_device)} a device; fits 72 GiB, 90% of its memory"
+    told = f"{in_units(found.bytes_per_device)} a device; fits 64 GiB, 80% of its memory"
     assert first == f"palm-8b on 8 devices, data=8: {told}"
     assert second == "64 × 2,048 tokens, bfloat16, remat=True, accumulate=1"
     shown = dict(re.split(" {2,}", row.strip()) for row in rows if row.strip())
@@ -28,6 +28,8 @@ def test_what_fits_is_shown_with_every_part(capsys):
         *map(in_units, of.to_dict().values()),
         in_units(of.total),
         in_units(found.cache_bytes),
+        in_units(found.traffic.gathered),
+        in_units(found.traffic.reduced),
     ]
 
 
@@ -37,7 +39,7 @@ def test_what_does_not_fit_says_why_and_what_would_and_has_a_status(capsys):
     )
     found = palm.plan("palm-8b", devices=8, memory="40GiB", batch=64, remat=False)
     assert status == 1
-    assert "does not fit 36 GiB" in out
+    assert "does not fit 32 GiB" in out
     for line in (*found.reasons, *found.remedies):
         assert f"  {line}\n" in out
 

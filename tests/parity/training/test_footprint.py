@@ -46,7 +46,7 @@ def compiled(config: palm.PaLMConfig, training: Recipe) -> Any:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["tiny", "small"])
 def test_a_step_takes_what_is_planned(name, precision, remat):
-    """The state exactly; the rest within a factor of 1.5, in bfloat16 2.2.
+    """The state exactly; the rest within a factor of 1.5, in bfloat16 1.9.
 
     On a CPU XLA computes in float32 what is asked for in bfloat16, and keeps both.
     """
@@ -54,7 +54,7 @@ def test_a_step_takes_what_is_planned(name, precision, remat):
     told, found = planned(config, training), compiled(config, training)
     assert found.argument_size_in_bytes == pytest.approx(told.state, rel=0.02)
     factor = (told.total - told.state) / found.temp_size_in_bytes
-    assert 1 / (1.5 if precision == "float32" else 2.2) < factor < 1.5
+    assert 1 / (1.5 if precision == "float32" else 1.9) < factor < 1.5
 
 
 @pytest.mark.whole
