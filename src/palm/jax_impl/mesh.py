@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-from jax.experimental import mesh_utils
-from jax.sharding import AxisType
 
 from palm.errors import BackendError
-from palm.jax_impl.sharding import is_own
+from palm.jax_impl.sharding import arranged, is_own
 from palm.spec.mesh import Mesh
 
 
@@ -25,9 +23,7 @@ def device_mesh(mesh: Mesh) -> jax.sharding.Mesh:
             f"mesh={mesh}, which is {mesh.size}. Change the mesh, or start more or fewer processes with "
             "jax.distributed.initialize."
         )
-    shape = tuple(mesh.shape.values())
-    grid = mesh_utils.create_device_mesh(shape, devices[: mesh.size], allow_split_physical_axes=True)
-    return jax.sharding.Mesh(grid, tuple(mesh.shape), axis_types=(AxisType.Auto,) * len(shape))
+    return arranged(mesh, devices[: mesh.size])
 
 
 def mesh_of_model(model: Any) -> Mesh:
