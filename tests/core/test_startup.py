@@ -24,6 +24,7 @@ DEAR = (
     "palm.cli.record",
     "palm.cli.models",
     "palm.cli.text",
+    "palm.cli.data",
     "palm.training.train",
 )
 REPORT = """
@@ -92,6 +93,7 @@ def test_help_and_version_load_no_command():
         ("record", "palm.cli.record"),
         ("train", "palm.cli.train"),
         ("generate", "palm.cli.text"),
+        ("data", "palm.cli.data"),
         ("import", "palm.cli.models"),
     ],
 )

@@ -12,7 +12,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -213,6 +212,7 @@ def uses(cell: dict[str, Any]) -> dict[str, Any]:
         np.abs(jax_impl.sharding.fetched(many(ids[0])) - np.asarray(one(ids[0]))).max()
     )
     found["whole"] = apart(palm.to_numpy(many), palm.to_numpy(one))
+    jax_impl.square_product(many, 16)()
     trainer = jax_impl.Trainer(many, recipe_of(cell))
     place, path = trainer.placement
     found["placement"] = [str(dict(place.shape)), path]
@@ -299,7 +299,6 @@ WHAT: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
     cells, several = json.loads(sys.argv[1]), sys.argv[2:]
     jax.config.update("jax_num_cpu_devices", 2 if several else 4)
     jax.config.update("jax_enable_x64", True)

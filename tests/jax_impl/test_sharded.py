@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from cases import ROOT, assert_explains
 
 import palm
 from palm import jax_impl
+from palm.jax_impl.sharding import _grid
 from palm.spec.mesh import Mesh
 
 EXACT, WEIGHTS = 1e-13, 1e-12
@@ -51,9 +53,11 @@ def run(*asked: dict[str, Any], processes: int = 1, timeout: float = 1800) -> li
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         several = [[str(rank), port] for rank in range(processes)]
+    # XLA ends a process whose devices wait for one another for more than 40 seconds: a busy machine is slow.
+    flags = "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=900"
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     started = [
-        subprocess.Popen([*command, *own], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for own in several
+        subprocess.Popen([*command, *own], env={**os.environ, "XLA_FLAGS": flags}, **pipes) for own in several
     ]
     try:
         told = [process.communicate(timeout=timeout) for process in started]
@@ -205,6 +209,26 @@ def test_a_mesh_of_more_devices_than_there_are_is_refused():
     with pytest.raises(palm.BackendError) as raised:
         jax_impl.device_mesh(Mesh(data=64, model=2))
     assert_explains(raised, "mesh must be of at most", "got mesh=data=64,model=2", "Change the mesh")
+
+
+class Chip:
+    """A device as `mesh_utils` sees it, in one of several slices."""
+
+    platform = device_kind = "cpu"
+    process_index = 0
+
+    def __init__(self, number: int, slice_index: int) -> None:
+        self.id, self.slice_index = number, slice_index
+
+
+def test_each_slice_of_several_is_a_pod():
+    chips = [Chip(number, number % 2) for number in range(8)]
+    grid = _grid(Mesh(pod=2, data=2, model=2), chips)
+    assert grid.shape == (2, 2, 2)
+    for pod in grid:
+        assert len({chip.slice_index for chip in pod.flat}) == 1
+    near = _grid(Mesh(pod=2, data=2, model=2), [Chip(number, 0) for number in range(8)])
+    assert [chip.id for chip in near.flat] == list(range(8))  # the control: one slice, in JAX's order
 
 
 def test_a_mesh_of_one_device_is_that_device():

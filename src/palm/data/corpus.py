@@ -18,7 +18,6 @@ import numpy as np
 from palm.data.files import (
     File,
     Part,
-    files_below,
     hash_file,
     hash_files,
     hash_folder,
@@ -30,7 +29,7 @@ from palm.data.files import (
     size_of,
 )
 from palm.data.pieces import digest_of_ids, dtype_of, encode_span, spans_of
-from palm.data.shards import is_shards, read_shards
+from palm.data.shards import is_shards, read_shards, texts_below
 from palm.data.text import to_bytes
 from palm.data.tokenizer import ByteTokenizer, Tokenizer
 from palm.errors import DataError
@@ -146,7 +145,7 @@ def open_corpus(data: Data, tokenizer: Tokenizer | None = None, *, name: str | N
 
 
 def _of_folder(path: Path, name: str, tokenizer: Tokenizer | None) -> Corpus:
-    files = {file.relative_to(path).as_posix(): open_file(file) for file in files_below(path)}
+    files = texts_below(path)
 
     def content() -> str:
         found = hash_files(file.path for file in files.values())

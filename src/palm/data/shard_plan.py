@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from palm.data.files import File, files_below, open_file, refusal
+from palm.data.files import File, open_file, refusal
 from palm.data.pieces import Span, cuts, spans_of
-from palm.data.shards import is_shards
+from palm.data.shards import is_shards, texts_below
 
 # A shard has at least so many bytes of text, unless it has so many files; a folder has so many shards.
 SHARD_BYTES, SHARD_FILES, MOST_SHARDS = 1 << 26, 1 << 14, 1 << 17
@@ -18,7 +18,7 @@ def sources_of(path: Path) -> dict[str, File]:
     if path.is_dir():
         if is_shards(path):
             raise refusal("text to tokenize", path, "These are shards already: train on them.")
-        found = {file.relative_to(path).as_posix(): open_file(file) for file in files_below(path)}
+        found = texts_below(path)
     else:
         if path.suffix == ".npy":
             raise refusal("text to tokenize", path, "These are ids already: train on them.")

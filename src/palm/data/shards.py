@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from palm.data.files import File, hash_files, refusal, unreadable
+from palm.data.files import File, files_below, hash_files, open_file, refusal, unreadable
 from palm.data.pieces import digest_of_ids
 from palm.data.tokenizer import ByteTokenizer, Tokenizer
 from palm.data.tokenizer_file import FILES, FileTokenizer, read_tokenizer_file
@@ -63,6 +63,18 @@ def shard_name(index: int) -> str:
 def is_shards(folder: Path) -> bool:
     """Whether the folder has shards, or had: a text would not have such names."""
     return any((folder / name).exists() for name in (MANIFEST, JOURNAL, shard_name(0)))
+
+
+def texts_below(folder: Path) -> dict[str, File]:
+    """The files of a folder of text by name, in their order.
+
+    Raises `DataError` for one that cannot be read, and for shards further down: they are no text.
+    """
+    files = files_below(folder)
+    for file in files:
+        if file.name in (MANIFEST, JOURNAL):
+            raise refusal("text alone", folder, f"There are shards in it: name their folder, {file.parent}.")
+    return {file.relative_to(folder).as_posix(): open_file(file) for file in files}
 
 
 def read_shards(folder: Path) -> Shards:

@@ -68,14 +68,17 @@ def _mean_loss(settings: _Settings, features: Array, weight: Array, targets: Arr
     rows, targets, weight = features.reshape(-1, features.shape[-1]), targets.reshape(-1), in_columns(weight)
     if len(rows) * _held(weight) > MOST_LOGITS:
         return _in_parts(settings, rows, weight, targets)
-    logits = linear(rows, weight) * settings.scale
-    losses, log_z = _losses(logits, targets, settings.num_tokens)
+    losses, log_z = _losses(_logits(rows, weight, settings), targets, settings.num_tokens)
     loss, z = losses.mean(), jnp.square(log_z).mean()
     return loss + settings.z_loss * z, lax.stop_gradient(loss)
 
 
+def _logits(rows: Array, weight: Array, settings: _Settings) -> Array:
+    return laid(linear(rows, weight) * settings.scale, "model")
+
+
 def _losses(logits: Array, targets: Array, num_tokens: int) -> tuple[Array, Array]:
-    wide = laid(widen(logits), "model")
+    wide = widen(logits)
     if wide.shape[-1] > num_tokens:
         wide = jnp.where(jnp.arange(wide.shape[-1]) < num_tokens, wide, -jnp.inf)
     log_z = logsumexp(wide, axis=-1)
@@ -132,8 +135,7 @@ def _part(
     weight: Array, rows: Array, targets: Array, share: Array, *, settings: _Settings
 ) -> tuple[Array, Array]:
     """Of some rows, each of which is `share` of the mean: their part of objective and cross-entropy."""
-    logits = linear(rows, weight) * settings.scale
-    losses, log_z = _losses(logits, targets, settings.num_tokens)
+    losses, log_z = _losses(_logits(rows, weight, settings), targets, settings.num_tokens)
     return (share * (losses + settings.z_loss * jnp.square(log_z))).sum(), (share * losses).sum()
 
 

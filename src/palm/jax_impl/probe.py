@@ -15,7 +15,7 @@ from jax import Array
 
 from palm.jax_impl.loss import next_token_loss
 from palm.jax_impl.model import PaLM
-from palm.jax_impl.sharding import fetched, share_out
+from palm.jax_impl.sharding import fetched, on_each, share_out
 from palm.jax_impl.weights import canonical
 from palm.jax_impl.wrapped import check_taps, settled
 from palm.recipes import Remat
@@ -76,8 +76,11 @@ def device_name(model: PaLM) -> str:
 
 
 def square_product(model: PaLM, size: int) -> Callable[[], None]:
-    """Multiplies a float32 matrix by itself where the model is, with the threads that train it. Blocks."""
-    matrix = jax.device_put(np.ones((size, size), np.float32), model.embedding.weight.sharding)
+    """Multiplies a float32 matrix by itself where the model is, with the threads that train it. Blocks.
+
+    On a mesh all devices do so at once, each with a matrix of its own.
+    """
+    matrix = on_each(np.ones((size, size), np.float32), model.embedding.weight)
     product = jax.jit(jnp.matmul)
 
     def multiply() -> None:

@@ -26,9 +26,10 @@ Attend = Callable[[Array, Array, Array, Array | None], Array]
 T = TypeVar("T")
 
 
-def mesh_on(x: Array) -> jax.sharding.Mesh | None:
+def mesh_on(x: Any) -> jax.sharding.Mesh | None:
     """The mesh of pod, data and model that an array outside of a program lies on, if it does."""
-    sharding = None if isinstance(x, jax.core.Tracer) else x.sharding
+    # A tracer's mesh is abstract, and NumPy's arrays, which a model may have too, are on none.
+    sharding = getattr(x, "sharding", None)
     mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
     return mesh if isinstance(mesh, jax.sharding.Mesh) and is_own(mesh) else None
 
@@ -89,6 +90,15 @@ def share_out(ids: np.ndarray, weight: Array, *, axis: int = 0) -> np.ndarray | 
     even = ids.ndim > axis + 1 and ids.shape[axis] % _replicas(mesh) == 0
     spec = PartitionSpec(*[None] * axis, BATCH) if even else PartitionSpec()
     return jax.make_array_from_callback(ids.shape, NamedSharding(mesh, spec), lambda at: ids[at])
+
+
+def on_each(array: np.ndarray, weight: Array) -> Array:
+    """The array where a weight is; on a mesh one on each device. Shapes: (...) -> (...) or (devices, ...)."""
+    mesh = mesh_on(weight)
+    if mesh is None:
+        return jax.device_put(array, weight.sharding)
+    place = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    return jax.make_array_from_callback((mesh.size, *array.shape), place, lambda _: array[None])
 
 
 def fetched(x: Array) -> np.ndarray:
@@ -189,7 +199,8 @@ def _cut(x: Array, spec: PartitionSpec) -> Array:
 
 def _batch(mesh: AbstractMesh, shape: tuple[int, ...], own: int) -> tuple[tuple[str, ...], ...]:
     """How a batch dimension before the `own` last ones is cut, if there is one and it can be."""
-    is_shared = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))["data"] == AxisType.Auto
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    is_shared = all(types[axis] == AxisType.Auto for axis in BATCH)
     return (BATCH,) if is_shared and len(shape) > own and shape[0] % _replicas(mesh) == 0 else ()
 
 
@@ -202,7 +213,17 @@ def _replicas(mesh: jax.sharding.Mesh | AbstractMesh) -> int:
 
 
 def arranged(mesh: Mesh, devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
-    """JAX's mesh of these axes, with neighbours in `model` near each other where the network has a shape."""
-    shape = tuple(mesh.shape.values())
-    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return jax.sharding.Mesh(grid, tuple(mesh.shape), axis_types=(AxisType.Auto,) * len(shape))
+    """JAX's mesh of these axes, with neighbours in `model` near each other where the network has a shape.
+
+    Where a TPU's devices are of several slices, which another network joins, each slice is a pod.
+    """
+    types = (AxisType.Auto,) * len(mesh.shape)
+    return jax.sharding.Mesh(_grid(mesh, devices), tuple(mesh.shape), axis_types=types)
+
+
+def _grid(mesh: Mesh, devices: Sequence[jax.Device]) -> np.ndarray:
+    if len({getattr(device, "slice_index", 0) for device in devices}) == 1:
+        shape = tuple(mesh.shape.values())
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    within, among = (1, mesh.data, mesh.model), (mesh.pod, 1, 1)
+    return mesh_utils.create_hybrid_device_mesh(within, among, devices, allow_split_physical_axes=True)

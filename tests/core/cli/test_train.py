@@ -2,9 +2,11 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tyro
 from cases import ROOT
+from shards import write_rows
 
 from palm import ConfigError, preset
 from palm.checkpoint.checkpoint import load_arrays
@@ -40,6 +42,13 @@ def test_the_tokenizer_sets_the_vocabulary_unless_it_is_given(words, num_tokens,
     assert weights is None
     with pytest.raises(ConfigError, match="num_tokens must be at least 300, the vocabulary of tokenizer="):
         _model(asked("--tokenizer", TOKENIZER, "--num-tokens", "299"), TEXT)
+
+
+@pytest.mark.parametrize(("words", "num_tokens"), [([], 300), (["--num-tokens", "512"], 512)])
+def test_shards_set_the_vocabulary_even_if_nothing_reads_their_tokenizer(words, num_tokens, tmp_path):
+    shards = open_corpus(write_rows(tmp_path / "shards", [np.arange(5)], 300))
+    config, _ = _model(asked("--preset", "tiny", *words), shards)
+    assert config == preset("tiny", num_tokens=num_tokens)
 
 
 @pytest.mark.parametrize("path", [RUN, RUN / "best", RUN / "step-00000004"])

@@ -12,6 +12,7 @@ from shards import TOKENIZER, seal, write_rows
 
 from palm import DataError
 from palm.data.corpus import open_corpus
+from palm.data.sharding import write_shards
 from palm.data.shards import JOURNAL, MANIFEST, shard_name
 from palm.data.tokenizer import ByteTokenizer
 from palm.data.tokenizer_file import FileTokenizer
@@ -141,6 +142,16 @@ def test_shards_without_their_manifest_are_no_text(folder):
     with pytest.raises(DataError) as raised:
         open_corpus(folder)
     assert_explains(raised, f"with its {MANIFEST}", str(folder), "Restore")
+
+
+@pytest.mark.parametrize("name", [MANIFEST, JOURNAL])
+def test_shards_further_down_are_no_text(folder, name):
+    (folder.parent / "text").touch()
+    (folder / MANIFEST).rename(folder / name)
+    for ask in (open_corpus, lambda path: write_shards(path, "bytes", path.with_name("out"))):
+        with pytest.raises(DataError) as raised:
+            ask(folder.parent)
+        assert_explains(raised, "data must be text alone", str(folder.parent), f"their folder, {folder}")
 
 
 def test_shards_that_are_not_all_written_are_no_corpus(folder):
