@@ -15,7 +15,7 @@ import palm
 from palm.spec.mesh import mesh_of
 from palm.spec.parameters import initial_value, numpy_dtype
 from palm.spec.rounding import rms, rounding_bound, rounding_ratio
-from palm.torch_impl import Linear, Norm, Trainer, device_mesh, from_arrays, is_first, loss, mesh_of_model
+from palm.torch_impl import Linear, Trainer, device_mesh, from_arrays, is_first, loss, mesh_of_model
 from palm.torch_impl import to_arrays as arrays_of
 from palm.torch_impl.cut import CutPaLM, SpreadLinear
 from palm.torch_impl.sharded import Sharded
@@ -144,18 +144,7 @@ def _slopes_of_all(model: CutPaLM, length: int, x: torch.Tensor) -> Any:
         return POSITIONS(model, length, x)
 
 
-def _narrow_norm(norm: Norm, x: torch.Tensor) -> torch.Tensor:
-    """A norm whose scale FSDP has cast, as its policy casts what it is not told to leave."""
-    kept = norm.weight
-    del norm.weight
-    norm.weight = kept.to(x.dtype)
-    result = NORM(norm, x)
-    del norm.weight
-    norm.weight = kept
-    return result
-
-
-TOKENS, POSITIONS, NORM = Sharded.tokens, CutPaLM.positions, Norm.forward
+TOKENS, POSITIONS = Sharded.tokens, CutPaLM.positions
 # Each thing that must be done on a mesh, left undone.
 CONTROLS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "keys whose gradient is of one process's heads": partial(
@@ -178,7 +167,6 @@ CONTROLS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         "entropy",
         lambda self, logits, targets: loss.cross_entropy(logits, targets % logits.shape[-1]),
     ),
-    "norm scales are narrow": partial(patch.object, Norm, "forward", _narrow_norm),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import shutil
@@ -11,9 +12,11 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
+from torch.distributed import fsdp
 
 import palm
 from palm import torch_impl
@@ -23,7 +26,9 @@ from palm.checkpoint.team import Team, save_pieces
 from palm.spec.mesh import Mesh, mesh_of
 from palm.spec.parameters import initial_value
 from palm.torch_impl import Trainer, device_mesh, from_arrays, is_first, mesh_of_model
+from palm.torch_impl.cut import CutBlock
 
+FORWARD, POLICY = CutBlock.forward, fsdp.MixedPrecisionPolicy
 EVEN = {"num_tokens": 16, "dim": 8, "depth": 2, "heads": 4, "dim_head": 4, "ff_mult": 2}
 CONFIG = palm.PaLMConfig(**EVEN).resolve("torch")
 RECIPE = palm.recipe("adamw", precision="float64", batch=4, length=6, steps=9, warmup=2)
@@ -40,9 +45,9 @@ def build(device: Any) -> Any:
     )
 
 
-def learn(trainer: Any, steps: range) -> Any:
+def learn(trainer: Any, steps: range, recipe: palm.Recipe = RECIPE) -> Any:
     for step in steps:
-        outcome = trainer.step(WINDOWS[step - 1], RECIPE.rates(step))
+        outcome = trainer.step(WINDOWS[step - 1], recipe.rates(step))
     return outcome
 
 
@@ -162,6 +167,35 @@ def only_the_first_is_first() -> list[Any]:
     told: list[Any] = [None] * 4
     torch.distributed.all_gather_object(told, is_first())
     return told
+
+
+def what_stays_wide() -> list[dict[str, list[str]]]:
+    """The dtypes of what blocks compute with in bfloat16; then if FSDP casts inputs as it does by itself."""
+    config = dataclasses.replace(CONFIG, positions="rotary")
+    recipe = dataclasses.replace(RECIPE, precision="bfloat16")
+    found = []
+    for casts in (False, True):
+        seen: dict[str, set[str]] = {"norms": set(), "rotation": set(), "matrices": set(), "x": set()}
+
+        def watched(self: Any, x: Any, rotation: Any, *rest: Any, seen: Any = seen) -> Any:
+            for name, tensor in {
+                "norms": self.norm.weight,
+                "rotation": rotation[0],
+                "matrices": self.feedforward.up.weight,
+                "x": x,
+            }.items():
+                seen[name].add(str(tensor.dtype))
+            return FORWARD(self, x, rotation, *rest)
+
+        def policy(casts: bool = casts, **options: Any) -> Any:
+            return POLICY(**{**options, "cast_forward_inputs": casts})
+
+        with patch.object(CutBlock, "forward", watched), patch.object(fsdp, "MixedPrecisionPolicy", policy):
+            mesh = device_mesh(mesh_of("data=2,model=2"))
+            model = palm.build(config, backend="torch", device=mesh)
+            learn(Trainer(model, recipe), range(1, 3), recipe)
+        found.append({name: sorted(dtypes) for name, dtypes in seen.items()})
+    return found
 
 
 def errors() -> dict[str, str]:

@@ -27,6 +27,7 @@ def found() -> Any:
             "each_saves_and_reads_its_own_pieces",
             "a_number_of_one_process_stops_all",
             "only_the_first_is_first",
+            "what_stays_wide",
             "errors",
         ],
     )
@@ -67,6 +68,13 @@ def test_a_number_of_one_process_that_is_not_finite_stops_all(found):
 def test_only_the_first_process_is_first(found):
     assert found["only_the_first_is_first"] == [True, False, False, False]
     assert torch_impl.is_first()
+
+
+def test_norm_scales_and_rotary_tables_stay_wide(found):
+    ours, by_itself = found["what_stays_wide"]
+    narrow, wide = ["torch.bfloat16"], ["torch.float32"]
+    assert ours == {"norms": wide, "rotation": wide, "matrices": narrow, "x": narrow}
+    assert by_itself["rotation"] == narrow
 
 
 def test_what_users_do_wrong_is_said(found):
