@@ -25,10 +25,10 @@ from palm.checkpoint.progress import load_progress
 from palm.checkpoint.team import Team, save_pieces
 from palm.spec.mesh import Mesh, mesh_of
 from palm.spec.parameters import initial_value
-from palm.torch_impl import Trainer, device_mesh, from_arrays, is_first, mesh_of_model
+from palm.torch_impl import Norm, Trainer, device_mesh, from_arrays, is_first, mesh_of_model, sharded
 from palm.torch_impl.cut import CutBlock
 
-FORWARD, POLICY = CutBlock.forward, fsdp.MixedPrecisionPolicy
+FORWARD, POLICY, NORM, SUMMED = CutBlock.forward, fsdp.MixedPrecisionPolicy, Norm.forward, sharded.summed
 EVEN = {"num_tokens": 16, "dim": 8, "depth": 2, "heads": 4, "dim_head": 4, "ff_mult": 2}
 CONFIG = palm.PaLMConfig(**EVEN).resolve("torch")
 RECIPE = palm.recipe("adamw", precision="float64", batch=4, length=6, steps=9, warmup=2)
@@ -167,6 +167,27 @@ def only_the_first_is_first() -> list[Any]:
     told: list[Any] = [None] * 4
     torch.distributed.all_gather_object(told, is_first())
     return told
+
+
+def copies_stay_alike() -> list[bool]:
+    """Each process rounds in its own way: are its copies those of the others, with and without their mean?"""
+
+    def rounded(norm: Norm, x: torch.Tensor) -> torch.Tensor:
+        return NORM(norm, x + 1e-6 * int(os.environ["RANK"]) * x.sin())
+
+    def left(x: torch.Tensor, mesh: Any, axis: Any) -> torch.Tensor:
+        return x * 2 if axis == "model" else SUMMED(x, mesh, axis)
+
+    alike = []
+    for summed in (SUMMED, left):
+        with patch.object(Norm, "forward", rounded), patch.object(sharded, "summed", summed):
+            trainer = Trainer(build(device_mesh(mesh_of("model=4"))), RECIPE)
+            learn(trainer, range(1, 3))
+        scale = trainer.model.get_parameter("blocks.0.norm.weight").to_local()
+        told: list[Any] = [None] * 4
+        torch.distributed.all_gather_object(told, scale.tolist())
+        alike.append(told == [told[0]] * 4)
+    return alike
 
 
 def what_stays_wide() -> list[dict[str, list[str]]]:

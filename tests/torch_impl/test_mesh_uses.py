@@ -27,6 +27,7 @@ def found() -> Any:
             "each_saves_and_reads_its_own_pieces",
             "a_number_of_one_process_stops_all",
             "only_the_first_is_first",
+            "copies_stay_alike",
             "what_stays_wide",
             "errors",
         ],
@@ -68,6 +69,10 @@ def test_a_number_of_one_process_that_is_not_finite_stops_all(found):
 def test_only_the_first_process_is_first(found):
     assert found["only_the_first_is_first"] == [True, False, False, False]
     assert torch_impl.is_first()
+
+
+def test_copies_of_a_weight_stay_alike_however_each_process_rounds(found):
+    assert found["copies_stay_alike"] == [True, False]
 
 
 def test_norm_scales_and_rotary_tables_stay_wide(found):

@@ -88,6 +88,9 @@ class Sharded:
         for (_, cut), grad in zip(self._cuts.items(), grads, strict=True):
             for axis in BATCH if "data" not in cut else ():
                 summed(grad, self.place, axis)
+            if "model" not in cut:
+                # The same in all, but for kernels that sum in any order: copies of a weight must stay alike.
+                summed(grad, self.place, "model").div_(self._on.model)
         squares = self._squares(grads)
         mean = loss.to(squares.dtype) / self.on.size
         found = self._sum_of_all(torch.cat([mean[None], squares]))
