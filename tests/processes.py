@@ -21,6 +21,9 @@ from typing import Any
 
 from cases import ROOT
 
+# More processes than a machine has GPUs.
+ON_CPUS = {"CUDA_VISIBLE_DEVICES": ""}
+
 
 def run_processes(count: int, module: str, argument: Any, *, timeout: float = 300) -> Any:
     """What `MODULE.main(argument)` gives in the first of `count` processes.
@@ -38,7 +41,7 @@ def start_processes(
     """The exit codes of the processes, in the order of their ranks, and what they printed."""
     command = [sys.executable, str(Path(__file__)), str(count), module, json.dumps(argument)]
     paths = os.pathsep.join(str(ROOT / folder) for folder in ("src", "tests", "tests/torch_impl"))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    environment = {**os.environ, **ON_CPUS, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     parent = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cases import small
-from processes import run_processes, start_processes
+from processes import ON_CPUS, run_processes, start_processes
 
 from palm import torch_impl
 from palm.errors import BackendError
@@ -140,7 +141,8 @@ def test_torchrun_starts_and_ends_the_processes(tmp_path, how):
     file = tmp_path / "learn.py"
     file.write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(file), how]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    environment = {**os.environ, **ON_CPUS}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
     assert done.stdout.count("loss ") == (how == "learns")
     assert (done.returncode == 0) == (how == "learns")
     assert ("MemoryError: out of memory" in done.stderr) == (how == "fails")
