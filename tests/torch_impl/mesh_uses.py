@@ -241,7 +241,7 @@ def message(call: Callable[[], Any]) -> str:
 
 def one_process_fails(how: str) -> str:
     """What the others say of it."""
-    torch_impl.mesh.TIMEOUT = timedelta(seconds=8)
+    torch_impl.mesh.TIMEOUT = torch_impl.processes.TIMEOUT = timedelta(seconds=8)
     trainer = Trainer(build(device_mesh(mesh_of("data=2"))), RECIPE)
     learn(trainer, range(1, 3))
     if os.environ["RANK"] == "1":

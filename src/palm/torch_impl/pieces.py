@@ -83,7 +83,7 @@ def together() -> Iterator[None]:
     """What all processes do together: if one of them is gone, the others end with an error that says so.
 
     Raises `BackendError` then. Without torchrun, which ends them all, a process that neither goes on nor ends
-    is given up after `palm.torch_impl.mesh.TIMEOUT`.
+    is given up after `palm.torch_impl.processes.TIMEOUT`.
     """
     try:
         yield

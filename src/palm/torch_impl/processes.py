@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from palm.errors import BackendError
+from palm.torch_impl.pieces import together
 
 # A process that waits for another one so long takes it for lost: a batch takes seconds, a checkpoint minutes.
 TIMEOUT = timedelta(minutes=10)
@@ -47,16 +48,22 @@ def several() -> bool:
     return is_joined() and dist.get_world_size() > 1
 
 
+@together()
 def agreed(flag: bool) -> bool:
-    """Whether the flag is set in any of the processes. All of them must ask."""
+    """Whether the flag is set in any of the processes. All of them must ask.
+
+    Raises `BackendError` where one of them is gone.
+    """
     if not several():
         return flag
-    found = torch.tensor(int(flag))  # on the CPU, by Gloo
+    on_cpu = "gloo" in dist.get_backend_config()  # a user may have joined them by NCCL alone
+    found = torch.tensor(int(flag), device="cpu" if on_cpu else "cuda")
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return bool(found)
 
 
+@together()
 def wait() -> None:
-    """Return once all processes have come here."""
+    """Return once all processes have come here. Raises `BackendError` where one of them is gone."""
     if several():
         dist.barrier()
