@@ -90,7 +90,7 @@ class Sharded:
                 summed(grad, self.place, axis)
             if "model" not in cut:
                 # The same in all, but for kernels that sum in any order: copies of a weight must stay alike.
-                summed(grad, self.place, "model").div_(self._on.model)
+                summed(grad, self.place, "model").div_(self.on.model)
         squares = self._squares(grads)
         mean = loss.to(squares.dtype) / self.on.size
         found = self._sum_of_all(torch.cat([mean[None], squares]))
