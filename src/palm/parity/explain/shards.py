@@ -33,6 +33,8 @@ def of_processes(side: Recording, name: str, right: np.ndarray) -> Iterator[Know
         for rank, value in enumerate(_of_heads(side, int(name.split(".")[1]), kind, mesh)):
             detail = f"the gradient is that of the query heads of process {rank} along model alone"
             yield "k/v gradients partial", detail, value, _PARTIAL
+        mean = "the gradient is the mean over the processes along model, each with its own heads, not the sum"
+        yield "k/v gradients partial", mean, right / mesh.model, _PARTIAL
     for replica, value in enumerate(_of_rows(side, name, mesh)):
         axis = " and ".join(a for a in BATCH if mesh.shape[a] > 1)
         detail = f"the gradient is that of part {replica} of the batch alone"
