@@ -164,6 +164,12 @@ class Wing(Protocol[M]):
     def several(self) -> bool:
         """Whether there are several processes."""
 
+    def numbered(self) -> tuple[int, int]:
+        """The number of this process, from 0, and how many there are."""
+
+    def share(self, content: bytes) -> bytes:
+        """What the first process gives, to all."""
+
     def agreed(self, flag: bool) -> bool:
         """Whether the flag is set in any of the processes of a mesh."""
 

@@ -37,7 +37,7 @@ PARITY_FLOORS = (
 )
 # The modules of a room that other rooms may import; of a room that is not named, all.
 DOORS = {
-    "checkpoint": {"checkpoint", "export", "locate", "manifest", "progress", "tokenizer"},
+    "checkpoint": {"boxes", "checkpoint", "export", "locate", "team", "manifest", "progress", "tokenizer"},
     "data": {"corpus", "download", "remembered", "sharding", "tokenizer", "tokenizer_file", "windows"},
     "generation": {"generate", "prompts", "rows"},
     "training": {"cadence", "hardware", "plot", "run_folder", "summary", "train", "trained", "validation"},

@@ -22,13 +22,12 @@ from unittest.mock import patch
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 import palm
 from palm import jax_impl
 from palm.checkpoint.boxes import Boxes
 from palm.checkpoint.progress import load_progress
-from palm.checkpoint.team import Team, save_pieces
+from palm.checkpoint.team import save_pieces, team_of
 from palm.jax_impl import attention, loss, train, weights
 from palm.spec.mesh import Mesh, mesh_of
 from palm.spec.rounding import rms, rounding_bound, rounding_ratio
@@ -244,15 +243,6 @@ def resumed(cell: dict[str, Any]) -> dict[str, Any]:
     return {"same": trainer.step(batch, recipe.rates(3)) == outcome, "compiled": len(found)}
 
 
-def share(content: bytes) -> bytes:
-    """What the first process gives."""
-    length = int(multihost_utils.broadcast_one_to_all(np.array(len(content))))
-    found = np.zeros(length, np.uint8)
-    if jax_impl.is_first():
-        found[:] = np.frombuffer(content, np.uint8)
-    return bytes(multihost_utils.broadcast_one_to_all(found))
-
-
 def pieces(cell: dict[str, Any]) -> dict[str, Any]:
     """A training whose pieces all processes save, and which goes on from them on another mesh."""
     config, recipe, mesh = config_of(cell), recipe_of(cell), mesh_of(cell["mesh"])
@@ -262,14 +252,8 @@ def pieces(cell: dict[str, Any]) -> dict[str, Any]:
         trainer.step(batch, recipe.rates(step))
     state = {**jax_impl.to_arrays(trainer.model), **trainer.moments()}
     own, path = list(trainer.pieces()), Path(cell["folder"]) / cell["mesh"]
-    team = Team(
-        jax.process_index(),
-        jax.process_count(),
-        share if jax.process_count() > 1 else bytes,
-        lambda: multihost_utils.sync_global_devices("test"),
-    )
     fields = {"step": 2, "row": 16, "rewinds": 0, "spike": 0}
-    save_pieces(config, own, path, team, fields=fields)
+    save_pieces(config, own, path, team_of(jax_impl), fields=fields)
     _, whole, progress = load_progress(path)
     boxes, read = Boxes(path), []
     boxes.read = lambda *box: read.append(box) or Boxes.read(boxes, *box)  # type: ignore[method-assign]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import shutil
@@ -22,7 +23,7 @@ import palm
 from palm import torch_impl
 from palm.checkpoint.boxes import Boxes
 from palm.checkpoint.progress import load_progress
-from palm.checkpoint.team import Team, save_pieces
+from palm.checkpoint.team import save_pieces, team_of
 from palm.spec.mesh import Mesh, mesh_of
 from palm.spec.parameters import initial_value
 from palm.torch_impl import Norm, Trainer, device_mesh, from_arrays, is_first, mesh_of_model, sharded
@@ -95,26 +96,14 @@ def a_trainer_goes_on_where_another_one_stopped() -> dict[str, bool]:
     }
 
 
-def share(content: bytes) -> bytes:
-    """What the first process gives."""
-    length = torch.tensor(len(content))
-    torch.distributed.broadcast(length, 0)
-    found = torch.zeros(int(length), dtype=torch.uint8)
-    if is_first():
-        found[:] = torch.tensor(list(content), dtype=torch.uint8)
-    torch.distributed.broadcast(found, 0)
-    return bytes(found.tolist())
-
-
 def each_saves_and_reads_its_own_pieces() -> dict[str, Any]:
     trainer = Trainer(build(device_mesh(mesh_of("data=2,model=2"))), RECIPE)
     learn(trainer, range(1, 4))
     weights, moments = palm.to_numpy(trainer.model), trainer.moments()
-    rank = torch.distributed.get_rank()
-    path = Path(share(tempfile.mkdtemp().encode() if is_first() else b"").decode()) / "model"
+    path = Path(torch_impl.share(tempfile.mkdtemp().encode() if is_first() else b"").decode()) / "model"
     own = list(trainer.pieces())
     fields = {"step": 3, "row": 12, "rewinds": 0, "spike": 0}
-    save_pieces(CONFIG, own, path, Team(rank, 4, share, torch.distributed.barrier), fields=fields)
+    save_pieces(CONFIG, own, path, team_of(torch_impl), fields=fields)
     _, whole, progress = load_progress(path)
     boxes = Boxes(path)
     read = []
@@ -135,9 +124,25 @@ def each_saves_and_reads_its_own_pieces() -> dict[str, Any]:
         "owned": [count for _, count in told],
         "all": sum(array.size for array in (*weights.values(), *moments.values())),
     }
+    return result | saved_and_loaded(path.parent)
+
+
+def saved_and_loaded(folder: Path) -> dict[str, bool]:
+    model, path = build(device_mesh(mesh_of("data=2,model=2"))), folder / "by palm.save"
+    palm.save(model, path)
+    loaded = palm.load(path, backend="torch", mesh="data=4")
+    narrow = palm.load(path, backend="torch", mesh="model=4", dtype="bfloat16")
+    version = json.loads((path / "manifest.json").read_text())["version"]
+    expected = palm.to_numpy(model)
+    again = palm.to_numpy(narrow)
+    torch_impl.wait()
     if is_first():
-        shutil.rmtree(path.parent)
-    return result
+        shutil.rmtree(folder)
+    return {
+        "loaded": version == 3 and same(palm.to_numpy(loaded), expected),
+        "narrow": same(again, {name: a.astype(again["norm"].dtype) for name, a in expected.items()})
+        and palm.dtype_of(narrow) == "bfloat16",
+    }
 
 
 def arrays_of_pieces(model: Any) -> dict[str, np.ndarray]:

@@ -15,13 +15,14 @@ from palm.checkpoint.locate import checkpoint_path
 from palm.checkpoint.manifest import check_size, key_of, read_manifest
 from palm.checkpoint.pieces import Listed, pieces_of, shapes_of
 from palm.checkpoint.read import read_config, read_fields
-from palm.errors import CheckpointError
+from palm.config import DType
+from palm.errors import CheckpointError, WeightsError
 from palm.files.objects import MalformedError
 from palm.files.read import Reader, open_regular
 from palm.files.streamed import rows_of_a_block
 from palm.files.tensors import Row, empty, read_header
 from palm.spec.boxes import Box
-from palm.spec.parameters import numpy_dtype
+from palm.spec.parameters import dtype_name, numpy_dtype
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,22 @@ class Tensor:
 
     boxes: Boxes
     name: str
+    dtype: DType
 
     def __getitem__(self, at: tuple[slice, ...], /) -> np.ndarray:
         shape = self.boxes.shapes[self.name]
         spans = [part.indices(size) for part, size in zip(at, shape, strict=True)]
         start, sizes = (first for first, _, _ in spans), (last - first for first, last, _ in spans)
-        return self.boxes.read(self.name, tuple(start), tuple(sizes))
+        return self._cast(self.boxes.read(self.name, tuple(start), tuple(sizes)))
+
+    def _cast(self, part: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            cast = part.astype(numpy_dtype(self.dtype), copy=False)
+        if not np.isfinite(cast).all():
+            raise WeightsError(
+                f"weights in {self.dtype}: {self.name} must be finite; it is not. Choose another dtype."
+            )
+        return cast
 
 
 class Boxes:
@@ -59,7 +70,11 @@ class Boxes:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """What a wing takes weights and moments from, by name."""
-        return {name: Tensor(self, name) for name in self.shapes}
+        return self.as_type(dtype_name(self.dtype))
+
+    def as_type(self, dtype: DType) -> dict[str, Tensor]:
+        """`tensors`, of which each part is cast to a dtype. Raises `WeightsError` where that overflows."""
+        return {name: Tensor(self, name, dtype) for name in self.shapes}
 
     def read(self, name: str, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
         """The elements of a tensor from `start` on, of that shape: a weight, `first.NAME` or `second.NAME`.

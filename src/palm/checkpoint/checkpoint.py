@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from palm.backends import check_installed, config_of, wing_of
+from palm.backends import check_installed, config_of, model_of, placed, wing, wing_of
 from palm.checkpoint.about import check_free, free_path, writable, write_about
+from palm.checkpoint.boxes import Boxes
 from palm.checkpoint.locate import checkpoint_path
 from palm.checkpoint.manifest import (
     FORMAT,
@@ -43,6 +44,7 @@ from palm.checkpoint.manifest import (
 )
 from palm.checkpoint.progress import Progress, check_moments
 from palm.checkpoint.read import read_fields, read_state
+from palm.checkpoint.team import save_pieces, team_of
 from palm.checkpoint.tokenizer import checkpoint_tokenizer, kept_file
 from palm.config import Backend, DType, PaLMConfig
 from palm.data.remembered import remember_tokenizer
@@ -51,8 +53,8 @@ from palm.data.tokenizer_file import FileTokenizer
 from palm.files.sealed import sealed
 from palm.files.write import new_folder, put_in_place, write_file, write_tensors
 from palm.models import common_dtype, from_numpy, to_numpy, tokenizer_of
-from palm.spec.mesh import AnyMesh
-from palm.spec.parameters import check_array, check_names, parameters
+from palm.spec.mesh import AnyMesh, mesh_of
+from palm.spec.parameters import check_array, check_names, dtype_name, parameters
 
 if TYPE_CHECKING:
     from palm.backends import JaxModel, Model, TorchModel
@@ -69,14 +71,15 @@ def save(model: Any, path: str | os.PathLike[str], *, overwrite: bool = False, t
     `path` exists (unless it is a checkpoint and `overwrite`) or cannot be written,
     `WeightsError` if a weight is not finite: a checkpoint that cannot be loaded is never written.
 
-    A model on a mesh of several processes is saved by all of them at once; the first one writes it.
+    A model on a mesh is saved in pieces, so that no process ever has a second copy of what it holds. All
+    processes of the mesh must call this, with the same arguments.
     """
     file = kept_file(tokenizer_of(model) if tokenizer is None else load_tokenizer(tokenizer))
-    arrays, processes = to_numpy(model), wing_of(model)
-    if processes.is_first():
-        save_arrays(config_of(model), arrays, path, overwrite=overwrite, tokenizer=file)
-    processes.wait()
-    return Path(path)
+    processes, own = wing_of(model), model_of(model)
+    if processes.mesh_of_model(own).size == 1:
+        return save_arrays(config_of(model), to_numpy(model), path, overwrite=overwrite, tokenizer=file)
+    pieces, team = processes.pieces(own), team_of(processes)
+    return save_pieces(config_of(model), pieces, path, team, overwrite=overwrite, tokenizer=file)
 
 
 def save_arrays(
@@ -152,17 +155,33 @@ def load(
     `path` is a checkpoint or a run: `RUN` is its newest checkpoint, `RUN/best` the one of the lowest
     validation loss. A tokenizer that is in it is the model's from then on (`palm.tokenizer_of`).
 
-    The whole checkpoint is verified first. Raises `CheckpointError` naming the file, and the tensor where
+    The whole checkpoint is verified first. Onto a mesh each process reads the pieces of its own devices, and
+    what it reads is verified. Raises `CheckpointError` naming the file, and the tensor where
     there is one, for anything missing, unknown, duplicated, mis-shaped, mis-typed, altered or cut short;
     and what `palm.build` raises.
     """
     check_installed(backend)
     path = checkpoint_path(path)
-    config, arrays = load_arrays(path)
-    where: dict[str, Any] = {"device": device, "mesh": mesh, "attention": attention}
-    model = from_numpy(config, arrays, backend=backend, dtype=dtype, **where)
+    if mesh_of(mesh).size > 1:
+        model = load_onto(
+            Boxes(path), placed(backend, device, mesh), backend, dtype=dtype, attention=attention
+        )
+    else:
+        config, arrays = load_arrays(path)
+        model = from_numpy(config, arrays, backend=backend, dtype=dtype, device=device, attention=attention)
     remember_tokenizer(model, checkpoint_tokenizer(path))
     return model
+
+
+def load_onto(boxes: Boxes, mesh: Any, backend: Backend, *, dtype: DType | None, attention: str) -> Model:
+    """`load` onto a mesh of the framework's, of what each process needs alone."""
+    tensors = boxes.as_type(dtype or dtype_name(boxes.dtype))
+    options: dict[str, Any] = {
+        "dtype": dtype or dtype_name(boxes.dtype),
+        "device": mesh,
+        "attention": attention,
+    }
+    return wing(backend).from_arrays(boxes.config, lambda parameter: tensors[parameter.name], **options)
 
 
 def load_arrays(path: str | os.PathLike[str]) -> tuple[PaLMConfig, dict[str, np.ndarray]]:

@@ -52,17 +52,23 @@ def load_progress(path: str | os.PathLike[str]) -> tuple[PaLMConfig, dict[str, n
     path = checkpoint_path(path)
     manifest = read_manifest(path)
     fields = read_fields(path, manifest)
-    if fields is None:
-        raise CheckpointError(
-            f"path must be a checkpoint of a run; got path={path}, a model without {TRAINING}. "
-            "Start a new run from it."
-        )
+    fields = check_is_run(path, fields)
     config, arrays, moments = read_state(path, manifest, with_moments=True)
     try:
         check_moments(config, moments, manifest["dtype"], str(path))
     except WeightsError as error:
         raise CheckpointError(str(error)) from error
     return config, arrays, Progress(fields, moments)
+
+
+def check_is_run(path: Path, fields: dict[str, Any] | None) -> dict[str, Any]:
+    """The `fields` of the checkpoint at `path`. Raises `CheckpointError` if it holds a model and no run."""
+    if fields is None:
+        raise CheckpointError(
+            f"path must be a checkpoint of a run; got path={path}, a model without {TRAINING}. "
+            "Start a new run from it."
+        )
+    return fields
 
 
 def check_moments(config: PaLMConfig, moments: Mapping[str, np.ndarray], dtype: str, source: str) -> None:

@@ -45,6 +45,12 @@ def alone() -> Team:
     return Team(0, 1, lambda content: content, lambda: None)
 
 
+def team_of(processes: Any) -> Team:
+    """The team of all processes that a wing knows of: `processes` is a `palm.wings.Wing`."""
+    process, count = processes.numbered()
+    return Team(process, count, processes.share, processes.wait)
+
+
 def save_pieces(
     config: PaLMConfig,
     pieces: Iterable[Piece],

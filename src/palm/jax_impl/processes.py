@@ -60,3 +60,19 @@ def wait() -> None:
     """Return once all processes have come here."""
     if several():
         multihost_utils.sync_global_devices("palm")
+
+
+def numbered() -> tuple[int, int]:
+    """The number of this process, from 0, and how many there are."""
+    return jax.process_index(), jax.process_count()
+
+
+def share(content: bytes) -> bytes:
+    """What the first process gives, to all. All of them must ask."""
+    if not several():
+        return content
+    length = int(multihost_utils.broadcast_one_to_all(np.array(len(content))))
+    found = np.zeros(length, np.uint8)
+    if jax.process_index() == 0:
+        found[:] = np.frombuffer(content, np.uint8)
+    return bytes(multihost_utils.broadcast_one_to_all(found))

@@ -22,7 +22,7 @@ from palm.torch_impl.probe import (
     value_and_grad,
     widened,
 )
-from palm.torch_impl.processes import agreed, join, several, wait
+from palm.torch_impl.processes import agreed, join, numbered, several, share, wait
 from palm.torch_impl.programs import keep_programs
 from palm.torch_impl.trace.program import trace_program
 from palm.torch_impl.train import Trainer
@@ -63,6 +63,7 @@ __all__ = [
     "masked_scores",
     "mesh_of_model",
     "next_token_loss",
+    "numbered",
     "output_loss",
     "pieces",
     "product",
@@ -71,6 +72,7 @@ __all__ = [
     "set_matmul",
     "settled",
     "several",
+    "share",
     "square_product",
     "swiglu",
     "textbook_attention",

@@ -67,3 +67,21 @@ def wait() -> None:
     """Return once all processes have come here. Raises `BackendError` where one of them is gone."""
     if several():
         dist.barrier()
+
+
+def numbered() -> tuple[int, int]:
+    """The number of this process, from 0, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if several() else (0, 1)
+
+
+def share(content: bytes) -> bytes:
+    """What the first process gives, to all. All of them must ask."""
+    if not several():
+        return content
+    length = torch.tensor(len(content))
+    dist.broadcast(length, 0)
+    found = torch.zeros(int(length), dtype=torch.uint8)
+    if dist.get_rank() == 0:
+        found[:] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    dist.broadcast(found, 0)
+    return found.numpy().tobytes()

@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from palm.backends import config_of, wing
-from palm.checkpoint.progress import Progress, load_progress
-from palm.checkpoint.tokenizer import kept_file
+from palm.backends import wing
 from palm.config import Backend, PaLMConfig
 from palm.data.remembered import remember_tokenizer
 from palm.data.tokenizer import Tokenizer
@@ -21,13 +19,13 @@ from palm.data.windows import Corpus, split, windows
 from palm.errors import CheckpointError, DivergedError, RunError
 from palm.generation.generate import generate
 from palm.generation.prompts import encode_prompt
-from palm.models import from_numpy, to_numpy
 from palm.recipes import Outcome, Recipe
 from palm.training.cadence import Cadence
 from palm.training.hardware import give_back_holes, mfu_per_rate
 from palm.training.measures import Measures
-from palm.training.run_files import SAMPLES, check_own
+from palm.training.run_files import SAMPLES
 from palm.training.run_folder import Run
+from palm.training.state import read_state, write_state
 from palm.training.trained import Entry, OnStep, Trained
 from palm.training.validation import Validation, check_trainable
 from palm.wings import TrainerProtocol
@@ -105,13 +103,7 @@ class Loop:
         }
         self._write_log()
         self.folder.sync()  # a checkpoint's lines are on the disk before it is
-        self.folder.save(
-            self.step,
-            config_of(trainer.model),
-            to_numpy(trainer.model),
-            Progress(fields, trainer.moments()),
-            kept_file(self.tokenizer),
-        )
+        write_state(self.folder, self.step, trainer, fields, self.tokenizer)
         self.processes.wait()  # a process that goes back to it must find it
         self.saved = self.step
         self.folder.prune(self.cadence.keep, since=self._way_back(self.step))
@@ -167,22 +159,18 @@ class Loop:
             )
         path = there[usable[-1]]
         try:
-            config, arrays, progress = load_progress(path)
+            fields, trainer = read_state(path, self.config, self.recipe, self.backend, device, attention)
         except CheckpointError as error:
             if len(usable) == 1:
                 raise
             raise CheckpointError(
                 f"{error} Or remove {path}: the run then goes on from step {usable[-2]}."
             ) from error
-        check_own(path, config, progress.fields, self.config, self.recipe)
-        model = from_numpy(config, arrays, backend=self.backend, device=device, attention=attention)
-        trainer = self.processes.Trainer(model, self.recipe)
-        trainer.set_moments(progress.moments)
         self.processes.wait()  # before what others may still read is deleted
         self.whole = False  # of the old trainer, until all here is done
-        self.saved = self.step = progress.fields["step"]
-        self.row = progress.fields["row"]
-        self.rewinds, self.spike = progress.fields["rewinds"], progress.fields["spike"]
+        self.saved = self.step = fields["step"]
+        self.row = fields["row"]
+        self.rewinds, self.spike = fields["rewinds"], fields["spike"]
         # Newest first, and before the log is cut: after a kill the newest one left still has its whole log.
         for later in sorted((step for step in there if step > self.step), reverse=True):
             self.folder.delete(later)
