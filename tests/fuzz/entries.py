@@ -12,6 +12,7 @@ from unittest import mock
 from fuzz import makers
 
 import palm
+from palm.checkpoint.boxes import Boxes
 from palm.checkpoint.checkpoint import load_arrays, save_arrays
 from palm.cli.main import main
 from palm.data.corpus import open_corpus
@@ -126,3 +127,12 @@ def config(file: Path) -> object:
 def arguments(file: Path) -> str:
     """The lines of a file as the arguments of a command."""
     return command(*_text(file).split("\n"))
+
+
+def boxes(folder: Path) -> dict[str, Any]:
+    """Of each tensor of a checkpoint all but its first row."""
+    found = Boxes(folder)
+    return {
+        name: found.read(name, (1, *(0 for _ in shape[1:])), (shape[0] - 1, *shape[1:]))
+        for name, shape in found.shapes.items()
+    }

@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 from shards import write_rows
+from teams import cut
 
 import palm
 from palm.checkpoint.checkpoint import load_arrays, save_arrays
+from palm.checkpoint.progress import load_progress
+from palm.checkpoint.team import alone, save_pieces
 from palm.data.tokenizer_file import read_tokenizer_file
 from palm.parity.recording.bundle import write_bundle
 
@@ -35,6 +38,14 @@ def checkpoint_with_tokenizer(folder: Path) -> None:
     folder.rmdir()
     tokenizer = read_tokenizer_file(WRITTEN / "run-jax-tokenizer" / "tokenizer.json")
     save_arrays(config, arrays, folder, tokenizer=tokenizer)
+
+
+def checkpoint_in_pieces(folder: Path) -> None:
+    """Of one process, and with moments."""
+    config, arrays, progress = load_progress(WRITTEN / "run-torch" / "step-00000004")
+    folder.rmdir()
+    [pieces] = cut({**arrays, **progress.moments}, 1)
+    save_pieces(config, pieces, folder, alone(), fields=progress.fields)
 
 
 def shards(folder: Path) -> None:

@@ -81,6 +81,9 @@ TARGETS: dict[str, Target] = {
     "checkpoint.progress": Target(
         copied(f"run-torch/{STEP}"), load_progress, (CheckpointError,), readers.progress, readers.reseal
     ),
+    "checkpoint.boxes": Target(
+        makers.checkpoint_in_pieces, entries.boxes, (CheckpointError,), None, readers.reseal
+    ),
     "checkpoint.replace": Target(copied("checkpoint-torch"), entries.replace_checkpoint, *SEALED),
     "run": Target(
         copied("run-jax-tokenizer"), summarise_run, (RunError, DataError), readers.run, readers.reseal
