@@ -86,8 +86,12 @@ def faults(name: str | None) -> ExitStack:
         return path(q, k, v, slopes[: len(own)])
 
     def the_same_rows(rows: np.ndarray, weight: Any, *, axis: int = 0) -> Any:
-        half, _ = np.split(rows, 2, axis)
-        return share_out(np.concatenate([half, half], axis), weight, axis=axis)
+        again = np.arange(rows.shape[axis]) % (rows.shape[axis] // 2)
+        return share_out(rows.take(again, axis), weight, axis=axis)
+
+    def spelt_out(config: palm.PaLMConfig, mesh: Mesh, kind: str) -> Any:
+        spec, matrix = spec_of(config, mesh, kind), not kind.endswith("norm")
+        return jax.P(*spec, *[None] * (kind.startswith("blocks.") + 1 + matrix - len(spec)))
 
     if name == "slopes":
         stack.enter_context(patch.dict(attention.ATTENTION, blockwise=with_the_first_slopes))
@@ -96,7 +100,7 @@ def faults(name: str | None) -> ExitStack:
     if name == "padding":
         stack.enter_context(patch.object(loss, "_losses", lambda x, t, _: losses(x, t, x.shape[-1])))
     if name == "placement":
-        stack.enter_context(patch.object(weights, "spec_of", lambda *of: jax.P(*spec_of(*of), None)))
+        stack.enter_context(patch.object(weights, "spec_of", spelt_out))
     return stack
 
 

@@ -54,12 +54,11 @@ def peak_flops(device: str, precision: DType, products: Products | None = None) 
 def mfu_per_rate(wing: Wing[Any], model: Any, recipe: Recipe) -> float | None:
     """Model FLOPs utilisation of a training that makes one token a second; None where no peak is known."""
     products = partial(wing.square_product, model)
-    device = wing.device_name(model)
-    peak = peak_flops(device, recipe.precision, products)
+    peak = peak_flops(wing.device_name(model), recipe.precision, products)
     if peak is None:
         return None
-    # The devices of a mesh; those that JAX makes of one CPU share what was measured.
-    devices = 1 if device.lower() == "cpu" else wing.mesh_of_model(model).size
+    # Of each device of a mesh: those of one CPU are measured while all of them multiply.
+    devices = wing.mesh_of_model(model).size
     return describe(model.config, recipe.length).training_flops / (peak * devices)
 
 
