@@ -133,12 +133,24 @@ def saved_and_loaded(folder: Path) -> dict[str, bool]:
     loaded = palm.load(path, backend="torch", mesh="data=4")
     narrow = palm.load(path, backend="torch", mesh="model=4", dtype="bfloat16")
     version = json.loads((path / "manifest.json").read_text())["version"]
+    refused = []
+    model.norm.register_forward_hook(lambda *_: None)
+    for wrong in (
+        lambda: palm.save(model, folder / "hooked"),
+        lambda: palm.load(path, backend="torch", mesh="data=4", attention="fast"),
+    ):
+        try:
+            wrong()
+        except palm.PalmError as error:
+            refused.append(type(error).__name__)
+    model.norm._forward_hooks.clear()
     expected = palm.to_numpy(model)
     again = palm.to_numpy(narrow)
     torch_impl.wait()
     if is_first():
         shutil.rmtree(folder)
     return {
+        "refused": refused == ["BackendError", "ConfigError"] and not (folder / "hooked").exists(),
         "loaded": version == 3 and same(palm.to_numpy(loaded), expected),
         "narrow": same(again, {name: a.astype(again["norm"].dtype) for name, a in expected.items()})
         and palm.dtype_of(narrow) == "bfloat16",

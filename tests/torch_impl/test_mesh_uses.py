@@ -45,7 +45,7 @@ def test_a_trainer_goes_on_where_another_one_stopped(found, what):
     assert found["a_trainer_goes_on_where_another_one_stopped"][what]
 
 
-@pytest.mark.parametrize("what", ["weights", "moments", "again", "plain", "loaded", "narrow"])
+@pytest.mark.parametrize("what", ["weights", "moments", "again", "plain", "loaded", "narrow", "refused"])
 def test_pieces_are_saved_and_read_by_all_processes(found, what):
     assert found["each_saves_and_reads_its_own_pieces"][what]
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from palm.backends import check_installed, config_of, model_of, placed, wing, wing_of
+from palm.backends import check_attention, check_installed, config_of, model_of, placed, wing, wing_of
 from palm.checkpoint.about import check_free, free_path, writable, write_about
 from palm.checkpoint.boxes import Boxes
 from palm.checkpoint.locate import checkpoint_path
@@ -78,6 +78,7 @@ def save(model: Any, path: str | os.PathLike[str], *, overwrite: bool = False, t
     processes, own = wing_of(model), model_of(model)
     if processes.mesh_of_model(own).size == 1:
         return save_arrays(config_of(model), to_numpy(model), path, overwrite=overwrite, tokenizer=file)
+    processes.check_plain(processes.settled(own))
     pieces, team = processes.pieces(own), team_of(processes)
     return save_pieces(config_of(model), pieces, path, team, overwrite=overwrite, tokenizer=file)
 
@@ -175,6 +176,7 @@ def load(
 
 def load_onto(boxes: Boxes, mesh: Any, backend: Backend, *, dtype: DType | None, attention: str) -> Model:
     """`load` onto a mesh of the framework's, of what each process needs alone."""
+    check_attention(attention, backend)
     tensors = boxes.as_type(dtype or dtype_name(boxes.dtype))
     options: dict[str, Any] = {
         "dtype": dtype or dtype_name(boxes.dtype),
