@@ -44,10 +44,17 @@ def command(*arguments: object) -> str:
     return said.getvalue()
 
 
+def number(text: str) -> str:
+    """A number as Python writes a float: 7 and 7.0 are one."""
+    with contextlib.suppress(ValueError):
+        return str(float(text))
+    return text
+
+
 def info(folder: Path) -> dict[str, str]:
     rows = [line.strip().rpartition("  ") for line in command("info", folder).splitlines()]
     # The config's norm comes before the count of its parameters.
-    return {name.strip(): value for name, _, value in reversed(rows)}
+    return {name.strip(): number(value) for name, _, value in reversed(rows)}
 
 
 class _Reached(Exception):  # noqa: N818

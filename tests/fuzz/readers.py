@@ -14,6 +14,7 @@ from zipfile import ZipFile
 
 import ml_dtypes
 import numpy as np
+from fuzz import entries
 from safetensors import deserialize
 
 from palm.checkpoint.manifest import fingerprint
@@ -143,7 +144,7 @@ def info(folder: Path) -> dict[str, str]:
     if told["fields"] is not None:
         steps = load_json(folder / "run.json")["recipe"]["steps"]
         shown["step"] = f"{told['fields']['step']} of {steps}"
-    return {name: str(value) for name, value in shown.items() if value is not None}
+    return {name: entries.number(str(value)) for name, value in shown.items() if value is not None}
 
 
 def reseal(changed: Path) -> None:

@@ -60,7 +60,7 @@ def summarise(path: Path) -> RunSummary:
         data=settings["data"]["path"],
         tokenizer=None if tokenizer is None else tokenizer.name,
         step=int(entries[-1]["step"]) if entries else 0,
-        tokens=int(entries[-1]["tokens"]) if entries else 0,
+        tokens=int(entries[-1].get("tokens", 0)) if entries else 0,
         first=entries[0] if entries else None,
         last=entries[-1] if entries else None,
         val_losses={int(step): loss for step, loss in losses.items() if math.isfinite(loss)},

@@ -52,3 +52,11 @@ def test_a_run_that_has_not_begun_has_no_losses(tmp_path):
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(RunError, match="run must be a folder that palm train wrote"):
         summarise(tmp_path)
+
+
+def test_a_line_of_the_log_that_does_not_count_tokens_is_no_error(tmp_path):
+    shutil.copytree(WRITTEN / "run-torch", tmp_path / "run")
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"tokens"', '"words"'))
+    assert summarise(tmp_path / "run").tokens == 0
+    assert summarise(WRITTEN / "run-torch").tokens > 0
