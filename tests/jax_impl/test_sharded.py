@@ -114,8 +114,8 @@ def test_a_fault_on_a_mesh_is_noticed(name, mesh, fault):
 
 
 @pytest.mark.whole
-def test_weights_placed_by_another_name_of_their_cut_are_compiled_for_twice():
-    """The control of what is compiled once: JAX takes P("data") and P("data", None) for two shardings."""
+def test_weights_placed_otherwise_than_a_step_leaves_them_are_compiled_for_twice():
+    """The control of what is compiled once: here they are whole on each device at first."""
     [[found]] = run(cells("training", "data=4", fault="placement"))
     assert is_right(found)
     assert not is_compiled_once(found)

@@ -45,7 +45,7 @@ def spec_of(config: PaLMConfig, mesh: Mesh, kind: str) -> PartitionSpec:
     dimensions = [*cuts(config, mesh)[kind.replace("blocks", "blocks.0", 1)]]
     if kind.startswith("blocks."):
         dimensions.insert(0, None)
-    # As JAX writes the shardings of results, or a step would be compiled anew for what a step has given.
+    # As JAX itself writes the shardings of results.
     while dimensions and dimensions[-1] is None:
         dimensions.pop()
     return PartitionSpec(*dimensions)
