@@ -72,7 +72,7 @@ def npz(file: Path) -> dict[str, np.ndarray]:
 def pt(file: Path) -> Any:
     import torch
 
-    return torch.load(file, weights_only=True)
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def npy_sequence(file: Path) -> list[np.ndarray]:
