@@ -16,18 +16,25 @@ from palm.spec.forward import run
 from palm.spec.functions import merge_heads, output_matrix, position_bias, softmax, split_heads
 from palm.spec.parameters import checked_weights
 from palm.spec.positions import rotary_table
+from palm.spec.taps import Tap, untapped
 from palm.spec.tokens import check_tokens
 
 Gradients = dict[str, np.ndarray]
 
 
 def value_and_grad(
-    config: PaLMConfig, weights: Named, tokens: np.ndarray, *, keeps_shift: bool = True
+    config: PaLMConfig,
+    weights: Named,
+    tokens: np.ndarray,
+    *,
+    keeps_shift: bool = True,
+    tap: Tap = untapped,
 ) -> tuple[float, Gradients]:
     """Mean next-token cross-entropy in nats, and its gradient for every parameter.
 
     loss = mean over (..., i < n−1) of log Σ_v exp(logits_i) − logits_i[token_{i+1}].
-    `keeps_shift`: see `cross_entropy`. Raises what `forward.activations` raises, and `TokenError` if n < 2.
+    `keeps_shift`: see `cross_entropy`. `tap` gets the gradient of each block's output, `blocks.{i}.out`, from
+    the last block on. Raises what `forward.activations` raises, and `TokenError` if n < 2.
     """
     tokens = check_tokens(tokens, config, at_least=2)
     tokens = tokens.reshape(-1, tokens.shape[-1])
@@ -43,7 +50,8 @@ def value_and_grad(
     d_x, grads["norm"] = normalise(d_norm, last, weights["norm"], config)
     for i in reversed(range(config.depth)):
         x = taps[f"blocks.{i - 1}.out"] if i else taps["embed"]
-        d_x, of_block = block(d_x, x, block_arrays(taps, i), block_arrays(weights, i), config)
+        d_out = tap(f"blocks.{i}.out", d_x)
+        d_x, of_block = block(d_out, x, block_arrays(taps, i), block_arrays(weights, i), config)
         grads.update({f"blocks.{i}.{name}": gradient for name, gradient in of_block.items()})
 
     grads["embedding"] = np.zeros_like(weights["embedding"])

@@ -110,21 +110,19 @@ def cuts(config: PaLMConfig, mesh: Mesh) -> Mapping[str, tuple[Cut, ...]]:
 def _cut(config: PaLMConfig, mesh: Mesh, parameter: Parameter) -> tuple[Cut, ...]:
     if len(parameter.shape) == 1:
         return (None,)
-    return tuple(
-        asked if asked is not None and _divides(config, mesh, axis, size) else None
-        for axis, size in zip(parameter.axes, parameter.shape, strict=True)
-        for asked in (WEIGHTS[axis],)
-    )
+    return tuple(WEIGHTS[axis] if ways(config, mesh, axis) > 1 else None for axis in parameter.axes)
 
 
 def ways(config: PaLMConfig, mesh: Mesh, axis: Axis) -> int:
-    """How many parts the vocabulary, the heads, the feed-forward or the width of weights is cut into."""
-    asked, size = WEIGHTS[axis], _sizes(config)[axis][1]
-    return mesh.shape[asked] if asked is not None and _divides(config, mesh, axis, size) else 1
+    """How many parts an axis of the weights is cut into: 1 if it stays whole."""
+    asked = WEIGHTS[axis]
+    if asked is None or _sizes(config)[axis][1] % mesh.shape[asked]:
+        return 1
+    return mesh.shape[asked]
 
 
 def _sizes(config: PaLMConfig) -> dict[Axis, tuple[str, int]]:
-    """The name and size of each axis that is cut."""
+    """The name of each axis that is cut, and how many there are to share out."""
     return {
         "vocab": ("num_tokens", config.num_tokens),
         "heads": ("heads", config.heads),
@@ -133,24 +131,13 @@ def _sizes(config: PaLMConfig) -> dict[Axis, tuple[str, int]]:
     }
 
 
-def _divides(config: PaLMConfig, mesh: Mesh, axis: Axis, size: int) -> bool:
-    asked = WEIGHTS[axis]
-    ways = 1 if asked is None else mesh.shape[asked]
-    return ways > 1 and (config.heads if axis == "heads" else size) % ways == 0
-
-
-def cuts_heads(config: PaLMConfig, mesh: Mesh) -> bool:
-    """Whether each device of a `model` axis has heads of its own."""
-    return _divides(config, mesh, "heads", config.inner_dim)
-
-
 def left_whole(config: PaLMConfig, mesh: Mesh) -> tuple[str, ...]:
     """In words, what the mesh would cut but cannot, because its size does not divide."""
     return tuple(
         f"{name}={size} is not a multiple of {asked}={mesh.shape[asked]}, so each device has all of it"
         for axis, (name, size) in _sizes(config).items()
         for asked in (WEIGHTS[axis],)
-        if asked is not None and mesh.shape[asked] > 1 and not _divides(config, mesh, axis, size)
+        if asked is not None and ways(config, mesh, axis) < mesh.shape[asked]
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from palm.config import PaLMConfig
 from palm.recipes import Remat
-from palm.spec.mesh import cuts, cuts_heads
+from palm.spec.mesh import ways
 from palm.spec.taps import Tap, untapped
 from palm.torch_impl.block import Block, recomputed
 from palm.torch_impl.linear import Linear, linear
@@ -59,10 +59,8 @@ class CutPaLM(PaLM):
     def __init__(self, config: PaLMConfig, path: str, mesh: DeviceMesh) -> None:
         super().__init__(config, attention=path, device="meta")
         on, axis = mesh_of_processes(mesh), mesh["model"]
-        table = cuts(config, on)
         self.group, self._rank, self._parts = axis.get_group(), axis.get_local_rank(), on.model
-        self._heads, self._words = cuts_heads(config, on), "model" in table["embedding"]
-        columns = "model" in table["blocks.0.feedforward.up"]
+        self._heads, self._words, columns = (ways(config, on, axis) > 1 for axis in ("heads", "vocab", "ff"))
         self.blocks = nn.ModuleList(
             CutBlock(block, self._parts, self.group, heads=self._heads, columns=columns)
             for block in self.blocks

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from palm.recipes import Recipe, Remat
-from palm.spec.mesh import Cut, cuts, cuts_heads
+from palm.spec.mesh import Cut, ways
 from palm.spec.parameters import dtype_name
 from palm.spec.taps import kind_of
 from palm.torch_impl.model import PaLM
@@ -50,10 +50,7 @@ class _Taps:
     """Puts the parts of each tap together, in each process; the values themselves go on as parts."""
 
     def __init__(self, part: Sharded) -> None:
-        config, table = part.config, cuts(part.config, part.on)
-        heads = cuts_heads(config, part.on)
-        columns = "model" in table["blocks.0.feedforward.up"]
-        words = "model" in table["embedding"]
+        heads, words, columns = (ways(part.config, part.on, axis) > 1 for axis in ("heads", "vocab", "ff"))
         self._place, self.found = part.place, dict[str, Tensor]()
         self._beside: dict[str, bool] = {
             "q": heads,

@@ -4,7 +4,7 @@ import pytest
 
 import palm
 from palm.errors import ConfigError
-from palm.spec.mesh import Mesh, check_batch, cuts, cuts_heads, left_whole, mesh_of, piece
+from palm.spec.mesh import Mesh, check_batch, cuts, left_whole, mesh_of, piece, ways
 from palm.spec.parameters import parameters
 
 SMALL = palm.PaLMConfig(num_tokens=32, dim=16, depth=2, heads=4, dim_head=4)
@@ -77,7 +77,7 @@ def test_what_does_not_divide_stays_whole_and_is_told():
     assert found["embedding"] == (None, None)
     # Three heads of four numbers are twelve, which divide, but a head is not cut.
     assert found["blocks.0.attention.query"] == (None, None)
-    assert not cuts_heads(config, mesh)
+    assert ways(config, mesh, "heads") == 1
     assert found["blocks.0.feedforward.up"] == (None, "model")
     assert [line.split()[0] for line in left_whole(config, mesh)] == ["num_tokens=33", "heads=3", "dim=15"]
 

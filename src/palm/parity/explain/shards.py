@@ -11,8 +11,7 @@ from palm.errors import ConfigError
 from palm.parity.recording.recording import Recording
 from palm.spec import backward
 from palm.spec.forward import run
-from palm.spec.functions import output_matrix
-from palm.spec.mesh import BATCH, Mesh, cuts_heads, mesh_of
+from palm.spec.mesh import BATCH, Mesh, mesh_of, ways
 from palm.spec.parameters import checked_weights
 
 # Cause, detail, value, fix.
@@ -29,7 +28,7 @@ def of_processes(side: Recording, name: str, right: np.ndarray) -> Iterator[Know
     """What the gradient `name` of a side on a mesh may be instead of `right`; nothing off a mesh."""
     mesh = _mesh(side)
     kind = name.rpartition("attention.")[2]
-    if kind in ("key", "value", "key_value") and cuts_heads(side.config, mesh):
+    if kind in ("key", "value", "key_value") and ways(side.config, mesh, "heads") > 1:
         for rank, value in enumerate(_of_heads(side, int(name.split(".")[1]), kind, mesh)):
             detail = f"the gradient is that of the query heads of process {rank} along model alone"
             yield "k/v gradients partial", detail, value, _PARTIAL
@@ -67,18 +66,19 @@ def _of_heads(side: Recording, block: int, kind: str, mesh: Mesh) -> Iterator[np
     """Of a block's keys or values, the gradient that comes through the heads of each process."""
     config, weights = side.config, checked_weights(side.config, side.weights)
     rows = side.tokens.reshape(-1, side.tokens.shape[-1])
+    d_outs: dict[str, np.ndarray] = {}
+
+    def keep(name: str, d_out: np.ndarray) -> np.ndarray:
+        d_outs[name] = d_out
+        return d_out
+
+    backward.value_and_grad(config, weights, rows, tap=keep)
     taps = run(config, weights, rows)
-    d_logits = backward.cross_entropy(taps["logits"], rows)[1] * config.logit_scale
-    d_norm = d_logits @ output_matrix(config, weights).T
-    d_x, _ = backward.normalise(d_norm, taps[f"blocks.{config.depth - 1}.out"], weights["norm"], config)
-    for i in reversed(range(block + 1, config.depth)):
-        own = backward.block_arrays(taps, i), backward.block_arrays(weights, i)
-        d_x, _ = backward.block(d_x, taps[f"blocks.{i - 1}.out"], *own, config)
     own_taps, own_weights = backward.block_arrays(taps, block), backward.block_arrays(weights, block)
     width = math.prod((config.heads // mesh.model, config.dim_head))
     for rank in range(mesh.model):
         heads = np.zeros((config.inner_dim, 1))
         heads[rank * width : (rank + 1) * width] = 1  # the others' outputs lead to no loss
         seen = {**own_weights, "attention.out": own_weights["attention.out"] * heads}
-        _, grads = backward.attention(d_x, own_taps["norm"], own_taps, seen, config)
+        _, grads = backward.attention(d_outs[f"blocks.{block}.out"], own_taps["norm"], own_taps, seen, config)
         yield grads[f"attention.{kind}"]
