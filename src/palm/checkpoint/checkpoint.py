@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -51,6 +51,7 @@ from palm.data.remembered import remember_tokenizer
 from palm.data.tokenizer import load_tokenizer
 from palm.data.tokenizer_file import FileTokenizer
 from palm.files.sealed import sealed
+from palm.files.tensors import grouped
 from palm.files.write import new_folder, put_in_place, write_file, write_tensors
 from palm.models import common_dtype, from_numpy, to_numpy, tokenizer_of
 from palm.spec.mesh import AnyMesh, mesh_of
@@ -215,23 +216,10 @@ def _write_files(
 
 def _write_tensors(arrays: Mapping[str, np.ndarray], prefix: str, folder: Path) -> dict[str, dict[str, Any]]:
     files = {}
-    groups = list(_groups(arrays))
+    groups = list(grouped({name: array.nbytes for name, array in arrays.items()}, MAX_FILE_BYTES))
     for number, group in enumerate(groups, 1):
         file = folder / f"{prefix}{number:05d}-of-{len(groups):05d}.safetensors"
         write_tensors(file, {name: arrays[name] for name in group})
         sums = {name: zlib.crc32(arrays[name].tobytes()) for name in group}
         files[file.name] = {**fingerprint(file), "tensors": sums}
     return files
-
-
-def _groups(arrays: Mapping[str, np.ndarray]) -> Iterator[list[str]]:
-    """Names in order, split so that no file much exceeds MAX_FILE_BYTES."""
-    group: list[str] = []
-    size = 0
-    for name in arrays:
-        if group and size + arrays[name].nbytes > MAX_FILE_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(name)
-        size += arrays[name].nbytes
-    yield group

@@ -21,6 +21,7 @@ from palm.checkpoint.about import free_path, writable
 from palm.checkpoint.boxes import Boxes
 from palm.checkpoint.manifest import CONFIG
 from palm.files.streamed import write_streamed
+from palm.files.tensors import grouped
 from palm.files.write import new_folder, put_in_place, write_file
 from palm.spec.parameters import parameters
 
@@ -43,7 +44,9 @@ def export(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
     """
     boxes = Boxes(path)
     out = free_path(out, overwrite=False)
-    files = list(_files(boxes))
+    table = parameters(boxes.config)
+    sizes = {name: parameter.size * boxes.dtype.itemsize for name, parameter in table.items()}
+    files = list(grouped(sizes, MOST_BYTES))
     with writable(out), new_folder(out) as folder:
         write_file(folder / CONFIG, boxes.config.to_json().encode())
         weight_map: dict[str, str] = {}
@@ -54,8 +57,7 @@ def export(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
             write_streamed(file, rows, _tensors(boxes, names), _ABOUT)
             weight_map |= dict.fromkeys(names, file.name)
         if len(files) > 1:
-            total = sum(parameter.size for parameter in parameters(boxes.config).values())
-            index = {"metadata": {"total_size": total * boxes.dtype.itemsize}, "weight_map": weight_map}
+            index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
             write_file(folder / INDEX, (json.dumps(index, indent=2) + "\n").encode())
         put_in_place(folder, out)
     return out
@@ -65,17 +67,3 @@ def _tensors(boxes: Boxes, names: list[str]) -> Iterator[np.ndarray]:
     for name in names:
         shape = boxes.shapes[name]
         yield boxes.read(name, (0,) * len(shape), shape)
-
-
-def _files(boxes: Boxes) -> Iterator[list[str]]:
-    """The names of the weights, file by file: no file of several has more than MOST_BYTES."""
-    names: list[str] = []
-    size = 0
-    for name, parameter in parameters(boxes.config).items():
-        needed = parameter.size * boxes.dtype.itemsize
-        if names and size + needed > MOST_BYTES:
-            yield names
-            names, size = [], 0
-        names.append(name)
-        size += needed
-    yield names

@@ -111,3 +111,16 @@ def _row(name: str, plain: Mapping[str, Any]) -> Row:
     if last - first != math.prod(shape) * _DTYPES[dtype].itemsize:
         raise MalformedError(f"{name} must have the bytes of its shape {shape}; got {last - first:,}")
     return Row(_DTYPES[dtype], tuple(shape), first, last)
+
+
+def grouped(sizes: Mapping[str, int], most: int) -> Iterator[list[str]]:
+    """Names of tensors in order, file by file: no file of several tensors has more than `most` bytes."""
+    group: list[str] = []
+    size = 0
+    for name, needed in sizes.items():
+        if group and size + needed > most:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += needed
+    yield group
