@@ -14,7 +14,7 @@ from palm.fields import check_choice
 from palm.parity.recording.bundle import read_bundle
 from palm.parity.recording.excerpt import Excerpt
 from palm.parity.recording.recording import REMAT, Recording
-from palm.spec.mesh import mesh_of
+from palm.spec.mesh import Mesh, mesh_of
 from palm.spec.parameters import DTYPES
 
 MATMUL = ("float32", "tensorfloat32", "bfloat16")
@@ -53,20 +53,20 @@ class Side:
         check_attention(self.attention, self.backend)
         check_choice("compile", self.compile, SWITCH, optional=True)
         check_choice("remat", self.remat, REMAT)
-        if self.devices > 1 and self.device is not None:
+        if self.grid.size > 1 and self.device is not None:
             raise ConfigError(
                 f"device must be left out where a mesh is given; got device={self.device}, mesh={self.mesh}. "
                 "Leave one of them out."
             )
 
     @property
-    def devices(self) -> int:
-        """How many it runs on. Raises `ConfigError` for what is no mesh."""
-        return mesh_of(self.mesh and self.mesh.replace(":", "=")).size
+    def grid(self) -> Mesh:
+        """What it runs on. Raises `ConfigError` for what is no mesh."""
+        return mesh_of(self.mesh and self.mesh.replace(":", "="))
 
     def to_dict(self) -> dict[str, Any]:
         """As the process that runs it reads it."""
-        return {**asdict(self), "devices": self.devices}
+        return {**asdict(self), "mesh": str(self.grid), "devices": self.grid.size}
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Bundle:
 
 def labels(*sides: Side) -> tuple[str, ...]:
     """A short name for each side: its backend, and what else the sides differ in."""
-    asked = [side.to_dict() for side in sides]
+    asked = [asdict(side) for side in sides]
     differing = [field.name for field in fields(Side) if len({side[field.name] for side in asked}) > 1]
     if differing == ["backend"]:
         return tuple(side.backend for side in sides)

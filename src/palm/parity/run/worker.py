@@ -77,9 +77,8 @@ def _model(request: dict[str, Any], seed: int) -> tuple[Any, int | None]:
         narrow, wide = numpy_dtype(coarsest), UNIT_ROUNDOFF[coarsest]
         own = UNIT_ROUNDOFF[common_dtype(stored)]
         weights = stored if own >= wide else {name: array.astype(narrow) for name, array in stored.items()}
-    options = {name: request[name] for name in ("backend", "dtype", "device", "attention")}
-    mesh = request["mesh"] and request["mesh"].replace(":", "=")
-    return from_numpy(config, weights, mesh=mesh, **options), seed if path is None else None
+    options = {name: request[name] for name in ("backend", "dtype", "device", "mesh", "attention")}
+    return from_numpy(config, weights, **options), seed if path is None else None
 
 
 def train(request: dict[str, Any]) -> None:
