@@ -1,7 +1,6 @@
 """Tokenizer files of Hugging Face and SentencePiece, trained on the spot; needs `palm-dual[tokenizers]`."""
 
 import hashlib
-import io
 
 import numpy as np
 import pytest
@@ -9,7 +8,8 @@ import sentencepiece
 from cases import assert_explains
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, processors
+from trained_tokenizers import byte_level, sentences
 
 from palm import DataError
 from palm.data import pieces
@@ -20,36 +20,11 @@ TEXT = "the palm grows by the sea, and the sea is naïve about the palm: €5, �
 KINDS = ("json", "model")
 
 
-def byte_level():
-    """A byte-level BPE as GPT-2's: every text comes back to the letter."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    made.train_from_iterator([TEXT] * 20, trainer)
-    return made
-
-
-def sentences():
-    written = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([TEXT.strip()] * 50),
-        model_writer=written,
-        vocab_size=300,
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    return written.getvalue()
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizers")
-    byte_level().save(str(folder / "t.json"))
-    (folder / "t.model").write_bytes(sentences())
+    byte_level(TEXT).save(str(folder / "t.json"))
+    (folder / "t.model").write_bytes(sentences(TEXT))
     return folder
 
 

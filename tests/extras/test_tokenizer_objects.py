@@ -1,11 +1,10 @@
 """Tokenizer objects of other packages are taken wherever a tokenizer file is, and mean the same."""
 
-import io
-
 import pytest
 import sentencepiece
 from cases import assert_explains
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from trained_tokenizers import sentences
 from transformers import PreTrainedTokenizerFast
 
 from palm import ConfigError, DataError
@@ -26,16 +25,7 @@ def objects(bpe):
     """By name: an object, and the ids that its own package has for the text."""
     plain = Tokenizer.from_str(bpe.to_str())
     fast = PreTrainedTokenizerFast(tokenizer_object=plain)
-    written = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([TEXT.strip()] * 50),
-        model_writer=written,
-        vocab_size=300,
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=sentences(TEXT))
     return {
         "tokenizers.Tokenizer": (plain, plain.encode(TEXT).ids),
         "a tokenizer of tokenizers.implementations": (bpe, bpe.encode(TEXT).ids),

@@ -1,14 +1,12 @@
 """Shards of the tokenizers of Hugging Face and SentencePiece: the ids that the text itself gives."""
 
-import io
 import json
 
 import numpy as np
 import pytest
-import sentencepiece
 from cases import assert_explains
 from shards import inline
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from trained_tokenizers import byte_level, sentences
 
 from palm import DataError
 from palm.data import pieces
@@ -20,33 +18,10 @@ from palm.data.tokenizer import load_tokenizer
 TEXT = "the palm grows by the sea, and the sea is naïve about the palm: €5, 🌴.\n"
 
 
-def byte_level():
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    made.train_from_iterator([TEXT] * 20, trainer)
-    return made.to_str().encode()
-
-
-def sentences():
-    written = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([TEXT.strip()] * 50),
-        model_writer=written,
-        vocab_size=300,
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    return written.getvalue()
-
-
 @pytest.fixture(scope="module", params=["json", "model"])
 def file(request, tmp_path_factory):
     file = tmp_path_factory.mktemp("tokenizers") / f"mine.{request.param}"
-    file.write_bytes(byte_level() if request.param == "json" else sentences())
+    file.write_bytes(byte_level(TEXT).to_str().encode() if request.param == "json" else sentences(TEXT))
     return file
 
 
@@ -85,7 +60,7 @@ def test_processes_of_their_own_write_the_same(text, file, tmp_path, monkeypatch
 
 def test_a_tokenizer_object_is_written_as_its_file(text, tmp_path, monkeypatch):
     inline(monkeypatch)
-    out = write_shards(text, Tokenizer.from_str(byte_level().decode()), tmp_path / "out")
+    out = write_shards(text, byte_level(TEXT), tmp_path / "out")
     assert load_tokenizer(out / "tokenizer.json").digest == open_corpus(out).tokenizer.digest
 
 
@@ -121,7 +96,7 @@ def test_a_text_that_is_no_utf8_is_named_with_its_place(text, file, tmp_path, mo
 
 def test_a_text_of_no_tokens_is_refused(tmp_path, monkeypatch):
     inline(monkeypatch)
-    (tmp_path / "mine.model").write_bytes(sentences())
+    (tmp_path / "mine.model").write_bytes(sentences(TEXT))
     (tmp_path / "text").write_bytes(b"  \n ")
     with pytest.raises(DataError, match="at least one token long"):
         write_shards(tmp_path / "text", tmp_path / "mine.model", tmp_path / "out")

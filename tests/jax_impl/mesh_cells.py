@@ -225,13 +225,20 @@ def uses(cell: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def resumed(cell: dict[str, Any]) -> dict[str, Any]:
-    """A training that goes on from what another one left, and what that compiles."""
-    config, recipe, mesh = config_of(cell), recipe_of(cell), mesh_of(cell["mesh"])
+def begun(cell: dict[str, Any]) -> tuple[Any, np.ndarray]:
+    """A training on a mesh after two steps, and the batch of each."""
+    config, recipe = config_of(cell), recipe_of(cell)
     batch = np.random.default_rng(0).integers(0, config.num_tokens, (recipe.batch, recipe.length + 1))
-    trainer = jax_impl.Trainer(model_of(config, mesh), recipe)
+    trainer = jax_impl.Trainer(model_of(config, mesh_of(cell["mesh"])), recipe)
     for step in (1, 2):
         trainer.step(batch, recipe.rates(step))
+    return trainer, batch
+
+
+def resumed(cell: dict[str, Any]) -> dict[str, Any]:
+    """A training that goes on from what another one left, and what that compiles."""
+    config, recipe = config_of(cell), recipe_of(cell)
+    trainer, batch = begun(cell)
     arrays, moments, (place, path) = jax_impl.to_arrays(trainer.model), trainer.moments(), trainer.placement
     again = jax_impl.from_arrays(
         config, lambda parameter: arrays[parameter.name], dtype="float64", device=place, attention=path
@@ -245,11 +252,8 @@ def resumed(cell: dict[str, Any]) -> dict[str, Any]:
 
 def pieces(cell: dict[str, Any]) -> dict[str, Any]:
     """A training whose pieces all processes save, and which goes on from them on another mesh."""
-    config, recipe, mesh = config_of(cell), recipe_of(cell), mesh_of(cell["mesh"])
-    batch = np.random.default_rng(0).integers(0, config.num_tokens, (recipe.batch, recipe.length + 1))
-    trainer = jax_impl.Trainer(model_of(config, mesh), recipe)
-    for step in (1, 2):
-        trainer.step(batch, recipe.rates(step))
+    config, recipe = config_of(cell), recipe_of(cell)
+    trainer, _ = begun(cell)
     state = {**jax_impl.to_arrays(trainer.model), **trainer.moments()}
     own, path = list(trainer.pieces()), Path(cell["folder"]) / cell["mesh"]
     fields = {"step": 2, "row": 16, "rewinds": 0, "spike": 0}
