@@ -6,6 +6,7 @@ framework, or neither, is installed.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import os
@@ -52,7 +53,16 @@ def first_backend(wanted: Backend | None = None) -> Backend:
 def wing(backend: Backend) -> Wing[Any]:
     """The wing's package, `palm.torch_impl` or `palm.jax_impl`. Raises what `check_installed` raises."""
     check_installed(backend)
-    return cast("Wing[Any]", importlib.import_module(f"palm.{backend}_impl"))
+    name = f"palm.{backend}_impl"
+    if name in sys.modules or not gc.isenabled():
+        return cast("Wing[Any]", importlib.import_module(name))
+    # A framework is some hundred thousand objects that stay: to look for garbage among them, again and again
+    # while it is imported, takes a fifth of the import.
+    gc.disable()
+    try:
+        return cast("Wing[Any]", importlib.import_module(name))
+    finally:
+        gc.enable()
 
 
 def check_installed(backend: Backend) -> None:

@@ -140,6 +140,11 @@ class Wing(Protocol[M]):
     def trace_program(self, program: Callable[..., Any], inputs: tuple[Any, ...], label: str) -> Program:
         """Any program of the framework's with NumPy inputs, traced in float64."""
 
+    def ahead(
+        self, model: M, tokens: np.ndarray, *, compiled: bool = ..., remat: Remat = ...
+    ) -> AbstractContextManager[None]:
+        """Meanwhile, compile in a second thread what the float64 self will run."""
+
     def widened(self, model: M) -> AbstractContextManager[M]:
         """The same model computing in float64."""
 

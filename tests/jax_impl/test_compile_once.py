@@ -57,6 +57,18 @@ def test_training_compiles_one_step_also_when_it_is_resumed(config, compilations
     assert compilations(lambda: resumed.step(windows, recipe.rates(4))) == 0
 
 
+@pytest.mark.parametrize("is_ahead", [True, False])
+def test_what_is_compiled_ahead_is_not_compiled_again(model, config, compilations, is_ahead):
+    """Not compiled ahead, the same calls compile both programs: the control of the count."""
+    ids = (np.arange(2 * (23 + is_ahead)) % config.num_tokens).reshape(2, -1)
+    if is_ahead:
+        with jax_impl.ahead(model, ids):
+            pass
+    with jax_impl.widened(model) as wide:
+        found = compilations(lambda: (jax_impl.activations(wide, ids), jax_impl.value_and_grad(wide, ids)))
+    assert found == 0 if is_ahead else found >= 2
+
+
 def test_another_length_is_compiled_and_would_be_counted(model, tokens, compilations):
     """The twin of the tests above: the same count with another answer."""
     shorter = tokens[:, :3]

@@ -29,7 +29,7 @@ from palm.jax_impl.shapes import Features, Hidden, Logits, Scores, Tokens
 from palm.jax_impl.sharding import gathered, laid, share_out
 from palm.recipes import Remat, check_remat
 from palm.spec.parameters import parameters
-from palm.spec.taps import BLOCK_TAPS
+from palm.spec.taps import BLOCK_TAPS, tap_names
 from palm.spec.tokens import check_range, check_shape
 
 # So many blocks are compiled one after the other, which runs a fifth faster than a loop over the stack: that
@@ -117,11 +117,8 @@ class PaLM(eqx.Module):
     def activations(self, tokens: Array) -> dict[str, Array]:
         """Every tap of the forward pass, in dataflow order; the last is `logits`."""
         check(tokens, self.config)
-        ends, stacked = _activations(self, _placed(tokens, self))
-        taps = {"embed": ends["embed"]}
-        for i in range(self.config.depth):
-            taps.update({f"blocks.{i}.{name}": stacked[name][i] for name in BLOCK_TAPS})
-        return taps | {"norm": ends["norm"], "logits": ends["logits"]}
+        taps = _activations(self, _placed(tokens, self))
+        return {name: taps[name] for name in tap_names(self.config.depth)}  # jit sorts them
 
     def positions(self, length: int, x: Array) -> tuple[Rotation | None, Array | None]:
         """What the blocks need of positions, formed once a pass: rotary's (cos, sin), or ALiBi's slopes."""
@@ -193,16 +190,16 @@ def _forward(model: PaLM, tokens: Array, remat: Remat, features: bool) -> Array:
 
 
 @eqx.filter_jit
-def _activations(model: PaLM, tokens: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-    """The taps outside of blocks, and those of blocks stacked over layers."""
-
-    def program(model: PaLM, tokens: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+def _activations(model: PaLM, tokens: Array) -> dict[str, Array]:
+    def program(model: PaLM, tokens: Array) -> dict[str, Array]:
         embedded, y, stacked = run(model, tokens, wanted=BLOCK_TAPS)
-        return {"embed": embedded, "norm": y, "logits": model.logits(y)}, stacked
+        of_blocks = {
+            f"blocks.{i}.{name}": values[i] for name, values in stacked.items() for i in range(len(values))
+        }
+        return {"embed": embedded, **of_blocks, "norm": y, "logits": model.logits(y)}
 
-    whole = _like(tokens)
     with full_precision(model):
-        return _without_explicit_axes(program, (whole, PartitionSpec(None, *whole)), model, tokens)
+        return _without_explicit_axes(program, _like(tokens), model, tokens)
 
 
 def _like(tokens: Array) -> PartitionSpec:

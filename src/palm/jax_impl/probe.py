@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -15,7 +16,7 @@ from jax import Array
 
 from palm.jax_impl.loss import next_token_loss
 from palm.jax_impl.model import PaLM
-from palm.jax_impl.sharding import fetched, on_each, share_out
+from palm.jax_impl.sharding import fetched, mesh_on, on_each, share_out
 from palm.jax_impl.weights import canonical
 from palm.jax_impl.wrapped import check_taps, settled
 from palm.recipes import Remat
@@ -53,11 +54,32 @@ def value_and_grad(
 
 
 @contextmanager
+def ahead(model: PaLM, tokens: np.ndarray, *, compiled: bool = True, remat: Remat = False) -> Iterator[None]:
+    """While it lasts, a second thread compiles the float64 self's `activations` and `value_and_grad`."""
+
+    weight = model.embedding.weight
+    if not compiled or weight.dtype == jnp.float64 or mesh_on(weight) is not None:
+        yield
+        return
+
+    def compile_both() -> None:
+        with shared(), widened(model) as wide:
+            ids = on_device(model, tokens, at_least=2)
+            _activations_once.lower(wide, ids).compile()
+            _value_and_grad_once.lower(wide, ids, remat).compile()
+
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(compile_both)
+        yield
+    done.result()
+
+
+@contextmanager
 def widened(model: PaLM) -> Iterator[PaLM]:
     """The same model, same weights, computing in float64 as long as the block lasts."""
     with jax.enable_x64(True):
         with shared():
-            wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model)
+            wide = _wide(model)
         before = _runs_once.set(model.embedding.weight.dtype != jnp.float64)
         try:
             yield wide
@@ -98,6 +120,11 @@ def on_device(model: PaLM, tokens: np.ndarray, *, at_least: int = 1) -> Array:
     """Checked tokens, which computations move to where the model is."""
     ids = check_tokens(tokens, model.config, at_least=at_least).astype(np.int32)
     return jnp.asarray(share_out(ids, model.embedding.weight))
+
+
+@eqx.filter_jit  # one program instead of one for each shape
+def _wide(model: PaLM) -> PaLM:
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model)
 
 
 @eqx.filter_value_and_grad

@@ -15,6 +15,7 @@ from palm.torch_impl.paths import ATTENTION, blockwise_attention, textbook_atten
 from palm.torch_impl.position import alibi_slopes, masked_scores, rotate, rotation_table
 from palm.torch_impl.probe import (
     activations,
+    ahead,
     attention_of,
     device_name,
     set_matmul,
@@ -44,6 +45,7 @@ __all__ = [
     "adafactor",
     "adamw",
     "agreed",
+    "ahead",
     "alibi_slopes",
     "attention_of",
     "blockwise_attention",

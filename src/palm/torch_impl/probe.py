@@ -75,6 +75,12 @@ def value_and_grad(
 
 
 @contextmanager
+def ahead(model: PaLM, tokens: np.ndarray, *, compiled: bool = False, remat: Remat = False) -> Iterator[None]:
+    """Nothing: what JAX compiles ahead for the float64 self, torch runs as it is."""
+    yield
+
+
+@contextmanager
 def widened(model: PaLM) -> Iterator[PaLM]:
     """The same model, same weights, computing in float64 as long as the block lasts."""
     # deepcopy takes these for copies it has made already: the weights are copied once, and wide.

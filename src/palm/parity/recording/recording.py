@@ -89,10 +89,11 @@ def record(
     wing, mode = wing_of(model), mode or Mode()
     model = wing.settled(model_of(model))
     ids = check_tokens(tokens, config_of(model), at_least=2)
-    taps = wing.activations(model, ids, **mode.forward)
-    on_step("forward")
-    loss, grads = wing.value_and_grad(model, ids, **mode.backward)
-    on_step("gradients")
+    with wing.ahead(model, ids, **mode.backward):
+        taps = wing.activations(model, ids, **mode.forward)
+        on_step("forward")
+        loss, grads = wing.value_and_grad(model, ids, **mode.backward)
+        on_step("gradients")
     with wing.widened(model) as wide:
         exact_taps = wing.activations(wide, ids, **mode.forward)
         on_step("float64 forward")
