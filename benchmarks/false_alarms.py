@@ -23,7 +23,8 @@ from foreign_ports import FAULTS, port
 
 import palm
 from palm.parity.recording.recording import environment
-from palm.spec.parameters import DTYPES, initial_value, parameters
+from palm.spec.initial import initial_value
+from palm.spec.parameters import DTYPES, parameters
 
 RESULTS = Path(__file__).parent / "results" / "alarms.json"
 LOG = "alarms_{}.jsonl"

@@ -27,7 +27,8 @@ from palm.errors import ConfigError
 from palm.parity.compare import judged
 from palm.parity.finding import Finding
 from palm.parity.recording.recording import Mode, Recording, record
-from palm.spec.parameters import initial_value, parameters
+from palm.spec.initial import initial_value
+from palm.spec.parameters import parameters
 from palm.spec.rounding import RATIO_BAR, UNIT_ROUNDOFF, block_rounding
 
 WINGS = {"torch": torch_impl, "jax": jax_impl}

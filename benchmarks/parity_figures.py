@@ -18,6 +18,7 @@ import palm
 from palm.data.windows import sample_windows, standard_library_text
 from palm.parity.recording.recording import environment
 from palm.spec import backward, forward
+from palm.spec.initial import initial_weights
 from palm.spec.rounding import rms
 
 RESULTS = Path(__file__).parent / "results" / "parity.json"
@@ -44,10 +45,7 @@ def float64_figures() -> dict[str, float]:
             **dict(zip(CHOICES, choices, strict=True)),
         ).resolve("torch")
         tokens = np.random.default_rng(0).integers(0, config.num_tokens, (2, 11))
-        weights = {
-            n: palm.spec.parameters.initial_value(p, 0, "float64")
-            for n, p in palm.spec.parameters.parameters(config).items()
-        }
+        weights = initial_weights(config, 0, "float64")
         logits = forward.activations(config, weights, tokens)["logits"]
         _, grads = backward.value_and_grad(config, weights, tokens)
         found = {}

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from palm import PaLMConfig
-from palm.spec.parameters import initial_value, numpy_dtype, parameters
+from palm.spec.initial import initial_value
+from palm.spec.parameters import numpy_dtype, parameters
 
 ROOT = Path(__file__).parents[1]
 FRAMEWORKS = ("torch", "jax", "equinox")

@@ -13,7 +13,8 @@ from palm.parity.judge.predictions import Prediction
 from palm.parity.recording.recording import Recording
 from palm.parity.result import Comparison
 from palm.spec import backward, forward
-from palm.spec.parameters import initial_value, parameters
+from palm.spec.initial import initial_value
+from palm.spec.parameters import parameters
 from palm.spec.taps import tap_names
 
 CONFIG = PaLMConfig(num_tokens=256, dim=16, depth=3, heads=2, dim_head=8).resolve("torch")

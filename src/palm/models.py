@@ -13,13 +13,13 @@ from palm.data.remembered import remember_tokenizer, remembered_tokenizer
 from palm.data.tokenizer import Tokenizer
 from palm.errors import ConfigError
 from palm.spec.arrays import Arrays
+from palm.spec.initial import Initial
 from palm.spec.mesh import AnyMesh
 from palm.spec.parameters import (
     DTYPES,
     Parameter,
     check_array,
     check_weights,
-    initial_value,
     numpy_dtype,
 )
 from palm.tracing.turns import shared
@@ -84,6 +84,7 @@ def build(
     backend ("textbook", "blockwise", …; "auto" is the fastest there) and changes speed and rounding, never
     the function. `mesh`, such as {"data": 4, "model": 2} or "data=4,model=2", cuts the weights over several
     devices in place of one (`palm.spec.mesh`): those of this process or, once it has joined others, of all.
+    Each process draws the pieces of its own devices alone (`palm.spec.initial`).
 
     Raises `ConfigError`, `BackendError` (unknown backend or device, or too few devices for the mesh) or
     `MissingFrameworkError`.
@@ -93,7 +94,7 @@ def build(
     _check_options(backend, dtype, attention)
     return implementation.from_arrays(
         config.resolve(backend),
-        lambda parameter: initial_value(parameter, seed, dtype),
+        lambda parameter: Initial(parameter, seed, dtype),
         dtype=dtype,
         device=placed(backend, device, mesh),
         attention=attention,

@@ -8,7 +8,8 @@ from cases import SIZES, assert_explains, assert_same_bits, draw_weights, small
 
 import palm
 from palm import BackendError, ConfigError, PaLMConfig, WeightsError, jax_impl
-from palm.spec.parameters import initial_value, parameters
+from palm.spec.initial import initial_value
+from palm.spec.parameters import parameters
 
 CONFIG = small()
 OPEN = PaLMConfig(**SIZES)

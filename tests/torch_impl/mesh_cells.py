@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 import palm
+from palm.spec.initial import initial_value
 from palm.spec.mesh import mesh_of
-from palm.spec.parameters import initial_value, numpy_dtype
+from palm.spec.parameters import numpy_dtype
 from palm.spec.rounding import rms, rounding_bound, rounding_ratio
 from palm.torch_impl import Linear, Trainer, device_mesh, from_arrays, is_first, loss, mesh_of_model
 from palm.torch_impl import to_arrays as arrays_of

@@ -24,8 +24,8 @@ from palm import torch_impl
 from palm.checkpoint.boxes import Boxes
 from palm.checkpoint.progress import load_progress
 from palm.checkpoint.team import save_pieces, team_of
+from palm.spec.initial import initial_value
 from palm.spec.mesh import Mesh, mesh_of
-from palm.spec.parameters import initial_value
 from palm.torch_impl import Norm, Trainer, device_mesh, from_arrays, is_first, mesh_of_model, sharded
 from palm.torch_impl.cut import CutBlock
 

@@ -10,7 +10,8 @@ from cases import DTYPES, SIZES, assert_explains, assert_same_bits, draw_tokens,
 
 import palm
 from palm import BackendError, ConfigError, PaLMConfig, WeightsError, torch_impl
-from palm.spec.parameters import initial_value, parameters
+from palm.spec.initial import initial_value
+from palm.spec.parameters import parameters
 
 CONFIG = small()
 OPEN = PaLMConfig(**SIZES)

@@ -8,6 +8,7 @@ from cases import assert_same_bits, draw_tokens, draw_weights, small
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 
 import palm
+from palm.spec.initial import Initial
 from palm.torch_impl import PaLM, next_token_loss
 
 # torch's own forward mode is still compiled by torch.jit.
@@ -56,7 +57,7 @@ def test_jacobians_forward_and_backward_are_the_same():
 
 def test_a_model_is_built_on_meta_without_a_number_drawn(monkeypatch):
     config = small()
-    monkeypatch.setattr(palm.models, "initial_value", lambda *given: pytest.fail("a number was drawn"))
+    monkeypatch.setattr(Initial, "__getitem__", lambda *_: pytest.fail("a number was drawn"))
     with torch.device("meta"):
         models = [palm.build(config, backend="torch"), PaLM(config)]
     models.append(palm.build(config, backend="torch", device="meta"))

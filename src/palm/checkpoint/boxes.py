@@ -21,7 +21,7 @@ from palm.files.objects import MalformedError
 from palm.files.read import Reader, open_regular
 from palm.files.streamed import rows_of_a_block
 from palm.files.tensors import Row, empty, read_header
-from palm.spec.boxes import Box
+from palm.spec.boxes import Box, box_of
 from palm.spec.parameters import dtype_name, numpy_dtype
 
 
@@ -34,10 +34,7 @@ class Tensor:
     dtype: DType
 
     def __getitem__(self, at: tuple[slice, ...], /) -> np.ndarray:
-        shape = self.boxes.shapes[self.name]
-        spans = [part.indices(size) for part, size in zip(at, shape, strict=True)]
-        start, sizes = (first for first, _, _ in spans), (last - first for first, last, _ in spans)
-        return self._cast(self.boxes.read(self.name, tuple(start), tuple(sizes)))
+        return self._cast(self.boxes.read(self.name, *box_of(at, self.boxes.shapes[self.name])))
 
     def _cast(self, part: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):

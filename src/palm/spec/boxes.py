@@ -40,6 +40,12 @@ class Box(NamedTuple):
         )
 
 
+def box_of(at: tuple[slice, ...], shape: tuple[int, ...]) -> Box:
+    """The box of a tensor of that shape that slices without a step mean."""
+    spans = [part.indices(size)[:2] for part, size in zip(at, shape, strict=True)]
+    return Box(tuple(first for first, _ in spans), tuple(last - first for first, last in spans))
+
+
 class Sliceable(Protocol):
     """What gives the elements of a part: an array, or a tensor of a checkpoint, which reads them then."""
 

@@ -19,7 +19,6 @@ import numpy as np
 from palm.config import BACKENDS, Backend, DType, PaLMConfig
 from palm.errors import ConfigError, WeightsError
 from palm.spec.arrays import Named
-from palm.spec.random import generator
 
 Axis = Literal["vocab", "embed", "heads", "kv", "ff", "layers"]
 
@@ -93,19 +92,6 @@ def parameters(config: PaLMConfig) -> Mapping[str, Parameter]:
     if not config.tie_embeddings:
         add("unembedding", (d, v), ("embed", "vocab"), embedding_std)
     return MappingProxyType(table)
-
-
-def initial_value(parameter: Parameter, seed: int, dtype: DType) -> np.ndarray:
-    """The weight that `seed` gives `parameter`: drawn in float64, then cast to `dtype` by NumPy.
-
-    Depends on (seed, name, shape, std) alone, so it is the same in both wings and in any order of creation.
-    """
-    target = numpy_dtype(dtype)
-    if parameter.std is None:
-        return np.ones(parameter.shape, target)
-    draws = generator(seed, parameter.name).standard_normal(parameter.shape)
-    draws *= parameter.std
-    return draws.astype(target)
 
 
 def numpy_dtype(dtype: str) -> np.dtype:

@@ -9,7 +9,8 @@ import pytest
 from cases import DTYPES, assert_explains, small
 
 from palm import ConfigError, preset
-from palm.spec.parameters import Parameter, initial_value, numpy_dtype, parameters
+from palm.spec.initial import initial_value
+from palm.spec.parameters import Parameter, numpy_dtype, parameters
 from palm.spec.random import generator
 
 # Of 12 draws, little-endian float64. If this changes, every seed ever written down means another model.

@@ -4,12 +4,16 @@ import dataclasses
 
 import numpy as np
 import pytest
-from cases import draw_tokens, small
+from cases import assert_same_bits, draw_tokens, small
 
 import palm
 from palm.parity.recording.bundle import read_bundle
 from palm.parity.recording.excerpt import Excerpt, excerpt_of, record_excerpt
 from palm.parity.recording.recording import Mode, Recording, record
+from palm.parity.run.launch import Source, _common
+from palm.parity.run.sides import Side
+from palm.parity.run.worker import _model
+from palm.spec.initial import initial_weights
 from palm.spec.rounding import rms
 
 CONFIG = small(num_tokens=97, dim=48, depth=3, heads=3, dim_head=16)
@@ -108,6 +112,21 @@ def test_weights_of_an_excerpt_are_drawn_again_from_the_seed_or_not_at_all(excer
     assert palm.compare(excerpts["torch"], faulty).diagnoses[0].taps[0] == "blocks.0.k"
     forged = [dataclasses.replace(excerpt, seed=6) for excerpt in (excerpts["torch"], faulty)]
     assert palm.compare(*forged).diagnoses == ()
+
+
+def test_weights_that_version_0_1_0_drew_are_drawn_again_as_it_did(excerpts, tmp_path):
+    weights = initial_weights(CONFIG, 5, "float32", draw="whole")
+    old = record_excerpt(palm.from_numpy(CONFIG, weights, backend="torch"), TOKENS, seed=5)
+    assert old.beginning is not None
+    for name, array in weights.items():
+        assert np.array_equal(old.beginning.weights[name], array)
+    # A live side beside it has these weights too, and beside a new one those of today.
+    for excerpt, expected in ((old, weights), (excerpts["torch"], initial_weights(CONFIG, 5, "float32"))):
+        side = Side("torch")
+        request = _common(Source(CONFIG, 0, ()), [side], excerpt, tmp_path) | side.to_dict()
+        model, _ = _model(request, request["seed"])
+        assert_same_bits(palm.to_numpy(model), expected)
+    assert not np.array_equal(weights["embedding"], expected["embedding"])
 
 
 @pytest.mark.sampled(1)

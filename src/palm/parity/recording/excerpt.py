@@ -35,7 +35,8 @@ from palm.parity.recording.recording import (
 )
 from palm.parity.recording.sketch import sketch_gradient, sketch_tap
 from palm.spec.arrays import Named
-from palm.spec.parameters import initial_value, numpy_dtype, parameters
+from palm.spec.initial import DRAWS, Draw, initial_value
+from palm.spec.parameters import numpy_dtype, parameters
 from palm.spec.tokens import check_tokens
 
 # Of a model of more parameters, the gradient in float64 would take longer than all the rest.
@@ -74,6 +75,11 @@ class Excerpt:
     def weights_digest(self) -> str:
         """SHA-256 over all weights, names and bits."""
         return digest(self.digests)
+
+    @property
+    def draw(self) -> Draw:
+        """How `seed` gave the weights: version 0.1.0 drew each matrix as a whole."""
+        return _draw_of(self.config, self.seed or 0, self.dtype, self.digests)
 
     @property
     def beginning(self) -> Recording | None:
@@ -119,7 +125,8 @@ class Drawn(Mapping[str, np.ndarray]):
 
     def __init__(self, config: PaLMConfig, seed: int, dtype: DType, digests: Mapping[str, str]) -> None:
         self._table, self._digests = parameters(config), digests
-        self._draw = lru_cache(maxsize=_KEPT_WEIGHTS)(lambda name: self._checked(name, seed, dtype))
+        draw = _draw_of(config, seed, dtype, digests)
+        self._draw = lru_cache(maxsize=_KEPT_WEIGHTS)(lambda name: self._checked(name, seed, dtype, draw))
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._draw(name)
@@ -133,13 +140,21 @@ class Drawn(Mapping[str, np.ndarray]):
     def __contains__(self, name: object) -> bool:
         return name in self._table
 
-    def _checked(self, name: str, seed: int, dtype: DType) -> np.ndarray:
-        drawn = initial_value(self._table[name], seed, dtype)
+    def _checked(self, name: str, seed: int, dtype: DType, draw: Draw) -> np.ndarray:
+        drawn = initial_value(self._table[name], seed, dtype, draw)
         if digest_of(drawn) != self._digests[name]:
             raise WeightsError(
                 f"{name} must be the weight that seed {seed} gives; got another one. Pass the checkpoint."
             )
         return drawn
+
+
+def _draw_of(config: PaLMConfig, seed: int, dtype: DType, digests: Mapping[str, str]) -> Draw:
+    """The draw that gives the largest weight; today's, if none does."""
+    largest = max(parameters(config).values(), key=lambda parameter: parameter.size)
+    given = digests[largest.name]
+    found = (draw for draw in DRAWS if digest_of(initial_value(largest, seed, dtype, draw)) == given)
+    return next(found, DRAWS[0])
 
 
 def record_excerpt(

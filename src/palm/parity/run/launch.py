@@ -129,7 +129,7 @@ def _common(
             save_arrays(bundle.config, dict(bundle.weights), folder / "weights")
             common["weights"] = str(folder / "weights")
         elif isinstance(bundle, Excerpt) and bundle.seed is not None:
-            common["seed"] = bundle.seed
+            common |= {"seed": bundle.seed, "draw": bundle.draw}
         elif any(side.checkpoint is None for side in live):
             raise BundleError(
                 f"{bundle.label} must be complete, drawn from a seed, or come with --checkpoint, because "

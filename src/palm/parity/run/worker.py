@@ -30,7 +30,8 @@ from palm.parity.run.child import RECORDED, REFUSED
 from palm.parity.run.followers import with_followers
 from palm.process import lines_of_parent
 from palm.recipes import Recipe
-from palm.spec.parameters import initial_value, numpy_dtype, parameters
+from palm.spec.initial import initial_weights
+from palm.spec.parameters import numpy_dtype
 from palm.spec.rounding import UNIT_ROUNDOFF
 
 
@@ -71,7 +72,7 @@ def _model(request: dict[str, Any], seed: int) -> tuple[Any, int | None]:
     coarsest, path = request["coarsest"], request["checkpoint"] or request.get("weights")
     if path is None:
         config = PaLMConfig.from_dict(request["config"])
-        weights = {p.name: initial_value(p, seed, coarsest) for p in parameters(config).values()}
+        weights = initial_weights(config, seed, coarsest, request.get("draw", "tiles"))
     else:
         config, stored = load_arrays(path)
         narrow, wide = numpy_dtype(coarsest), UNIT_ROUNDOFF[coarsest]
@@ -86,9 +87,7 @@ def train(request: dict[str, Any]) -> None:
     recipe = Recipe.from_dict(request["recipe"])
     if request["checkpoint"] is None:
         config = PaLMConfig.from_dict(request["config"])
-        weights = {
-            p.name: initial_value(p, request["seed"], recipe.master) for p in parameters(config).values()
-        }
+        weights = initial_weights(config, request["seed"], recipe.master)
     else:
         config, stored = load_arrays(request["checkpoint"])
         weights = {name: array.astype(numpy_dtype(recipe.master)) for name, array in stored.items()}
