@@ -154,6 +154,9 @@ class Wing(Protocol[M]):
     def keep_programs(self, folder: Path) -> None:
         """Keep what is compiled in `folder`."""
 
+    def profiled(self, folder: Path) -> AbstractContextManager[None]:
+        """Meanwhile, trace what this process computes, into `folder`."""
+
     def device_mesh(self, mesh: Mesh) -> Any:
         """The framework's mesh of devices, which `from_arrays` takes in place of a device."""
 

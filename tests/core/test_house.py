@@ -40,7 +40,17 @@ DOORS = {
     "checkpoint": {"boxes", "checkpoint", "export", "locate", "team", "manifest", "progress", "tokenizer"},
     "data": {"corpus", "download", "remembered", "sharding", "tokenizer", "tokenizer_file", "windows"},
     "generation": {"generate", "prompts", "rows"},
-    "training": {"cadence", "hardware", "plot", "run_folder", "summary", "train", "trained", "validation"},
+    "training": {
+        "cadence",
+        "hardware",
+        "loggers",
+        "plot",
+        "run_folder",
+        "summary",
+        "train",
+        "trained",
+        "validation",
+    },
     "upstream": {"originals", "read", "tensors"},
     "parity": {
         *("compare", "result", "finding", "repeats"),

@@ -1,19 +1,16 @@
-"""What is seen of a run while it runs: a bar on a terminal, lines in a pipe, TensorBoard if asked for."""
+"""What is seen of a run while it runs: a bar on a terminal, lines in a pipe."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 
-from palm.errors import ConfigError
 from palm.files.names import visible
 
 if TYPE_CHECKING:
@@ -47,11 +44,10 @@ class Terminal(Console):
 
 
 @contextmanager
-def display(total: int, tensorboard: Path | None) -> Iterator[OnStep]:
-    """Where each step goes: to a bar on a terminal, or else to a line now and then; and to TensorBoard.
+def display(total: int) -> Iterator[OnStep]:
+    """Where each step is seen: on a bar on a terminal, or else in a line now and then.
 
-    What cannot take a step gets no other one. That ends no run, and is told at the end. Raises `ConfigError`
-    if TensorBoard is asked for and is not installed.
+    A display that fails gets no other step. That ends no run, and is told at the end.
     """
     console = Console(stderr=True)
     pace = max(1, total // 20)
@@ -62,15 +58,7 @@ def display(total: int, tensorboard: Path | None) -> Iterator[OnStep]:
         TimeRemainingColumn(),
     )
     failed: list[str] = []
-    with ExitStack() as stack:
-        followers = {}
-        if tensorboard is not None:
-            followers["TensorBoard"] = stack.enter_context(
-                _tensorboard(tensorboard / "tensorboard", pace, failed)
-            )
-        progress = stack.enter_context(
-            Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("train", total=total, told="starting")
 
         def show(entry: Entry) -> None:
@@ -80,15 +68,12 @@ def display(total: int, tensorboard: Path | None) -> Iterator[OnStep]:
             elif not console.is_terminal and ("val_loss" in entry or entry["step"] % pace == 0):
                 print(f"step {entry['step']}/{total}  {_line(entry)}", file=sys.stderr, flush=True)
 
-        followers["the display"] = show
-
         def on_step(entry: Entry) -> None:
-            for name, follow in list(followers.items()):
-                try:
-                    follow(entry)
-                except Exception as error:
-                    failed.append(f"{name} failed at step {entry['step']}: {error}")
-                    del followers[name]
+            try:
+                if not failed:
+                    show(entry)
+            except Exception as error:
+                failed.append(f"the display failed at step {entry['step']}: {error}")
 
         yield on_step
     tell(*failed)
@@ -126,42 +111,3 @@ def _line(entry: Entry) -> str:
     if "mfu" in entry:
         parts.append(f"MFU {entry['mfu']:.1%}")
     return "  ".join(parts)
-
-
-@contextmanager
-def _tensorboard(folder: Path, pace: int, failed: list[str]) -> Iterator[OnStep]:
-    """Write each step to a file that TensorBoard reads. What goes wrong at the end is added to `failed`.
-
-    tensorboardX's own SummaryWriter writes in a thread, which dies on a full disk; who gives it more waits
-    for ever. So its file is written here.
-    """
-    try:
-        from tensorboardX.event_file_writer import EventsWriter  # noqa: PLC0415 - an extra
-        from tensorboardX.proto.event_pb2 import Event  # noqa: PLC0415
-        from tensorboardX.summary import scalar  # noqa: PLC0415
-    except ImportError:
-        raise ConfigError(
-            "--tensorboard needs tensorboardX; it is not installed. "
-            'Run: pip install "palm-dual[tensorboard]".'
-        ) from None
-    writers: list[Any] = []
-
-    def on_step(entry: Entry) -> None:
-        if not writers:  # now, for a new run's folder must be empty before its first step
-            folder.mkdir(exist_ok=True)
-            writers.append(EventsWriter(str(folder / "events")))
-        writer, step = writers[0], entry["step"]
-        for name, value in entry.items():
-            if name != "step":
-                writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
-        if "val_loss" in entry or step % pace == 0:
-            writer.flush()
-
-    try:
-        yield on_step
-    finally:
-        try:
-            for writer in writers:
-                writer.close()
-        except Exception as error:
-            failed.append(f"TensorBoard failed at the end: {error}")

@@ -36,6 +36,7 @@ from palm.spec.mesh import mesh_of
 from palm.spec.sizes import describe
 from palm.training.cadence import Cadence
 from palm.training.hardware import keep_memory
+from palm.training.loggers import LoggerName
 from palm.training.run_folder import PLOT, Run
 from palm.training.train import resume as resume_run
 from palm.training.train import train as train_run
@@ -73,8 +74,12 @@ class TrainRequest:
     """The attention path. auto chooses the fastest for the device."""
     compile_cache: Annotated[Path | None, Optional] = None
     """Folder for compiled programs. The next start reads them instead of compiling (torch: on GPUs only)."""
+    log: Annotated[tuple[LoggerName, ...], default("none")] = ()
+    """Where the log goes as well: tensorboard (RUN/tensorboard), wandb (RUN/wandb, offline), trackio."""
     tensorboard: bool = False
-    """Also write RUN/tensorboard."""
+    """The same as --log tensorboard."""
+    profile: Annotated[str | None, Optional] = None
+    """Steps to trace into RUN/profile: 10-12 those, 3 so many after the first two."""
     model: ModelFlags
     """These change single fields of the preset."""
     training: RecipeFlags
@@ -87,7 +92,7 @@ def train(request: Request[TrainRequest]) -> int:
     """Train a model, or continue a run, in either framework.
 
     Writes RUN/metrics.jsonl, RUN/step-…/ and RUN/loss.png. Ctrl-C ends a run after the current step, with a
-    checkpoint; --resume continues it. A plot, a display or TensorBoard that fails does not end it.
+    checkpoint; --resume continues it. A plot, a display, a logger or a profile that fails does not end it.
     """
     keep_memory()
     trained = _start(request) if request.resume is None else _resume(request, request.resume)
@@ -129,7 +134,7 @@ def _start(request: TrainRequest) -> Trained[Any]:
     )
     if is_first:
         tell(told)
-    with _display(request, recipe.steps, out, is_first=is_first) as on_step:
+    with _display(recipe.steps, is_first=is_first) as on_step:
         return train_run(
             config,
             recipe,
@@ -143,6 +148,7 @@ def _start(request: TrainRequest) -> Trained[Any]:
             mesh=request.mesh,
             attention=request.attention or "auto",
             on_step=on_step,
+            **_beside(request),
         )
 
 
@@ -156,12 +162,14 @@ def _is_first(request: TrainRequest, backend: Backend) -> bool:
     return implementation.is_first()
 
 
-def _display(
-    request: TrainRequest, steps: int, out: Path, *, is_first: bool
-) -> AbstractContextManager[OnStep]:
-    if not is_first:
-        return nullcontext(lambda entry: None)
-    return display(steps, out if request.tensorboard else None)
+def _display(steps: int, *, is_first: bool) -> AbstractContextManager[OnStep]:
+    return display(steps) if is_first else nullcontext(lambda entry: None)
+
+
+def _beside(request: TrainRequest) -> dict[str, Any]:
+    """Who follows the steps besides the display."""
+    names = (*request.log, *(("tensorboard",) if request.tensorboard else ()))
+    return {"loggers": list(dict.fromkeys(names)), "profile": request.profile}
 
 
 def _model(request: TrainRequest, data: Corpus) -> tuple[PaLMConfig, Mapping[str, np.ndarray] | None]:
@@ -197,7 +205,7 @@ def _resume(request: TrainRequest, run: Path) -> Trained[Any]:
     keep_programs(request.compile_cache, request.backend or settings["backend"])
     total = settings["recipe"]["steps"] if steps is None else steps
     is_first = _is_first(request, request.backend or settings["backend"])
-    with _display(request, total, run, is_first=is_first) as on_step:
+    with _display(total, is_first=is_first) as on_step:
         return resume_run(
             run,
             backend=request.backend,
@@ -208,6 +216,7 @@ def _resume(request: TrainRequest, run: Path) -> Trained[Any]:
             mesh=request.mesh,
             attention=request.attention,
             on_step=on_step,
+            **_beside(request),
         )
 
 

@@ -24,6 +24,7 @@ from palm.jax_impl.probe import (
     widened,
 )
 from palm.jax_impl.processes import agreed, join, numbered, several, share, wait
+from palm.jax_impl.profile import profiled
 from palm.jax_impl.programs import keep_programs
 from palm.jax_impl.trace.program import trace_program
 from palm.jax_impl.train import Trainer
@@ -69,6 +70,7 @@ __all__ = [
     "output_loss",
     "pieces",
     "product",
+    "profiled",
     "rotate",
     "rotation_table",
     "set_matmul",

@@ -24,6 +24,7 @@ from palm.torch_impl.probe import (
     widened,
 )
 from palm.torch_impl.processes import agreed, join, numbered, several, share, wait
+from palm.torch_impl.profile import profiled
 from palm.torch_impl.programs import keep_programs
 from palm.torch_impl.trace.program import trace_program
 from palm.torch_impl.train import Trainer
@@ -69,6 +70,7 @@ __all__ = [
     "output_loss",
     "pieces",
     "product",
+    "profiled",
     "rotate",
     "rotation_table",
     "set_matmul",

@@ -23,6 +23,7 @@ from palm.recipes import Outcome, Recipe
 from palm.training.cadence import Cadence
 from palm.training.hardware import give_back_holes, mfu_per_rate
 from palm.training.measures import Measures
+from palm.training.onlookers import Onlookers
 from palm.training.run_files import SAMPLES
 from palm.training.run_folder import Run
 from palm.training.state import read_state, write_state
@@ -47,9 +48,11 @@ class Loop:
         tokenizer: Tokenizer | None,
         backend: Backend,
         on_step: OnStep,
+        onlookers: Onlookers,
     ) -> None:
         self.folder, self.config, self.recipe, self.cadence = folder, config, recipe, cadence
         self.tokenizer, self.backend, self.on_step = tokenizer, backend, on_step
+        self.onlookers = onlookers
         self.processes = wing(backend)  # of which each makes the same steps, and the first one writes
         # What cannot work must fail now, before anything is written.
         check_trainable(corpus, recipe)
@@ -79,14 +82,15 @@ class Loop:
         except BaseException as error:
             self._rescue(trainer, error)
             raise
+        finally:
+            self.onlookers.close()
         with self._beside("the plot"):
             self._draw()
         interrupted = self.step < self.recipe.steps
         remember_tokenizer(trainer.model, self.tokenizer)
         path = self.folder.path if self.folder else None
-        return Trained(
-            trainer.model, self.log, path, interrupted, self.tokenizer, tuple(self.failed.values())
-        )
+        failed = (*self.failed.values(), *self.onlookers.failed)
+        return Trained(trainer.model, self.log, path, interrupted, self.tokenizer, failed)
 
     def save(self, trainer: TrainerProtocol[Any]) -> None:
         """Write the checkpoint of this step, unless it is there."""
@@ -182,8 +186,9 @@ class Loop:
 
     def _advance(self, trainer: TrainerProtocol[Any]) -> TrainerProtocol[Any]:
         """One step, and what is due after it; the trainer to go on with."""
-        started = time.perf_counter()
         step, recipe = self.step + 1, self.recipe
+        self.onlookers.before(step)
+        started = time.perf_counter()
         rows = recipe.batch_at(step)
         batch = windows(self.learnt, seed=recipe.seed, first=self.row, rows=rows, length=recipe.length)
         outcome = self._learn(trainer, batch)
@@ -210,6 +215,7 @@ class Loop:
                 self.folder.log({"step": step, "text": self._sample(trainer)}, SAMPLES)
         if saves:
             self.save(trainer)
+        self.onlookers.after(entry)
         self.on_step(entry)
         return trainer
 

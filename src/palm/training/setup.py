@@ -25,12 +25,14 @@ from palm.training.follower import Follower
 from palm.training.run_folder import Run
 
 
-def check_kind(name: str, value: Any, kind: type, make: str) -> None:
-    """Raise `ConfigError` unless the value is of that class, which `palm.MAKE` makes."""
-    if not isinstance(value, kind):
-        raise ConfigError(
-            f"{name} must be a {kind.__name__}; got {name}={value!r}. Make one with palm.{make}."
-        )
+def check_kinds(config: Any, recipe: Any) -> None:
+    """Raise `ConfigError` unless these are a config and a recipe."""
+    kinds = (("config", config, PaLMConfig, 'preset("tiny")'), ("recipe", recipe, Recipe, 'recipe("bytes")'))
+    for name, value, kind, make in kinds:
+        if not isinstance(value, kind):
+            raise ConfigError(
+                f"{name} must be a {kind.__name__}; got {name}={value!r}. Make one with palm.{make}."
+            )
 
 
 def check_room(config: PaLMConfig, recipe: Recipe, cadence: Cadence) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -21,11 +21,13 @@ from palm.models import build, from_numpy
 from palm.recipes import Recipe
 from palm.spec.mesh import AnyMesh, mesh_of
 from palm.training.cadence import Cadence
+from palm.training.loggers import AnyLogger
 from palm.training.loop import Loop
+from palm.training.onlookers import make_onlookers
 from palm.training.run_folder import Run
 from palm.training.setup import (
     check_batches,
-    check_kind,
+    check_kinds,
     check_room,
     is_path,
     new_run,
@@ -38,6 +40,7 @@ from palm.training.setup import (
 )
 from palm.training.stopping import asked_to_stop
 from palm.training.trained import OnStep, Trained
+from palm.wings import Wing
 
 if TYPE_CHECKING:
     from palm.backends import JaxModel, Model, TorchModel
@@ -58,6 +61,8 @@ def train(
     mesh: AnyMesh = ...,
     attention: str = ...,
     on_step: OnStep = ...,
+    loggers: Sequence[AnyLogger] = ...,
+    profile: str | int | None = ...,
 ) -> Trained[TorchModel]: ...
 
 
@@ -76,6 +81,8 @@ def train(
     mesh: AnyMesh = ...,
     attention: str = ...,
     on_step: OnStep = ...,
+    loggers: Sequence[AnyLogger] = ...,
+    profile: str | int | None = ...,
 ) -> Trained[JaxModel]: ...
 
 
@@ -94,6 +101,8 @@ def train(
     mesh: AnyMesh = ...,
     attention: str = ...,
     on_step: OnStep = ...,
+    loggers: Sequence[AnyLogger] = ...,
+    profile: str | int | None = ...,
 ) -> Trained[Model]: ...
 
 
@@ -111,6 +120,8 @@ def train(
     mesh: AnyMesh = None,
     attention: str = "auto",
     on_step: OnStep = lambda entry: None,
+    loggers: Sequence[AnyLogger] = (),
+    profile: str | int | None = None,
 ) -> Trained[Model]:
     """Train a model from `recipe.seed`, or from `weights`, on `data`.
 
@@ -124,33 +135,37 @@ def train(
     (`palm.resume`). SIGINT, SIGTERM and SIGHUP end it after the step in progress, with a checkpoint.
     So does an error, which is raised then, if the weights are those of a whole step. `mesh` is as in
     `palm.build`: each of its processes makes the same call, the first one writes, and an error in one of
-    them ends all without a checkpoint. `on_step` is called with each line of the log: step, loss (nats, of
-    the batch before its update), grad_norm, lr, tokens (so far), tokens_per_s, seconds, and val_loss and
-    val_bits_per_byte where they were measured.
+    them ends all without a checkpoint.
+
+    `on_step` is called with each line of the log: step, loss (nats, of the batch before its update),
+    grad_norm, lr, tokens (so far), tokens_per_s, seconds, and where they were measured val_loss and
+    val_bits_per_byte. `loggers` take them too: "tensorboard", "wandb", "trackio", functions, objects like
+    `palm.training.loggers.Logger`. `profile` traces steps into out/profile: "10-12" those, 3 so many after
+    the first two. What fails in these ends no run (`Trained.failed`).
 
     Raises `ConfigError`, `DataError`, `RunError`, `DivergedError`, and what `palm.build` raises.
     """
-    check_kind("config", config, PaLMConfig, 'preset("tiny")')
-    check_kind("recipe", recipe, Recipe, 'recipe("bytes")')
+    check_kinds(config, recipe)
     implementation = wing(backend)
     config = config.resolve(backend)
     cadence = cadence or Cadence()
     place = placed(backend, device, mesh)
-    if implementation.weights.is_on_host(device) and not implementation.several():
-        check_room(config, recipe, cadence)
-    check_batches(recipe, mesh_of(mesh))
+    _check_fits(implementation, config, recipe, cadence, device, mesh)
     corpus, encoder = open_data(data, tokenizer, config)
-    options = {"backend": backend, "dtype": recipe.master, "device": place, "attention": attention}
     run = new_run(out, data, recipe, is_first=implementation.is_first())
+    where = placement(backend, device, attention)
+    about = {"config": config.to_dict(), "recipe": recipe.to_dict(), **where}
+    beside = make_onlookers(out, about, implementation, loggers, profile)
 
     with asked_to_stop() as asked, run.locked(new=True) if run else nullcontext():
-        loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step)
+        loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step, beside)
+        options = {"backend": backend, "dtype": recipe.master, "device": place, "attention": attention}
         trainer = implementation.Trainer(_model(config, weights, recipe, options), recipe)
         if run is not None:
             loop.save(trainer)
             run.keep_tokenizer(kept_file(encoder))
             told = settings_of(config, recipe, cadence, data, corpus, tokenizer, encoder)
-            run.write_settings({**told, **placement(backend, device, attention)})
+            run.write_settings({**told, **where})
         return loop.run(trainer, asked)
 
 
@@ -166,6 +181,8 @@ def resume(
     mesh: AnyMesh = ...,
     attention: str | None = ...,
     on_step: OnStep = ...,
+    loggers: Sequence[AnyLogger] = ...,
+    profile: str | int | None = ...,
 ) -> Trained[TorchModel]: ...
 
 
@@ -181,6 +198,8 @@ def resume(
     mesh: AnyMesh = ...,
     attention: str | None = ...,
     on_step: OnStep = ...,
+    loggers: Sequence[AnyLogger] = ...,
+    profile: str | int | None = ...,
 ) -> Trained[JaxModel]: ...
 
 
@@ -196,6 +215,8 @@ def resume(
     mesh: AnyMesh = ...,
     attention: str | None = ...,
     on_step: OnStep = ...,
+    loggers: Sequence[AnyLogger] = ...,
+    profile: str | int | None = ...,
 ) -> Trained[Model]: ...
 
 
@@ -210,6 +231,8 @@ def resume(
     mesh: AnyMesh = None,
     attention: str | None = None,
     on_step: OnStep = lambda entry: None,
+    loggers: Sequence[AnyLogger] = (),
+    profile: str | int | None = None,
 ) -> Trained[Any]:
     """Go on with the run in the folder `path` from its newest checkpoint; bit for bit in the same backend.
 
@@ -218,7 +241,7 @@ def resume(
     the data is now, if it has moved: it must be the same, byte for byte. `device` and `attention` stay as
     they were; a device other than "cpu" does not carry over to the other backend, which takes its own first,
     and an attention path of one backend alone does not carry over to the other one or to another device.
-    `mesh` may be another one each time.
+    `mesh` may be another one each time. `loggers` and `profile` are as in `train`.
     Raises what `train` raises, and `CheckpointError`.
     """
     settings = Run(Path(path)).settings()
@@ -229,16 +252,18 @@ def resume(
     implementation = wing(backend)
     place = placed(backend, device, mesh)
     device, attention = place_again(settings, backend, device, attention)
-    if implementation.weights.is_on_host(device) and not implementation.several():
-        check_room(config, recipe, cadence)
-    check_batches(recipe, mesh_of(mesh))
+    _check_fits(implementation, config, recipe, cadence, device, mesh)
     run = run_of(path, is_first=implementation.is_first())
     encoder = run.tokenizer()
     source = data if data is not None else settings["data"]["path"]
     corpus = open_data_again(source, settings, encoder, run)
+    told = {"recipe": recipe.to_dict(), "cadence": dataclasses.asdict(cadence)}
+    source_now = {"path": str(Path(source).resolve())} if is_path(source) else {}
+    told |= {**placement(backend, device, attention), "data": {**settings["data"], **source_now}}
+    beside = make_onlookers(path, {**settings, **told}, implementation, loggers, profile)
 
     with asked_to_stop() as asked, run.locked():
-        loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step)
+        loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step, beside)
         trainer = loop.restore(math.inf, device=device if place is None else place, attention=attention)
         if recipe.steps < loop.step:
             raise RunError(
@@ -246,12 +271,23 @@ def resume(
                 "Use more, or start a new run from an earlier checkpoint."
             )
         # After all that can fail: the run stays as it was until it can go on.
-        told = {"recipe": recipe.to_dict(), "cadence": dataclasses.asdict(cadence)}
-        source_now = {"path": str(Path(source).resolve())} if is_path(source) else {}
-        where_now = placement(backend, device, attention)
-        run.write_settings({**settings, **where_now, **told, "data": {**settings["data"], **source_now}})
+        run.write_settings({**settings, **told})
         run.keep_tokenizer(kept_file(encoder))
         return loop.run(trainer, asked)
+
+
+def _check_fits(
+    implementation: Wing[Any],
+    config: PaLMConfig,
+    recipe: Recipe,
+    cadence: Cadence,
+    device: Any,
+    mesh: AnyMesh,
+) -> None:
+    """Raise `ConfigError` for a training that does not fit into memory, or onto the mesh."""
+    if implementation.weights.is_on_host(device) and not implementation.several():
+        check_room(config, recipe, cadence)
+    check_batches(recipe, mesh_of(mesh))
 
 
 def _model(

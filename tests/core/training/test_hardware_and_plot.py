@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import gc
 import os
 import resource
 import struct
@@ -12,9 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import assert_explains
 
-from palm import ConfigError
 from palm.cli import display
 from palm.cli.display import _line
 from palm.training import hardware
@@ -190,7 +187,7 @@ def test_what_stands_beside_the_bar_leaves_it_room_in_80_columns():
 
 
 def test_in_a_pipe_there_is_a_line_at_each_validation_and_each_twentieth_and_nothing_else(capsys):
-    with display.display(400, None) as on_step:
+    with display.display(400) as on_step:
         for step in range(1, 25):
             entry = {"step": step, "loss": 1.0, "tokens_per_s": 5.0}
             on_step({**entry, "val_loss": 2.0} if step in (2, 4) else entry)
@@ -201,71 +198,12 @@ def test_in_a_pipe_there_is_a_line_at_each_validation_and_each_twentieth_and_not
     assert lines == [*measured, "step 20/400  loss 1.0000 nats  5 tokens/s"]
 
 
-def test_tensorboard_that_is_missing_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(ConfigError) as raised, display.display(9, tmp_path):
-        pytest.fail("there is no tensorboardX")
-    words = "--tensorboard needs tensorboardX", "not installed", 'pip install "palm-dual[tensorboard]"'
-    assert_explains(raised, *words)
-    assert list(tmp_path.iterdir()) == []
-
-
-def events(folder: Path) -> list[tuple[str, float, int]]:
-    """What TensorBoard finds in the folder: name, value and step."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    found = []
-    [file] = folder.iterdir()
-    content = file.read_bytes()
-    while content:
-        (size,) = struct.unpack("<Q", content[:8])
-        event = Event.FromString(content[12 : 12 + size])
-        found += [(value.tag, value.simple_value, event.step) for value in event.summary.value]
-        content = content[16 + size :]
-    return found
-
-
-def test_tensorboard_is_given_every_number_of_a_step(tmp_path):
-    with display.display(9000, tmp_path) as on_step:
-        on_step({"step": 3, "loss": 1.0, "tokens_per_s": 5.0})
-        on_step(FULL)
-        written = events(tmp_path / "tensorboard")  # flushed with each validation
-    assert written[:2] == [("loss", 1.0, 3), ("tokens_per_s", 5.0, 3)]
-    assert written[2:] == [(name, pytest.approx(value), 4) for name, value in FULL.items() if name != "step"]
-    assert events(tmp_path / "tensorboard") == written
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file nobody could close
-@pytest.mark.parametrize("when", ["mkdir", "write", "flush", "close"])
-def test_tensorboard_that_fails_is_told_once_and_the_steps_go_on(tmp_path, capsys, monkeypatch, when):
-    """On a full disk; tensorboardX's own writer waits for ever there."""
-    from tensorboardX.event_file_writer import EventsWriter
-
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    owner, name = {"mkdir": (Path, "mkdir"), "write": (EventsWriter, "write_event")}.get(
-        when, (EventsWriter, when)
-    )
-    monkeypatch.setattr(owner, name, full)
-    with display.display(40, tmp_path) as on_step:
-        for step in range(1, 41):
-            on_step({**FULL, "step": step})
-    gc.collect()
-    lines = capsys.readouterr().err.splitlines()
-    at_step = "the end" if when == "close" else "step 1"
-    assert [line for line in lines if "failed" in line][:1] == [
-        f"TensorBoard failed at {at_step}: [Errno 28] No space left on device"
-    ]
-    assert len([line for line in lines if line.startswith("step ")]) == 40
-
-
 def test_a_display_that_fails_is_told_once_and_does_not_end_the_run(capsys, monkeypatch):
     def fail(entry):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     monkeypatch.setattr(display, "_line", fail)
-    with display.display(4, None) as on_step:
+    with display.display(4) as on_step:
         for step in range(1, 5):
             on_step({**FULL, "step": step})
     told = capsys.readouterr().err.splitlines()
