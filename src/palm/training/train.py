@@ -147,8 +147,7 @@ def train(
     """
     check_kinds(config, recipe)
     implementation = wing(backend)
-    config = config.resolve(backend)
-    cadence = cadence or Cadence()
+    config, cadence = config.resolve(backend), cadence or Cadence()
     place = placed(backend, device, mesh)
     _check_fits(implementation, config, recipe, cadence, device, mesh)
     corpus, encoder = open_data(data, tokenizer, config)
