@@ -229,7 +229,8 @@ def docs(session: nox.Session) -> None:
     texts = Path("build/help")  # docs/commands.md includes them
     texts.mkdir(parents=True, exist_ok=True)
     of_data = ("data fetch", "data tokenize", "data info")
-    for command in ("compare", "record", "train", "generate", *of_data, "plan", "info", "import", "export"):
+    of_runs = ("runs", "plot", "info")
+    for command in ("compare", "record", "train", "generate", *of_data, "plan", *of_runs, "import", "export"):
         words = [*command.split(), "--help"]
         told = session.run("palm", *words, silent=True, env={"COLUMNS": "88", "NO_COLOR": "1"})
         lines = [textwrap.fill(line, 88) for line in told.splitlines()]

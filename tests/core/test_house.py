@@ -41,15 +41,8 @@ DOORS = {
     "data": {"corpus", "download", "remembered", "sharding", "tokenizer", "tokenizer_file", "windows"},
     "generation": {"generate", "prompts", "rows"},
     "training": {
-        "cadence",
-        "hardware",
-        "loggers",
-        "plot",
-        "run_folder",
-        "summary",
-        "train",
-        "trained",
-        "validation",
+        *("cadence", "curves", "hardware", "loggers", "plot", "run_folder", "runs", "summary"),
+        *("train", "trained", "validation"),
     },
     "upstream": {"originals", "read", "tensors"},
     "parity": {

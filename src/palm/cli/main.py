@@ -54,6 +54,11 @@ COMMANDS = {
         "palm.cli.models:info",
         "Describe a preset, a run or a checkpoint: config, parameters by kind, FLOPs per token and memory.",
     ),
+    "runs": (
+        "palm.cli.runs:runs",
+        "List the runs below a folder: steps, losses, and the settings in which they differ.",
+    ),
+    "plot": ("palm.cli.runs:plot", "Draw the losses of several runs in one picture."),
     "import": (
         "palm.cli.models:import_",
         "Turn weights of one of the four original models into a palm checkpoint.",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from palm.parity.report.svg import tag
+from palm.files.markup import tag
 
 # Distance of the lanes of zero and of what is not finite from the range between them.
 _ZERO_LANE, _ENDLESS_LANE = 18, 16

@@ -8,8 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from palm.files.markup import tag
 from palm.parity.report.axes import LogAxis, area, framed
-from palm.parity.report.svg import tag
 from palm.parity.report.words import short
 
 _ROW, _HEAD = 28, 20

@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 from markupsafe import Markup, escape
 
+from palm.files.markup import shown, tag
 from palm.files.names import escaped
 from palm.parity.finding import Finding
 from palm.parity.report import plots, words
@@ -23,7 +24,6 @@ from palm.parity.report.distances import distance_plot, distances
 from palm.parity.report.places import parameter_rows, places, precision_rows
 from palm.parity.report.precision_plot import precision_plot
 from palm.parity.report.reading import FOREIGN, PROGRAMS, Reading
-from palm.parity.report.svg import shown, tag
 from palm.parity.report.tables import Pairs, causes, findings_table
 from palm.parity.report.training import training_figures, training_outcome, training_rows
 

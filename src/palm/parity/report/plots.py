@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from markupsafe import Markup
 
+from palm.files.markup import tag
 from palm.parity.finding import Finding
 from palm.parity.report.axes import LogAxis, area, curve, framed, labels, line, stretched, stride, words
-from palm.parity.report.svg import tag
 from palm.parity.report.words import block_and_row, in_words, tiny
 
 # Heights inside the error plot, from the top: the first divergence's name, the lane of faults, the

@@ -7,8 +7,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from palm.files.markup import tag
 from palm.parity.report.axes import LogAxis, area, curve, framed, labels, line, stretched, words
-from palm.parity.report.svg import tag
 from palm.parity.report.words import short
 
 _TOP, _BOTTOM, _FLOOR, _HEIGHT = 12, 200, 220, 250

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from palm.files.markup import tag
 from palm.parity.drift.drift import RUNS, spread_steps
 from palm.parity.finding import Outcome
 from palm.parity.report.axes import (
@@ -25,7 +26,6 @@ from palm.parity.report.axes import (
     stride,
     words,
 )
-from palm.parity.report.svg import tag
 
 _SERIES = ("gap", "control_gap", "distance", "control_distance")
 # Heights inside a plot, from the top: what is not finite, the range, zero, the floor over the steps' numbers.

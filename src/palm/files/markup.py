@@ -1,4 +1,4 @@
-"""Elements of the plots as markup. Text and attributes of others are escaped, hidden characters visible."""
+"""Elements of SVG and HTML as markup. Text of others is escaped, with hidden characters visible."""
 
 from __future__ import annotations
 
