@@ -86,7 +86,7 @@ def test_a_png_has_a_line_for_each_group_and_a_band_for_several_seeds(folder, tm
     assert has(picture, BAND) > 2000
     assert (picture == 255).all(2).mean() > 0.5  # a light background
     palm(capsys, "plot", folder / "fast", folder / "slow-0", "--out", out)
-    assert has(pixels(out), BAND) < 50
+    assert has(pixels(out), BAND) < 500  # the soft edges of a line
 
 
 def texts(svg):
