@@ -169,6 +169,12 @@ class Wing(Protocol[M]):
     def join(self) -> None:
         """Join the processes that a launcher started."""
 
+    def together(self) -> AbstractContextManager[None]:
+        """What all processes do together: where one of them is gone the others raise `BackendError`."""
+
+    def leave(self) -> None:
+        """After an error: let this process end without waiting for the others."""
+
     def several(self) -> bool:
         """Whether there are several processes."""
 

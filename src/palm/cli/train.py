@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -119,47 +119,54 @@ def _start(request: TrainRequest) -> Trained[Any]:
         tokenizer = checkpoint_tokenizer(request.checkpoint)
     recipe = find_recipe(request.recipe or "bytes", **given(request.training))
     backend = request.backend or first_backend()
-    is_first = _is_first(request, backend)
-    if is_first:
-        Run(out).check_new()
-    text = open_corpus(data)
-    config, weights = _model(request, text)
-    if tokenizer is None:  # with one, encoding tells
-        check_trainable(text, recipe)
-    keep_programs(request.compile_cache, backend)
-    size = describe(config.resolve(backend), recipe.length).total
-    told = (
-        f"{size:,} parameters in {backend}; {recipe.steps} steps of {recipe.batch} × {recipe.length} tokens "
-        f"with {recipe.optimizer} at learning rate {recipe.learning_rate:g}; {data} → {out}"
-    )
-    if is_first:
-        tell(told)
-    with _display(recipe.steps, is_first=is_first) as on_step:
-        return train_run(
-            config,
-            recipe,
-            data,
-            backend=backend,
-            out=out,
-            tokenizer=tokenizer,
-            weights=weights,
-            cadence=Cadence(**given(request.cadence)),
-            device=request.device,
-            mesh=request.mesh,
-            attention=request.attention or "auto",
-            on_step=on_step,
-            **_beside(request),
+    with _joined(request, backend) as is_first:
+        if is_first:
+            Run(out).check_new()
+        text = open_corpus(data)
+        config, weights = _model(request, text)
+        if tokenizer is None:  # with one, encoding tells
+            check_trainable(text, recipe)
+        keep_programs(request.compile_cache, backend)
+        size = describe(config.resolve(backend), recipe.length).total
+        told = (
+            f"{size:,} parameters in {backend}; {recipe.steps} steps of {recipe.batch} × {recipe.length} "
+            f"tokens with {recipe.optimizer} at learning rate {recipe.learning_rate:g}; {data} → {out}"
         )
+        if is_first:
+            tell(told)
+        with _display(recipe.steps, is_first=is_first) as on_step:
+            return train_run(
+                config,
+                recipe,
+                data,
+                backend=backend,
+                out=out,
+                tokenizer=tokenizer,
+                weights=weights,
+                cadence=Cadence(**given(request.cadence)),
+                device=request.device,
+                mesh=request.mesh,
+                attention=request.attention or "auto",
+                on_step=on_step,
+                **_beside(request),
+            )
 
 
-def _is_first(request: TrainRequest, backend: Backend) -> bool:
+@contextmanager
+def _joined(request: TrainRequest, backend: Backend) -> Iterator[bool]:
     """Whether this process is the one that prints. torchrun's processes are joined unasked."""
     if not request.distributed and request.mesh is None:
-        return True
+        yield True
+        return
     implementation = wing(backend)
     if request.distributed or (backend == "torch" and mesh_of(request.mesh).size > 1):
         implementation.join()
-    return implementation.is_first()
+    try:
+        with implementation.together():
+            yield implementation.is_first()
+    except BaseException:
+        implementation.leave()
+        raise
 
 
 def _display(steps: int, *, is_first: bool) -> AbstractContextManager[OnStep]:
@@ -204,8 +211,10 @@ def _resume(request: TrainRequest, run: Path) -> Trained[Any]:
     steps: int | None = request.training.steps
     keep_programs(request.compile_cache, request.backend or settings["backend"])
     total = settings["recipe"]["steps"] if steps is None else steps
-    is_first = _is_first(request, request.backend or settings["backend"])
-    with _display(total, is_first=is_first) as on_step:
+    with (
+        _joined(request, request.backend or settings["backend"]) as is_first,
+        _display(total, is_first=is_first) as on_step,
+    ):
         return resume_run(
             run,
             backend=request.backend,

@@ -5,17 +5,47 @@ Mirror: palm.torch_impl.processes.
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from palm.errors import BackendError
+from palm.errors import BackendError, PalmError
 
 # Who does not answer for so many seconds is lost, and the others end.
 _LOST = 30
+# So long an error that Python has found by itself has to be told before JAX's own end of the process.
+_MOMENT = 2.0
+_STATUS = 2
+# What errors of JAX say that come of another process: they have no class of their own.
+_OF_OTHERS = ("gloo", "nccl", "coordination", "heartbeat", "barrier", "socket closed", "connection")
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What all processes do together: if one of them is gone, the others end with an error that says so.
+
+    Raises `BackendError` then.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, PalmError) or not is_joined() or not _is_of_others(error):
+            raise
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise BackendError(
+            f"the processes of a mesh must all go on; got no answer from another one: {reason}. "
+            "See what the other one says, and start all of them again."
+        ) from error
 
 
 def join() -> None:
@@ -37,6 +67,7 @@ def join() -> None:
             f"processes must be those of a cluster that JAX knows; got {str(error).partition(chr(10))[0]}. "
             "Set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or start them with SLURM."
         ) from None
+    _tell_of_abort()
 
 
 def is_joined() -> bool:
@@ -49,15 +80,29 @@ def several() -> bool:
     return jax.process_count() > 1
 
 
+def leave() -> None:
+    """What an error in this process makes necessary: that it ends without waiting for the others.
+
+    JAX would wait at exit until all come there, who wait for this one. Its exit status is 2 then.
+    """
+    if is_joined():
+        atexit.register(_end)
+
+
+@together()
 def agreed(flag: bool) -> bool:
-    """Whether the flag is set in any of the processes. All of them must ask."""
+    """Whether the flag is set in any of the processes. All of them must ask.
+
+    Raises `BackendError` where one of them is gone.
+    """
     if not several():
         return flag
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
+@together()
 def wait() -> None:
-    """Return once all processes have come here."""
+    """Return once all processes have come here. Raises `BackendError` where one of them is gone."""
     if several():
         multihost_utils.sync_global_devices("palm")
 
@@ -67,8 +112,12 @@ def numbered() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
+@together()
 def share(content: bytes) -> bytes:
-    """What the first process gives, to all. All of them must ask."""
+    """What the first process gives, to all. All of them must ask.
+
+    Raises `BackendError` where one of them is gone.
+    """
     if not several():
         return content
     length = int(multihost_utils.broadcast_one_to_all(np.array(len(content))))
@@ -76,3 +125,37 @@ def share(content: bytes) -> bytes:
     if jax.process_index() == 0:
         found[:] = np.frombuffer(content, np.uint8)
     return bytes(multihost_utils.broadcast_one_to_all(found))
+
+
+def _is_of_others(error: Exception) -> bool:
+    return any(word in str(error).lower() for word in _OF_OTHERS)
+
+
+def _tell_of_abort() -> None:
+    """Once a process is gone, JAX aborts the others from a thread of its own: say what to do, and end.
+
+    Python's own handlers of signals run in the main thread only, and that is too late.
+    """
+    set_handler = ctypes.CDLL(None).signal
+    set_handler.restype = ctypes.c_void_p
+    set_handler(int(signal.SIGABRT), _ON_ABORT)
+
+
+def _aborted(_: int) -> None:
+    time.sleep(_MOMENT)
+    told = (
+        "palm: the processes of a mesh must all go on; JAX ends this one, as it says above: another one is "
+        "gone. See what the other one says, and start all of them again.\n"
+    )
+    os.write(2, told.encode())
+    os._exit(_STATUS)
+
+
+# It must live as long as the process.
+_ON_ABORT = ctypes.CFUNCTYPE(None, ctypes.c_int)(_aborted)
+
+
+def _end() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(_STATUS)

@@ -23,7 +23,7 @@ from palm.torch_impl.probe import (
     value_and_grad,
     widened,
 )
-from palm.torch_impl.processes import agreed, join, numbered, several, share, wait
+from palm.torch_impl.processes import agreed, join, leave, numbered, several, share, together, wait
 from palm.torch_impl.profile import profiled
 from palm.torch_impl.programs import keep_programs
 from palm.torch_impl.trace.program import trace_program
@@ -62,6 +62,7 @@ __all__ = [
     "is_first",
     "join",
     "keep_programs",
+    "leave",
     "linear",
     "masked_scores",
     "mesh_of_model",
@@ -81,6 +82,7 @@ __all__ = [
     "swiglu",
     "textbook_attention",
     "to_arrays",
+    "together",
     "trace_program",
     "value_and_grad",
     "wait",

@@ -16,14 +16,15 @@ from palm.errors import BackendError
 from palm.spec.mesh import Mesh
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.pieces import is_placed, mesh_of_processes
-from palm.torch_impl.processes import TIMEOUT, is_joined, join
+from palm.torch_impl.processes import TIMEOUT, is_joined, join, together
 
 
+@together()
 def device_mesh(mesh: Mesh) -> Any:
     """A `DeviceMesh` of the axes pod, data and model over the processes that torchrun started.
 
     It joins these processes, unless that is done. A mesh of size 1 is torch's default device and needs no
-    torchrun. Raises `BackendError` unless there are exactly `mesh.size` processes.
+    torchrun. Raises `BackendError` unless there are exactly `mesh.size` processes, all of them alive.
     """
     found = dist.get_world_size() if is_joined() else int(os.environ.get("WORLD_SIZE", "1"))
     if found != mesh.size:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
@@ -11,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from palm.config import PaLMConfig
-from palm.errors import BackendError
 from palm.spec.mesh import Cut, Mesh, MeshAxis, cuts
+from palm.torch_impl.processes import together
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -76,26 +74,6 @@ def placed(piece: Tensor, cut: tuple[Cut, ...], mesh: DeviceMesh) -> Tensor:
     names = mesh.mesh_dim_names or ()
     placements = [Shard(cut.index(axis)) if axis in cut else Replicate() for axis in names]
     return DTensor.from_local(piece, mesh, placements, run_check=False)
-
-
-@contextmanager
-def together() -> Iterator[None]:
-    """What all processes do together: if one of them is gone, the others end with an error that says so.
-
-    Raises `BackendError` then. Without torchrun, which ends them all, a process that neither goes on nor ends
-    is given up after `palm.torch_impl.processes.TIMEOUT`.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        # Gloo's errors have no class of their own.
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
-            raise
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise BackendError(
-            f"the processes of a mesh must all go on; got no answer from another one in process "
-            f"{dist.get_rank()}: {reason}. See what the other one says, and start all of them again."
-        ) from error
 
 
 @together()

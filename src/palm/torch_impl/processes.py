@@ -6,23 +6,46 @@ Mirror: palm.jax_impl.processes.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from palm.errors import BackendError
-from palm.torch_impl.pieces import together
 
 # A process that waits for another one so long takes it for lost: a batch takes seconds, a checkpoint minutes.
 TIMEOUT = timedelta(minutes=10)
 
 
+@contextmanager
+def together() -> Iterator[None]:
+    """What all processes do together: if one of them is gone, the others end with an error that says so.
+
+    Raises `BackendError` then. Without torchrun, which ends them all, a process that neither goes on nor ends
+    is given up after `TIMEOUT`.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Gloo's errors have no class of their own.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise BackendError(
+            f"the processes of a mesh must all go on; got no answer from another one in process "
+            f"{os.environ.get('RANK', '0')}: {reason}. See what the other one says, and start all of them "
+            "again."
+        ) from error
+
+
+@together()
 def join() -> None:
     """Join the processes that torchrun started, as its environment says: with NCCL where there are GPUs, a
     GPU a process by LOCAL_RANK, otherwise with Gloo.
 
-    Raises `BackendError` if there is no such environment.
+    Raises `BackendError` if there is no such environment, or where one of them is gone.
     """
     if is_joined():
         return
@@ -46,6 +69,10 @@ def is_joined() -> bool:
 def several() -> bool:
     """Whether there are several processes."""
     return is_joined() and dist.get_world_size() > 1
+
+
+def leave() -> None:
+    """What an error in this process makes necessary: nothing. It ends without waiting for the others."""
 
 
 @together()
@@ -74,8 +101,12 @@ def numbered() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if several() else (0, 1)
 
 
+@together()
 def share(content: bytes) -> bytes:
-    """What the first process gives, to all. All of them must ask."""
+    """What the first process gives, to all. All of them must ask.
+
+    Raises `BackendError` where one of them is gone.
+    """
     if not several():
         return content
     length = torch.tensor(len(content))

@@ -23,7 +23,8 @@ from palm.torch_impl.linear import linear
 from palm.torch_impl.loss import cross_entropy, output_loss
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import Norm
-from palm.torch_impl.pieces import mesh_of_processes, own_part, placed, stored_cuts, summed, together
+from palm.torch_impl.pieces import mesh_of_processes, own_part, placed, stored_cuts, summed
+from palm.torch_impl.processes import together
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

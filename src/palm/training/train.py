@@ -156,7 +156,7 @@ def train(
     about = {"config": config.to_dict(), "recipe": recipe.to_dict(), **where}
     beside = make_onlookers(out, about, implementation, loggers, profile)
 
-    with asked_to_stop() as asked, run.locked(new=True) if run else nullcontext():
+    with implementation.together(), asked_to_stop() as asked, run.locked(new=True) if run else nullcontext():
         loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step, beside)
         options = {"backend": backend, "dtype": recipe.master, "device": place, "attention": attention}
         trainer = implementation.Trainer(_model(config, weights, recipe, options), recipe)
@@ -261,7 +261,7 @@ def resume(
     told |= {**placement(backend, device, attention), "data": {**settings["data"], **source_now}}
     beside = make_onlookers(path, {**settings, **told}, implementation, loggers, profile)
 
-    with asked_to_stop() as asked, run.locked():
+    with implementation.together(), asked_to_stop() as asked, run.locked():
         loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step, beside)
         trainer = loop.restore(math.inf, device=device if place is None else place, attention=attention)
         if recipe.steps < loop.step:
