@@ -1,0 +1,34 @@
+"""What a process says once another one of its mesh is gone."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from palm import BackendError
+from palm.torch_impl import processes
+
+LOST = "[/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:37062"
+
+
+@pytest.mark.parametrize(
+    "ask", [partial(processes.share, b"x"), partial(processes.agreed, True), processes.wait]
+)
+def test_an_error_that_comes_of_another_process_says_so(monkeypatch, ask):
+    def fail(*_, **__):
+        raise RuntimeError(LOST)
+
+    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(dist, "get_backend_config", lambda: "cpu:gloo")
+    for name in ("all_reduce", "barrier", "broadcast"):
+        monkeypatch.setattr(dist, name, fail)
+    with pytest.raises(BackendError, match=r"the processes of a mesh must all go on; got no answer .*/gloo"):
+        ask()
+
+
+def test_an_error_of_this_process_stays_what_it_is():
+    with pytest.raises(RuntimeError, match="out of memory"), processes.together():
+        raise torch.OutOfMemoryError("out of memory")
