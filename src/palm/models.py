@@ -258,8 +258,9 @@ def activations(model: Any, tokens: Any) -> Arrays:
 
     `embed`; `blocks.{i}.norm`, `.q`, `.k`, `.v` (after the position step, before the scale), `.attention`
     (heads merged), `.attention_out`, `.feedforward` (the gated product), `.feedforward_out`, `.out`; `norm`;
-    `logits`. Shapes (..., n, width). Hooks and adapters of inner modules take part. Raises `TokenError`, and
-    `BackendError` where taps would not show what the model computes.
+    `logits`. Shapes (..., n, width). Hooks and adapters of inner modules take part. Raises `TokenError`,
+    `ConfigError` for sequences that a mesh cannot share out, and `BackendError` where taps would not show
+    what the model computes.
     """
     return wing_of(model).activations(model_of(model), tokens)
 
@@ -268,8 +269,8 @@ def value_and_grad(model: Any, tokens: Any) -> tuple[float, Arrays]:
     """Mean next-token cross-entropy in nats, and its gradient by canonical name.
 
     Weights that are computed from others have gradients with respect to their present values, not to what
-    they are computed from. Raises `TokenError`, also if n < 2, and `WeightsError` where an adapter has taken
-    a weight's place.
+    they are computed from. Raises `TokenError`, also if n < 2, `ConfigError` for sequences that a mesh
+    cannot share out, and `WeightsError` where an adapter has taken a weight's place.
     """
     return wing_of(model).value_and_grad(model_of(model), tokens)
 

@@ -191,7 +191,7 @@ def uses(cell: dict[str, Any]) -> dict[str, Any]:
     """What a user does with a model: on a mesh and on one device."""
     config, mesh = config_of(cell), mesh_of(cell["mesh"])
     one, many = model_of(config, None), model_of(config, mesh)
-    ids = np.random.default_rng(0).integers(0, config.num_tokens, (3, 7))
+    ids = np.random.default_rng(0).integers(0, config.num_tokens, (4, 7))
     ask = {"max_new_tokens": 4, "top_k": 5, "seed": cell.get("seed", 3)}
     told = [[1, 2, 3], [4, 5], [6], [7, 8]]
     found: dict[str, Any] = {
@@ -207,6 +207,7 @@ def uses(cell: dict[str, Any]) -> dict[str, Any]:
     found["activations"] = apart(palm.activations(many, ids), palm.activations(one, ids))
     (value, of_many), (expected, of_one) = palm.value_and_grad(many, ids), palm.value_and_grad(one, ids)
     found["value_and_grad"] = max(abs(value - expected), apart(of_many, of_one))
+    found["uneven"] = [refusal(read, many, ids[:3]) for read in (palm.activations, palm.value_and_grad)]
     found["one sequence"] = float(
         np.abs(jax_impl.sharding.fetched(many(ids[0])) - np.asarray(one(ids[0]))).max()
     )
@@ -223,6 +224,14 @@ def uses(cell: dict[str, Any]) -> dict[str, Any]:
             jax_impl.activations(many, ids, compiled=False), palm.activations(one, ids)
         )
     return found
+
+
+def refusal(call: Callable[..., Any], *arguments: Any) -> str:
+    try:
+        call(*arguments)
+    except palm.PalmError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def begun(cell: dict[str, Any]) -> tuple[Any, np.ndarray]:

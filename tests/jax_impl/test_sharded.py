@@ -149,6 +149,8 @@ def test_what_a_user_does_with_a_model_on_a_mesh():
         assert figures["generate int8"], (cell, figures)
         assert max(figures[what] for what in ("activations", "value_and_grad", "one sequence")) <= 1e-12
         assert max(figures["vmap"], figures["one operation at a time"]) <= 1e-12
+        uneven = "" if cell["mesh"] == "model=2" else "ConfigError: batch must be a multiple of"
+        assert all(words.startswith(uneven) and bool(words) == bool(uneven) for words in figures["uneven"])
         assert figures["whole"] == 0
         assert figures["mesh"] == cell["mesh"]
         assert figures["of one"] == "data=1"

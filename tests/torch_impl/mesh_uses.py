@@ -243,6 +243,7 @@ def errors() -> dict[str, str]:
         "call": lambda: trainer.model(torch.from_numpy(WINDOWS[0])),
         "size": lambda: device_mesh(mesh_of("data=3")),
         "rows": lambda: trainer.step(WINDOWS[0][:3], RECIPE.rates(1)),
+        "read": lambda: palm.activations(trainer.model, WINDOWS[0][:3]),
         "ids": lambda: trainer.step(WINDOWS[0] + 15 * (np.arange(4) == 3)[:, None], RECIPE.rates(1)),
     }
     return {name: message(call) for name, call in wrong.items()}

@@ -84,7 +84,9 @@ def test_norm_scales_and_rotary_tables_stay_wide(found):
 
 
 def test_what_users_do_wrong_is_said(found):
-    call, size, rows, ids = (found["errors"][name] for name in ("call", "size", "rows", "ids"))
+    names = ("call", "size", "rows", "ids", "read")
+    call, size, rows, ids, read = (found["errors"][name] for name in names)
+    assert read == rows
     assert call.startswith(
         "BackendError: a model must have whole weights to be called; got one whose weights"
     )

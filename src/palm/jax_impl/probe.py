@@ -15,11 +15,13 @@ import numpy as np
 from jax import Array
 
 from palm.jax_impl.loss import next_token_loss
+from palm.jax_impl.mesh import mesh_of_model
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.sharding import fetched, mesh_on, on_each, share_out
 from palm.jax_impl.weights import canonical
 from palm.jax_impl.wrapped import check_taps, settled
 from palm.recipes import Remat
+from palm.spec.mesh import check_batch
 from palm.spec.tokens import check_tokens
 from palm.tracing.turns import shared
 
@@ -117,8 +119,13 @@ def attention_of(model: PaLM) -> str:
 
 
 def on_device(model: PaLM, tokens: np.ndarray, *, at_least: int = 1) -> Array:
-    """Checked tokens, which computations move to where the model is."""
+    """Checked tokens, which computations move to where the model is.
+
+    On a mesh, raises `ConfigError` for sequences that cannot be shared out: each device would compute all of
+    them, and not what the mesh computes in a training.
+    """
     ids = check_tokens(tokens, model.config, at_least=at_least).astype(np.int32)
+    check_batch(ids.size // ids.shape[-1], 1, mesh_of_model(model))
     return jnp.asarray(share_out(ids, model.embedding.weight))
 
 

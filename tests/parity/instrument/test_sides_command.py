@@ -35,6 +35,24 @@ def report_of(folder: Path, done: subprocess.CompletedProcess[str], status: int 
     return report
 
 
+@pytest.mark.parametrize(("side", "other"), [("torch", "jax"), ("jax", "torch")])
+def test_sequences_that_a_mesh_cannot_share_out_are_refused_alike(tmp_path, side, other):
+    size = ["--preset", "tiny", "--length", "8", "--batch", "3", "--out", tmp_path]
+    refused = run("compare", f"{side}@mesh=data:2", other, *size)
+    assert refused.returncode == 2
+    told = "batch must be a multiple of accumulate · pod · data = 2 on the mesh data=2; got batch=3."
+    assert refused.stderr.startswith(f"palm: {told}")
+    assert not (tmp_path / "report.json").exists()
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("side", ["torch@mesh=data:2", "jax@mesh=data:2"])
+def test_sequences_that_a_mesh_shares_out_agree(tmp_path, side):
+    size = ["--preset", "tiny", "--length", "8", "--batch", "2", "--out", tmp_path]
+    report = report_of(tmp_path, run("compare", side, side.partition("@")[0], *size))
+    assert report["outcome"] == "agree"
+
+
 @pytest.mark.whole
 @pytest.mark.parametrize(
     ("a", "b", "labels"),

@@ -30,6 +30,7 @@ from palm.parity.repeats import Repeated, Repeats
 from palm.parity.run.child import Child
 from palm.parity.run.sides import Bundle, Side, labels
 from palm.recipes import Recipe
+from palm.spec.mesh import check_batch
 from palm.spec.rounding import coarsest
 from palm.spec.sizes import check_comparison, check_model
 
@@ -55,8 +56,8 @@ def compare_sides(
     tokens and weights. `checkpoint` has the weights of a bundle that holds only their checksums.
 
     `on_step(side, step)` is called when a live side ("a", "b") finishes one of `recording.STEPS`, and when
-    the referee is done. Raises `MissingFrameworkError`, `BundleError`, what a side refuses, and `ProbeError`
-    if one dies.
+    the referee is done. Raises `MissingFrameworkError`, `BundleError`, `ConfigError` for sequences that a
+    side's mesh cannot share out, what a side refuses, and `ProbeError` if one dies.
     """
     sides = {"a": a, "b": b}
     live = {key: side for key, side in sides.items() if isinstance(side, Side)}
@@ -135,6 +136,8 @@ def _common(
                 f"{bundle.label} must be complete, drawn from a seed, or come with --checkpoint, because "
                 "a live side needs its weights; the bundle has only checksums of them. Pass --checkpoint."
             )
+    for side in live:  # each process would say so, after it has built its model
+        check_batch(len(tokens[0]), 1, side.grid)
     for i, ids in enumerate(tokens):
         np.save(folder / f"tokens-{i}.npy", ids)
     common["tokens"] = [str(folder / f"tokens-{i}.npy") for i in range(len(tokens))]
