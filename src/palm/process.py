@@ -1,7 +1,8 @@
-"""A Python of palm's own making: how it is started, how it is ended, and how it ends with its parent."""
+"""A Python of palm's own making: how it is started, what is said to it, and how the two end together."""
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import signal
@@ -9,10 +10,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, NoReturn
 
 # Messages have characters that the user's locale may lack, and names that are no text.
 _ENCODING = "utf-8:surrogateescape"
+# How a child exits over what its user can mend, and the line of its words that says what.
+REFUSED, _REFUSAL = 3, "refused "
 
 
 def start_python(
@@ -36,6 +40,32 @@ def start_python(
         errors="surrogateescape",
         **pipes,
     )
+
+
+def tell(process: subprocess.Popen[str], message: Any) -> None:
+    """Say something, as one line of JSON. A process that is gone does not hear it: its status says why."""
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):
+        process.stdin.write(json.dumps(message, default=int) + "\n")
+        process.stdin.flush()
+
+
+def refusal(status: int, words: str) -> tuple[str, str] | None:
+    """The kind and the message of the error with which a child ended by `refuse`; None if it did not.
+
+    `words` are what it wrote on standard error.
+    """
+    lines = [line for line in words.splitlines() if line.startswith(_REFUSAL)]
+    if status != REFUSED or not lines:
+        return None
+    kind, message = json.loads(lines[-1].removeprefix(_REFUSAL))
+    return kind, message
+
+
+def refuse(error: Exception) -> NoReturn:
+    """In the child: end over what its user can mend."""
+    print(_REFUSAL + json.dumps([type(error).__name__, str(error)]), file=sys.stderr)
+    sys.exit(REFUSED)
 
 
 def end(process: subprocess.Popen[str]) -> None:

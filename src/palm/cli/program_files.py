@@ -17,7 +17,6 @@ from palm.files.read import open_regular
 from palm.parity.programs.compare import compare_programs
 from palm.parity.programs.trace import RecordedProgram, is_trace, read_trace
 from palm.parity.run.remote import ProgramFile, RemoteProgram
-from palm.tracing.program import Program
 
 
 def is_program(side: str) -> bool:
@@ -48,7 +47,9 @@ def compare_program_files(
     return {**report, "run": {"sides": " ".join(sides), "inputs": str(inputs)}}
 
 
-def _program(side: str, label: str, python: Path | None, arrays: tuple[np.ndarray, ...]) -> Program:
+def _program(
+    side: str, label: str, python: Path | None, arrays: tuple[np.ndarray, ...]
+) -> RecordedProgram | RemoteProgram:
     # A path has lost its `./` by now: what lies here is meant, or else what is on the search path.
     found = python.absolute() if python is not None and python.is_file() else python
     file = ProgramFile.of(side, None if found is None else str(found))

@@ -14,7 +14,7 @@ from typing import Any
 from palm.data.files import File
 from palm.data.pieces import Span
 from palm.errors import DataError
-from palm.process import end, start_python
+from palm.process import end, start_python, tell
 
 # A worker says {"read": bytes} as it goes on, and at the end {"job": …, "found": …} or {"refused": words}.
 Message = dict[str, Any]
@@ -71,7 +71,7 @@ class Pool:
             while not self._idle and len(self._processes) == self._most:
                 yield self._receive()
             process = self._idle.pop() if self._idle else self._start()
-            self._hand(process, job)
+            tell(process, job)
         while len(self._idle) < len(self._processes):
             yield self._receive()
 
@@ -89,14 +89,6 @@ class Pool:
             for line in lines:
                 self._lines.put((process, line))
         self._lines.put((process, ""))
-
-    def _hand(self, process: subprocess.Popen[str], job: Mapping[str, Any]) -> None:
-        assert process.stdin is not None
-        try:
-            process.stdin.write(json.dumps(job) + "\n")
-            process.stdin.flush()
-        except BrokenPipeError:  # it is gone already: `_receive` says so
-            pass
 
     def _receive(self) -> Message:
         process, line = self._lines.get()

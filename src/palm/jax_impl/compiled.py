@@ -7,11 +7,7 @@ The compiler takes gigabytes and minutes, and may end the process: so it has one
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import sys
-import threading
 import time
 from typing import Any
 
@@ -23,14 +19,14 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from jax.stages import Compiled, Lowered
 
 from palm.config import PaLMConfig
-from palm.errors import ConfigError, PalmError
+from palm.errors import ConfigError
 from palm.jax_impl.attention import choose_path
 from palm.jax_impl.collectives import collectives
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.sharding import arranged, kind_of, spec_of
 from palm.jax_impl.train import _State, _step
 from palm.recipes import Rates, Recipe
-from palm.spec.compiler import REFUSED
+from palm.spec.compiler import answer
 from palm.spec.footprint import largest_batch
 from palm.spec.mesh import BATCH, Mesh
 
@@ -136,17 +132,5 @@ def lower(config: PaLMConfig, recipe: Recipe, mesh: Mesh, devices: jax.sharding.
     return jax.jit(step, donate_argnums=2).lower(windows, rates, _State(model, model, model))
 
 
-def _end_with(parent: int) -> None:
-    """End this process when its parent has ended, however that came."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
 if __name__ == "__main__":
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    try:
-        print(json.dumps(main(json.loads(sys.stdin.readline()))))
-    except PalmError as error:
-        print(" ".join(str(error).split()))
-        sys.exit(REFUSED)
+    answer(main)

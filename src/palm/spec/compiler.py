@@ -2,25 +2,28 @@
 
 The compiler comes with the package libtpu. It takes gigabytes and minutes, and a program
 that is too large may end it. So it runs in a process of its own (`palm.jax_impl.compiled`), which is killed
-when its time is over.
+when its time is over. Both ends of what the two say are here.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
+from palm import errors
 from palm.config import PaLMConfig
-from palm.errors import BackendError, ConfigError, MissingFrameworkError
+from palm.errors import BackendError, MissingFrameworkError, PalmError
+from palm.process import end, lines_of_parent, refusal, refuse, start_python, tell
 from palm.recipes import Recipe
 from palm.spec.mesh import Mesh
 
+_CHILD = "palm.jax_impl.compiled"
 # There is no TPU, and no service that tells what TPU this is; other processes may compile too.
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -29,7 +32,6 @@ _ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v4-8",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-REFUSED = 3
 
 
 @dataclass(frozen=True)
@@ -87,31 +89,48 @@ def compile_step(
         "mesh": mesh.shape,
         "topology": topology,
     }
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "palm.jax_impl.compiled"],
-            input=json.dumps(request) + "\n",
-            env={**os.environ, **_ENVIRONMENT},
-            capture_output=True,
-            encoding="utf-8",
-            errors="backslashreplace",
-            timeout=timeout,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise BackendError(
-            f"compiling must be done in {timeout:g} seconds; got no program in that time. "
-            "Give it more, or run less beside it."
-        ) from None
-    last = done.stdout.splitlines()[-1:] or [""]
-    if done.returncode == REFUSED:
-        raise ConfigError(last[0])
-    if done.returncode:
-        words = "\n".join(done.stderr.splitlines()[-5:])
-        raise BackendError(
-            f"the compiler must finish; got status {done.returncode}. "
-            f"Give it more memory, if that is what it lacked. {words}"
-        )
-    told = json.loads(last[0])
+    told = _told(request, timeout)
     told["collectives"] = {kind: Collective(**of) for kind, of in told["collectives"].items()}
     return Compiled(topology=topology, **told)
+
+
+def answer(compiled: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """In the child: say what comes of the request, or why it is refused."""
+    try:
+        print(json.dumps(compiled(json.loads(next(lines_of_parent())))))
+    except PalmError as error:
+        refuse(error)
+
+
+def _told(request: dict[str, Any], timeout: float) -> dict[str, Any]:
+    """What a child says of the request. Raises as `compile_step`."""
+    with ExitStack() as held:
+        # Files: a pipe that nobody reads becomes full.
+        out, err = (held.enter_context(TemporaryFile()) for _ in range(2))
+        child = held.enter_context(start_python(_CHILD, env=_ENVIRONMENT, stdout=out, stderr=err))
+        held.callback(end, child)
+        tell(child, request)
+        try:
+            status = child.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise BackendError(
+                f"compiling must be done in {timeout:g} seconds; got no program in that time. "
+                "Give it more, or run less beside it."
+            ) from None
+        said, words = (_read(file) for file in (out, err))
+    refused = refusal(status, words)
+    if refused is not None:
+        raise getattr(errors, refused[0], PalmError)(" ".join(refused[1].split()))
+    if status:
+        words = "\n".join(words.splitlines()[-5:])
+        raise BackendError(
+            f"the compiler must finish; got status {status}. "
+            f"Give it more memory, if that is what it lacked. {words}"
+        )
+    told: dict[str, Any] = json.loads(said.splitlines()[-1])
+    return told
+
+
+def _read(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8", "backslashreplace")

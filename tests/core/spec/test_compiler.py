@@ -4,9 +4,8 @@ The compiler itself is asked in tests/tpu, by `nox -s tpu_compile`.
 """
 
 import json
-import subprocess
+import os
 import sys
-import time
 
 import pytest
 from cases import assert_explains
@@ -14,6 +13,7 @@ from cases import assert_explains
 import palm
 from palm.cli.main import main
 from palm.errors import BackendError, ConfigError, MissingFrameworkError
+from palm.process import tell
 from palm.spec import compiler
 
 ANSWER = {
@@ -24,22 +24,30 @@ ANSWER = {
     "collectives": {"all-gather": {"count": 12, "bytes": 2**20}},
 }
 MESH = "data=2,model=2"
+STUB = "import palm\nfrom palm.process import refuse\nfrom palm.spec.compiler import answer\n"
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def asked(monkeypatch, tmp_path):
     """The requests to a child that answers as `answers` says: with a program of Python."""
-    requests = []
-    run = subprocess.run
+    requests_of = {"program": f"print('noise'); print({json.dumps(ANSWER)!r})", "requests": []}
+    start = compiler.start_python
 
-    def answered(command, **options):
-        assert command[:4] == [sys.executable, "-P", "-m", "palm.jax_impl.compiled"]
-        requests.append((json.loads(options["input"]), options["env"]))
-        return run([sys.executable, "-c", requests_of["program"]], **options)
+    def started(module, *, env, **pipes):
+        assert module == "palm.jax_impl.compiled"
+        requests_of["env"] = env
+        (tmp_path / "stub.py").write_text(STUB + requests_of["program"])
+        path = os.pathsep.join([str(tmp_path), *sys.path])
+        requests_of["process"] = start("stub", env={**env, "PYTHONPATH": path}, **pipes)
+        return requests_of["process"]
 
-    requests_of = {"program": f"print('noise'); print({json.dumps(ANSWER)!r})", "requests": requests}
+    def told(process, request):
+        requests_of["requests"].append(json.loads(json.dumps(request)))
+        tell(process, request)
+
     monkeypatch.setattr(compiler, "find_spec", lambda name: True)
-    monkeypatch.setattr(compiler.subprocess, "run", answered)
+    monkeypatch.setattr(compiler, "start_python", started)
+    monkeypatch.setattr(compiler, "tell", told)
     return requests_of
 
 
@@ -49,12 +57,12 @@ def plan(**changes):
 
 def test_what_the_compiler_says_counts(asked):
     found = plan()
-    [(request, environment)] = asked["requests"]
+    [request] = asked["requests"]
     assert palm.PaLMConfig.from_dict(request["config"]) == found.config
     assert palm.Recipe.from_dict(request["recipe"]) == found.recipe
     assert request["mesh"] == {"pod": 1, "data": 2, "model": 2}
     assert request["topology"] == "v4:2x2x1"
-    assert environment["JAX_PLATFORMS"] == "cpu"
+    assert asked["env"]["JAX_PLATFORMS"] == "cpu"
     assert found.bytes_per_device == 3 * 2**30
     assert found.memory == 4 * 2**30
     assert found.fits
@@ -82,8 +90,22 @@ def test_the_command_shows_collectives(asked, capsys):
 
 
 def test_what_the_compiler_refuses_is_an_error(asked):
-    asked["program"] = "print('mesh must be of 4 chips; got 3.'); raise SystemExit(3)"
+    asked["program"] = "refuse(palm.ConfigError('mesh must be of 4 chips;\\n got 3.'))"
     with pytest.raises(ConfigError, match=r"^mesh must be of 4 chips; got 3\.$"):
+        plan()
+
+
+def test_an_exit_with_the_same_status_is_no_refusal(asked):
+    asked["program"] = "raise SystemExit(3)"
+    with pytest.raises(BackendError, match="got status 3"):
+        plan()
+
+
+def test_the_child_says_what_the_parent_reads(asked):
+    asked["program"] = f"answer(lambda request: {ANSWER!r} | {{'seconds': float(request['mesh']['data'])}})"
+    assert plan().compiled.seconds == 2
+    asked["program"] = "def main(request): raise palm.TokenError('no\\n'); \nanswer(main)"
+    with pytest.raises(palm.TokenError, match=r"^no$"):
         plan()
 
 
@@ -95,12 +117,11 @@ def test_a_compiler_that_dies_is_an_error(asked):
 
 
 def test_a_compiler_that_takes_too_long_is_ended(asked):
-    asked["program"] = "import time; time.sleep(60)"
-    start = time.monotonic()
+    asked["program"] = "import time; time.sleep(600)"
     with pytest.raises(BackendError) as raised:
         plan(timeout=0.5)
     assert_explains(raised, "compiling must be done in 0.5 seconds", "Give it more")
-    assert time.monotonic() - start < 30
+    assert asked["process"].poll() is not None
 
 
 @pytest.mark.parametrize("missing", ["jax", "equinox", "libtpu"])

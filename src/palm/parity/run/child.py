@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import signal
 import subprocess
 import threading
@@ -12,10 +10,10 @@ from typing import IO, Any
 
 from palm import errors
 from palm.errors import PalmError, ProbeError
-from palm.process import end, start_python
+from palm.process import end, refusal, start_python, tell
 
-# What a worker says when a recording is on the disk, and how it exits over what its user can mend.
-RECORDED, REFUSED = "recorded", 3
+# What a worker says when a recording is on the disk.
+RECORDED = "recorded"
 
 
 class Child:
@@ -43,12 +41,7 @@ class Child:
         ]
         for reader in self._readers:
             reader.start()
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:  # it is gone already: `wait` says why
-            pass
+        tell(self._process, request)
 
     def __enter__(self) -> Child:
         return self
@@ -76,10 +69,9 @@ class Child:
             return
         words = "\n".join(self._complaints)
         prefix = f"{self._name}: " if self._name else ""
-        told = list(re.finditer(r"^(\w+Error): (.*)", words, re.DOTALL | re.MULTILINE))
-        if status == REFUSED and told:
-            kind = getattr(errors, told[-1][1], PalmError)
-            raise kind(prefix + told[-1][2])
+        told = refusal(status, words)
+        if told is not None:
+            raise getattr(errors, told[0], PalmError)(prefix + told[1])
         if status < 0:
             killed = signal.Signals(-status)
             hint = " Out of memory? Use a smaller --length or --batch." if killed == signal.SIGKILL else ""

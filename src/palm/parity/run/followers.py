@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -11,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from palm.parity.run.child import REFUSED
-from palm.process import end, start_python
+from palm.process import REFUSED, end, start_python, tell
 
 # A process that has done the same as this one ends at once.
 _SECONDS = 60
@@ -46,9 +44,7 @@ def with_followers(request: dict[str, Any]) -> Iterator[None]:
 
 def _started(env: dict[str, str], request: dict[str, Any]) -> subprocess.Popen[str]:
     process = start_python("palm.parity.run.worker", env=env, stdout=subprocess.DEVNULL)
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(request) + "\n")
-    process.stdin.flush()  # it stays open: at its end the process ends
+    tell(process, request)
     return process
 
 

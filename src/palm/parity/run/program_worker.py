@@ -20,8 +20,7 @@ import numpy as np
 
 from palm.errors import PalmError, ProbeError
 from palm.parity.programs.kinds import traced_program
-from palm.parity.run.child import REFUSED
-from palm.process import lines_of_parent
+from palm.process import lines_of_parent, refuse
 from palm.tracing.operation import Change, Run
 from palm.tracing.program import Program
 
@@ -113,6 +112,5 @@ if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         main(Path(sys.argv[1]))
-    except PalmError as refusal:
-        print(f"{type(refusal).__name__}: {refusal}", file=sys.stderr)
-        sys.exit(REFUSED)
+    except PalmError as error:
+        refuse(error)

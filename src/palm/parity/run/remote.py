@@ -17,8 +17,7 @@ from palm.errors import PalmError, ProbeError
 from palm.files.temporary import temporary_folder
 from palm.parity.programs.kinds import Framework
 from palm.parity.programs.trace import operation_of
-from palm.parity.run.child import REFUSED
-from palm.process import end, start_python
+from palm.process import end, refusal, start_python, tell
 from palm.tracing.operation import NOTHING, Change, Own, Run
 from palm.tracing.program import Program
 from palm.tracing.rounding import Rounding
@@ -112,12 +111,7 @@ class RemoteProgram(Program):
 
     def _ask(self, asked: dict[str, Any]) -> None:
         """Send a question, and wait until its answer is written."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(asked, default=int) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:  # it is gone: `_wait` says why
-            pass
+        tell(self._process, asked)
         self._wait()
 
     def _wait(self) -> None:
@@ -130,9 +124,9 @@ class RemoteProgram(Program):
         status = self._process.wait()
         self._complaints.seek(0)
         words = self._complaints.read().strip()
-        kind, colon, told = words.rpartition("\n")[2].partition(": ")
-        if status == REFUSED and colon:
-            raise getattr(errors, kind, PalmError)(told)
+        told = refusal(status, words)
+        if told is not None:
+            raise getattr(errors, told[0], PalmError)(told[1])
         hint = " Install palm for this Python." if any(lack in words for lack in _LACKS) else ""
         raise ProbeError(f"{self.label} must run to its end; its process ended with {status}: {words}{hint}")
 

@@ -9,7 +9,6 @@ gives each side its own process.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,9 @@ from palm.parity.drift.ulp import moved_by_an_ulp
 from palm.parity.recording.bundle import write_bundle
 from palm.parity.recording.excerpt import record_excerpt
 from palm.parity.recording.recording import REMAT, Mode, record
-from palm.parity.run.child import RECORDED, REFUSED
+from palm.parity.run.child import RECORDED
 from palm.parity.run.followers import with_followers
-from palm.process import lines_of_parent
+from palm.process import lines_of_parent, refuse
 from palm.recipes import Recipe
 from palm.spec.initial import initial_weights
 from palm.spec.parameters import numpy_dtype
@@ -104,5 +103,4 @@ if __name__ == "__main__":
     try:
         main(json.loads(next(lines_of_parent())))
     except PalmError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(REFUSED)
+        refuse(error)
