@@ -25,7 +25,7 @@ from palm.parity.recording.recording import Recording, environment, record
 from palm.spec.rounding import RATIO_BAR
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.paths import ATTENTION
-from palm.torch_impl.position import alibi_slopes, rotation_table
+from palm.torch_impl.position import alibi_slopes, rotation_tables
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "sensitivity.json"
@@ -56,7 +56,7 @@ def other_theta(model: Any, size: float) -> None:
 
     def positions(_: PaLM, length: int, x: torch.Tensor) -> tuple[Any, None]:
         dtype = torch.promote_types(x.dtype, torch.float32)
-        return rotation_table(config, length, device=x.device, dtype=dtype), None
+        return rotation_tables(config, length, device=x.device, dtype=dtype), None
 
     PaLM.positions = positions  # type: ignore[method-assign]
 

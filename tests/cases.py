@@ -30,8 +30,22 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "tie_embeddings": (True, False),
     "init": ("paper", "reference"),
 }
-# Every architecture there is.
-ARCHITECTURES = [dict(zip(_CHOICES, values, strict=True)) for values in itertools.product(*_CHOICES.values())]
+# Every architecture of the four originals' choices; and xPos and norms of queries and keys, with each of the
+# choices that they meet: whose vector is normed or stretched (`share_kv`), and what else knows positions.
+ARCHITECTURES = [
+    {**dict(zip(_CHOICES, values, strict=True)), "qk_norm": False}
+    for values in itertools.product(*_CHOICES.values())
+]
+ARCHITECTURES += [
+    {**ARCHITECTURES[i], "positions": positions, "share_kv": shared, "qk_norm": normed}
+    for i, (positions, shared, normed) in enumerate(
+        (positions, shared, normed)
+        for positions in ("xpos", "rotary", "alibi")
+        for shared in (True, False)
+        for normed in (True, False)
+        if positions == "xpos" or normed
+    )
+]
 
 
 def small(**changes: Any) -> PaLMConfig:
@@ -43,7 +57,7 @@ def architecture_id(choices: dict[str, Any]) -> str:
     shared = "shared" if choices["share_kv"] else "separate"
     tied = "tied" if choices["tie_embeddings"] else "untied"
     names = (choices["positions"], choices["norm"], choices["norm_eps_mode"], shared, tied, choices["init"])
-    return "-".join(names)
+    return "-".join(names) + ("-qk_norm" if choices["qk_norm"] else "")
 
 
 def draw_weights(config: PaLMConfig, seed: int = 0, dtype: str = "float64") -> dict[str, np.ndarray]:

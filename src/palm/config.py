@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from palm.errors import BackendError, ConfigError
 from palm.fields import check_choice, from_fields, integer, named_fields, parse_json, real
 
-Positions = Literal["alibi", "rotary"]
+Positions = Literal["alibi", "rotary", "xpos"]
 NormKind = Literal["rmsnorm", "layernorm"]
 EpsMode = Literal["clamp", "add"]
 Init = Literal["paper", "reference"]
@@ -62,11 +62,12 @@ class PaLMConfig:
     heads: int = 8
     """Number of query heads h. There is always one key head and one value head (multi-query)."""
     dim_head: int = 64
-    """Width e of each head. h·e is independent of `dim`. It must be even with rotary positions."""
+    """Width e of each head. h·e is independent of `dim`. It must be even with rotary and xPos."""
     ff_mult: int = 4
     """Width of the feed-forward over `dim`: f = ff_mult·d."""
     positions: Positions | None = None
-    """How attention knows positions: ALiBi biases or rotary embeddings. None: as the backend's original."""
+    """How attention knows positions: ALiBi biases, rotary embeddings, or rotary with xPos, which makes scores
+    fade with distance. None: as the backend's original."""
     norm: NormKind | None = None
     """RMSNorm or LayerNorm, neither with a bias. None: as the backend's original."""
     share_kv: bool | None = None
@@ -78,6 +79,11 @@ class PaLMConfig:
     divides by sqrt(m + eps). None: clamp for RMSNorm, add for LayerNorm."""
     rope_theta: float = 10_000.0
     """Base θ of the rotary frequencies."""
+    xpos_base: float = 512.0
+    """Over how many positions xPos multiplies the scores of a pair by its s_p once."""
+    qk_norm: bool = False
+    """Whether each head of the queries, and the keys, are divided by their L2 norm over `dim_head` and
+    multiplied by a learned scale, before rotary. The scores are multiplied by dim_head^-1/2 all the same."""
     tie_embeddings: bool = True
     """Whether the logits use the transposed embedding. Otherwise they have a matrix of their own."""
     init: Init = "paper"
@@ -90,16 +96,17 @@ class PaLMConfig:
             object.__setattr__(self, name, integer(name, getattr(self, name), least=1))
         for name, choices in _CHOICES.items():
             check_choice(name, getattr(self, name), choices, optional=name != "init")
-        for name in ("share_kv", "tie_embeddings"):
+        for name in ("share_kv", "qk_norm", "tie_embeddings"):
             value = getattr(self, name)
             if not isinstance(value, bool) and not (value is None and name == "share_kv"):
                 raise ConfigError(f"{name} must be true or false; got {name}={value!r}. Use True or False.")
         object.__setattr__(self, "rope_theta", real("rope_theta", self.rope_theta, least=1.0, strict=True))
+        object.__setattr__(self, "xpos_base", real("xpos_base", self.xpos_base, least=1.0))
         if self.norm_eps is not None:
             # The clamp convention squares eps, which must stay a normal float32.
             eps = real("norm_eps", self.norm_eps, least=1e-18, below=1e18, strict=True)
             object.__setattr__(self, "norm_eps", eps)
-        if self.positions == "rotary" and self.dim_head % 2:
+        if self.rotates and self.dim_head % 2:
             raise ConfigError(
                 f"dim_head must be even because rotary rotates pairs; got dim_head={self.dim_head}. "
                 f"Use {self.dim_head + 1}{f' or {self.dim_head - 1}' if self.dim_head > 1 else ''}."
@@ -132,6 +139,16 @@ class PaLMConfig:
         """`norm_eps` of a resolved config."""
         assert self.norm_eps is not None
         return self.norm_eps
+
+    @property
+    def rotates(self) -> bool:
+        """Whether queries and keys are rotated: with rotary, with xPos or without."""
+        return self.positions in ("rotary", "xpos")
+
+    @property
+    def keys_are_values(self) -> bool:
+        """Whether attention reads one and the same vector as key and as value."""
+        return self.share_kv is True and not self.rotates and not self.qk_norm
 
     @property
     def inner_dim(self) -> int:

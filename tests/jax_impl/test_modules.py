@@ -16,12 +16,13 @@ from palm.spec.taps import BLOCK_TAPS, tap_names
 CONFIGS = [
     small(),
     small(positions="rotary", norm="layernorm", share_kv=False, tie_embeddings=False),
+    small(positions="xpos", qk_norm=True),
 ]
 TOKENS = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.int32)
 KEY = jax.random.key(0)
 
 
-@pytest.fixture(params=CONFIGS, ids=["palm_pytorch", "the opposite"])
+@pytest.fixture(params=CONFIGS, ids=["palm_pytorch", "the opposite", "xPos"])
 def model(request):
     return palm.build(request.param, backend="jax")
 

@@ -40,7 +40,14 @@ def test_no_array_is_static(choices):
 
 
 @pytest.mark.parametrize(
-    "change", [{"norm_eps": 0.5}, {"init": "reference"}, {"rope_theta": 3.0}, {"positions": "rotary"}]
+    "change",
+    [
+        {"norm_eps": 0.5},
+        {"init": "reference"},
+        {"rope_theta": 3.0},
+        {"xpos_base": 3.0},
+        {"positions": "rotary"},
+    ],
 )
 def test_models_of_different_functions_have_different_structures(change):
     """What jit compares: equal shapes alone must not make one function stand in for another."""

@@ -28,7 +28,10 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "in micro-batches": {"recipe": {"accumulate": 2}},
     "in parts": {"most": 60, "recipe": {"remat": "feedforward"}},
     "odd": {"config": {**ODD, "tie_embeddings": False}, "most": 60, "recipe": {"optimizer": "adafactor"}},
-    "odd rotary": {"config": {**OTHER, **ODD}, "recipe": {"accumulate": 2, "remat": True}},
+    "odd xPos": {
+        "config": {**OTHER, **ODD, "positions": "xpos", "qk_norm": True},
+        "recipe": {"accumulate": 2, "remat": True},
+    },
     "untied": {"config": {"share_kv": False, "tie_embeddings": False}, "recipe": {"remat": "feedforward"}},
     "tied rotary": {"config": {"positions": "rotary"}, "most": 60, "recipe": {"accumulate": 2}},
 }
@@ -81,7 +84,7 @@ def is_compiled_once(found: dict[str, Any]) -> bool:
 
 
 def test_a_training_on_a_mesh_is_that_on_one_device():
-    asked = [cells("training", "data=2,model=2", "plain"), cells("training", "pod=2,data=2", "odd rotary")]
+    asked = [cells("training", "data=2,model=2", "plain"), cells("training", "pod=2,data=2", "odd xPos")]
     controls = [cells("training", "data=2,model=2", "plain", fault="slopes")]
     [[*found, wrong]] = run(*asked, *controls)
     for cell, figures in zip(asked, found, strict=True):
@@ -130,7 +133,7 @@ def test_each_device_holds_its_part():
 
 @pytest.mark.whole
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["plain", "odd rotary"])
+@pytest.mark.parametrize("name", ["plain", "odd xPos"])
 def test_narrow_precisions_differ_by_rounding(name, precision):
     asked = [cells("rounding", mesh, name, precision=precision) for mesh in ("data=4", "data=2,model=2")]
     [[*found, wrong]] = run(*asked, cells("rounding", "data=4", name, precision=precision, fault="rows"))
@@ -142,7 +145,7 @@ def test_narrow_precisions_differ_by_rounding(name, precision):
 
 @pytest.mark.whole
 def test_what_a_user_does_with_a_model_on_a_mesh():
-    asked = [cells("uses", mesh, name) for name in ("plain", "odd rotary") for mesh in MESHES]
+    asked = [cells("uses", mesh, name) for name in ("plain", "odd xPos") for mesh in MESHES]
     [[*found, control]] = run(*asked, cells("uses", "data=4", seed=4))
     for cell, figures in zip(asked, found, strict=True):
         assert figures["generate None"], (cell, figures)
@@ -172,7 +175,7 @@ def test_a_training_goes_on_on_its_mesh_and_compiles_nothing(mesh):
 @pytest.mark.whole
 @pytest.mark.parametrize("mesh", ["data=4", "data=2,model=2"])
 def test_two_processes_are_one_device(mesh):
-    asked = [cells("training", mesh, name) for name in ("plain", "odd rotary")]
+    asked = [cells("training", mesh, name) for name in ("plain", "odd xPos")]
     first, second = run(*asked, cells("resumed", mesh), processes=2)
     for mine, other in zip(first[:2], second[:2], strict=True):
         assert is_right(mine), mine
@@ -197,7 +200,7 @@ def test_two_processes_save_and_read_their_own_pieces(tmp_path):
 @pytest.mark.whole
 @pytest.mark.parametrize("then", ["model=2", "pod=4"])
 def test_one_process_owns_the_pieces_of_all_its_devices(tmp_path, then):
-    [[found]] = run(cells("pieces", "pod=2,data=2", "odd rotary", then=then, folder=str(tmp_path)))
+    [[found]] = run(cells("pieces", "pod=2,data=2", "odd xPos", then=then, folder=str(tmp_path)))
     assert found == {"whole": True, "again": True, "plain": True, "owned": 1, "read": 1, "first": True}
 
 

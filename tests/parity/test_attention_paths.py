@@ -193,6 +193,9 @@ def test_a_path_that_cannot_serve_the_model_is_refused(wing, path, positions, wo
     [
         ("torch", "alibi", torch.device("cpu"), "blockwise"),
         ("torch", "rotary", torch.device("cpu"), "blockwise"),
+        ("torch", "xpos", torch.device("cuda"), "sdpa"),
+        ("jax", "xpos", "gpu", "cudnn"),
+        ("jax", "xpos", "tpu", "splash"),
         ("torch", "alibi", torch.device("cuda"), "flex"),
         ("torch", "rotary", torch.device("cuda"), "sdpa"),
         ("jax", "alibi", "cpu", "blockwise"),

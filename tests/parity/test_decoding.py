@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from cases import draw_tokens, small
+from cases import draw_tokens, draw_weights, small
 
 import palm
 from palm import jax_impl, torch_impl
@@ -49,13 +49,16 @@ def whole(model: Any, tokens: np.ndarray) -> np.ndarray:
     return np.stack([logits[np.arange(len(tokens)), LENGTHS - 1 + step] for step in range(NEW)])
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("share_kv", [True, False], ids=["shared", "separate"])
-@pytest.mark.parametrize("positions", ["alibi", "rotary"])
+@pytest.mark.parametrize("positions", ["alibi", "rotary", "xpos"])
+@pytest.mark.parametrize("qk_norm", [False, True], ids=["plain", "normed"])
 @pytest.mark.parametrize("wing", WINGS)
-def test_cached_logits_are_those_of_the_whole_forward_pass(wing, positions, share_kv):
+def test_cached_logits_are_those_of_the_whole_forward_pass(wing, qk_norm, positions, share_kv):
+    choices = {"positions": positions, "share_kv": share_kv, "qk_norm": qk_norm, "xpos_base": 3.0}
     with jax.enable_x64(True):
-        model = models("float64", positions=positions, share_kv=share_kv, heads=6)[wing]
+        config = small(**choices, heads=6)
+        model = palm.from_numpy(config, draw_weights(config), backend=wing)
         tokens = draw_tokens(model.config, 3, 14 + NEW)
         exact = whole(model, tokens)
         found = decoded(WINGS[wing], model, tokens)
@@ -144,7 +147,12 @@ def test_draws_have_the_models_probabilities(wing):
 
 
 def test_the_cache_is_one_key_head_and_half_of_that_where_keys_are_values():
-    for positions, share_kv, caches in (("alibi", True, 1), ("rotary", True, 2), ("alibi", False, 2)):
+    for positions, share_kv, caches in (
+        ("alibi", True, 1),
+        ("rotary", True, 2),
+        ("xpos", True, 2),
+        ("alibi", False, 2),
+    ):
         pair = models("float32", positions=positions, share_kv=share_kv, heads=6)
         for wing, model in pair.items():
             decoder = WINGS[wing].Decoder(model, np.zeros((3, 8), int), np.array([1, 2, 8]), 64)

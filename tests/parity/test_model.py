@@ -25,9 +25,17 @@ COMBINATIONS = list(
         ("paper", "reference"),
     )
 )
+# What the originals of these choices do not have: xPos, and norms of queries and keys, with each of them.
+COMBINATIONS += [
+    (positions, *COMBINATIONS[5 * i][1:], normed)
+    for i, (positions, normed) in enumerate(
+        itertools.product(("xpos", "rotary", "alibi"), (True, False, True, False))
+    )
+    if positions == "xpos" or normed
+]
 
 
-def combination(positions, norm, share_kv, tied, mode, init, **sizes) -> palm.PaLMConfig:
+def combination(positions, norm, share_kv, tied, mode, init, qk_norm=False, **sizes) -> palm.PaLMConfig:
     plain = palm.PaLMConfig(
         **{"num_tokens": 37, "dim": 20, "depth": 2, "heads": 3, "dim_head": 6, "ff_mult": 2} | sizes,
         positions=positions,
@@ -36,6 +44,8 @@ def combination(positions, norm, share_kv, tied, mode, init, **sizes) -> palm.Pa
         tie_embeddings=tied,
         norm_eps_mode=mode,
         init=init,
+        qk_norm=qk_norm,
+        xpos_base=7.0,
     )
     return plain.resolve("torch")
 
@@ -48,7 +58,7 @@ def name_of(choices: tuple) -> str:
     return "-".join(map(str, choices))
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("choices", COMBINATIONS, ids=name_of)
 def test_every_combination_meets_the_referee_and_is_causal_in_float64(choices, platform):
     cfg = combination(*choices)
@@ -67,7 +77,7 @@ def test_every_combination_meets_the_referee_and_is_causal_in_float64(choices, p
 
 
 # Each combination of the other choices once, the two kinds of `init` in turn.
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     "choices", [c for i, c in enumerate(COMBINATIONS) if i % 2 == (i // 2) % 2], ids=name_of
 )
@@ -94,10 +104,11 @@ GRID = [
         (3, 2),
     ),
     (combination("rotary", "rmsnorm", True, False, "clamp", "paper", heads=8, dim_head=8, dim=64), (300,)),
+    (combination("xpos", "layernorm", False, True, "add", "reference", True, heads=5, dim=32), (2, 90)),
 ]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("cfg", "shape"), GRID, ids=lambda x: x if isinstance(x, tuple) else x.positions)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_models_differ_by_rounding_only(dtype, cfg, shape, platform):

@@ -18,7 +18,8 @@ from palm.spec.parameters import numpy_dtype
 from palm.spec.rounding import rms, rounding_bound, rounding_ratio
 from palm.torch_impl import Linear, Trainer, device_mesh, from_arrays, is_first, loss, mesh_of_model
 from palm.torch_impl import to_arrays as arrays_of
-from palm.torch_impl.cut import CutPaLM, SpreadLinear
+from palm.torch_impl.cut import CutPaLM, SpreadHeadNorm, SpreadLinear
+from palm.torch_impl.norm import HeadNorm
 from palm.torch_impl.sharded import Sharded
 
 STEPS = 5
@@ -150,6 +151,9 @@ TOKENS, POSITIONS = Sharded.tokens, CutPaLM.positions
 CONTROLS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "keys whose gradient is of one process's heads": partial(
         patch.object, SpreadLinear, "forward", Linear.forward
+    ),
+    "head norms whose gradient is of one process's heads": partial(
+        patch.object, SpreadHeadNorm, "forward", HeadNorm.forward
     ),
     "each process learns from the same rows": partial(patch.object, Sharded, "tokens", _tokens_of_the_first),
     "Adafactor scales by a piece": partial(patch.object, Sharded, "sizes", _own_sizes),

@@ -218,7 +218,7 @@ def what_stays_wide() -> list[dict[str, list[str]]]:
         def watched(self: Any, x: Any, rotation: Any, *rest: Any, seen: Any = seen) -> Any:
             for name, tensor in {
                 "norms": self.norm.weight,
-                "rotation": rotation[0],
+                "rotation": rotation[0][0],
                 "matrices": self.feedforward.up.weight,
                 "x": x,
             }.items():

@@ -24,7 +24,8 @@ MESHES = {
 # How far the losses and gradient norms of five steps may be apart: some roundings.
 NEAR = {"float32": 2e-6, "bfloat16": 2e-2}
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "positions": ("alibi", "rotary"),
+    "positions": ("alibi", "rotary", "xpos"),
+    "qk_norm": (True, False),
     "share_kv": (True, False),
     "tie_embeddings": (True, False),
     "norm": ("rmsnorm", "layernorm"),
@@ -82,16 +83,18 @@ def check(cells: list[dict[str, Any]], results: list[dict[str, Any]]) -> None:
 
 FEW = [
     cell("data=4", positions="alibi", optimizer="adafactor", accumulate=2),
-    cell("data=2,model=2", remat=True, positions="rotary", share_kv=False, tie_embeddings=False),
+    cell("data=2,model=2", remat=True, positions="xpos", qk_norm=True, share_kv=False),
     cell("pod=2,data=2", optimizer="adamw", sizes={"dim": 6}),
     cell("data=2,model=2", control="keys whose gradient is of one process's heads"),
+    cell("data=2,model=2", control="head norms whose gradient is of one process's heads", qk_norm=True),
 ]
 
 
 def test_a_few_meshes_of_four_processes():
-    *results, control = run_processes(4, "mesh_cells", FEW)
-    check(FEW[:-1], results)
-    assert control["numbers"] > 1e-3
+    *results, keys, norms = run_processes(4, "mesh_cells", FEW)
+    check(FEW[:-2], results)
+    assert keys["numbers"] > 1e-3
+    assert norms["numbers"] > 1e-4
 
 
 @pytest.mark.whole

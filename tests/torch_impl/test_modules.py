@@ -11,6 +11,7 @@ from palm.torch_impl import Attention, FeedForward, Norm, next_token_loss
 CONFIGS = [
     small(),
     small(positions="rotary", norm="layernorm", share_kv=False, tie_embeddings=False),
+    small(positions="xpos", qk_norm=True),
 ]
 TOKENS = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
 # PyTorch says so of modules that are given ids and no tensor with a gradient.
@@ -27,7 +28,7 @@ def modules_of(model):
     return {name: m for name, m in model.named_modules() if not isinstance(m, torch.nn.ModuleList)}
 
 
-@pytest.fixture(params=CONFIGS, ids=["palm_pytorch", "the opposite"])
+@pytest.fixture(params=CONFIGS, ids=["palm_pytorch", "the opposite", "xPos"])
 def model(request):
     return palm.build(request.param, backend="torch")
 

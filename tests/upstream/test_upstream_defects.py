@@ -103,7 +103,7 @@ def test_rotary_in_bfloat16(originals):
     assert torch.equal(angles[256], angles[257])
 
     model = from_upstream(original, name, backend="torch")
-    (cos, sin), _ = model.positions(ROWS, torch.zeros(1, dtype=torch.bfloat16))
+    ((cos, sin), _), _ = model.positions(ROWS, torch.zeros(1, dtype=torch.bfloat16))
     frequencies = 10_000.0 ** (-np.arange(5) / 5)
     exact = np.exp(1j * np.outer(np.arange(ROWS), frequencies))
     np.testing.assert_allclose(cos.double() + 1j * sin.double(), exact, rtol=0, atol=1e-7)

@@ -12,7 +12,7 @@ from palm.jax_impl.model import PaLM
 from palm.jax_impl.norm import Norm
 from palm.jax_impl.optimizer import OPTIMIZERS, adafactor, adamw
 from palm.jax_impl.paths import ATTENTION, blockwise_attention, textbook_attention
-from palm.jax_impl.position import alibi_slopes, masked_scores, rotate, rotation_table
+from palm.jax_impl.position import alibi_slopes, masked_scores, rotate, rotation_table, rotation_tables
 from palm.jax_impl.probe import (
     activations,
     ahead,
@@ -74,6 +74,7 @@ __all__ = [
     "profiled",
     "rotate",
     "rotation_table",
+    "rotation_tables",
     "set_matmul",
     "settled",
     "several",

@@ -17,8 +17,9 @@ from palm.config import PaLMConfig
 from palm.errors import ConfigError
 from palm.fields import check_choice
 from palm.jax_impl.linear import Linear
+from palm.jax_impl.norm import HeadNorm
 from palm.jax_impl.paths import ATTENTION
-from palm.jax_impl.position import Rotation, rotate
+from palm.jax_impl.position import Rotations, rotate
 from palm.jax_impl.shapes import Hidden, Keys, Queries, Slopes
 from palm.jax_impl.sharding import on_each_device
 from palm.spec.taps import Tap, untapped
@@ -33,7 +34,7 @@ def choose_path(attention: str, config: PaLMConfig, platform: str) -> str:
     if attention == "auto":
         if platform == "tpu":
             return "pallas" if config.positions == "alibi" else "splash"
-        return "cudnn" if platform == "gpu" and config.positions == "rotary" else "blockwise"
+        return "cudnn" if platform == "gpu" and config.rotates else "blockwise"
     check_path(attention, config)
     if homes.get(attention, platform) != platform:
         where = "an NVIDIA GPU" if attention == "cudnn" else "a TPU"
@@ -55,7 +56,7 @@ class Attention(eqx.Module):
     """Causal multi-query attention: h query heads share one key head and one value head.
 
     scores = (q · e^-1/2) kᵀ + position term; softmax over keys; times v; merged heads times W_out.
-    With `share_kv` one matrix gives keys and values; rotary turns the keys only.
+    With `share_kv` one matrix gives keys and values; `qk_norm` and rotary change the keys only.
     Source: PaLM (arXiv:2204.02311) §2; Shazeer (arXiv:1911.02150).
     Shapes: y (..., n, d) -> (..., n, d).
     """
@@ -64,6 +65,8 @@ class Attention(eqx.Module):
     key_value: Linear | None
     key: Linear | None
     value: Linear | None
+    query_norm: HeadNorm | None
+    key_norm: HeadNorm | None
     out: Linear
     heads: int = eqx.field(static=True)
     path: str = eqx.field(static=True)
@@ -79,10 +82,12 @@ class Attention(eqx.Module):
         self.key_value = linear(config.dim, config.dim_head) if config.share_kv else None
         self.key = None if config.share_kv else linear(config.dim, config.dim_head)
         self.value = None if config.share_kv else linear(config.dim, config.dim_head)
+        self.query_norm = HeadNorm(config, dtype=dtype) if config.qk_norm else None
+        self.key_norm = HeadNorm(config, dtype=dtype) if config.qk_norm else None
         self.out = linear(config.inner_dim, config.dim)
 
     def __call__(
-        self, y: Hidden, rotation: Rotation | None, slopes: Slopes | None, tap: Tap = untapped
+        self, y: Hidden, rotation: Rotations | None, slopes: Slopes | None, tap: Tap = untapped
     ) -> Hidden:
         """With the taps q, k, v (after the position step, before the scale) and attention.
 
@@ -94,7 +99,7 @@ class Attention(eqx.Module):
         attended = on_each_device(ATTENTION[self.path], q, k, v, slopes)
         return self.out(tap("attention", rearrange(attended, "... n h e -> ... n (h e)")))
 
-    def _projected(self, y: Hidden, rotation: Rotation | None) -> tuple[Queries, Keys, Keys]:
+    def _projected(self, y: Hidden, rotation: Rotations | None) -> tuple[Queries, Keys, Keys]:
         """Shapes: y (..., n, d) -> q (..., n, h, e), k and v (..., n, e)."""
         q = rearrange(self.query(y), "... n (h e) -> ... n h e", h=self.heads)
         if self.key_value is not None:
@@ -103,7 +108,9 @@ class Attention(eqx.Module):
             assert self.key is not None
             assert self.value is not None
             k, v = self.key(y), self.value(y)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
         if rotation is not None:
-            cos, sin = rotation
-            q, k = rotate(q, (cos[:, None], sin[:, None])), rotate(k, rotation)
+            (cos, sin), of_keys = rotation
+            q, k = rotate(q, (cos[:, None], sin[:, None])), rotate(k, of_keys)
         return q, k, v

@@ -17,7 +17,7 @@ from palm.config import PaLMConfig
 from palm.jax_impl.attention import Attention
 from palm.jax_impl.feedforward import FeedForward
 from palm.jax_impl.norm import Norm
-from palm.jax_impl.position import Rotation
+from palm.jax_impl.position import Rotations
 from palm.jax_impl.shapes import Hidden, Slopes
 from palm.jax_impl.sharding import gathered, laid
 from palm.recipes import Remat
@@ -43,7 +43,7 @@ class Block(eqx.Module):
     def __call__(
         self,
         x: Hidden,
-        rotation: Rotation | None,
+        rotation: Rotations | None,
         slopes: Slopes | None,
         remat: Remat = False,
         tap: Tap = untapped,

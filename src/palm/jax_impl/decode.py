@@ -17,7 +17,7 @@ from palm.config import PaLMConfig
 from palm.jax_impl.feedforward import swiglu
 from palm.jax_impl.linear import product
 from palm.jax_impl.model import PaLM
-from palm.jax_impl.norm import Norm, widen
+from palm.jax_impl.norm import Norm, unit, widen
 from palm.jax_impl.position import Rotation, rotate
 from palm.jax_impl.shapes import Bias, Cache, Columns, Each, Packed, Rows, Step
 from palm.jax_impl.sharding import spread
@@ -62,6 +62,8 @@ class Layer(eqx.Module):
     norm: Norm
     inward: Matrix
     outward: Matrix
+    scales: Array | None
+    """Of the norms of the query heads and of the key head, (h + 1, e)."""
 
     def step(
         self,
@@ -77,14 +79,16 @@ class Layer(eqx.Module):
         One key head: all query heads of a sequence meet its keys in one matrix product. `bias` is added to
         the scores: the mask, and ALiBi's term. Without a value cache of their own, keys are values.
         The caches have two dimensions because XLA would else copy them, to turn three into two.
-        Shapes: x (b, d), rotation (b, 1, e/2), keys and values (b·n, e), rows of them that are new (b,),
-        bias (b, 1 or h, n) -> (b, d), the caches.
+        Shapes: x (b, d), rotation (b, 1 or h + 1, e/2), keys and values (b·n, e), rows of them that
+        are new (b,), bias (b, 1 or h, n) -> (b, d), the caches.
         """
         config, e = self.config, self.config.dim_head
         widths = [config.inner_dim + e, *([] if config.share_kv else [e]), config.ff_dim, config.ff_dim]
         heads, *value, gate, up = lax.split(self.inward.multiply(self.norm(x)), widths, axis=1)
         heads = heads.reshape(len(x), -1, e)
         v = value[0] if value else heads[:, -1]
+        if self.scales is not None:
+            heads = unit(heads, self.scales)
         if rotation is not None:
             heads = rotate(heads, rotation)
         q, k = heads[:, :-1], heads[:, -1]
@@ -106,8 +110,12 @@ def layers_of(model: PaLM, weights: str | None, batch: int, platform: str) -> li
         matrices = [*own, feedforward.gate, feedforward.up]
         inward = jnp.concatenate([matrix.weight.T for matrix in matrices if matrix is not None])
         outward = jnp.concatenate([attention.out.weight, feedforward.down.weight]).T
-        packed = (pack(matrix, weights, batch, platform) for matrix in (inward, outward))
-        layers.append(Layer(model.config, block.norm, *packed))
+        packed = [pack(matrix, weights, batch, platform) for matrix in (inward, outward)]
+        scales = None
+        if model.config.qk_norm:
+            norms = [*[attention.query_norm] * model.config.heads, attention.key_norm]
+            scales = jnp.stack([norm.weight for norm in norms])
+        layers.append(Layer(model.config, block.norm, packed[0], packed[1], scales))
     return layers
 
 

@@ -18,7 +18,7 @@ from palm.errors import BackendError
 from palm.jax_impl.decode import Layer, Matrix, layers_of, output_of
 from palm.jax_impl.model import PaLM, full_precision, run
 from palm.jax_impl.norm import widen
-from palm.jax_impl.position import masked_scores
+from palm.jax_impl.position import heads_rotation, masked_scores
 from palm.jax_impl.shapes import Chances, Each, Next
 from palm.jax_impl.sharding import everywhere, share_out, spread
 from palm.jax_impl.wrapped import check_plain, settled
@@ -131,7 +131,7 @@ def _prefill(model: PaLM, tokens: Array, lengths: Array, size: int) -> _State:
         return list(padded.reshape(len(cache), -1, cache.shape[-1]))
 
     with full_precision(model):
-        one = model.config.share_kv and model.config.positions == "alibi"
+        one = model.config.keys_are_values
         _, y, caches = run(model, tokens, wanted=("k",) if one else ("k", "v"))
         logits = model.logits(y[jnp.arange(len(tokens)), lengths - 1])
         values: list[Array | None] = []
@@ -150,9 +150,10 @@ def _decode(packed: _Packed, state: _State, tokens: ArrayLike) -> _State:
     model, positions, size = packed.model, state.lengths, len(state.keys[0]) // len(state.lengths)
     with full_precision(model):
         x = model.embedding(jnp.asarray(tokens))
-        rotation, slopes = model.positions(size, x)
-        if rotation is not None:
-            rotation = rotation[0][positions, None], rotation[1][positions, None]
+        rotations, slopes = model.positions(size, x)
+        rotation = None
+        if rotations is not None:
+            rotation = heads_rotation(rotations, positions, model.config.heads)
         distance = positions[:, None] - jnp.arange(size)
         bias = masked_scores(jnp.zeros((), widen(x).dtype), slopes, distance)
         caches, rows = [], jnp.arange(len(x)) * size + positions

@@ -24,7 +24,7 @@ from palm.jax_impl.attention import check_path
 from palm.jax_impl.block import Block, recomputed
 from palm.jax_impl.linear import Linear, linear, normal
 from palm.jax_impl.norm import Norm
-from palm.jax_impl.position import Rotation, alibi_slopes, rotation_table
+from palm.jax_impl.position import Rotations, alibi_slopes, rotation_tables
 from palm.jax_impl.shapes import Features, Hidden, Logits, Scores, Tokens
 from palm.jax_impl.sharding import gathered, laid, share_out
 from palm.recipes import Remat, check_remat
@@ -120,11 +120,11 @@ class PaLM(eqx.Module):
         taps = _activations(self, _placed(tokens, self))
         return {name: taps[name] for name in tap_names(self.config.depth)}  # jit sorts them
 
-    def positions(self, length: int, x: Array) -> tuple[Rotation | None, Array | None]:
-        """What the blocks need of positions, formed once a pass: rotary's (cos, sin), or ALiBi's slopes."""
+    def positions(self, length: int, x: Array) -> tuple[Rotations | None, Array | None]:
+        """What the blocks need of positions, formed once a pass: rotary's tables, or ALiBi's slopes."""
         dtype = jnp.promote_types(x.dtype, jnp.float32)
-        if self.config.positions == "rotary":
-            return rotation_table(self.config, length, dtype=dtype), None
+        if self.config.rotates:
+            return rotation_tables(self.config, length, dtype=dtype), None
         return None, alibi_slopes(self.config, dtype=dtype)
 
     def logits(self, y: Features) -> Scores:

@@ -11,7 +11,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from palm.config import PaLMConfig
-from palm.jax_impl.shapes import Hidden
+from palm.jax_impl.shapes import Heads, HeadScale, Hidden
 
 
 class Norm(eqx.Module):
@@ -47,6 +47,31 @@ class Norm(eqx.Module):
         else:
             inverse = lax.rsqrt(mean_square + self.eps)
         return (wide * inverse * widen(self.weight)).astype(x.dtype).reshape(x.shape)
+
+
+class HeadNorm(eqx.Module):
+    """A norm over each head: y = x / max(‖x‖, 1e-12) · g, computed in float32 or wider.
+
+    Source: Henry et al. (arXiv:2010.04245); palm-rlhf-pytorch, `qk_rmsnorm`.
+    Shapes: x (..., e) -> (..., e).
+    """
+
+    weight: Array
+
+    def __init__(self, config: PaLMConfig, *, dtype: DTypeLike = jnp.float32) -> None:
+        self.weight = jnp.ones(config.dim_head, dtype)
+
+    def __call__(self, x: Heads) -> Heads:
+        """Shapes: x (..., e) -> (..., e)."""
+        return unit(x, self.weight)
+
+
+def unit(x: Heads, weight: HeadScale) -> Heads:
+    """x / max(‖x‖, 1e-12) · g. Shapes: x (..., e), weight (e,), or as x has it -> (..., e)."""
+    wide = widen(x)
+    # Clamped before the root, so that the gradient of an all-zero head is finite.
+    inverse = lax.rsqrt(jnp.maximum(jnp.square(wide).sum(-1, keepdims=True), 1e-24))
+    return (wide * inverse * widen(weight)).astype(x.dtype)
 
 
 def widen(x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The two position schemes of the JAX wing.
+"""The position schemes of the JAX wing.
 
 Letters: n sequence, i query position, j key position, h heads, e dim_head. Mirror: palm.torch_impl.position;
 differs in that the rotation table is a NumPy constant: JAX has no float64 by default.
@@ -12,10 +12,12 @@ from jax import Array
 
 from palm.config import PaLMConfig
 from palm.jax_impl.norm import widen
-from palm.jax_impl.shapes import Distance, Slopes
-from palm.spec.positions import rotary_table, slope_list
+from palm.jax_impl.shapes import Distance, Each, Slopes
+from palm.spec.positions import rotary_table, slope_list, xpos_table
 
 Rotation = tuple[Array, Array]
+# Of queries and of keys: the same object but with xPos.
+Rotations = tuple[Rotation, Rotation]
 
 
 def alibi_slopes(config: PaLMConfig, *, dtype: np.dtype) -> Slopes:
@@ -35,13 +37,43 @@ def masked_scores(scores: Array, slopes: Slopes | None, distance: Distance) -> A
     return jnp.where(distance[:, None, :] < 0, -jnp.inf, scores)
 
 
-def rotation_table(config: PaLMConfig, length: int, *, dtype: np.dtype) -> Rotation:
+def rotation_tables(config: PaLMConfig, length: int, *, dtype: np.dtype) -> Rotations:
+    """`rotation_table` of queries, and of keys. Raises `TokenError` as it does."""
+    queries = rotation_table(config, length, dtype=dtype)
+    if config.positions != "xpos":
+        return queries, queries
+    return queries, rotation_table(config, length, keys=True, dtype=dtype)
+
+
+def rotation_table(config: PaLMConfig, length: int, *, keys: bool = False, dtype: np.dtype) -> Rotation:
     """cos and sin of i·θ^(-2p/e), formed in float64 and rounded once to `dtype`.
 
-    Source: RoFormer (arXiv:2104.09864) §3.2.2. Shapes: two of (n, e/2).
+    With xPos both are multiplied by s_p^(i / xpos_base), or for `keys` divided by it, s_p = (2p + 0.4e)/1.4e.
+    Source: RoFormer (arXiv:2104.09864) §3.2.2; xPos (arXiv:2212.10554) §2.2. Shapes: two of (n, e/2).
+    Raises `TokenError` for more positions than xPos has factors for.
     """
     cos, sin = rotary_table(length, config.dim_head, config.rope_theta)
+    if config.positions == "xpos":
+        factors = xpos_table(length, config.dim_head, config.xpos_base)
+        factors = 1 / factors if keys else factors
+        cos, sin = cos * factors, sin * factors
     return jnp.asarray(cos, dtype), jnp.asarray(sin, dtype)
+
+
+def heads_rotation(rotations: Rotations, at: Each, heads: int) -> Rotation:
+    """What turns the query heads of one position of each sequence and, after them, its key head.
+
+    Shapes: tables (n, e/2), at (b,) -> two of (b, 1, e/2), or of (b, h + 1, e/2) where keys are turned
+    otherwise than queries.
+    """
+    queries, keys = ((cos[at, None], sin[at, None]) for cos, sin in rotations)
+    if rotations[0] is rotations[1]:
+        return queries
+    cos, sin = (
+        jnp.concatenate([jnp.repeat(of_query, heads, 1), of_key], 1)
+        for of_query, of_key in zip(queries, keys, strict=True)
+    )
+    return cos, sin
 
 
 def rotate(x: Array, rotation: Rotation) -> Array:

@@ -14,6 +14,8 @@ Hidden: TypeAlias = Float[Array, "... n d"]
 Gated: TypeAlias = Float[Array, "... f"]
 Queries: TypeAlias = Float[Array, "... n h e"]
 Keys: TypeAlias = Float[Array, "... n e"]
+Heads: TypeAlias = Float[Array, "... e"]
+HeadScale: TypeAlias = Float[Array, "*_ e"]
 Slopes: TypeAlias = Float[Array, "h"]
 Distance: TypeAlias = Int[Array, "i j"]
 

@@ -19,7 +19,7 @@ from palm.jax_impl.block import Block
 from palm.jax_impl.feedforward import FeedForward
 from palm.jax_impl.linear import Linear
 from palm.jax_impl.model import Embedding, PaLM
-from palm.jax_impl.norm import Norm
+from palm.jax_impl.norm import HeadNorm, Norm
 from palm.spec.parameters import parameters
 from palm.tracing.turns import shared
 
@@ -83,6 +83,8 @@ def check_plain(model: PaLM) -> None:
     for name, has_own in {
         "unembedding": not config.tie_embeddings,
         "blocks.attention.key_value": config.share_kv,
+        "blocks.attention.query_norm": config.qk_norm,
+        "blocks.attention.key_norm": config.qk_norm,
     }.items():
         if not has_own and attrgetter(name)(model) is not None:
             raise BackendError(
@@ -97,9 +99,13 @@ def _kinds(model: PaLM) -> dict[str, type[eqx.Module]]:
 
 
 def _kind_of_weight(name: str) -> type[eqx.Module]:
-    if name == "embedding":
-        return Embedding
-    return Norm if name.rpartition(".")[2] == "norm" else Linear
+    kinds: dict[str, type[eqx.Module]] = {
+        "embedding": Embedding,
+        "norm": Norm,
+        "query_norm": HeadNorm,
+        "key_norm": HeadNorm,
+    }
+    return kinds.get(name.rpartition(".")[2], Linear)
 
 
 def _check_arrays(model: PaLM) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Inexact, Integer
 from palm.config import PaLMConfig
 from palm.spec.arrays import Named
 from palm.spec.forward import run
-from palm.spec.functions import merge_heads, output_matrix, position_bias, softmax, split_heads
+from palm.spec.functions import merge_heads, output_matrix, position_bias, softmax, split_heads, stretch
 from palm.spec.parameters import checked_weights
 from palm.spec.positions import rotary_table
 from palm.spec.taps import Tap, untapped
@@ -128,7 +128,7 @@ def attention(
     weights: Named,
     config: PaLMConfig,
 ) -> tuple[Inexact[np.ndarray, "b n d"], Gradients]:
-    """Back through output matrix, weighted sum, softmax, scores, rotation, and the three projections."""
+    """Back through output matrix, weighted sum, softmax, scores, rotation, norms and projections."""
     q, k, v = split_heads(taps["q"], config), taps["k"][:, None], taps["v"][:, None]
     scale = config.dim_head**-0.5
     scores = (q * scale) @ k.swapaxes(-1, -2) + position_bias(y.shape[-2], config)
@@ -139,8 +139,14 @@ def attention(
     d_scores = weighting * (d_weighting - (d_weighting * weighting).sum(-1, keepdims=True))
     d_q = d_scores @ k * scale
     d_k = (d_scores.swapaxes(-1, -2) @ q).sum(1) * scale
-    if config.positions == "rotary":
-        d_q, d_k = unrotate(d_q, config), unrotate(d_k, config)
+    if config.rotates:
+        d_q, d_k = unrotate(d_q, config, keys=False), unrotate(d_k, config, keys=True)
+    of_norms: Gradients = {}
+    if config.qk_norm:
+        key = weights["attention.key_value" if config.share_kv else "attention.key"]
+        x_q, x_k = split_heads(y @ weights["attention.query"], config), y @ key
+        d_q, of_norms["attention.query_norm"] = unit(d_q, x_q, weights["attention.query_norm"])
+        d_k, of_norms["attention.key_norm"] = unit(d_k, x_k, weights["attention.key_norm"])
     d_projections = {"attention.query": merge_heads(d_q)}
     if config.share_kv:
         d_projections["attention.key_value"] = d_k + d_v
@@ -148,11 +154,25 @@ def attention(
         d_projections |= {"attention.key": d_k, "attention.value": d_v}
     d_y = sum(d @ weights[name].T for name, d in d_projections.items())
     grads = {name: _outer(y, d) for name, d in d_projections.items()}
-    return np.asanyarray(d_y), grads | {"attention.out": _outer(taps["attention"], d_out)}
+    return np.asanyarray(d_y), grads | of_norms | {"attention.out": _outer(taps["attention"], d_out)}
 
 
-def unrotate(x: Inexact[np.ndarray, "... n e"], config: PaLMConfig) -> Inexact[np.ndarray, "... n e"]:
-    """Rotate each pair back: the transpose of a rotation is its inverse."""
+def unit(
+    d_y: Inexact[np.ndarray, "... e"], x: Inexact[np.ndarray, "... e"], scale: Inexact[np.ndarray, "e"]
+) -> tuple[Inexact[np.ndarray, "... e"], Inexact[np.ndarray, "e"]]:
+    """With y = x / r · g, r = ‖x‖: d_x = (u − x·Σ(u·x)/r²) / r, u = d_y·g; below 1e-12, r is constant."""
+    length = np.sqrt((x**2).sum(-1, keepdims=True))
+    r = np.maximum(length, 1e-12)
+    u = d_y * scale
+    d_x = (u - (length > 1e-12) * x * (u * x).sum(-1, keepdims=True) / r**2) / r
+    return d_x, (d_y * x / r).reshape(-1, len(scale)).sum(0)
+
+
+def unrotate(
+    x: Inexact[np.ndarray, "... n e"], config: PaLMConfig, *, keys: bool
+) -> Inexact[np.ndarray, "... n e"]:
+    """Rotate each pair back: the transpose of a rotation is its inverse, that of factors themselves."""
+    x = x * stretch(x.shape[-2], config, keys=keys)
     cos, sin = rotary_table(x.shape[-2], config.dim_head, config.rope_theta)
     a, b = x[..., 0::2], x[..., 1::2]
     return np.stack([a * cos + b * sin, b * cos - a * sin], axis=-1).reshape(x.shape)

@@ -1,8 +1,6 @@
 """The referee: PaLM's forward pass in NumPy float64, a program of named operations. It is the specification.
 
-Each operation computes one tap from the taps before it. So any operation can be replaced, and it can be run
-on the taps that a side recorded: it gives what the side's next tap should be, whatever went wrong before.
-
+Each operation computes one tap from those before it: so it can be replaced, or run on what a side recorded.
 Letters: n sequence, d dim, h heads, e dim_head, f ff_mult·dim, v num_tokens. Source: arXiv:2204.02311 §2.
 """
 
@@ -62,20 +60,22 @@ def norm(at: Place) -> Inexact[np.ndarray, "... {at.config.dim}"]:
 
 
 def project(at: Place, kind: str) -> Inexact[np.ndarray, "... {at.config.dim_head}"]:
-    """The "query" (..., h, n, e), "key" or "value" (..., n, e) of the normed input, before rotary."""
+    """The "query" (..., h, n, e), "key" or "value" (..., n, e) before rotary, but after its own norm."""
     shared = at.config.share_kv and kind != "query"
     x = at.tap("norm") @ at.weight(f"attention.{'key_value' if shared else kind}")
-    return functions.split_heads(x, at.config) if kind == "query" else x
+    x = functions.split_heads(x, at.config) if kind == "query" else x
+    normed = at.config.qk_norm and kind != "value"
+    return functions.unit(x, at.weight(f"attention.{kind}_norm")) if normed else x
 
 
 def q(at: Place) -> Merged:
     """The h query heads, rotated with rotary, merged."""
-    return functions.merge_heads(functions.position_step(project(at, "query"), at.config))
+    return functions.merge_heads(functions.position_step(project(at, "query"), at.config, keys=False))
 
 
 def k(at: Place) -> Inexact[np.ndarray, "... {at.config.dim_head}"]:
     """The one key head, rotated with rotary."""
-    return functions.position_step(project(at, "key"), at.config)
+    return functions.position_step(project(at, "key"), at.config, keys=True)
 
 
 def v(at: Place) -> Inexact[np.ndarray, "... {at.config.dim_head}"]:

@@ -11,7 +11,7 @@ from jaxtyping import Inexact
 
 from palm.config import PaLMConfig
 from palm.spec.arrays import Named
-from palm.spec.positions import alibi_slopes, rotary_table
+from palm.spec.positions import alibi_slopes, rotary_table, xpos_table
 
 
 def normalise(
@@ -29,9 +29,24 @@ def normalise(
     return x / np.sqrt(mean_square + config.eps) * scale
 
 
-def position_step(x: Inexact[np.ndarray, "... n e"], config: PaLMConfig) -> Inexact[np.ndarray, "... n e"]:
-    """What positions do to queries and keys (..., n, e): a rotation with rotary, nothing with ALiBi."""
-    return rotate(x, config) if config.positions == "rotary" else x
+def unit(x: Inexact[np.ndarray, "... e"], scale: Inexact[np.ndarray, "e"]) -> Inexact[np.ndarray, "... e"]:
+    """x / max(‖x‖, 1e-12) · scale, the norm of queries and keys over each head."""
+    return x / np.maximum(np.sqrt((x**2).sum(-1, keepdims=True)), 1e-12) * scale
+
+
+def position_step(
+    x: Inexact[np.ndarray, "... n e"], config: PaLMConfig, *, keys: bool
+) -> Inexact[np.ndarray, "... n e"]:
+    """What positions do to queries or keys (..., n, e): rotary and xPos, or nothing with ALiBi."""
+    return rotate(x, config) * stretch(x.shape[-2], config, keys=keys) if config.rotates else x
+
+
+def stretch(n: int, config: PaLMConfig, *, keys: bool) -> np.ndarray:
+    """xPos's factors on rotated queries, s_p^(i / xpos_base), or on keys, their inverse; else 1: (n, e)."""
+    if config.positions != "xpos":
+        return np.ones(())
+    table = np.repeat(xpos_table(n, config.dim_head, config.xpos_base), 2, -1)
+    return 1 / table if keys else table
 
 
 def rotate(x: Inexact[np.ndarray, "... n e"], config: PaLMConfig) -> Inexact[np.ndarray, "... n e"]:

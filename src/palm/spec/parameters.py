@@ -84,6 +84,8 @@ def parameters(config: PaLMConfig) -> Mapping[str, Parameter]:
         add_matrix(f"{block}.attention.query", d, inner, ("embed", "heads"))
         for name in ("key_value",) if config.share_kv else ("key", "value"):
             add_matrix(f"{block}.attention.{name}", d, e, ("embed", "kv"))
+        for name in ("query_norm", "key_norm") if config.qk_norm else ():
+            add(f"{block}.attention.{name}", (e,), ("kv",), None)
         add_matrix(f"{block}.attention.out", inner, d, ("heads", "embed"))
         add_matrix(f"{block}.feedforward.up", d, f, ("embed", "ff"))
         add_matrix(f"{block}.feedforward.gate", d, f, ("embed", "ff"))

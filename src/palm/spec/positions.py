@@ -1,4 +1,4 @@
-"""The constants of the two position schemes, in float64, shared by the referee and both wings."""
+"""The constants of the position schemes, in float64, shared by the referee and both wings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from palm.errors import ConfigError
+from palm.errors import ConfigError, TokenError
+
+# Of xPos: 3.5^48 = 1.3e26 leaves float32, whose range bfloat16 shares, room for values and gradients.
+_BASES = 48
 
 
 def alibi_slopes(heads: int) -> np.ndarray:
@@ -47,3 +50,30 @@ def rotary_table(length: int, dim_head: int, theta: float) -> tuple[np.ndarray, 
     for array in table:
         array.flags.writeable = False
     return table
+
+
+@lru_cache(maxsize=8)
+def xpos_table(length: int, dim_head: int, base: float) -> np.ndarray:
+    """xPos's factor s_p^(i / base) on the queries of position i; keys are divided by that of theirs.
+
+    s_p = (2p + 0.4e) / 1.4e for pair p. A score thus has s_p^((i − j) / base) on what pair p adds to it. Any
+    other centre c, in s_p^((i − c) / base) and s_p^(−(j − c) / base), cancels. Position 0 is palm's: it does
+    not move as a sequence grows, and factors are near 1 in short sequences. In 8,192 positions they reach
+    2e-9 and 5e8, of which floating-point numbers keep all digits.
+    Source: xPos (arXiv:2212.10554) §2.2. Shape: (length, dim_head/2), float64, read-only.
+    Raises `TokenError` as `check_xpos` does.
+    """
+    check_xpos(length, base)
+    pairs = (np.arange(0, dim_head, 2) + 0.4 * dim_head) / (1.4 * dim_head)
+    table = pairs ** (np.arange(length)[:, None] / base)
+    table.flags.writeable = False
+    return np.asarray(table)
+
+
+def check_xpos(length: int, base: float) -> None:
+    """Raise `TokenError` for more positions than the range of float32 and bfloat16 has factors for."""
+    if length > _BASES * base:
+        raise TokenError(
+            f"tokens must have at most {_BASES}·xpos_base = {_BASES * base:g} positions with xPos, whose "
+            f"factors would leave the range of float32; got n={length}. Pass shorter sequences."
+        )

@@ -43,8 +43,7 @@ def describe(config: PaLMConfig, length: int = 2048) -> Info:
     kinds = {p.kind: p.size * (config.depth if p.kind.startswith("blocks.") else 1) for p in one}
     total = sum(kinds.values())
     attention = config.depth * config.inner_dim * length
-    # Rotary turns keys but not values, so a shared tensor is cached once only under ALiBi.
-    cached = 1 if config.share_kv and config.positions == "alibi" else 2
+    cached = 1 if config.keys_are_values else 2
     return Info(
         parameters=kinds,
         forward_flops=2 * total + 4 * attention,

@@ -12,7 +12,7 @@ from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import Norm
 from palm.torch_impl.optimizer import OPTIMIZERS, adafactor, adamw
 from palm.torch_impl.paths import ATTENTION, blockwise_attention, textbook_attention
-from palm.torch_impl.position import alibi_slopes, masked_scores, rotate, rotation_table
+from palm.torch_impl.position import alibi_slopes, masked_scores, rotate, rotation_table, rotation_tables
 from palm.torch_impl.probe import (
     activations,
     ahead,
@@ -74,6 +74,7 @@ __all__ = [
     "profiled",
     "rotate",
     "rotation_table",
+    "rotation_tables",
     "set_matmul",
     "settled",
     "several",

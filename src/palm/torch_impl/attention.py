@@ -15,8 +15,9 @@ from palm.errors import ConfigError
 from palm.fields import check_choice
 from palm.spec.taps import Tap, untapped
 from palm.torch_impl.linear import Linear
+from palm.torch_impl.norm import HeadNorm
 from palm.torch_impl.paths import ATTENTION
-from palm.torch_impl.position import Rotation, rotate
+from palm.torch_impl.position import Rotations, rotate
 from palm.torch_impl.shapes import Hidden, Keys, Queries, Slopes
 
 
@@ -52,7 +53,7 @@ class Attention(nn.Module):
     """Causal multi-query attention: h query heads share one key head and one value head.
 
     scores = (q · e^-1/2) kᵀ + position term; softmax over keys; times v; merged heads times W_out.
-    With `share_kv` one matrix gives keys and values; rotary turns the keys only.
+    With `share_kv` one matrix gives keys and values; `qk_norm` and rotary change the keys only.
     Source: PaLM (arXiv:2204.02311) §2; Shazeer (arXiv:1911.02150).
     Shapes: y (..., n, d) -> (..., n, d).
     """
@@ -72,10 +73,13 @@ class Attention(nn.Module):
         else:
             self.key = linear(config.dim, config.dim_head)
             self.value = linear(config.dim, config.dim_head)
+        if config.qk_norm:
+            self.query_norm = HeadNorm(config, device=device, dtype=dtype)
+            self.key_norm = HeadNorm(config, device=device, dtype=dtype)
         self.out = linear(config.inner_dim, config.dim)
 
     def forward(
-        self, y: Hidden, rotation: Rotation | None, slopes: Slopes | None, tap: Tap = untapped
+        self, y: Hidden, rotation: Rotations | None, slopes: Slopes | None, tap: Tap = untapped
     ) -> Hidden:
         """With the taps q, k, v (after the position step, before the scale) and attention.
 
@@ -87,14 +91,16 @@ class Attention(nn.Module):
         attended = rearrange(ATTENTION[self.path](q, k, v, slopes), "... n h e -> ... n (h e)")
         return self.out(tap("attention", attended))
 
-    def _projected(self, y: Hidden, rotation: Rotation | None) -> tuple[Queries, Keys, Keys]:
+    def _projected(self, y: Hidden, rotation: Rotations | None) -> tuple[Queries, Keys, Keys]:
         """Shapes: y (..., n, d) -> q (..., n, h, e), k and v (..., n, e)."""
         q = rearrange(self.query(y), "... n (h e) -> ... n h e", h=self.config.heads)
         if self.config.share_kv:
             k = v = self.key_value(y)
         else:
             k, v = self.key(y), self.value(y)
+        if self.config.qk_norm:
+            q, k = self.query_norm(q), self.key_norm(k)
         if rotation is not None:
-            cos, sin = rotation
-            q, k = rotate(q, (cos[:, None], sin[:, None])), rotate(k, rotation)
+            (cos, sin), of_keys = rotation
+            q, k = rotate(q, (cos[:, None], sin[:, None])), rotate(k, of_keys)
         return q, k, v

@@ -18,7 +18,7 @@ from palm.spec.taps import Tap, untapped
 from palm.torch_impl.attention import Attention
 from palm.torch_impl.feedforward import FeedForward
 from palm.torch_impl.norm import Norm
-from palm.torch_impl.position import Rotation
+from palm.torch_impl.position import Rotations
 from palm.torch_impl.private import private_copy
 from palm.torch_impl.shapes import Hidden, Slopes
 
@@ -40,7 +40,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Hidden,
-        rotation: Rotation | None,
+        rotation: Rotations | None,
         slopes: Slopes | None,
         remat: Remat = False,
         tap: Tap = untapped,

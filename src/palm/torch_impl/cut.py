@@ -23,9 +23,9 @@ from palm.torch_impl.block import Block, recomputed
 from palm.torch_impl.linear import Linear, linear
 from palm.torch_impl.loss import cross_entropy
 from palm.torch_impl.model import PaLM
-from palm.torch_impl.norm import widen
+from palm.torch_impl.norm import HeadNorm, unit, widen
 from palm.torch_impl.pieces import mesh_of_processes
-from palm.torch_impl.position import Rotation
+from palm.torch_impl.position import Rotations
 from palm.torch_impl.shapes import Features, Hidden, Inputs, Outputs, Scalar, Scores, Slopes, Targets, Tokens
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class CutPaLM(PaLM):
             if isinstance(block, Block)
         )
 
-    def positions(self, length: int, x: Tensor) -> tuple[Rotation | None, Slopes | None]:
+    def positions(self, length: int, x: Tensor) -> tuple[Rotations | None, Slopes | None]:
         """As `PaLM.positions`, of this process's heads."""
         rotation, slopes = super().positions(length, x)
         if slopes is not None and self._heads:
@@ -119,11 +119,13 @@ class CutBlock(nn.Module):
             self.attention.config = replace(config, heads=config.heads // parts)
             for name in ("key_value",) if config.share_kv else ("key", "value"):
                 setattr(self.attention, name, SpreadLinear(config.dim, config.dim_head, group))
+            for name in ("query_norm", "key_norm") if config.qk_norm else ():
+                setattr(self.attention, name, SpreadHeadNorm(config, group))
 
     def forward(
         self,
         x: Hidden,
-        rotation: Rotation | None,
+        rotation: Rotations | None,
         slopes: Slopes | None,
         remat: Remat = False,
         tap: Tap = untapped,
@@ -154,6 +156,18 @@ class SpreadLinear(Linear):
     def forward(self, x: Inputs) -> Outputs:
         """Shapes: x (..., fan_in) -> (..., fan_out)."""
         return linear(x, spread(self.weight, self._group))
+
+
+class SpreadHeadNorm(HeadNorm):
+    """A whole `HeadNorm` whose outputs each process uses for a part of a sum: those of some heads."""
+
+    def __init__(self, config: PaLMConfig, group: Group) -> None:
+        super().__init__(config, device=torch.device("meta"), dtype=torch.float32)
+        self._group = group
+
+    def forward(self, x: Inputs) -> Outputs:
+        """Shapes: x (..., e) -> (..., e)."""
+        return unit(x, spread(self.weight, self._group))
 
 
 class _Spread(torch.autograd.Function):

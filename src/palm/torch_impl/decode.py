@@ -18,7 +18,7 @@ from palm.torch_impl.block import Block
 from palm.torch_impl.feedforward import swiglu
 from palm.torch_impl.linear import product
 from palm.torch_impl.model import PaLM
-from palm.torch_impl.norm import Norm, widen
+from palm.torch_impl.norm import Norm, unit, widen
 from palm.torch_impl.position import Rotation, rotate
 from palm.torch_impl.private import int8_matmul
 from palm.torch_impl.shapes import Bias, Cache, Columns, Each, Packed, Rows, Step
@@ -61,6 +61,8 @@ class Layer:
     norm: Norm
     inward: Matrix
     outward: Matrix
+    scales: Tensor | None
+    """Of the norms of the query heads and of the key head, (h + 1, e)."""
 
     def step(
         self, x: Step, rotation: Rotation | None, bias: Bias, keys: Cache, values: Cache, rows: Each
@@ -69,14 +71,16 @@ class Layer:
 
         One key head: all query heads of a sequence meet its keys in one matrix product. `bias` is added to
         the scores: the mask, and ALiBi's term. Without a value cache of their own, keys are values.
-        Shapes: x (b, d), rotation (b, 1, e/2), keys and values (b·n, e), rows of them that are new (b,),
-        bias (b, 1 or h, n) -> (b, d).
+        Shapes: x (b, d), rotation (b, 1 or h + 1, e/2), keys and values (b·n, e), rows of them that
+        are new (b,), bias (b, 1 or h, n) -> (b, d).
         """
         config, e = self.config, self.config.dim_head
         widths = [config.inner_dim + e, *([] if config.share_kv else [e]), config.ff_dim, config.ff_dim]
         heads, *value, gate, up = self.inward.multiply(self.norm(x)).split(widths, -1)
         heads = heads.reshape(len(x), -1, e)
         v = value[0] if value else heads[:, -1]
+        if self.scales is not None:
+            heads = unit(heads, self.scales)
         if rotation is not None:
             heads = rotate(heads, rotation)
         q, k = heads[:, :-1], heads[:, -1]
@@ -100,7 +104,12 @@ def layers_of(model: PaLM, weights: str | None) -> list[Layer]:
         matrices = [attention.query, *one_head, feedforward.gate, feedforward.up]
         inward = torch.cat([matrix.weight for matrix in matrices])
         outward = torch.cat([attention.out.weight, feedforward.down.weight], 1)
-        layers.append(Layer(model.config, block.norm, pack(inward, weights), pack(outward, weights)))
+        scales = None
+        if model.config.qk_norm:
+            norms = [*[attention.query_norm] * model.config.heads, attention.key_norm]
+            scales = torch.stack([norm.weight for norm in norms])
+        packed = [pack(inward, weights), pack(outward, weights)]
+        layers.append(Layer(model.config, block.norm, packed[0], packed[1], scales))
     return layers
 
 

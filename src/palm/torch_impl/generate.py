@@ -16,7 +16,7 @@ from palm.spec.tokens import check_tokens
 from palm.torch_impl.decode import layers_of, output_of
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import widen
-from palm.torch_impl.position import masked_scores
+from palm.torch_impl.position import heads_rotation, masked_scores
 from palm.torch_impl.shapes import Chances, Each, Next
 from palm.torch_impl.weights import gathered, to_array
 from palm.torch_impl.wrapped import check_plain, settled
@@ -92,7 +92,7 @@ class Decoder:
         model, (b, n) = self.model, tokens.shape
         config, e = model.config, model.config.dim_head
         self._keys = model.embedding.weight.new_zeros(config.depth, b * self.size, e)
-        one = config.share_kv and config.positions == "alibi"
+        one = config.keys_are_values
         self._values = self._keys if one else torch.zeros_like(self._keys)
         caches = {
             f"blocks.{layer}.{name}": cache[layer].view(b, -1, e)
@@ -113,7 +113,7 @@ class Decoder:
         x = model.embedding(tokens.long())
         rotation = None
         if self._rotations is not None:
-            rotation = self._rotations[0][positions, None], self._rotations[1][positions, None]
+            rotation = heads_rotation(self._rotations, positions, model.config.heads)
         distance = positions[:, None] - torch.arange(self.size, device=x.device)
         bias = masked_scores(widen(x.new_zeros(())), self._slopes, distance)
         rows = self._rows * self.size + positions

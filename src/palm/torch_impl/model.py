@@ -22,7 +22,7 @@ from palm.torch_impl.block import Block, recomputed
 from palm.torch_impl.linear import Linear, linear
 from palm.torch_impl.norm import Norm
 from palm.torch_impl.pieces import is_placed
-from palm.torch_impl.position import Rotation, alibi_slopes, rotation_table
+from palm.torch_impl.position import Rotations, alibi_slopes, rotation_tables
 from palm.torch_impl.private import transformed
 from palm.torch_impl.shapes import Features, Hidden, Logits, Scores, Tokens
 
@@ -120,11 +120,11 @@ class PaLM(nn.Module):
         known = ids.clamp(0, self.config.num_tokens - 1)
         return self.embedding(known).masked_fill((ids != known)[..., None], torch.nan)
 
-    def positions(self, length: int, x: Tensor) -> tuple[Rotation | None, Tensor | None]:
-        """What the blocks need of positions, formed once a pass: rotary's (cos, sin), or ALiBi's slopes."""
+    def positions(self, length: int, x: Tensor) -> tuple[Rotations | None, Tensor | None]:
+        """What the blocks need of positions, formed once a pass: rotary's tables, or ALiBi's slopes."""
         dtype = torch.promote_types(x.dtype, torch.float32)
-        if self.config.positions == "rotary":
-            return rotation_table(self.config, length, device=x.device, dtype=dtype), None
+        if self.config.rotates:
+            return rotation_tables(self.config, length, device=x.device, dtype=dtype), None
         return None, alibi_slopes(self.config, device=x.device, dtype=dtype)
 
     def logits(self, y: Features) -> Scores:

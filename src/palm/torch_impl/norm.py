@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from palm.config import PaLMConfig
-from palm.torch_impl.shapes import Hidden
+from palm.torch_impl.shapes import Heads, HeadScale, Hidden
 
 
 class Norm(nn.Module):
@@ -39,6 +39,30 @@ class Norm(nn.Module):
         else:
             inverse = (mean_square + eps).rsqrt()
         return (wide * inverse * widen(self.weight)).to(x.dtype)
+
+
+class HeadNorm(nn.Module):
+    """A norm over each head: y = x / max(‖x‖, 1e-12) · g, computed in float32 or wider.
+
+    Source: Henry et al. (arXiv:2010.04245); palm-rlhf-pytorch, `qk_rmsnorm`.
+    Shapes: x (..., e) -> (..., e).
+    """
+
+    def __init__(self, config: PaLMConfig, *, device: torch.device | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(config.dim_head, device=device, dtype=dtype))
+
+    def forward(self, x: Heads) -> Heads:
+        """Shapes: x (..., e) -> (..., e)."""
+        return unit(x, self.weight)
+
+
+def unit(x: Heads, weight: HeadScale) -> Heads:
+    """x / max(‖x‖, 1e-12) · g. Shapes: x (..., e), weight (e,), or as x has it -> (..., e)."""
+    wide = widen(x)
+    # Clamped before the root, so that the gradient of an all-zero head is finite.
+    inverse = wide.square().sum(-1, keepdim=True).clamp(min=1e-24).rsqrt()
+    return (wide * inverse * widen(weight)).to(x.dtype)
 
 
 def widen(x: Tensor) -> Tensor:

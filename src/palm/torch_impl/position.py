@@ -1,4 +1,4 @@
-"""The two position schemes of the torch wing.
+"""The position schemes of the torch wing.
 
 Letters: n sequence, i query position, j key position, h heads, e dim_head. Mirror: palm.jax_impl.position.
 """
@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from palm.config import PaLMConfig
-from palm.spec.positions import slope_list
+from palm.spec.positions import check_xpos, slope_list
 from palm.torch_impl.norm import widen
-from palm.torch_impl.shapes import Distance, Slopes
+from palm.torch_impl.shapes import Distance, Each, Slopes
 
 Rotation = tuple[Tensor, Tensor]
+# Of queries and of keys: the same object but with xPos.
+Rotations = tuple[Rotation, Rotation]
 
 
 def alibi_slopes(config: PaLMConfig, *, device: torch.device, dtype: torch.dtype) -> Slopes:
@@ -36,15 +38,52 @@ def masked_scores(scores: Tensor, slopes: Slopes | None, distance: Distance) -> 
     return torch.where(distance[:, None, :] < 0, -torch.inf, scores)
 
 
-def rotation_table(config: PaLMConfig, length: int, *, device: torch.device, dtype: torch.dtype) -> Rotation:
+def rotation_tables(
+    config: PaLMConfig, length: int, *, device: torch.device, dtype: torch.dtype
+) -> Rotations:
+    """`rotation_table` of queries, and of keys. Raises `TokenError` as it does."""
+    queries = rotation_table(config, length, device=device, dtype=dtype)
+    if config.positions != "xpos":
+        return queries, queries
+    return queries, rotation_table(config, length, keys=True, device=device, dtype=dtype)
+
+
+def rotation_table(
+    config: PaLMConfig, length: int, *, keys: bool = False, device: torch.device, dtype: torch.dtype
+) -> Rotation:
     """cos and sin of i·θ^(-2p/e), formed in float64 and rounded once to `dtype`.
 
-    Source: RoFormer (arXiv:2104.09864) §3.2.2. Shapes: two of (n, e/2).
+    With xPos both are multiplied by s_p^(i / xpos_base), or for `keys` divided by it, s_p = (2p + 0.4e)/1.4e.
+    Source: RoFormer (arXiv:2104.09864) §3.2.2; xPos (arXiv:2212.10554) §2.2. Shapes: two of (n, e/2).
+    Raises `TokenError` for more positions than xPos has factors for.
     """
     e = config.dim_head
-    frequencies = config.rope_theta ** (-torch.arange(0, e, 2, device=device, dtype=torch.float64) / e)
-    angles = torch.outer(torch.arange(length, device=device, dtype=torch.float64), frequencies)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    doubled = torch.arange(0, e, 2, device=device, dtype=torch.float64)
+    positions = torch.arange(length, device=device, dtype=torch.float64)
+    angles = torch.outer(positions, config.rope_theta ** (-doubled / e))
+    cos, sin = angles.cos(), angles.sin()
+    if config.positions == "xpos":
+        check_xpos(length, config.xpos_base)
+        powers = (-positions if keys else positions) / config.xpos_base
+        factors = ((doubled + 0.4 * e) / (1.4 * e)) ** powers[:, None]
+        cos, sin = cos * factors, sin * factors
+    return cos.to(dtype), sin.to(dtype)
+
+
+def heads_rotation(rotations: Rotations, at: Each, heads: int) -> Rotation:
+    """What turns the query heads of one position of each sequence and, after them, its key head.
+
+    Shapes: tables (n, e/2), at (b,) -> two of (b, 1, e/2), or of (b, h + 1, e/2) where keys are turned
+    otherwise than queries.
+    """
+    queries, keys = ((cos[at, None], sin[at, None]) for cos, sin in rotations)
+    if rotations[0] is rotations[1]:
+        return queries
+    cos, sin = (
+        torch.cat([of_query.expand(-1, heads, -1), of_key], 1)
+        for of_query, of_key in zip(queries, keys, strict=True)
+    )
+    return cos, sin
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

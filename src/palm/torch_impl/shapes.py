@@ -14,6 +14,8 @@ Hidden: TypeAlias = Float[Tensor, "... n d"]
 Gated: TypeAlias = Float[Tensor, "... f"]
 Queries: TypeAlias = Float[Tensor, "... n h e"]
 Keys: TypeAlias = Float[Tensor, "... n e"]
+Heads: TypeAlias = Float[Tensor, "... e"]
+HeadScale: TypeAlias = Float[Tensor, "*_ e"]
 Slopes: TypeAlias = Float[Tensor, "h"]
 Distance: TypeAlias = Int[Tensor, "i j"]
 

@@ -22,7 +22,7 @@ from palm.torch_impl.cut import CutPaLM
 from palm.torch_impl.linear import linear
 from palm.torch_impl.loss import cross_entropy, output_loss
 from palm.torch_impl.model import PaLM
-from palm.torch_impl.norm import Norm
+from palm.torch_impl.norm import HeadNorm, Norm
 from palm.torch_impl.pieces import mesh_of_processes, own_part, placed, stored_cuts, summed
 from palm.torch_impl.processes import together
 
@@ -149,7 +149,7 @@ class Sharded:
                 module.weight = nn.Parameter(torch.empty(shape, device="meta", dtype=self._wide))
                 by_fsdp[module.weight] = dimension
             else:
-                dtype = self._wide if isinstance(module, Norm) else self._compute
+                dtype = self._wide if isinstance(module, (Norm, HeadNorm)) else self._compute
                 module.weight = nn.Parameter(piece.to(dtype))
         return by_fsdp
 

@@ -31,7 +31,7 @@ from palm.torch_impl.block import Block
 from palm.torch_impl.feedforward import FeedForward
 from palm.torch_impl.linear import Linear
 from palm.torch_impl.model import PaLM
-from palm.torch_impl.norm import Norm
+from palm.torch_impl.norm import HeadNorm, Norm
 from palm.torch_impl.pieces import is_placed
 from palm.torch_impl.private import compiled_module, hooks_of, hooks_of_all_modules
 from palm.tracing.turns import shared
@@ -41,7 +41,7 @@ _PEFT = "Call merge_and_unload() on the PEFT model, and pass what it returns."
 # What no function is changed by, though it overrides a method.
 _HARMLESS = ("__init__", "extra_repr")
 # What the forward pass of a module reads of its own config.
-_READ = {Norm: ("norm", "eps", "norm_eps_mode"), Attention: ("heads", "share_kv")}
+_READ = {Norm: ("norm", "eps", "norm_eps_mode"), Attention: ("heads", "share_kv", "qk_norm")}
 
 
 def find_model(given: object) -> PaLM | None:
@@ -157,7 +157,7 @@ def _kinds(model: PaLM) -> Iterator[tuple[str, type[nn.Module]]]:
 
 
 def _kind_of_weight(name: str) -> type[nn.Module]:
-    kinds = {"embedding": nn.Embedding, "norm": Norm}
+    kinds = {"embedding": nn.Embedding, "norm": Norm, "query_norm": HeadNorm, "key_norm": HeadNorm}
     return kinds.get(name.rpartition(".")[2], Linear)
 
 

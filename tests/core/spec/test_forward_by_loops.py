@@ -40,12 +40,20 @@ def norm(x: Vector, scale: Vector, config: PaLMConfig) -> Vector:
     return [value / root * g for value, g in zip(x, scale, strict=True)]
 
 
-def turn(x: Vector, position: int, config: PaLMConfig) -> Vector:
+def unit(x: Vector, w: dict[str, list], name: str, config: PaLMConfig) -> Vector:
+    if not config.qk_norm:
+        return x
+    return [value / math.sqrt(dot(x, x)) * g for value, g in zip(x, w[name], strict=True)]
+
+
+def turn(x: Vector, position: int, sign: int, config: PaLMConfig) -> Vector:
     if config.positions == "alibi":
         return x
     turned = []
     for p in range(0, len(x), 2):
         z = complex(x[p], x[p + 1]) * cmath.exp(1j * position / config.rope_theta ** (p / len(x)))
+        if config.positions == "xpos":
+            z *= ((p + 0.4 * len(x)) / (1.4 * len(x))) ** (sign * position / config.xpos_base)
         turned += [z.real, z.imag]
     return turned
 
@@ -65,14 +73,17 @@ def attend(queries: list[Vector], keys: list[Vector], values: list[Vector], i: i
 def block(xs: list[Vector], w: dict[str, list], prefix: str, config: PaLMConfig) -> list[Vector]:
     ys = [norm(x, w[f"{prefix}.norm"], config) for x in xs]
     key, value = ("key_value", "key_value") if config.share_kv else ("key", "value")
-    keys = [turn(times(y, w[f"{prefix}.attention.{key}"]), i, config) for i, y in enumerate(ys)]
+    of_query, of_key = f"{prefix}.attention.query_norm", f"{prefix}.attention.key_norm"
+    keys = [unit(times(y, w[f"{prefix}.attention.{key}"]), w, of_key, config) for y in ys]
+    keys = [turn(k, i, -1, config) for i, k in enumerate(keys)]
     values = [times(y, w[f"{prefix}.attention.{value}"]) for y in ys]
     projected = [times(y, w[f"{prefix}.attention.query"]) for y in ys]
     e, out = config.dim_head, []
     for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
         merged: Vector = []
         for h in range(config.heads):
-            queries = [turn(q[h * e : (h + 1) * e], position, config) for position, q in enumerate(projected)]
+            queries = [unit(q[h * e : (h + 1) * e], w, of_query, config) for q in projected]
+            queries = [turn(q, position, 1, config) for position, q in enumerate(queries)]
             merged += attend(queries, keys, values, i, slope(h, config))
         attention = times(merged, w[f"{prefix}.attention.out"])
         gate, up = times(y, w[f"{prefix}.feedforward.gate"]), times(y, w[f"{prefix}.feedforward.up"])
@@ -95,7 +106,7 @@ def logits(config: PaLMConfig, weights: dict[str, np.ndarray], tokens: list[int]
 @pytest.mark.parametrize("choices", ARCHITECTURES, ids=architecture_id)
 def test_the_referee_is_palm_written_with_plain_numbers(choices):
     # An eps large enough to be seen, and to clamp some rows of the "reference" start and not others.
-    config = small(**choices, norm_eps=0.02, rope_theta=50.0)
+    config = small(**choices, norm_eps=0.02, rope_theta=50.0, xpos_base=3.0)
     weights, tokens = draw_weights(config, seed=2), draw_tokens(config, 6)
     expected = logits(config, weights, tokens.tolist())
     actual = forward.activations(config, weights, tokens)["logits"]

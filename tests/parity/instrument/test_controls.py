@@ -135,14 +135,15 @@ def stretched_alibi(original):
 def coarse_positions(original):
     """Angles of bfloat16 positions: right up to 256, then off by up to 4."""
 
-    def table(cfg, length, *, dtype, **where):
-        cos, sin = original(cfg, length, dtype=dtype, **where)
+    def tables(cfg, length, *, dtype, **where):
+        (cos, sin), _ = original(cfg, length, dtype=dtype, **where)
         rounded = (
             np.arange(length).astype(palm.spec.parameters.DTYPES["bfloat16"]).astype(int).clip(max=length - 1)
         )
-        return cos[rounded], sin[rounded]
+        coarse = cos[rounded], sin[rounded]
+        return coarse, coarse
 
-    return table
+    return tables
 
 
 @pytest.mark.whole
@@ -150,7 +151,7 @@ def coarse_positions(original):
     ("wing", "name", "patch", "positions", "tap"),
     [
         (torch_impl, "alibi_slopes", stretched_alibi, "alibi", "blocks.0.attention"),
-        (jax_impl, "rotation_table", coarse_positions, "rotary", "blocks.0.q"),
+        (jax_impl, "rotation_tables", coarse_positions, "rotary", "blocks.0.q"),
     ],
     ids=["torch", "jax"],
 )

@@ -83,7 +83,7 @@ def alternatives(config: PaLMConfig) -> list[Alternative]:
         differing = {name: value for name, value in fields.items() if value != getattr(config, name)}
         # Rotary needs an even e; θ means nothing without rotary.
         positions = fields.get("positions", config.positions)
-        if positions == "rotary" and fields.get("dim_head", config.dim_head) % 2:
+        if positions != "alibi" and fields.get("dim_head", config.dim_head) % 2:
             continue
         notes = tuple(one.note for one in chosen if one.note)
         if _told_by_a_cause(differing) and not notes:
@@ -130,8 +130,9 @@ def _plain(value: Any) -> str:
 
 def _positions(config: PaLMConfig) -> Iterator[_Choice]:
     yield _OWN
-    if config.positions == "rotary":
+    if config.rotates:
         yield _Choice({"positions": "alibi"})
+        yield _Choice({"positions": "xpos" if config.positions == "rotary" else "rotary"})
     else:
         for theta in dict.fromkeys((config.rope_theta, 10_000.0)):
             yield _Choice({"positions": "rotary", "rope_theta": theta})

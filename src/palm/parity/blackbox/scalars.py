@@ -49,7 +49,7 @@ def scalars(config: PaLMConfig) -> Iterator[Scalar]:
         1.0,
         lambda x: with_config(("norm",), norm_eps=x, norm_eps_mode=other),
     )
-    if config.positions == "rotary":
+    if config.rotates:
         yield Scalar(
             "rotary θ",
             "rotary θ is",

@@ -40,7 +40,7 @@ class Cause:
 
 
 def _positions_bfloat16(config: PaLMConfig) -> Iterator[Variant]:
-    return (rotary.in_bfloat16 if config.positions == "rotary" else attention.alibi_in_bfloat16)(config)
+    return (rotary.in_bfloat16 if config.rotates else attention.alibi_in_bfloat16)(config)
 
 
 CAUSES: tuple[Cause, ...] = (
@@ -87,6 +87,12 @@ CAUSES: tuple[Cause, ...] = (
     Cause("rotary direction", "Rotate (a, b) to (a cos − b sin, b cos + a sin).", rotary.rotary_direction),
     Cause("rotary offset", "Count positions from 0, for queries and keys alike.", rotary.rotary_offset),
     Cause(
+        "xPos",
+        "Multiply queries by s_p^(i/xpos_base) and keys by s_p^(-j/xpos_base), s_p = (2p/e + 0.4) / 1.4.",
+        rotary.xpos,
+        solved=rotary.XPOS,
+    ),
+    Cause(
         "positions in bfloat16", "Compute positions, angles and biases in float32.", _positions_bfloat16, True
     ),
     Cause("ALiBi sign", "Subtract m·(i − j) from the scores.", attention.alibi_sign),
@@ -132,7 +138,7 @@ CAUSES: tuple[Cause, ...] = (
         solved=attention.WINDOW,
     ),
     Cause("score cap", "Take the softmax of the scores as they are.", attention.score_cap),
-    Cause("query and key norm", "Use queries and keys as the matrices give them.", attention.qk_norm),
+    Cause("query and key norm", "Norm queries and keys as the config's qk_norm says.", attention.qk_norm),
     Cause("residual", "Add the outputs of attention and feed-forward to the block's input.", ends.residual),
     Cause(
         "logit scale",

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from palm.config import PaLMConfig
-from palm.parity.explain.causes.building_blocks import Variant, bfloat16
+from palm.parity.explain.causes.building_blocks import Variant, bfloat16, with_config, with_weight
 from palm.parity.explain.causes.solvers import number
 from palm.spec import forward, functions
 from palm.spec.forward import Operation, Place
@@ -219,7 +219,14 @@ WINDOW = (_any_window,)
 
 
 def qk_norm(config: PaLMConfig) -> Iterator[Variant]:
-    """Scores of normed queries and keys."""
+    """Scores of normed queries and keys, or of those that should be and are not."""
+    if config.qk_norm:
+        yield "queries and keys are not normed", with_config(("q", "k"), qk_norm=False)
+        for kind, name in (("q", "query"), ("k", "key")):
+            told = f"the norm of {'queries' if kind == 'q' else 'keys'} has no learned scale"
+            scale = f"attention.{name}_norm"
+            yield told, {kind: with_weight(kind, scale, lambda at, w: np.ones_like(w))}
+        return
 
     def normed(at: Place, root: float) -> np.ndarray:
         def of(x: np.ndarray) -> np.ndarray:

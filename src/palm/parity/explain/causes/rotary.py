@@ -9,7 +9,7 @@ import numpy as np
 from palm.config import PaLMConfig
 from palm.parity.explain.causes.building_blocks import Variant, bfloat16, with_config
 from palm.parity.explain.causes.solvers import number
-from palm.spec import forward
+from palm.spec import forward, functions
 from palm.spec.forward import Operation, Place
 from palm.spec.functions import merge_heads
 
@@ -24,6 +24,7 @@ def _rotated(
     def operation(kind: str) -> Operation:
         def run(at: Place) -> np.ndarray:
             x = rotate(at, forward.project(at, {"q": "query", "k": "key"}[kind]))
+            x = x * functions.stretch(x.shape[-2], at.config, keys=kind == "k")
             return merge_heads(x) if kind == "q" else x
 
         return run
@@ -59,7 +60,7 @@ def _told(kinds: tuple[str, ...]) -> str:
 
 
 def _only_rotary(config: PaLMConfig) -> bool:
-    return config.positions == "rotary"
+    return config.rotates
 
 
 def rotary_layout(config: PaLMConfig) -> Iterator[Variant]:
@@ -128,22 +129,51 @@ def rotary_kinds(config: PaLMConfig) -> Iterator[Variant]:
         "rotary frequencies are θ^(-2p/dim) instead of θ^(-2p/dim_head)",
         by(2 * pairs / config.dim),
     )
-    yield "queries are multiplied by ζ^(i/512) and keys by ζ^(-i/512) (xPos)", _xpos()
+    if config.positions == "rotary":
+        told = "queries are multiplied by ζ^(i/512) and keys by ζ^(-i/512) (xPos)"
+        yield told, with_config(("q", "k"), positions="xpos", xpos_base=512.0)
     yield "values are rotated too", {"v": lambda at: _rotated_by(forward.project(at, "value"), _angles(at))}
 
 
-def _xpos() -> Mapping[str, Operation]:
-    """Rotated pairs times ζ^(±i/512), ζ = (2p/e + 0.4) / 1.4 (xPos, arXiv:2212.10554 §2.2)."""
+def xpos(config: PaLMConfig) -> Iterator[Variant]:
+    """Its factors missing, of another base, exchanged, or about another centre."""
+    if config.positions != "xpos":
+        return
+    for kinds in (("q", "k"), ("q",), ("k",)):
+        yield f"xPos is missing on {_told(kinds)}", with_config(kinds, positions="rotary")
+    for base in (128.0, 256.0, 512.0, 1024.0, 2048.0):
+        if base != config.xpos_base:
+            yield _of_base(base)
+    yield "the xPos factors of queries and keys are exchanged", _about(lambda n: 0, -1)
+    yield "xPos counts from the middle of the sequence, which no score shows", _about(lambda n: n // 2, 1)
 
-    def scaled(sign: float) -> Callable[[Place, np.ndarray], np.ndarray]:
-        def rotate(at: Place, x: np.ndarray) -> np.ndarray:
-            e, i = at.config.dim_head, np.arange(at.tokens.shape[-1])
-            zeta = (np.arange(0, e, 2) / e + 0.4) / 1.4
-            return _rotated_by(x, _angles(at)) * np.repeat(zeta ** (sign * i[:, None] / 512), 2, -1)
 
-        return rotate
+def _about(centre: Callable[[int], int], sign: int) -> Mapping[str, Operation]:
+    """Factors s_p^(±sign·(i − c) / base)."""
 
-    return _rotated(("q",), scaled(1.0)) | _rotated(("k",), scaled(-1.0))
+    def moved(kind: str) -> Operation:
+        def run(at: Place) -> np.ndarray:
+            n, keys = at.tokens.shape[-1], kind == "k"
+            plain = _rotated((kind,), lambda at, x: _rotated_by(x, _angles(at)))[kind](at)
+            own = functions.stretch(n, at.config, keys=keys)
+            changed = own**sign / own[centre(n)] ** sign
+            return plain * np.tile(changed / own, (1, 1 if keys else at.config.heads))
+
+        return run
+
+    return {kind: moved(kind) for kind in ("q", "k")}
+
+
+def _of_base(base: float) -> Variant:
+    return f"the base of xPos is {base:.10g}", with_config(("q", "k"), xpos_base=base)
+
+
+def _any_base(at: Place, base: float) -> Variant:
+    told, changed = _of_base(base)
+    return told, changed if at.config.positions == "xpos" else {}
+
+
+XPOS = (number(_any_base, 16.0, 1e5),)
 
 
 def rotary_direction(config: PaLMConfig) -> Iterator[Variant]:
