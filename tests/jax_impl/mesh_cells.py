@@ -22,6 +22,7 @@ from unittest.mock import patch
 
 import jax
 import numpy as np
+from peaks import CONFIG, peaks
 
 import palm
 from palm import jax_impl
@@ -286,12 +287,24 @@ def pieces(cell: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def memory(cell: dict[str, Any]) -> dict[str, Any]:
+    """The host memory of this process, and how much of the weights each of its devices has."""
+    found = peaks("jax", cell["mesh"], Path(cell["folder"]))
+    model = palm.build(CONFIG, backend="jax", mesh=cell["mesh"])
+    held = dict.fromkeys(jax.local_devices(), 0)
+    for array in jax.live_arrays():
+        for shard in array.addressable_shards:
+            held[shard.device] += shard.data.nbytes
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(model))
+    return {**found, "held": [size / whole for size in held.values()]}
+
+
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
 WHAT: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    function.__name__: function for function in (training, rounding, uses, resumed, pieces)
+    function.__name__: function for function in (training, rounding, uses, resumed, pieces, memory)
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from cases import ROOT, assert_explains
+from peaks import RESET
 
 import palm
 from palm import jax_impl
@@ -195,6 +196,17 @@ def test_two_processes_save_and_read_their_own_pieces(tmp_path):
         assert 0.4 < figures["owned"] < 0.6
         assert 0.4 < figures["read"] < 0.6  # of two devices each
     assert sum(figures["owned"] for figures in found) == pytest.approx(1)
+
+
+@pytest.mark.skipif(not RESET.exists(), reason="the peak of a process is what Linux says")
+def test_no_process_needs_more_memory_than_its_pieces_and_a_little(tmp_path):
+    for [figures] in run(cells("memory", "data=2,model=2", folder=str(tmp_path)), processes=2):
+        assert figures["same"]
+        assert figures["share"] == pytest.approx(0.5, abs=0.03)
+        assert max(figures[name] for name in ("build", "save", "load")) <= 1.3, figures
+        assert (figures["drawn"], figures["largest"]) == (pytest.approx(1, abs=0.06), 1)
+        assert figures["control"] > 2  # the negative control: whole weights would be seen
+        assert max(figures["held"]) <= 0.26  # of four devices
 
 
 @pytest.mark.whole

@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from peaks import peaks
 from torch.distributed import fsdp
 
 import palm
@@ -234,6 +235,16 @@ def what_stays_wide() -> list[dict[str, list[str]]]:
             learn(Trainer(model, recipe), range(1, 3), recipe)
         found.append({name: sorted(dtypes) for name, dtypes in seen.items()})
     return found
+
+
+def memory_of_each() -> list[Any]:
+    device_mesh(mesh_of("data=2"))
+    folder = Path(torch_impl.share(tempfile.mkdtemp().encode()).decode())
+    told: list[Any] = [None] * 2
+    torch.distributed.all_gather_object(told, peaks("torch", "data=2", folder))
+    if is_first():
+        shutil.rmtree(folder)
+    return told
 
 
 def errors() -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cases import small
+from peaks import RESET
 from processes import ON_CPUS, run_processes, start_processes
 
 from palm import torch_impl
@@ -56,6 +57,16 @@ def test_no_process_owns_or_reads_more_than_its_own_pieces(found):
     assert max(told["owned"]) < told["all"] / 2
     assert max(told["read"]) < told["all"] / 2  # on another mesh, which cuts in other places
     assert min(told["read"]) > told["all"] / 5
+
+
+@pytest.mark.skipif(not RESET.exists(), reason="the peak of a process is what Linux says")
+def test_no_process_needs_more_memory_than_its_pieces_and_a_little():
+    for figures in run_processes(2, "mesh_uses", ["memory_of_each"])["memory_of_each"]:
+        assert figures["same"]
+        assert figures["share"] == pytest.approx(0.5, abs=0.01)
+        assert max(figures[name] for name in ("build", "save", "load")) <= 1.3, figures
+        assert (figures["drawn"], figures["largest"]) == (pytest.approx(1, abs=0.01), 1)
+        assert figures["control"] > 2  # the negative control: whole weights would be seen
 
 
 def test_a_number_of_one_process_that_is_not_finite_stops_all(found):

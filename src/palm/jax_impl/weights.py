@@ -6,6 +6,7 @@ Mirror: palm.torch_impl.weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any, TypeAlias
@@ -22,12 +23,13 @@ from palm.jax_impl.attention import choose_path
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.sharding import fetched, kind_of, spec_of
 from palm.jax_impl.wrapped import settled
-from palm.spec.boxes import Piece, Sliceable
+from palm.spec.boxes import Piece, Sliceable, box_of
 from palm.spec.mesh import Mesh
 from palm.spec.parameters import Parameter, dtype_name, parameters
 from palm.spec.sizes import check_model
 from palm.tracing.turns import shared
 
+_ALIGNED = 64
 # Where a model is put; None: where JAX likes.
 Place: TypeAlias = jax.Device | jax.sharding.Mesh | None
 
@@ -66,16 +68,17 @@ def from_arrays(
         def read(at: tuple[slice, ...] = tuple(slice(0, size) for size in leaf.shape)) -> np.ndarray:
             if not layers:
                 return fetch(table[kind])[at]
-            names = (kind.replace("blocks", f"blocks.{i}", 1) for i in layers[at[0]])
-            return np.stack([fetch(table[name])[at[1:]] for name in names])
+            stack = _room(box_of(at, leaf.shape).shape, leaf.dtype)
+            for i, layer in zip(layers[at[0]], stack, strict=True):
+                layer[...] = fetch(table[kind.replace("blocks", f"blocks.{i}", 1)])[at[1:]]
+            return stack
 
         place = _place_of(target, config, kind)
         # Traced, weights are fetched when the program runs; `jax.eval_shape` never does.
         if is_traced:
             return jax.device_put(jax.pure_callback(read, leaf), place)
         if isinstance(place, NamedSharding):
-            # Only the pieces of this process's devices are fetched, each once.
-            return jax.make_array_from_callback(leaf.shape, place, _each_once(read))
+            return _shared_out(leaf.shape, place, read)
         return jax.device_put(read(), place)
 
     hollow = jax.eval_shape(
@@ -178,16 +181,25 @@ def _place_of(target: Place, config: PaLMConfig, kind: str) -> jax.Device | Name
     return NamedSharding(target, spec_of(config, Mesh(**target.shape), kind))
 
 
-def _each_once(read: Callable[[tuple[slice, ...]], np.ndarray]) -> Callable[[Any], np.ndarray]:
-    """For devices that have the same piece: slices are no keys of a dictionary on every Python."""
-    found: dict[str, np.ndarray] = {}
+def _shared_out(
+    shape: tuple[int, ...], place: NamedSharding, read: Callable[[tuple[slice, ...]], np.ndarray]
+) -> Array:
+    """An array of which `read` gives the pieces of this process's devices, each once and one at a time."""
+    parts: dict[jax.Device, Any] = dict(place.addressable_devices_indices_map(shape))
+    arrays: dict[jax.Device, Array] = {}
+    for at in {str(at): at for at in parts.values()}.values():  # slices are no keys on every Python
+        piece = read(at)
+        arrays |= {device: jax.device_put(piece, device) for device, part in parts.items() if part == at}
+        jax.block_until_ready([*arrays.values()])
+    return jax.make_array_from_single_device_arrays(shape, place, [arrays[device] for device in parts])
 
-    def fetch(at: Any) -> np.ndarray:
-        if str(at) not in found:
-            found[str(at)] = read(at)
-        return found[str(at)]
 
-    return fetch
+def _room(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Room for an array. On a CPU JAX takes what begins at a multiple of 64 as its own, and copies others."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    content = np.empty(size + _ALIGNED, np.uint8)
+    first = -content.ctypes.data % _ALIGNED
+    return content[first : first + size].view(dtype).reshape(shape)
 
 
 def _readable(stack: Array) -> Array | np.ndarray:

@@ -22,6 +22,8 @@ ARRAYS = {
     "é": RNG.standard_normal((3, 4, 5)).astype(np.float32),
     "b": RNG.standard_normal(9).astype(ml_dtypes.bfloat16),
     "turned": RNG.standard_normal((6, 4)).T,
+    "turned and wide": RNG.standard_normal((70, 41)).astype(np.float32).T,
+    "turned and narrow": RNG.standard_normal((70, 41)).astype(ml_dtypes.bfloat16).T,
     "every second": RNG.standard_normal((6, 8))[::2, ::-2],
     "one": np.ones((1, 1), np.float32),
 }
