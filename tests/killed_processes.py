@@ -86,13 +86,14 @@ class Started:
             process.wait()
 
 
-def start(backend: str, data: Path, out: Path, steps: int) -> Started:
-    """Begin the run in the folder `out`, or go on with it."""
+def start(backend: str, data: Path, out: Path, steps: int, *, behind: bool = False) -> Started:
+    """Begin the run in the folder `out`, or go on with it; `behind`: it saves behind the steps."""
     logs = out.parent / f"logs-{time.monotonic_ns()}"
     logs.mkdir()
     new = ["--preset", "tiny", "--backend", backend, "--data", str(data), "--out", str(out), *SMALL, *PACE]
     given = ["--resume", str(out)] if (out / SETTINGS).exists() else [*new, "--steps", str(steps)]
     command = ["-m", "palm", "train", "--mesh", f"data={PROCESSES}", *given]
+    command += ["--save-behind", str(behind)]
     own = {**os.environ, "OMP_NUM_THREADS": "1", "XLA_FLAGS": XLA, "CUDA_VISIBLE_DEVICES": ""}
     if backend == "torch":
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
@@ -133,14 +134,21 @@ def lines(out: Path) -> int:
         return 0
 
 
+def is_saving(out: Path) -> bool:
+    """Whether there is a checkpoint that is not whole yet."""
+    return out.exists() and any(entry.name.startswith(".step-") for entry in out.iterdir())
+
+
 def kill_one(run: Started, out: Path, rng: random.Random, seen: Killed) -> None:
     """Kill a random process some time into the start, or after some steps; see that the other one ends."""
     victim, other = rng.sample(range(PROCESSES), 2)
-    before, early = lines(out), rng.random() < 0.2
+    before, early, amid = lines(out), rng.random() < 0.2, rng.random() < 0.5
     wanted = 10**9 if early else rng.randint(0, 10)
     assert until(lambda: run.begun() or not run.running(), 120), "the processes did not begin"
     until(lambda: lines(out) >= before + wanted or not run.running(), rng.uniform(0, 6) if early else 120)
-    time.sleep(rng.uniform(0, 0.1))
+    if amid and not early:
+        until(lambda: is_saving(out) or not run.running(), 60)
+    time.sleep(rng.uniform(0, 0.01 if amid else 0.1))
     assert run.running(), "the run ended before it was killed often enough"
     trains = lines(out) > before
     os.kill(run.pids()[victim], signal.SIGKILL)
@@ -151,7 +159,7 @@ def kill_one(run: Started, out: Path, rng: random.Random, seen: Killed) -> None:
         run.stop()
     seen.ended.append(time.monotonic() - killed)
     seen.first += victim == 0
-    seen.saving += any(entry.name.startswith(".step-") for entry in out.iterdir()) if out.exists() else 0
+    seen.saving += is_saving(out)
     told = run.told(other)
     if run.backend == "jax":
         assert run.launched[other].returncode == 2, told
@@ -163,11 +171,14 @@ def kill_one(run: Started, out: Path, rng: random.Random, seen: Killed) -> None:
 
 
 def kill_often(backend: str, data: Path, out: Path, kills: int, steps: int) -> Killed:
-    """Start a run of so many steps again and again, kill one of its processes each time, and end it."""
+    """Start a run of so many steps again and again, kill one of its processes each time, and end it.
+
+    Half of the starts write the checkpoints behind the steps.
+    """
     data.write_bytes(python_documentation_text()[:200_000])
     rng, seen = random.Random(backend), Killed()
     while len(seen.ended) < kills:
-        kill_one(start(backend, data, out, steps), out, rng, seen)
+        kill_one(start(backend, data, out, steps, behind=rng.random() < 0.5), out, rng, seen)
         if (out / SETTINGS).exists():
             load_progress(Run(out).checkpoint("last"))  # whatever the moment, the newest one is whole
     finish(backend, data, out, steps)

@@ -79,9 +79,11 @@ def bad_batch(wing: str, batch: bytes | None) -> Iterator[None]:
         yield
 
 
-def busy_run(run: Path, wing: str, text: Path, recipe: palm.Recipe, bad: bytes | None) -> None:
+def busy_run(
+    run: Path, wing: str, text: Path, recipe: palm.Recipe, bad: bytes | None, *, behind: bool = False
+) -> None:
     """A run that saves, samples, validates and prunes; new, or from where it was ended."""
-    cadence = BUSY if recipe.steps == STEPS else LONGER
+    cadence = dataclasses.replace(BUSY if recipe.steps == STEPS else LONGER, save_behind=behind)
     with bad_batch(wing, bad):
         if Run(run).is_run:
             assert Run(run).checkpoints()
@@ -94,9 +96,15 @@ class Trial:
     """A busy run, and what it leads to if nothing happens."""
 
     def __init__(
-        self, folder: Path, wing: str, recipe: palm.Recipe = RECIPE, bad: bytes | None = None
+        self,
+        folder: Path,
+        wing: str,
+        recipe: palm.Recipe = RECIPE,
+        bad: bytes | None = None,
+        *,
+        behind: bool = False,
     ) -> None:
-        self.folder = folder
+        self.folder, self.behind = folder, behind
         self.text = folder / "text"
         self.text.write_bytes(TEXT)
         self.given = wing, self.text, recipe, bad
@@ -105,7 +113,7 @@ class Trial:
         self.end = end_of(folder / "whole")
 
     def goes_on(self, run: Path) -> None:
-        busy_run(run, *self.given)
+        busy_run(run, *self.given, behind=self.behind)
 
     def fails(self, call: int, error: int) -> bool:
         """Whether the run ends with an error if that change of the disk fails; nothing may be lost then."""

@@ -37,7 +37,10 @@ PARITY_FLOORS = (
 )
 # The modules of a room that other rooms may import; of a room that is not named, all.
 DOORS = {
-    "checkpoint": {"boxes", "checkpoint", "export", "locate", "team", "manifest", "progress", "tokenizer"},
+    "checkpoint": {
+        *("background", "boxes", "checkpoint", "export", "locate", "team", "manifest", "progress"),
+        "tokenizer",
+    },
     "data": {"corpus", "download", "remembered", "sharding", "tokenizer", "tokenizer_file", "windows"},
     "generation": {"generate", "prompts", "rows"},
     "training": {

@@ -19,11 +19,20 @@ def test_a_disk_that_fails_at_any_moment(tmp_path, wing, error):
     assert len(trial.calls) / 2 < sum(ended) < len(trial.calls)
 
 
+@pytest.mark.parametrize("behind", [False, True], ids=["at once", "behind the steps"])
 @pytest.mark.parametrize("wing", WINGS)
-def test_a_run_that_dies_at_any_moment(tmp_path, wing):
-    trial = Trial(tmp_path, wing)
+def test_a_run_that_dies_at_any_moment(tmp_path, wing, behind):
+    trial = Trial(tmp_path, wing, behind=behind)
     assert all(trial.dies(call) for call in range(1, len(trial.calls) + 1))
     print(f"\n{wing}: {len(trial.calls)} deaths")
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_a_disk_that_fails_at_any_moment_behind_the_steps(tmp_path, wing):
+    trial = Trial(tmp_path, wing, behind=True)
+    ended = [trial.fails(call, errno.ENOSPC) for call in range(1, len(trial.calls) + 1)]
+    print(f"\n{wing}: {sum(ended)} of {len(ended)} failures ended the run")
+    assert len(trial.calls) / 2 < sum(ended) < len(trial.calls)
 
 
 @pytest.mark.parametrize("wing", WINGS)

@@ -18,7 +18,7 @@ def snapshot(pieces: Iterable[Piece]) -> list[Piece]:
 class Background:
     """Work that a thread does, one at a time. It is done to its end also if the process ends before.
 
-    What goes wrong is raised by the next `wait`, once, and `failed` says before that whether anything has.
+    What goes wrong is raised by the next `wait`, once.
     """
 
     def __init__(self) -> None:
@@ -32,15 +32,19 @@ class Background:
         self._thread.start()
 
     @property
-    def failed(self) -> bool:
-        """Whether something has gone wrong that `wait` has not raised yet. Does not wait."""
-        return self._error is not None
+    def busy(self) -> bool:
+        """Whether something is being done. Does not wait."""
+        return self._thread is not None and self._thread.is_alive()
 
-    def wait(self) -> None:
-        """Return once nothing is being done. Raises what the work has raised."""
+    def join(self) -> None:
+        """Return once nothing is being done."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def wait(self) -> None:
+        """`join`, and raise what the work has raised."""
+        self.join()
         error, self._error = self._error, None
         if error is not None:
             raise error

@@ -61,14 +61,17 @@ def check_model(config: PaLMConfig, dtype: DType) -> None:
     check_fits(f"a model of {total:,} parameters in {dtype}", needed, _SMALLER)
 
 
-def check_training(config: PaLMConfig, dtype: DType, *, batch: int, micro: int, length: int) -> None:
+def check_training(
+    config: PaLMConfig, dtype: DType, *, batch: int, micro: int, length: int, copied: bool = False
+) -> None:
     """Raise `ConfigError` if a training of a resolved config does not fit into this machine's memory.
 
     It has weights, gradients and two moments in `dtype`, a batch of ids, and the inputs of all blocks of a
-    micro-batch, in at least two bytes each.
+    micro-batch, in at least two bytes each; and, if they are `copied` for a checkpoint that is written behind
+    the steps, weights and moments once more.
     """
     total = describe(config).total
-    state = 4 * total * numpy_dtype(dtype).itemsize
+    state = (7 if copied else 4) * total * numpy_dtype(dtype).itemsize
     check_fits(f"the training of {total:,} parameters in {dtype}", state, _SMALLER)
     rows = 8 * batch * (length + 1) + 2 * micro * length * config.dim * config.depth
     fix = "Use a smaller batch or length, or more accumulate."

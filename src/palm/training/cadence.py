@@ -18,6 +18,9 @@ class Cadence:
     keep: int = 3
     """How many of the newest checkpoints to keep. The one of the lowest validation loss, and those that a
     rewind may need, are kept as well."""
+    save_behind: bool = False
+    """Whether the next steps go on while a checkpoint is written. That needs memory of the host for a second
+    copy of weights and moments."""
     validate_every: int = 100
     """Steps between measurements of the validation loss. Every regular checkpoint measures it too."""
     validate_windows: int = 64

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from palm.backends import wing
+from palm.checkpoint.tokenizer import kept_file
 from palm.config import Backend, PaLMConfig
 from palm.data.remembered import remember_tokenizer
 from palm.data.tokenizer import Tokenizer
@@ -26,7 +27,8 @@ from palm.training.measures import Measures
 from palm.training.onlookers import Onlookers
 from palm.training.run_files import SAMPLES
 from palm.training.run_folder import Run
-from palm.training.state import read_state, write_state
+from palm.training.saving import Saver, noted
+from palm.training.state import read_state
 from palm.training.trained import Entry, OnStep, Trained
 from palm.training.validation import Validation, check_trainable
 from palm.wings import TrainerProtocol
@@ -66,7 +68,9 @@ class Loop:
         self.row = 0  # the data cursor: rows of the data's order that were used or skipped so far
         self.rewinds = 0  # without getting past them, the last one from step `spike`
         self.spike = 0
-        self.saved: int | None = None
+        self.saver = (
+            Saver(folder, self.processes, kept_file(tokenizer), keep=cadence.keep) if folder else None
+        )
         self.whole = True  # the trainer's state is that of `step`, which can be saved
         self.log: list[Entry] = []
         self.logged = 0  # entries of it that the folder has
@@ -92,9 +96,12 @@ class Loop:
         failed = (*self.failed.values(), *self.onlookers.failed)
         return Trained(trainer.model, self.log, path, interrupted, self.tokenizer, failed)
 
-    def save(self, trainer: TrainerProtocol[Any]) -> None:
-        """Write the checkpoint of this step, unless it is there."""
-        if self.folder is None or self.saved == self.step:
+    def save(self, trainer: TrainerProtocol[Any], *, behind: bool = False) -> None:
+        """Write the checkpoint of this step, unless it is there; `behind` the steps, if that is asked."""
+        if self.saver is None:
+            return
+        if self.saver.last == self.step:
+            self.saver.finish()
             return
         fields = {
             "step": self.step,
@@ -106,26 +113,24 @@ class Loop:
             "recipe": self.recipe.to_dict(),
         }
         self._write_log()
-        self.folder.sync()  # a checkpoint's lines are on the disk before it is
-        write_state(self.folder, self.step, trainer, fields, self.tokenizer)
-        self.processes.wait()  # a process that goes back to it must find it
-        self.saved = self.step
-        self.folder.prune(self.cadence.keep, since=self._way_back(self.step))
+        self.saver.begin(self.step, trainer, fields, since=self._way_back(self.step), behind=behind)
 
     def _rescue(self, trainer: TrainerProtocol[Any], error: BaseException) -> None:
         """Save what an error has left whole, so that it costs no steps. That error is raised then.
 
         Of several processes only some may have failed, and a model is saved by all of them.
         """
+        if self.folder is None or self.saver is None:
+            return
         if self.processes.several():
-            return
+            return self.saver.give_up()
+        with noted(error, "An older step could not be saved"):
+            self.saver.finish()
         is_mended = isinstance(error, DivergedError)  # what was worth it has been saved
-        if self.folder is None or is_mended or not self.whole or not self.folder.follow():
+        if is_mended or not self.whole or not self.folder.follow():
             return
-        try:
+        with noted(error, f"Step {self.step} could not be saved"):
             self.save(trainer)
-        except Exception as second:
-            error.add_note(f"Step {self.step} could not be saved: {second}")
 
     @contextmanager
     def _beside(self, what: str) -> Iterator[None]:
@@ -155,6 +160,8 @@ class Loop:
         is damaged, `RunError` if there is none; nothing has changed then.
         """
         assert self.folder is not None
+        assert self.saver is not None
+        self.saver.finish()
         there = self.folder.checkpoints()
         usable = [step for step in there if step <= latest]
         if not usable:
@@ -172,7 +179,7 @@ class Loop:
             ) from error
         self.processes.wait()  # before what others may still read is deleted
         self.whole = False  # of the old trainer, until all here is done
-        self.saved = self.step = fields["step"]
+        self.saver.last = self.step = fields["step"]
         self.row = fields["row"]
         self.rewinds, self.spike = fields["rewinds"], fields["spike"]
         # Newest first, and before the log is cut: after a kill the newest one left still has its whole log.
@@ -186,6 +193,8 @@ class Loop:
 
     def _advance(self, trainer: TrainerProtocol[Any]) -> TrainerProtocol[Any]:
         """One step, and what is due after it; the trainer to go on with."""
+        if self.saver is not None:
+            self.saver.settle()
         step, recipe = self.step + 1, self.recipe
         self.onlookers.before(step)
         started = time.perf_counter()
@@ -214,7 +223,7 @@ class Loop:
             with self._beside("a sample"):
                 self.folder.log({"step": step, "text": self._sample(trainer)}, SAMPLES)
         if saves:
-            self.save(trainer)
+            self.save(trainer, behind=self.cadence.save_behind)
         self.onlookers.after(entry)
         self.on_step(entry)
         return trainer

@@ -38,7 +38,8 @@ def check_kinds(config: Any, recipe: Any) -> None:
 def check_room(config: PaLMConfig, recipe: Recipe, cadence: Cadence) -> None:
     """Raise `ConfigError` for a training, or its samples, that do not fit into this machine's memory."""
     micro = recipe.batch // recipe.accumulate
-    check_training(config, recipe.master, batch=recipe.batch, micro=micro, length=recipe.length)
+    sizes = {"batch": recipe.batch, "micro": micro, "length": recipe.length}
+    check_training(config, recipe.master, **sizes, copied=cadence.save_behind)
     check_cache(config, batch=1, length=cadence.sample_tokens)
 
 
