@@ -154,6 +154,9 @@ class Wing(Protocol[M]):
     def keep_programs(self, folder: Path) -> None:
         """Keep what is compiled in `folder`."""
 
+    def installation(self) -> dict[str, Any]:
+        """What the framework says of itself and of its devices, as JSON values."""
+
     def profiled(self, folder: Path) -> AbstractContextManager[None]:
         """Meanwhile, trace what this process computes, into `folder`."""
 

@@ -59,6 +59,10 @@ COMMANDS = {
         "List the runs below a folder: steps, losses, and the settings in which they differ.",
     ),
     "plot": ("palm.cli.runs:plot", "Draw the losses of several runs in one picture."),
+    "doctor": (
+        "palm.cli.doctor:doctor",
+        "Say what is installed and what palm runs on, what is missing, and the command that installs it.",
+    ),
     "import": (
         "palm.cli.models:import_",
         "Turn weights of one of the four original models into a palm checkpoint.",

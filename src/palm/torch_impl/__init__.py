@@ -5,6 +5,7 @@ from palm.torch_impl.attention import Attention, choose_path
 from palm.torch_impl.block import Block
 from palm.torch_impl.feedforward import FeedForward, swiglu
 from palm.torch_impl.generate import Decoder, choose
+from palm.torch_impl.installation import installation
 from palm.torch_impl.linear import Linear, linear, product
 from palm.torch_impl.loss import cross_entropy, next_token_loss, output_loss
 from palm.torch_impl.mesh import device_mesh, is_first, mesh_of_model
@@ -59,6 +60,7 @@ __all__ = [
     "dtype_of",
     "find_model",
     "from_arrays",
+    "installation",
     "is_first",
     "join",
     "keep_programs",
