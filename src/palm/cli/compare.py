@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+import palm
 from palm.checkpoint.checkpoint import load
 from palm.cli.flags import (
     Architecture,
@@ -31,7 +32,6 @@ from palm.data.windows import read_text, sample_windows, standard_library_text
 from palm.errors import ConfigError
 from palm.fields import check_choice, integer
 from palm.memory import check_fits
-from palm.models import from_numpy
 from palm.parity.blackbox.compare import check_own, compare_foreign
 from palm.parity.drift.drift import RUNS, Drift
 from palm.parity.recording.recording import STEPS
@@ -238,7 +238,7 @@ def _compare_original(request: CompareRequest, sides: Sequence[Side | Original |
     options: dict[str, Any] = {"backend": ours.backend, "device": ours.device, "attention": ours.attention}
     options["dtype"] = ours.dtype
     if ours.checkpoint is None:
-        model = from_numpy(config, arrays, **options)
+        model = palm.from_numpy(config, arrays, **options)
     else:
         model = load(ours.checkpoint, **options)
         config = model.config
