@@ -42,7 +42,9 @@ Row = dict[str, Any]
 def weights_of(config: palm.PaLMConfig, seed: int) -> Weights:
     rng = np.random.default_rng(seed)
     return {
-        name: initial_value(one, seed, "float64") if one.std else 1 + 0.2 * rng.standard_normal(one.shape)
+        name: initial_value(one, seed, "float64", "whole")
+        if one.std
+        else 1 + 0.2 * rng.standard_normal(one.shape)
         for name, one in parameters(config).items()
     }
 
