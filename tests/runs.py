@@ -54,7 +54,7 @@ def third_batch(wing: str, folder: Path) -> bytes:
     original = trainer.step
 
     def step(self: Any, windows: np.ndarray, rates: Any) -> Any:
-        seen.append(windows.tobytes())
+        seen.append(windows[:].tobytes())
         return original(self, windows, rates)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -70,7 +70,7 @@ def bad_batch(wing: str, batch: bytes | None) -> Iterator[None]:
     original = trainer.step
 
     def step(self: Any, windows: np.ndarray, rates: Any) -> Any:
-        if windows.tobytes() == batch:
+        if windows[:].tobytes() == batch:
             return Outcome(float("nan"), float("nan"), ["norm"])
         return original(self, windows, rates)
 

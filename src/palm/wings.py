@@ -15,7 +15,7 @@ import numpy as np
 from palm.config import DType, PaLMConfig
 from palm.recipes import Outcome, Rates, Recipe, Remat
 from palm.spec.arrays import Arrays
-from palm.spec.boxes import Piece, Sliceable
+from palm.spec.boxes import Piece, Rows, Sliceable
 from palm.spec.mesh import Mesh
 from palm.spec.parameters import Parameter
 from palm.spec.sampling import Sampling
@@ -36,8 +36,11 @@ class TrainerProtocol(Protocol[M_co]):
     def placement(self) -> tuple[Any, str]:
         """The framework's device or mesh, and the attention path of the model."""
 
-    def step(self, windows: np.ndarray, rates: Rates) -> Outcome:
-        """Learn from windows (b, n + 1). Where loss or gradient is not finite, nothing changes."""
+    def step(self, windows: Rows, rates: Rates) -> Outcome:
+        """Learn from windows (b, n + 1), of which each process of a mesh reads its own rows.
+
+        Where loss or gradient is not finite, nothing changes.
+        """
 
     @property
     def intact(self) -> bool:

@@ -29,6 +29,7 @@ from palm import jax_impl
 from palm.checkpoint.boxes import Boxes
 from palm.checkpoint.progress import load_progress
 from palm.checkpoint.team import save_pieces, team_of
+from palm.data.windows import Corpus, batch_of, open_corpus
 from palm.jax_impl import attention, loss, train, weights
 from palm.spec.mesh import Mesh, mesh_of
 from palm.spec.rounding import rms, rounding_bound, rounding_ratio
@@ -36,6 +37,7 @@ from palm.spec.rounding import rms, rounding_bound, rounding_ratio
 SIZES = {"num_tokens": 24, "dim": 8, "depth": 2, "heads": 4, "dim_head": 4, "ff_mult": 2}
 RECIPE = {"batch": 8, "length": 8, "steps": 5, "precision": "float64", "warmup": 1}
 STEPS = 5
+READ = Corpus.read
 
 
 def config_of(cell: dict[str, Any]) -> palm.PaLMConfig:
@@ -80,20 +82,20 @@ def compilations() -> Iterator[list[str]]:
 def faults(name: str | None) -> ExitStack:
     """A fault that a mesh invites: what the test that is told of it must notice."""
     stack = ExitStack()
-    path, share_out, losses = attention.ATTENTION["blockwise"], train.share_out, loss._losses
+    path, own_rows, losses = attention.ATTENTION["blockwise"], train.own_rows, loss._losses
     slopes = jax_impl.alibi_slopes(config_of({}), dtype=np.dtype("float64"))
 
     def with_the_first_slopes(q: Any, k: Any, v: Any, own: Any) -> Any:
         return path(q, k, v, slopes[: len(own)])
 
-    def the_same_rows(rows: np.ndarray, weight: Any, *, axis: int = 0) -> Any:
-        again = np.arange(rows.shape[axis]) % (rows.shape[axis] // 2)
-        return share_out(rows.take(again, axis), weight, axis=axis)
+    def the_same_rows(rows: np.ndarray, micros: int, weight: Any) -> Any:
+        half = rows.reshape(micros, 2, -1, rows.shape[-1])[:, :1]
+        return own_rows(half.repeat(2, 1).reshape(rows.shape), micros, weight)
 
     if name == "slopes":
         stack.enter_context(patch.dict(attention.ATTENTION, blockwise=with_the_first_slopes))
     if name == "rows":
-        stack.enter_context(patch.object(train, "share_out", the_same_rows))
+        stack.enter_context(patch.object(train, "own_rows", the_same_rows))
     if name == "padding":
         stack.enter_context(patch.object(loss, "_losses", lambda x, t, _: losses(x, t, x.shape[-1])))
     if name == "placement":
@@ -299,12 +301,28 @@ def memory(cell: dict[str, Any]) -> dict[str, Any]:
     return {**found, "held": [size / whole for size in held.values()]}
 
 
+def rows(cell: dict[str, Any]) -> dict[str, Any]:
+    """Which rows of a batch this process reads, and whether it learns the same from them as from all."""
+    config, recipe = config_of(cell), recipe_of(cell)
+    corpus = open_corpus(np.random.default_rng(0).integers(0, config.num_tokens, 200))
+    batch = batch_of(corpus, seed=0, first=0, rows=recipe.batch, length=recipe.length)
+    given, own = (jax_impl.Trainer(model_of(config, mesh_of(cell["mesh"])), recipe) for _ in range(2))
+    expected, found = given.step(batch[:], recipe.rates(1)), list[int]()
+
+    def read(corpus: Corpus, start: int, stop: int) -> np.ndarray:
+        found.append(batch.starts.index(start))
+        return READ(corpus, start, stop)
+
+    with patch.object(Corpus, "read", read):
+        return {"same": own.step(batch, recipe.rates(1)) == expected, "read": found}
+
+
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
 WHAT: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    function.__name__: function for function in (training, rounding, uses, resumed, pieces, memory)
+    function.__name__: function for function in (training, rounding, uses, resumed, pieces, memory, rows)
 }
 
 

@@ -209,6 +209,15 @@ def test_no_process_needs_more_memory_than_its_pieces_and_a_little(tmp_path):
         assert max(figures["held"]) <= 0.26  # of four devices
 
 
+def test_each_process_reads_the_rows_of_its_own_devices_once():
+    asked = cells("rows", "data=4", "in micro-batches"), cells("rows", "data=2,model=2")
+    for first, second in zip(*run(*asked, processes=2), strict=True):
+        assert first["same"]
+        assert second["same"]
+        assert len(first["read"]) == len(second["read"]) == 4
+        assert sorted(first["read"] + second["read"]) == list(range(8))
+
+
 @pytest.mark.whole
 @pytest.mark.parametrize("then", ["model=2", "pod=4"])
 def test_one_process_owns_the_pieces_of_all_its_devices(tmp_path, then):

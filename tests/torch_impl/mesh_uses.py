@@ -25,12 +25,14 @@ from palm import torch_impl
 from palm.checkpoint.boxes import Boxes
 from palm.checkpoint.progress import load_progress
 from palm.checkpoint.team import save_pieces, team_of
+from palm.data.windows import Corpus, batch_of, open_corpus
 from palm.spec.initial import initial_value
 from palm.spec.mesh import Mesh, mesh_of
 from palm.torch_impl import Norm, Trainer, device_mesh, from_arrays, is_first, mesh_of_model, sharded
 from palm.torch_impl.cut import CutBlock
 
 FORWARD, POLICY, NORM, SUMMED = CutBlock.forward, fsdp.MixedPrecisionPolicy, Norm.forward, sharded.summed
+READ = Corpus.read
 EVEN = {"num_tokens": 16, "dim": 8, "depth": 2, "heads": 4, "dim_head": 4, "ff_mult": 2}
 CONFIG = palm.PaLMConfig(**EVEN).resolve("torch")
 RECIPE = palm.recipe("adamw", precision="float64", batch=4, length=6, steps=9, warmup=2)
@@ -206,6 +208,24 @@ def copies_stay_alike() -> list[bool]:
         torch.distributed.all_gather_object(told, scale.tolist())
         alike.append(told == [told[0]] * 4)
     return alike
+
+
+def each_reads_its_own_rows() -> dict[str, Any]:
+    """In micro-batches, on a mesh on which two processes learn from the same rows."""
+    recipe, place = dataclasses.replace(RECIPE, accumulate=2), device_mesh(mesh_of("data=2,model=2"))
+    batch = batch_of(open_corpus(WINDOWS.ravel()), seed=0, first=0, rows=4, length=6)
+    given, own = Trainer(build(place), recipe), Trainer(build(place), recipe)
+    expected, found = given.step(batch[:], recipe.rates(1)), list[int]()
+
+    def read(corpus: Corpus, start: int, stop: int) -> np.ndarray:
+        found.append(batch.starts.index(start))
+        return READ(corpus, start, stop)
+
+    with patch.object(Corpus, "read", read):
+        outcome = own.step(batch, recipe.rates(1))
+    told: list[Any] = [None] * 4
+    torch.distributed.all_gather_object(told, found)
+    return {"same": outcome == expected, "read": told}
 
 
 def what_stays_wide() -> list[dict[str, list[str]]]:

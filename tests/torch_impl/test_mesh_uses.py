@@ -30,6 +30,7 @@ def found() -> Any:
             "a_number_of_one_process_stops_all",
             "only_the_first_is_first",
             "copies_stay_alike",
+            "each_reads_its_own_rows",
             "what_stays_wide",
             "errors",
         ],
@@ -85,6 +86,10 @@ def test_only_the_first_process_is_first(found):
 
 def test_copies_of_a_weight_stay_alike_however_each_process_rounds(found):
     assert found["copies_stay_alike"] == [True, False]
+
+
+def test_each_process_reads_its_own_rows_and_no_others(found):
+    assert found["each_reads_its_own_rows"] == {"same": True, "read": [[0, 2], [0, 2], [1, 3], [1, 3]]}
 
 
 def test_norm_scales_and_rotary_tables_stay_wide(found):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from palm.memory import check_fits
 from palm.spec.random import generator
 
 __all__ = [
+    "Batch",
     "Corpus",
     "Data",
+    "batch_of",
     "check_vocabulary",
     "open_corpus",
     "python_documentation_text",
@@ -104,8 +107,31 @@ def split(corpus: Corpus, validation: float) -> tuple[Corpus, Corpus | None]:
     return corpus.slice(0, len(corpus) - size), corpus.slice(len(corpus) - size, len(corpus))
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Windows of a corpus, each of which is read when it is asked for: `batch[2:4]`, `batch[:]`."""
+
+    corpus: Corpus
+    starts: tuple[int, ...]
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """How many windows there are, and how many ids each has."""
+        return len(self.starts), self.width
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        """Shape (…, width), int64. Raises `DataError` if a file has changed."""
+        return np.stack([self.corpus.read(start, start + self.width) for start in self.starts[rows]])
+
+
 def windows(corpus: Corpus, *, seed: int, first: int, rows: int, length: int) -> np.ndarray:
-    """Windows number `first` … `first + rows - 1` of an endless sequence. Shape (rows, length + 1), int64.
+    """All of `batch_of`, read. Shape (rows, length + 1), int64."""
+    return batch_of(corpus, seed=seed, first=first, rows=rows, length=length)[:]
+
+
+def batch_of(corpus: Corpus, *, seed: int, first: int, rows: int, length: int) -> Batch:
+    """Windows number `first` … `first + rows - 1` of an endless sequence, of length + 1 ids.
 
     A window depends on (corpus, seed, its number, length) alone: on no state, no batch size, no process. In
     an epoch of
@@ -127,7 +153,7 @@ def windows(corpus: Corpus, *, seed: int, first: int, rows: int, length: int) ->
         phase = shift % (len(corpus) - m * length)
         seen = np.arange(max(first - epoch * m, 0), min(first + rows - epoch * m, m), dtype=np.uint64)
         found += [phase + int(index) * length for index in _permute(seen, m, keys)]
-    return np.stack([corpus.read(start, start + length + 1) for start in found])
+    return Batch(corpus, tuple(found), length + 1)
 
 
 def validation_windows(corpus: Corpus, *, length: int, limit: int) -> np.ndarray:

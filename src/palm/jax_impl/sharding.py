@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 import jax
@@ -20,6 +21,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from palm.config import PaLMConfig
 from palm.jax_impl.norm import widen
+from palm.spec.boxes import Rows
 from palm.spec.mesh import BATCH, Cut, Mesh, cuts
 
 Attend = Callable[[Array, Array, Array, Array | None], Array]
@@ -79,7 +81,34 @@ def spread(matrix: Array) -> Array:
     return _cut(matrix, PartitionSpec(None, mesh.axis_names))
 
 
-def share_out(ids: np.ndarray, weight: Array, *, axis: int = 0) -> np.ndarray | Array:
+def own_rows(windows: Rows, micros: int, weight: Array) -> np.ndarray | Array:
+    """Windows on the devices of `weight`: on each its own of each micro-batch, or all if they cannot be
+    shared evenly. Each process reads those of its devices alone, and each of them once.
+
+    Shapes: (b, n) -> (b, n), or (micros, b / micros, n) of several micro-batches, int32.
+    """
+    rows, width = windows.shape
+    size = rows // micros
+
+    @cache
+    def read(first: int, stop: int) -> np.ndarray:
+        parts = [windows[at + first : at + stop] for at in range(0, rows, size)]
+        return np.stack(parts).astype(np.int32)[0 if micros == 1 else slice(None)]
+
+    def of_device(at: Any) -> np.ndarray:
+        return read(*at[-2].indices(size)[:2])
+
+    mesh = mesh_on(weight)
+    if mesh is None:
+        return read(0, size)
+    # The micro-batches have a dimension here: made in the program, it would take the cut of the sequences.
+    own = (BATCH if size % _replicas(mesh) == 0 else None, None)
+    shape, spec = ((size, width), own) if micros == 1 else ((micros, size, width), (None, *own))
+    place = NamedSharding(mesh, PartitionSpec(*spec))
+    return jax.make_array_from_callback(shape, place, of_device)
+
+
+def share_out(ids: np.ndarray, weight: Array) -> np.ndarray | Array:
     """Ids on the devices of `weight`: on each its own sequences, or all if they cannot be shared evenly.
 
     Each process is given all of them.
@@ -87,8 +116,8 @@ def share_out(ids: np.ndarray, weight: Array, *, axis: int = 0) -> np.ndarray | 
     mesh = mesh_on(weight)
     if mesh is None:
         return ids
-    even = ids.ndim > axis + 1 and ids.shape[axis] % _replicas(mesh) == 0
-    spec = PartitionSpec(*[None] * axis, BATCH) if even else PartitionSpec()
+    even = ids.ndim > 1 and len(ids) % _replicas(mesh) == 0
+    spec = PartitionSpec(BATCH) if even else PartitionSpec()
     return jax.make_array_from_callback(ids.shape, NamedSharding(mesh, spec), lambda at: ids[at])
 
 

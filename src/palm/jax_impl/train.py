@@ -18,10 +18,10 @@ from palm.jax_impl.loss import output_loss
 from palm.jax_impl.model import PaLM, full_precision
 from palm.jax_impl.norm import Norm
 from palm.jax_impl.optimizer import OPTIMIZERS
-from palm.jax_impl.sharding import everywhere, in_place, mesh_on, share_out
+from palm.jax_impl.sharding import everywhere, in_place, mesh_on, own_rows, share_out
 from palm.jax_impl.weights import Place, canonical, dtype_of, from_arrays, owned, pieces
 from palm.recipes import Outcome, Rates, Recipe
-from palm.spec.boxes import Piece, Sliceable
+from palm.spec.boxes import Piece, Rows, Sliceable
 from palm.spec.parameters import Parameter, numpy_dtype
 from palm.tracing.turns import shared
 
@@ -68,15 +68,16 @@ class Trainer:
         return not self._begun and not any(leaf.is_deleted() for leaf in jax.tree.leaves(self._state))
 
     @shared()
-    def step(self, windows: np.ndarray, rates: Rates) -> Outcome:
+    def step(self, windows: Rows, rates: Rates) -> Outcome:
         """Learn from windows (b, n + 1). Where loss or gradient is not finite, nothing changes.
 
-        On a mesh each device takes its own rows of them; each process is given all.
+        On a mesh each process reads the rows of its own devices.
         """
         self._begun = False
         dtype = numpy_dtype(dtype_of(self.model))
         scalars = jax.tree.map(lambda rate: np.asarray(rate, dtype), rates)
-        batch = (self._shared_out(windows, self.recipe.accumulate), scalars, self.recipe)
+        own = own_rows(windows, self.recipe.accumulate, self.model.embedding.weight)
+        batch = (own, scalars, self.recipe)
         state, mean_loss, global_norm, squares = _step(batch, self._state)
         self._state, self._begun = state, True
         loss, norm = float(mean_loss), float(global_norm)
@@ -88,14 +89,8 @@ class Trainer:
     @shared()
     def evaluate(self, windows: np.ndarray) -> float:
         """Mean cross-entropy of windows (b, n + 1), in nats."""
-        return float(_evaluate(self.model, self._shared_out(windows), self.recipe))
-
-    def _shared_out(self, windows: np.ndarray, micros: int = 1) -> np.ndarray | Array:
-        windows = windows.astype(np.int32)
-        if micros > 1:
-            # Here, for in the program it would move the cut from the sequences to the micro-batches.
-            windows = windows.reshape(micros, -1, windows.shape[-1])
-        return share_out(windows, self.model.embedding.weight, axis=windows.ndim - 2)
+        ids = share_out(windows.astype(np.int32), self.model.embedding.weight)
+        return float(_evaluate(self.model, ids, self.recipe))
 
     def moments(self) -> Arrays:
         """The optimiser's state under canonical names: `first.NAME` and `second.NAME`."""

@@ -53,6 +53,17 @@ class Sliceable(Protocol):
         """The elements in these slices, one for each dimension."""
 
 
+class Rows(Protocol):
+    """Rows of ids, which may be read only when they are asked for; an array of them is one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """How many rows there are, and how long each one is."""
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        """Some of the rows. Shape (…, n), int64."""
+
+
 class Piece(NamedTuple):
     """A box of a tensor of that canonical name: where it starts, and its elements in canonical layout."""
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from palm.recipes import Recipe
+from palm.spec.boxes import Rows
 from palm.spec.mesh import BATCH, Cut, check_batch, cuts
 from palm.spec.parameters import Parameter
 from palm.spec.taps import Tap, untapped
@@ -63,17 +64,19 @@ class Sharded:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
 
-    def tokens(self, windows: np.ndarray, micros: int) -> Tensor:
-        """This process's rows of windows (b, n + 1), those of each micro-batch in turn.
+    def tokens(self, windows: Rows, micros: int) -> Tensor:
+        """This process's rows of windows (b, n + 1), those of each micro-batch in turn. No others are read.
 
-        All processes are given all windows, so that ids that one of them cannot take stop all.
+        Of an array all are checked, so that ids that one process cannot take stop all.
         """
-        check_batch(len(windows), micros, self.on)
-        parts = check_tokens(windows, self._model.config).reshape(
-            micros, self.on.replicas, -1, windows.shape[1]
-        )
-        rows = np.ascontiguousarray(parts[:, self._replica()]).reshape(-1, windows.shape[1])
-        return torch.from_numpy(rows).to(self._device)
+        count = windows.shape[0]
+        check_batch(count, micros, self.on)
+        if isinstance(windows, np.ndarray):
+            check_tokens(windows, self._model.config)
+        own = count // (micros * self.on.replicas)
+        firsts = range(self._replica() * own, count, self.on.replicas * own)
+        rows = np.concatenate([windows[first : first + own] for first in firsts])
+        return torch.from_numpy(check_tokens(rows, self._model.config)).to(self._device)
 
     @together()
     def gradients(self, windows: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from palm.errors import BackendError
 from palm.recipes import Outcome, Rates, Recipe
-from palm.spec.boxes import Piece, Sliceable
+from palm.spec.boxes import Piece, Rows, Sliceable
 from palm.spec.parameters import Parameter, parameters
 from palm.torch_impl.loss import output_loss
 from palm.torch_impl.model import PaLM
@@ -86,11 +86,11 @@ class Trainer:
         return not self._begun
 
     @shared()
-    def step(self, windows: np.ndarray, rates: Rates) -> Outcome:
+    def step(self, windows: Rows, rates: Rates) -> Outcome:
         """Learn from windows (b, n + 1). Where loss or gradient is not finite, nothing changes.
 
-        On a mesh, raises `ConfigError` for sequences that cannot be shared out, `TokenError`, and
-        `BackendError` where another process has failed.
+        On a mesh each process reads its own rows of them. It raises `ConfigError` for sequences that cannot
+        be shared out, `TokenError`, and `BackendError` where another process has failed.
         """
         self._begun = False
         return self._thread.submit(self._step, windows, rates).result()
@@ -122,7 +122,7 @@ class Trainer:
                 tensor = to_tensor(arrays[f"{moment}.{name}"][self._program.own_part(parameter)])
                 tensors[f"{name}.weight"].copy_(tensor.T if is_linear(self.model, name) else tensor)
 
-    def _step(self, windows: np.ndarray, rates: Rates) -> Outcome:
+    def _step(self, windows: Rows, rates: Rates) -> Outcome:
         program, count = self._program, self.recipe.accumulate
         micros = program.tokens(windows, count).chunk(count)
         grads = [torch.zeros_like(p) for p in program.params.values()] if len(micros) > 1 else []
@@ -184,8 +184,8 @@ class _Whole:
     def enter_thread(self) -> None:
         """Prepare the thread that computes."""
 
-    def tokens(self, windows: np.ndarray, micros: int) -> Tensor:
-        return torch.from_numpy(windows).to(self.place)
+    def tokens(self, windows: Rows, micros: int) -> Tensor:
+        return torch.from_numpy(windows[:]).to(self.place)
 
     def gradients(self, windows: Tensor) -> tuple[Tensor, list[Tensor]]:
         objective, loss = self._objective(windows)

@@ -9,14 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
 from palm.backends import wing
 from palm.checkpoint.tokenizer import kept_file
 from palm.config import Backend, PaLMConfig
 from palm.data.remembered import remember_tokenizer
 from palm.data.tokenizer import Tokenizer
-from palm.data.windows import Corpus, split, windows
+from palm.data.windows import Batch, Corpus, batch_of, split
 from palm.errors import CheckpointError, DivergedError, RunError
 from palm.generation.generate import generate
 from palm.generation.prompts import encode_prompt
@@ -60,7 +58,7 @@ class Loop:
         check_trainable(corpus, recipe)
         self.learnt, held_out = split(corpus, recipe.validation)
         self.validation = None if held_out is None else Validation(held_out, recipe, cadence.validate_windows)
-        windows(self.learnt, seed=recipe.seed, first=0, rows=1, length=recipe.length)
+        batch_of(self.learnt, seed=recipe.seed, first=0, rows=1, length=recipe.length)
         if cadence.sample_every:
             encode_prompt(cadence.sample_prompt, tokenizer, config)
         self.measures = Measures(recipe, corpus.bytes_per_token)
@@ -199,7 +197,7 @@ class Loop:
         self.onlookers.before(step)
         started = time.perf_counter()
         rows = recipe.batch_at(step)
-        batch = windows(self.learnt, seed=recipe.seed, first=self.row, rows=rows, length=recipe.length)
+        batch = batch_of(self.learnt, seed=recipe.seed, first=self.row, rows=rows, length=recipe.length)
         outcome = self._learn(trainer, batch)
         give_back_holes()
         if not outcome.is_finite:
@@ -228,7 +226,7 @@ class Loop:
         self.on_step(entry)
         return trainer
 
-    def _learn(self, trainer: TrainerProtocol[Any], batch: np.ndarray) -> Outcome:
+    def _learn(self, trainer: TrainerProtocol[Any], batch: Batch) -> Outcome:
         """A step of the trainer. What it leaves is `whole` once the step counts, or if nothing changed."""
         self.whole = False
         try:

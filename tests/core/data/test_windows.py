@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from palm import DataError, PaLMConfig
 from palm.data import corpus
 from palm.data.windows import (
+    Corpus,
+    batch_of,
     check_vocabulary,
     open_corpus,
     python_documentation_text,
@@ -186,6 +188,24 @@ def test_a_corpus_shorter_than_a_window_is_refused():
         with pytest.raises(DataError) as raised:
             call()
         assert_explains(raised, "at least one window long", "9 tokens of ids for a window of 10", "smaller")
+
+
+def test_a_batch_reads_the_windows_that_are_asked_for_and_no_others(monkeypatch):
+    whole = windows(positions(60), seed=1, first=2, rows=6, length=7)
+    read, original = [], Corpus.read
+
+    def counted(corpus, start, stop):
+        read.append(start)
+        return original(corpus, start, stop)
+
+    monkeypatch.setattr(Corpus, "read", counted)
+    corpus = positions(60)
+    read.clear()
+    batch = batch_of(corpus, seed=1, first=2, rows=6, length=7)
+    assert batch.shape == whole.shape == (6, 8)
+    assert read == []
+    assert batch[1:6:2].tolist() == whole[1:6:2].tolist()
+    assert read == whole[1:6:2, 0].tolist()
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import palm
 from palm import jax_impl, torch_impl
 from palm.checkpoint.checkpoint import load_arrays
 from palm.checkpoint.progress import load_progress
+from palm.data.windows import Corpus
 from palm.recipes import Outcome, Remat
 from palm.spec import optimizer as reference_optimizer
 from palm.spec.backward import value_and_grad
@@ -300,13 +301,31 @@ def test_the_product_that_is_measured_is_computed_and_waited_for(wing):
     assert times[1] > 3 * times[0]
 
 
+def test_the_loop_leaves_it_to_the_trainer_which_rows_to_read(monkeypatch):
+    read, before, original = list[int](), list[int](), Corpus.read
+
+    def counted(corpus: Corpus, start: int, stop: int) -> np.ndarray:
+        read.append(start)
+        return original(corpus, start, stop)
+
+    def step(self: Any, windows: Any, rates: Any) -> Outcome:
+        before.append(len(read))
+        assert len(windows[1:2]) == 1
+        return Outcome(1.0, 1.0, [])
+
+    monkeypatch.setattr(Corpus, "read", counted)
+    monkeypatch.setattr(torch_impl.Trainer, "step", step)
+    palm.train(config(), recipe(steps=3, validation=0.0), TEXT, backend="torch")
+    assert np.diff(before).tolist() == [1, 1]
+
+
 def spike(step: int, monkeypatch: pytest.MonkeyPatch, *, times: int = 1) -> list[int]:
     """Make the torch trainer meet a loss that is not finite at its step-th call, so many times."""
     calls: list[int] = []
     original = torch_impl.Trainer.step
 
     def spoilt(self: Any, windows: np.ndarray, rates: Any) -> Any:
-        calls.append(int(windows.sum()))
+        calls.append(int(windows[:].sum()))
         if step <= len(calls) < step + times:
             return Outcome(float("nan"), float("nan"), ["blocks.0.norm"])
         return original(self, windows, rates)
