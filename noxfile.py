@@ -21,6 +21,8 @@ CONSTRAINTS = ("--no-compile", "-c", "constraints.txt")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # The originals declare more than their model files need (one of them a GPU-only package).
 UPSTREAM = ("PaLM-pytorch==0.2.2", "PaLM-jax==0.1.2")
+# The program of the public weights, before and after its norms changed: one environment cannot have both.
+RLHF = {version: Path(".nox/rlhf", version).resolve() for version in ("0.2.1", "0.8.0")}
 
 
 # What the suite leaves to sessions of their own: a browser, and what takes half an hour or more.
@@ -65,6 +67,10 @@ def install(session: nox.Session, extras: str = "", *groups: str) -> None:
 
 def install_upstream(session: nox.Session) -> None:
     session.install("--no-compile", "--no-deps", *UPSTREAM)
+    for version, folder in RLHF.items():
+        if not folder.exists():
+            package = f"palm-rlhf-pytorch=={version}"
+            session.install("--no-compile", "--no-deps", "--target", str(folder), package)
 
 
 @nox.session
@@ -133,7 +139,7 @@ def parity(session: nox.Session) -> None:
 
 @nox.session
 def upstream(session: nox.Session) -> None:
-    """Against the four published originals, installed from the registry."""
+    """Against the five published originals, installed from the registry."""
     install(session, "all", "tests")
     install_upstream(session)
     session.run("pytest", "tests/upstream", "--whole", *session.posargs)

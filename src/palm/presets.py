@@ -1,4 +1,4 @@
-"""Named configs: the paper's three sizes, the four originals' settings, and two byte-level ones for CPUs."""
+"""Named configs: the paper's sizes, the public weights, the originals' settings, byte-level ones for CPUs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ _PAPER = PaLMConfig(
 # The README example of both original repositories: PaLM-pytorch 0.2.2 and PaLM-jax 0.1.2.
 _README = PaLMConfig(num_tokens=20_000, dim=512, depth=12, heads=8, dim_head=64, init="reference")
 
+# The public weights, conceptofmind/PaLM: what palm-rlhf-pytorch computes, trained on C4 with 8,192 positions.
+_PUBLIC = PaLMConfig(
+    num_tokens=50_304, dim=768, depth=12, heads=8, dim_head=128, positions="xpos", init="reference"
+).resolve("jax")
+
 PRESETS: Mapping[str, PaLMConfig] = MappingProxyType(
     {
         # Byte-level, for CPU work; architecture open, so each backend builds its original's.
@@ -26,6 +31,10 @@ PRESETS: Mapping[str, PaLMConfig] = MappingProxyType(
         "palm-8b": _PAPER,
         "palm-62b": dataclasses.replace(_PAPER, dim=8192, depth=64, heads=32),
         "palm-540b": dataclasses.replace(_PAPER, dim=18432, depth=118, heads=48),
+        "conceptofmind/palm-150m": _PUBLIC,
+        "conceptofmind/palm-410m": dataclasses.replace(_PUBLIC, dim=1024, depth=24),
+        "conceptofmind/palm-1b": dataclasses.replace(_PUBLIC, dim=2048, depth=16),
+        "conceptofmind/palm-2b": dataclasses.replace(_PUBLIC, dim=2560, depth=24),
         "palm_pytorch.palm_lite": _README.resolve("torch"),
         "palm_jax.palm": _README.resolve("jax"),
         # torch.nn.functional.layer_norm's default eps is LayerNorm's published 1e-5.

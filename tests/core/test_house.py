@@ -47,7 +47,7 @@ DOORS = {
         *("cadence", "curves", "hardware", "loggers", "plot", "run_folder", "runs", "summary"),
         *("train", "trained", "validation"),
     },
-    "upstream": {"originals", "read", "tensors"},
+    "upstream": {"hub", "originals", "read", "rlhf", "tensors"},
     "parity": {
         *("compare", "result", "finding", "repeats"),
         *("recording.bundle", "recording.excerpt", "recording.recording"),

@@ -34,6 +34,22 @@ def test_the_papers_sizes_are_those_of_its_table(name, depth, heads, dim, billio
     assert round(millions(config, with_norms=False) / 1e3, 2) == billions
 
 
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [("150m", 144_811_776), ("410m", 410_149_888), ("1b", 983_861_248), ("2b", 2_157_836_800)],
+)
+def test_the_public_weights_have_so_many_parameters(size, count):
+    """The counts that palm-rlhf-pytorch's own models of these sizes have (tests/upstream)."""
+    config = preset(f"conceptofmind/palm-{size}")
+    assert sum(row.size for row in parameters(config).values()) == count
+    assert (config.positions, config.xpos_base, config.norm, config.norm_eps) == (
+        "xpos",
+        512,
+        "layernorm",
+        1e-5,
+    )
+
+
 @pytest.mark.parametrize("name", ["palm-8b", "palm-62b", "palm-540b"])
 def test_the_papers_models_have_its_architecture(name):
     config = preset(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import types
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import ROOT
 
 SOURCES = ("palm_pytorch.palm_lite", "palm_pytorch.palm_pytorch", "palm_jax.palm", "palm_jax.palm_lite")
 SIZES = {"num_tokens": 29, "dim": 24, "depth": 2, "heads": 3, "dim_head": 10, "ff_mult": 2}
@@ -109,6 +111,52 @@ class Originals:
 @pytest.fixture(scope="session")
 def originals() -> Originals:
     return Originals()
+
+
+class RLHF:
+    """Builds models of palm-rlhf-pytorch, of two versions, in float64, with every weight drawn at random."""
+
+    versions = ("0.2.1", "0.8.0")
+
+    def module(self, version: str) -> ModuleType:
+        """The module of the model alone: the package itself imports trainers."""
+        folder = ROOT / ".nox" / "rlhf" / version / "palm_rlhf_pytorch"
+        assert folder.is_dir(), f"{folder} is missing: nox -s upstream installs it"
+        others = {name: sys.modules.pop(name) for name in [*sys.modules] if name.startswith(folder.name)}
+        package = types.ModuleType(folder.name)
+        package.__path__ = [str(folder)]
+        sys.modules[folder.name] = package
+        try:
+            return importlib.import_module(f"{folder.name}.palm")
+        finally:
+            for name in [name for name in sys.modules if name.startswith(folder.name)]:
+                del sys.modules[name]
+            sys.modules.update(others)
+
+    def build(self, version: str, *, use_xpos: bool = True, seed: int = 0, **sizes: Any) -> Any:
+        """A model whose norm scales are around one in either convention."""
+        import torch
+
+        draw = np.random.default_rng(seed)
+        model = self.module(version).PaLM(**sizes).double().eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                weight = _weight(name, tuple(parameter.shape), parameter.shape[-1], draw)
+                is_gamma = name.endswith("gamma") and version != "0.2.1"
+                parameter.copy_(torch.from_numpy(weight - is_gamma))
+            for part in model.modules():
+                if hasattr(part, "inv_freq"):  # rounded to float32 before .double()
+                    e = sizes.get("dim_head", 64)
+                    pairs = torch.arange(0, e, 2, dtype=torch.float64)
+                    part.inv_freq = 1.0 / (10000 ** (pairs / e))
+                    part.scale = (pairs + 0.4 * e) / (1.4 * e)
+                    part.use_xpos = use_xpos
+        return model
+
+
+@pytest.fixture(scope="session")
+def rlhf() -> RLHF:
+    return RLHF()
 
 
 @pytest.fixture(scope="session")

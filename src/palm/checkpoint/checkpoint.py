@@ -92,8 +92,12 @@ def save_arrays(
     overwrite: bool = False,
     progress: Progress | None = None,
     tokenizer: FileTokenizer | None = None,
+    origin: Mapping[str, str] | None = None,
 ) -> Path:
-    """`save` for weights that are NumPy arrays already, and of a run in progress if that is given."""
+    """`save` for weights that are NumPy arrays already, and of a run in progress if that is given.
+
+    `origin`, where imported weights come from, is kept in the manifest.
+    """
     path = free_path(path, overwrite=overwrite)
     check_names(config, arrays)
     for name, parameter in parameters(config).items():
@@ -101,7 +105,7 @@ def save_arrays(
     if progress is not None:
         check_moments(config, progress.moments, common_dtype(arrays), "moments")
     with writable(path), new_folder(path) as folder:
-        _write_files(config, arrays, progress, tokenizer, folder)
+        _write_files(config, arrays, progress, tokenizer, folder, origin)
         check_free(path, overwrite=overwrite)
         put_in_place(folder, path)
     return path
@@ -204,13 +208,21 @@ def _write_files(
     progress: Progress | None,
     tokenizer: FileTokenizer | None,
     folder: Path,
+    origin: Mapping[str, str] | None = None,
 ) -> None:
     files = write_about(config, None if progress is None else progress.fields, tokenizer, folder)
     files |= _write_tensors({name: arrays[name] for name in parameters(config)}, WEIGHTS, folder)
     if progress is not None:
         files |= _write_tensors(progress.moments, OPTIMIZER, folder)
     version = VERSION if tokenizer is None else WITH_TOKENIZER
-    manifest = {"format": FORMAT, "version": version, "dtype": common_dtype(arrays), "files": files}
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "version": version,
+        "dtype": common_dtype(arrays),
+        "files": files,
+    }
+    if origin is not None:
+        manifest["origin"] = dict(origin)
     write_file(folder / MANIFEST, sealed(manifest).encode())
 
 

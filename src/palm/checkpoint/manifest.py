@@ -44,6 +44,8 @@ TOKENIZERS = FILES
 _CHUNK = 1 << 22
 _ENTRY = {"bytes": NATURAL, "sha256": SHA256}
 _MANIFEST = Record({"version": NATURAL, "dtype": one_of(*DTYPES), "files": ByName(FILE_NAME, Record(_ENTRY))})
+# Where imported weights come from, which a manifest need not say.
+_ORIGIN = ByName(TEXT, PRINTABLE)
 _TENSORS = Record(
     {"files": ByName(TEXT, Record({**_ENTRY, "tensors": ByName(PRINTABLE, whole(0, 2**32 - 1))}))}
 )
@@ -84,6 +86,7 @@ def check_manifest(file: Path, content: Mapping[str, Any]) -> None:
     """Raise `CheckpointError` unless the manifest has what its version needs, of the right types."""
     try:
         check(content, _MANIFEST)
+        check(content.get("origin", {}), _ORIGIN)
         others = {CONFIG, TRAINING, *(TOKENIZERS if content["version"] != VERSION else ())}
         tensors = {name: entry for name, entry in content["files"].items() if name not in others}
         check({"files": tensors}, _PIECES if content["version"] == IN_PIECES else _TENSORS)

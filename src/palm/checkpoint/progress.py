@@ -29,19 +29,24 @@ class Progress:
 
 @dataclass(frozen=True)
 class Summary:
-    """A checkpoint without its arrays: its path, config and dtype, and the `fields` of a run in progress."""
+    """A checkpoint without its arrays: its path, config and dtype, and the `fields` of a run in progress.
+
+    `origin`: where imported weights come from; empty otherwise.
+    """
 
     path: Path
     config: PaLMConfig
     dtype: str
     fields: dict[str, Any] | None
+    origin: dict[str, str]
 
 
 def summarise(path: str | os.PathLike[str]) -> Summary:
     """The checkpoint that `path` means; its arrays are not verified. Raises `CheckpointError`."""
     path = checkpoint_path(path)
     manifest = read_manifest(path)
-    return Summary(path, read_config(path, manifest), manifest["dtype"], read_fields(path, manifest))
+    config, fields = read_config(path, manifest), read_fields(path, manifest)
+    return Summary(path, config, manifest["dtype"], fields, manifest.get("origin", {}))
 
 
 def load_progress(path: str | os.PathLike[str]) -> tuple[PaLMConfig, dict[str, np.ndarray], Progress]:

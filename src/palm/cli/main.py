@@ -65,7 +65,7 @@ COMMANDS = {
     ),
     "import": (
         "palm.cli.models:import_",
-        "Turn weights of one of the four original models into a palm checkpoint.",
+        "Turn weights of one of the five original models into a palm checkpoint.",
     ),
     "export": (
         "palm.cli.models:export",

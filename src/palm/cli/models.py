@@ -28,7 +28,9 @@ from palm.spec.sizes import describe
 from palm.training.run_folder import Run
 from palm.training.summary import RunSummary
 from palm.training.summary import summarise as summarise_run
+from palm.upstream.hub import PREFIX, fetch
 from palm.upstream.read import read_upstream
+from palm.upstream.rlhf import RLHF, NormScale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,7 @@ def _read(given: Path, architecture: Backend | None) -> tuple[dict[str, Any], Pa
             f"got {given}. Leave it out."
         )
     found = summarise(given)
-    told: dict[str, Any] = {"checkpoint": found.path, "dtype": found.dtype}
+    told: dict[str, Any] = {"checkpoint": found.path, "dtype": found.dtype, **found.origin}
     folder = found.path.resolve().parent
     if found.fields is not None and Run(folder).is_run:
         told |= _progress(summarise_run(folder), found.fields)
@@ -131,24 +133,54 @@ class ImportRequest:
     """What `palm import` is asked for."""
 
     source: Positional[Annotated[str, arg(metavar="SOURCE")]]
-    """palm_pytorch.palm_lite, palm_pytorch.palm_pytorch, palm_jax.palm or palm_jax.palm_lite."""
-    file: Positional[Annotated[Path, arg(metavar="FILE")]]
-    """Its weights: .pt, .pth, .safetensors, .eqx (Equinox) or .npz."""
-    out: Positional[Annotated[Path, arg(metavar="OUT")]]
+    """palm_pytorch.palm_lite, palm_pytorch.palm_pytorch, palm_jax.palm, palm_jax.palm_lite or
+    palm_rlhf_pytorch. Without it: palm_rlhf_pytorch, of which the public weights are."""
+    file: Positional[Annotated[str, arg(metavar="FILE")]]
+    """Its weights: .pt, .pth, .safetensors, .eqx (Equinox) or .npz; or a file of the Hugging Face hub,
+    hub:OWNER/NAME or hub:OWNER/NAME/FILE."""
+    out: Positional[Annotated[Path | None, arg(metavar="OUT")]] = None
     """Checkpoint directory to write. It must not exist."""
+    norm_scale: NormScale | None = None
+    """Of palm_rlhf_pytorch: whether norms multiply by gamma (plain, before 0.2.4) or by gamma + 1 (plus-one).
+    Left out, the values decide."""
+    revision: str | None = None
+    """Commit, branch or tag of the repository on the hub. Left out, the newest."""
 
 
 def import_(request: Request[ImportRequest]) -> int:
-    """Turn weights of one of the four original models into a palm checkpoint."""
-    config, arrays = read_upstream(request.file, request.source)
-    save_arrays(config, arrays, request.out)
+    """Turn weights of one of the five original models into a palm checkpoint.
+
+    palm import SOURCE FILE OUT, or palm import hub:OWNER/NAME OUT.
+    """
+    source, file, out = request.source, request.file, request.out
+    if source.startswith(PREFIX) and out is None:
+        source, file, out = RLHF, source, Path(file)
+    if out is None:
+        raise ConfigError("OUT must be given; got none. Write palm import SOURCE FILE OUT.")
+    path, origin = _fetched(file, request.revision)
+    told: list[str] = []
+    config, arrays = read_upstream(path, source, norm_scale=request.norm_scale, tell=told.append)
+    save_arrays(config, arrays, out, origin={"source": source, **origin} if origin else None)
     count = sum(array.size for array in arrays.values())
     # Read from the shapes alone: the one thing for a user to check.
     sizes = ", ".join(f"{name} {getattr(config, name)}" for name in ("depth", "dim", "heads", "dim_head"))
-    Terminal().print(
-        f"{request.out}: {request.source}, {count:,} parameters, {sizes}", highlight=False, markup=False
-    )
+    from_hub = [f"from {origin['repository']} at {origin['revision']}"] if origin else []
+    for line in (f"{out}: {source}, {count:,} parameters, {sizes}", *from_hub, *told):
+        Terminal().print(visible(line), highlight=False, markup=False)
     return 0
+
+
+def _fetched(file: str, revision: str | None) -> tuple[Path, dict[str, str]]:
+    """Where a file is on this machine and, of one from the hub, what it is."""
+    if file.startswith(PREFIX):
+        found = fetch(file, revision)
+        told = {"repository": found.repository, "revision": found.revision, "sha256": found.sha256}
+        return found.path, {**told, "file": found.path.name}
+    if revision is not None:
+        raise ConfigError(
+            f"--revision must be left out but with hub:OWNER/NAME; got file={file!r}. Leave it out."
+        )
+    return Path(file), {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from palm.config import PaLMConfig
 from palm.errors import UpstreamError
 from palm.presets import PRESETS
+from palm.upstream.rlhf import RLHF
 
 # The eps of each original's norms, for weights that come without their model.
 _EPS = {
@@ -17,6 +19,7 @@ _EPS = {
     "palm_pytorch.palm_pytorch": 1e-5,
     "palm_jax.palm": 1e-5,
     "palm_jax.palm_lite": 1e-5,
+    RLHF: 1e-5,
 }
 
 
@@ -26,26 +29,37 @@ def kind_of(place: str) -> str:
 
 
 def config_of(
-    arrays: Mapping[str, np.ndarray], names: Mapping[str, str], eps: set[float], source: str
+    arrays: Mapping[str, np.ndarray],
+    names: Mapping[str, str],
+    eps: set[float],
+    source: str,
+    settings: Mapping[str, Any],
 ) -> PaLMConfig:
     """The config of the source, with the sizes, eps and frequencies of these weights.
 
     `arrays` are (in, out) by their place in palm, `names` the original's names of them; `eps` has every eps
-    of a live model. Raises `UpstreamError` if no palm model has such shapes.
+    of a live model, `settings` what else it tells. Raises `UpstreamError` if no palm model has such shapes.
     """
-    published = PRESETS[source]
+    published = PRESETS["conceptofmind/palm-150m" if source == RLHF else source]
+    kinds = {kind_of(place) for place in arrays}
     sizes = _sizes(arrays, names, published)
     thetas = {_rope_theta(names[place], arrays[place]) for place in arrays if kind_of(place) == "inv_freq"}
     norm_eps = _only("eps", eps or {_EPS[source]})
     if source == "palm_jax.palm_lite":  # it adds eps to the sum of squares, palm to their mean
         norm_eps /= sizes["dim"]
     output = arrays.get("unembedding")
-    changes = {
+    changes: dict[str, Any] = {
         **sizes,
         "norm_eps": norm_eps,
         "rope_theta": _only("inv_freq", thetas or {published.rope_theta}),
         "tie_embeddings": output is None or np.array_equal(output.T, arrays["embedding"]),
     }
+    if source == RLHF:
+        changes |= {
+            "positions": "xpos" if "xpos" in kinds else "rotary",
+            "qk_norm": "query_norm" in kinds,
+            **settings,
+        }
     return PaLMConfig.from_dict(published.to_dict() | changes)
 
 
@@ -58,7 +72,7 @@ def _sizes(
     features, inner, f = arrays[fused].shape[1], len(arrays[out]), len(arrays[down])
     kv_heads = 1 if published.share_kv else 2
     e, rest = divmod(features - inner - 2 * f, kv_heads)
-    if e < 1 or rest or inner % e or (published.positions == "rotary" and e % 2):
+    if e < 1 or rest or inner % e or (published.rotates and e % 2):
         raise UpstreamError(
             f"{names[fused]} must map to h·e + {kv_heads}·e + 2f features with whole h and e, e even if "
             f"rotary; got features={features} with h·e={inner} ({names[out]}), f={f} ({names[down]}). "

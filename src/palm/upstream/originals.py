@@ -23,7 +23,7 @@ from palm.errors import MissingFrameworkError
 from palm.models import common_dtype
 from palm.presets import PRESETS
 from palm.upstream.read import read_upstream
-from palm.upstream.tensors import check_source, read_tensors, tensor_names
+from palm.upstream.tensors import SOURCES, check_source, read_tensors, tensor_names
 
 _PACKAGES: dict[str, tuple[Backend, str]] = {
     "palm_pytorch": ("torch", "PaLM-pytorch==0.2.2"),
@@ -52,7 +52,7 @@ def original(
     `UpstreamError` for an unknown source or a file that is not the source's, `ConfigError` for weights of
     several data types.
     """
-    check_source(source)
+    check_source(source, SOURCES)
     module = _import(source)
     build = _build_torch if source.startswith("palm_pytorch") else _build_jax
     if file is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from palm.files.objects import MalformedError
 from palm.files.read import open_regular, reading
 from palm.files.tensors import read_tensors as read_safetensors
 from palm.spec.parameters import DTYPES
+from palm.upstream.rlhf import RLHF, unwrapped
 
 _JAX = {
     "embedding": "embedding",
@@ -52,7 +53,23 @@ _NAMES = {
     "palm_jax.palm": {**_JAX, "inv_freq": "inv_freq"},
     "palm_jax.palm_lite": _JAX,
 }
+# Those that run beside a palm model; the weights of palm-rlhf-pytorch can be read too.
 SOURCES = tuple(_NAMES)
+_NAMES[RLHF] = {
+    "embedding": "token_emb.weight",
+    "blocks.{i}.norm": "layers.{i}.fn.norm.gamma",
+    "blocks.{i}.beta": "layers.{i}.fn.norm.beta",
+    "blocks.{i}.inv_freq": "layers.{i}.fn.rotary_emb.inv_freq",
+    "blocks.{i}.xpos": "layers.{i}.fn.rotary_emb.scale",
+    "blocks.{i}.attention.query_norm": "layers.{i}.fn.q_scale",
+    "blocks.{i}.attention.key_norm": "layers.{i}.fn.k_scale",
+    "blocks.{i}.fused": "layers.{i}.fn.fused_attn_ff_proj.weight",
+    "blocks.{i}.attention.out": "layers.{i}.fn.attn_out.weight",
+    "blocks.{i}.feedforward.down": "layers.{i}.fn.ff_out.2.weight",
+    "norm": "norm.gamma",
+    "beta": "norm.beta",
+    "unembedding": "to_logits.weight",
+}
 
 
 def tensor_names(source: str, depth: int) -> dict[str, str]:
@@ -64,10 +81,10 @@ def tensor_names(source: str, depth: int) -> dict[str, str]:
     return names
 
 
-def check_source(source: object) -> None:
-    """Raise `UpstreamError` unless `source` is one of the four."""
-    if source not in SOURCES:
-        raise UpstreamError(f"source must be one of {', '.join(SOURCES)}; got source={source!r}. Choose one.")
+def check_source(source: object, known: Collection[str] = tuple(_NAMES)) -> None:
+    """Raise `UpstreamError` unless `source` is a `known` one."""
+    if source not in known:
+        raise UpstreamError(f"source must be one of {', '.join(known)}; got source={source!r}. Choose one.")
 
 
 def read_tensors(model_or_state: Any, source: str) -> tuple[dict[str, np.ndarray], set[float]]:
@@ -78,6 +95,7 @@ def read_tensors(model_or_state: Any, source: str) -> tuple[dict[str, np.ndarray
     """
     check_source(source)
     tensors, eps = _open(model_or_state, source)
+    tensors = unwrapped(tensors) if source == RLHF else tensors
     return {str(name): _to_array(name, tensor) for name, tensor in tensors.items()}, eps
 
 
