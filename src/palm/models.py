@@ -232,9 +232,9 @@ def convert(
     mesh: AnyMesh = None,
     attention: str = "auto",
 ) -> Model:
-    """The same model in `backend`; bitwise, unless `dtype` asks for another precision.
+    """The same model in `backend`, bitwise unless `dtype` asks for another precision, with its tokenizer.
 
-    Its tokenizer, if it is known, goes with it. Raises what `from_numpy` raises.
+    Raises what `from_numpy` raises.
     """
     where: dict[str, Any] = {"device": device, "mesh": mesh}
     converted = from_numpy(
@@ -247,32 +247,35 @@ def convert(
 def tokenizer_of(model: Any) -> Tokenizer | None:
     """The tokenizer that `model` was trained with, as far as palm knows; bytes where `num_tokens` is 256.
 
-    `palm.train`, `palm.resume`, `palm.load` and `palm.convert` hand it on. A copy of a model, and a JAX model
-    that `eqx.tree_at` or an update of your own made, has none until you pass `tokenizer=`.
-    """
+    A copy, and a JAX model that an update of your own made, has none until you pass `tokenizer=`."""
     return remembered_tokenizer(model_of(model), config_of(model).num_tokens)
 
 
-def activations(model: Any, tokens: Any) -> Arrays:
+def activations(model: Any, tokens: Any, *, segments: Any = None) -> Arrays:
     """Every tap of one forward pass, in dataflow order, under the same names in both backends.
 
     `embed`; `blocks.{i}.norm`, `.q`, `.k`, `.v` (after the position step, before the scale), `.attention`
     (heads merged), `.attention_out`, `.feedforward` (the gated product), `.feedforward_out`, `.out`; `norm`;
-    `logits`. Shapes (..., n, width). Hooks and adapters of inner modules take part. Raises `TokenError`,
-    `ConfigError` for sequences that a mesh cannot share out, and `BackendError` where taps would not show
-    what the model computes.
+    `logits`. Shapes (..., n, width). A position sees only those earlier ones that have its integer of
+    `segments` (..., n). Hooks and adapters of inner modules take part. Raises `TokenError`, `ConfigError` for
+    sequences that a mesh cannot share out, and `BackendError` where taps would not show what it computes.
     """
-    return wing_of(model).activations(model_of(model), tokens)
+    return wing_of(model).activations(model_of(model), tokens, segments=segments)
 
 
-def value_and_grad(model: Any, tokens: Any) -> tuple[float, Arrays]:
+def value_and_grad(
+    model: Any, tokens: Any, *, segments: Any = None, labels: Any = None
+) -> tuple[float, Arrays]:
     """Mean next-token cross-entropy in nats, and its gradient by canonical name.
 
-    Weights that are computed from others have gradients with respect to their present values, not to what
-    they are computed from. Raises `TokenError`, also if n < 2, `ConfigError` for sequences that a mesh
-    cannot share out, and `WeightsError` where an adapter has taken a weight's place.
+    With `segments` (..., n) no position sees or predicts a token of another one. With `labels` (..., n)
+    position i predicts label i + 1 in place of the token there; a label of −100 does not count.
+
+    Weights that are computed from others have gradients with respect to their present values. Raises
+    `TokenError`, also if n < 2, `ConfigError` for sequences that a mesh cannot share out, and `WeightsError`
+    where an adapter has taken a weight's place.
     """
-    return wing_of(model).value_and_grad(model_of(model), tokens)
+    return wing_of(model).value_and_grad(model_of(model), tokens, segments=segments, labels=labels)
 
 
 def common_dtype(arrays: Mapping[str, np.ndarray]) -> DType:

@@ -124,6 +124,9 @@ class Recipe:
     and little of the work."""
     validation: float = 0.05
     """Share of the data that is not trained on. It is the last part."""
+    pack: int | None = None
+    """The id that ends each document, if attention is to stay inside documents. Then no position sees another
+    document, and the first token of a document is predicted by none."""
     non_finite: NonFinite = "stop"
     """What a loss or gradient that is not finite does: stop ends the run; rewind, as in the paper, goes back
     and skips the batches that led there."""
@@ -139,6 +142,8 @@ class Recipe:
             object.__setattr__(self, name, integer(name, getattr(self, name), least=1))
         for name in ("warmup", "hold"):
             object.__setattr__(self, name, integer(name, getattr(self, name), least=0))
+        if self.pack is not None:
+            object.__setattr__(self, "pack", integer("pack", self.pack, least=0))
         object.__setattr__(self, "seed", integer("seed", self.seed, least=0, below=math.inf))
         check_choice("optimizer", self.optimizer, get_args(OptimizerKind))
         check_choice("schedule", self.schedule, get_args(ScheduleKind))

@@ -132,11 +132,21 @@ class Wing(Protocol[M]):
     def attention_of(self, model: M) -> str:
         """The attention path of a model."""
 
-    def activations(self, model: M, tokens: np.ndarray, *, compiled: bool = ...) -> Arrays:
+    def activations(
+        self, model: M, tokens: np.ndarray, *, segments: np.ndarray | None = ..., compiled: bool = ...
+    ) -> Arrays:
         """Every tap of one forward pass."""
 
     def value_and_grad(
-        self, model: M, tokens: np.ndarray, *, compiled: bool = ..., remat: Remat = ..., copied: bool = ...
+        self,
+        model: M,
+        tokens: np.ndarray,
+        *,
+        segments: np.ndarray | None = ...,
+        labels: np.ndarray | None = ...,
+        compiled: bool = ...,
+        remat: Remat = ...,
+        copied: bool = ...,
     ) -> tuple[float, Arrays]:
         """Mean next-token loss in nats and its gradient by canonical name."""
 

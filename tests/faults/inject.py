@@ -114,7 +114,13 @@ def _patch_block(wing: str, at: _Program, patch: pytest.MonkeyPatch) -> None:
     right = getattr(block, _call(wing))
 
     def of_block(
-        self: Any, x: Any, rotation: Any, slopes: Any, remat: Any = False, tap: Any = untapped
+        self: Any,
+        x: Any,
+        rotation: Any,
+        slopes: Any,
+        segments: Any = None,
+        remat: Any = False,
+        tap: Any = untapped,
     ) -> Any:
         at.layer, at.block = at.layer + 1, self
         assert at.layer < at.config.depth
@@ -124,7 +130,7 @@ def _patch_block(wing: str, at: _Program, patch: pytest.MonkeyPatch) -> None:
             taps[name] = value
             return tap(name, at.run("residual", lambda x, taps: value, x, taps) if name == "out" else value)
 
-        y, index = right(self, x, rotation, slopes, remat, keep), at.layer
+        y, index = right(self, x, rotation, slopes, segments, remat, keep), at.layer
         assert list(taps) == list(BLOCK_TAPS)
         # Behind the last block stands the last norm.
         at.layer = at.config.depth if index + 1 == at.config.depth else index
@@ -147,9 +153,9 @@ def _patch_attention(wing: str, at: _Program, patch: pytest.MonkeyPatch) -> None
             at.run("rotate", lambda x, _: turned(rotate(turned(x), rotation)), turned(x), at.config)
         )
 
-    def attended(q: Any, k: Any, v: Any, slopes: Any) -> Any:
+    def attended(q: Any, k: Any, v: Any, slopes: Any, segments: Any) -> Any:
         if all(fault.piece != "attend" for fault in at.faults):
-            return blockwise(q, k, v, slopes)
+            return blockwise(q, k, v, slopes, segments)
         bias = None if slopes is None else bias_of(impl, slopes, q.shape[-3])
         out = at.run(
             "attend",

@@ -100,7 +100,7 @@ def taps_of(model: Any, ids: np.ndarray) -> Recording:
     with wing.widened(model) as wide:
         exact = wing.activations(wide, ids)
     loss, exact_loss = (
-        backward.cross_entropy(given["logits"].astype(float), ids)[0] for given in (taps, exact)
+        backward.cross_entropy(given["logits"].astype(float), ids[:, 1:])[0] for given in (taps, exact)
     )
     return Recording(
         label=backend_of(model),

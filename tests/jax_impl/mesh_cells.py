@@ -85,8 +85,8 @@ def faults(name: str | None) -> ExitStack:
     path, own_rows, losses = attention.ATTENTION["blockwise"], train.own_rows, loss._losses
     slopes = jax_impl.alibi_slopes(config_of({}), dtype=np.dtype("float64"))
 
-    def with_the_first_slopes(q: Any, k: Any, v: Any, own: Any) -> Any:
-        return path(q, k, v, slopes[: len(own)])
+    def with_the_first_slopes(q: Any, k: Any, v: Any, own: Any, segments: Any) -> Any:
+        return path(q, k, v, slopes[: len(own)], segments)
 
     def the_same_rows(rows: np.ndarray, micros: int, weight: Any) -> Any:
         half = rows.reshape(micros, 2, -1, rows.shape[-1])[:, :1]
@@ -97,7 +97,9 @@ def faults(name: str | None) -> ExitStack:
     if name == "rows":
         stack.enter_context(patch.object(train, "own_rows", the_same_rows))
     if name == "padding":
-        stack.enter_context(patch.object(loss, "_losses", lambda x, t, _: losses(x, t, x.shape[-1])))
+        stack.enter_context(
+            patch.object(loss, "_losses", lambda x, t, _, masked: losses(x, t, x.shape[-1], masked))
+        )
     if name == "placement":
         stack.enter_context(patch.object(weights, "spec_of", lambda *_: jax.P()))
     return stack

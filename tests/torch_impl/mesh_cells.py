@@ -170,7 +170,7 @@ CONTROLS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         patch.object,
         CutPaLM,
         "entropy",
-        lambda self, logits, targets: loss.cross_entropy(logits, targets % logits.shape[-1]),
+        lambda self, logits, targets, masked: loss.cross_entropy(logits, targets % logits.shape[-1]),
     ),
 }
 

@@ -20,7 +20,7 @@ from palm.jax_impl.linear import Linear
 from palm.jax_impl.norm import HeadNorm
 from palm.jax_impl.paths import ATTENTION
 from palm.jax_impl.position import Rotations, rotate
-from palm.jax_impl.shapes import Hidden, Keys, Queries, Slopes
+from palm.jax_impl.shapes import Hidden, Keys, Queries, Segments, Slopes
 from palm.jax_impl.sharding import on_each_device
 from palm.spec.taps import Tap, untapped
 
@@ -87,7 +87,12 @@ class Attention(eqx.Module):
         self.out = linear(config.inner_dim, config.dim)
 
     def __call__(
-        self, y: Hidden, rotation: Rotations | None, slopes: Slopes | None, tap: Tap = untapped
+        self,
+        y: Hidden,
+        rotation: Rotations | None,
+        slopes: Slopes | None,
+        segments: Segments | None = None,
+        tap: Tap = untapped,
     ) -> Hidden:
         """With the taps q, k, v (after the position step, before the scale) and attention.
 
@@ -96,7 +101,7 @@ class Attention(eqx.Module):
         q, k, v = self._projected(y, rotation)
         q = tap("q", rearrange(q, "... n h e -> ... n (h e)"))
         q, k, v = rearrange(q, "... n (h e) -> ... n h e", h=self.heads), tap("k", k), tap("v", v)
-        attended = on_each_device(ATTENTION[self.path], q, k, v, slopes)
+        attended = on_each_device(ATTENTION[self.path], q, k, v, slopes, segments)
         return self.out(tap("attention", rearrange(attended, "... n h e -> ... n (h e)")))
 
     def _projected(self, y: Hidden, rotation: Rotations | None) -> tuple[Queries, Keys, Keys]:

@@ -18,7 +18,7 @@ from palm.jax_impl.attention import Attention
 from palm.jax_impl.feedforward import FeedForward
 from palm.jax_impl.norm import Norm
 from palm.jax_impl.position import Rotations
-from palm.jax_impl.shapes import Hidden, Slopes
+from palm.jax_impl.shapes import Hidden, Segments, Slopes
 from palm.jax_impl.sharding import gathered, laid
 from palm.recipes import Remat
 from palm.spec.taps import Tap, untapped
@@ -45,6 +45,7 @@ class Block(eqx.Module):
         x: Hidden,
         rotation: Rotations | None,
         slopes: Slopes | None,
+        segments: Segments | None = None,
         remat: Remat = False,
         tap: Tap = untapped,
     ) -> Hidden:
@@ -54,7 +55,7 @@ class Block(eqx.Module):
         Shapes: x (..., n, d) -> (..., n, d).
         """
         y = tap("norm", gathered(self.norm(x)))
-        attended = tap("attention_out", self.attention(y, rotation, slopes, tap))
+        attended = tap("attention_out", self.attention(y, rotation, slopes, segments, tap))
         fed = recomputed(self.feedforward, y) if remat == "feedforward" else self.feedforward(y, tap)
         return tap("out", laid(x + attended + tap("feedforward_out", fed), "model"))
 

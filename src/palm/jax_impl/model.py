@@ -25,12 +25,12 @@ from palm.jax_impl.block import Block, recomputed
 from palm.jax_impl.linear import Linear, linear, normal
 from palm.jax_impl.norm import Norm
 from palm.jax_impl.position import Rotations, alibi_slopes, rotation_tables
-from palm.jax_impl.shapes import Features, Hidden, Logits, Scores, Tokens
+from palm.jax_impl.shapes import Features, Hidden, Logits, Scores, Segments, Tokens
 from palm.jax_impl.sharding import gathered, laid, share_out
 from palm.recipes import Remat, check_remat
 from palm.spec.parameters import parameters
 from palm.spec.taps import BLOCK_TAPS, tap_names
-from palm.spec.tokens import check_range, check_shape
+from palm.spec.tokens import check_range, check_segments, check_shape
 
 # So many blocks are compiled one after the other, which runs a fifth faster than a loop over the stack: that
 # copies every layer's weights and results out of it and into it. More of them would take long to compile.
@@ -101,8 +101,18 @@ class PaLM(eqx.Module):
         if not config.tie_embeddings:
             self.unembedding = Linear(config.dim, config.num_tokens, std=std, dtype=dtype, key=for_output)
 
-    def __call__(self, tokens: Tokens, *, remat: Remat = False, features: bool = False) -> Hidden | Logits:
+    def __call__(
+        self,
+        tokens: Tokens,
+        *,
+        segments: Segments | None = None,
+        remat: Remat = False,
+        features: bool = False,
+    ) -> Hidden | Logits:
         """Logits of tokens; any integer dtype, any batch dimensions, also none.
+
+        With `segments`, any integers, a position sees only those earlier ones that have its own: documents
+        that are packed into one sequence, or padding (0) and text (1).
 
         `remat` names what the backward pass computes again instead of storing it: True whole blocks,
         "feedforward" that part of them; `features` gives what the output layer reads, (..., n, d), instead
@@ -112,12 +122,12 @@ class PaLM(eqx.Module):
         """
         check(tokens, self.config)
         check_remat(remat)
-        return _forward(self, _placed(tokens, self), remat, features)
+        return _forward(self, *_both(tokens, segments, self), remat, features)
 
-    def activations(self, tokens: Array) -> dict[str, Array]:
+    def activations(self, tokens: Array, segments: Array | None = None) -> dict[str, Array]:
         """Every tap of the forward pass, in dataflow order; the last is `logits`."""
         check(tokens, self.config)
-        taps = _activations(self, _placed(tokens, self))
+        taps = _activations(self, *_both(tokens, segments, self))
         return {name: taps[name] for name in tap_names(self.config.depth)}  # jit sorts them
 
     def positions(self, length: int, x: Array) -> tuple[Rotations | None, Array | None]:
@@ -144,6 +154,15 @@ def check(tokens: Array, config: PaLMConfig) -> None:
         check_range(int(ids.min()), int(ids.max()), config)
 
 
+def _both(
+    tokens: Array | np.ndarray, segments: Array | np.ndarray | None, model: PaLM
+) -> tuple[Array, Array | None]:
+    if segments is None:
+        return _placed(tokens, model), None
+    check_segments(segments.shape, jnp.issubdtype(segments.dtype, jnp.integer), tokens.shape)
+    return _placed(tokens, model), _placed(segments, model)
+
+
 def _placed(tokens: Array | np.ndarray, model: PaLM) -> Array:
     if isinstance(tokens, np.ndarray):
         return jnp.asarray(share_out(tokens, model.embedding.weight))
@@ -151,7 +170,11 @@ def _placed(tokens: Array | np.ndarray, model: PaLM) -> Array:
 
 
 def run(
-    model: PaLM, tokens: Tokens, remat: Remat = False, wanted: tuple[str, ...] = ()
+    model: PaLM,
+    tokens: Tokens,
+    segments: Segments | None = None,
+    remat: Remat = False,
+    wanted: tuple[str, ...] = (),
 ) -> tuple[Hidden, Hidden, dict[str, Array]]:
     """The forward pass up to the output layer, whose tokens are not checked.
 
@@ -167,7 +190,7 @@ def run(
                 taps[name] = value
             return value
 
-        inputs = (x, rotation, slopes)
+        inputs = (x, rotation, slopes, segments)
         return recomputed(block, *inputs) if remat is True else block(*inputs, remat, keep), taps
 
     embedding = jax.tree.map(lambda weight: laid(weight, "model"), model.embedding)
@@ -180,26 +203,26 @@ def run(
 
 
 @eqx.filter_jit
-def _forward(model: PaLM, tokens: Array, remat: Remat, features: bool) -> Array:
-    def program(model: PaLM, tokens: Array) -> Array:
-        _, y, _ = run(model, tokens, remat)
+def _forward(model: PaLM, tokens: Array, segments: Array | None, remat: Remat, features: bool) -> Array:
+    def program(model: PaLM, tokens: Array, segments: Array | None) -> Array:
+        _, y, _ = run(model, tokens, segments, remat)
         return y if features else model.logits(y)
 
     with full_precision(model):
-        return _without_explicit_axes(program, _like(tokens), model, tokens)
+        return _without_explicit_axes(program, _like(tokens), model, tokens, segments)
 
 
 @eqx.filter_jit
-def _activations(model: PaLM, tokens: Array) -> dict[str, Array]:
-    def program(model: PaLM, tokens: Array) -> dict[str, Array]:
-        embedded, y, stacked = run(model, tokens, wanted=BLOCK_TAPS)
+def _activations(model: PaLM, tokens: Array, segments: Array | None) -> dict[str, Array]:
+    def program(model: PaLM, tokens: Array, segments: Array | None) -> dict[str, Array]:
+        embedded, y, stacked = run(model, tokens, segments, wanted=BLOCK_TAPS)
         of_blocks = {
             f"blocks.{i}.{name}": values[i] for name, values in stacked.items() for i in range(len(values))
         }
         return {"embed": embedded, **of_blocks, "norm": y, "logits": model.logits(y)}
 
     with full_precision(model):
-        return _without_explicit_axes(program, _like(tokens), model, tokens)
+        return _without_explicit_axes(program, _like(tokens), model, tokens, segments)
 
 
 def _like(tokens: Array) -> PartitionSpec:
@@ -207,9 +230,11 @@ def _like(tokens: Array) -> PartitionSpec:
     return PartitionSpec(*jax.typeof(tokens).sharding.spec, None)
 
 
-def _without_explicit_axes(program: Callable[..., T], shardings: Any, model: PaLM, tokens: Array) -> T:
-    """`program(model, tokens)`; on a mesh of explicit axes, XLA chooses the shardings inside, and the results
-    have these.
+def _without_explicit_axes(
+    program: Callable[..., T], shardings: Any, model: PaLM, tokens: Array, segments: Array | None
+) -> T:
+    """`program(model, tokens, segments)`; on a mesh of explicit axes, XLA chooses the shardings inside, and
+    the results have these.
 
     The program folds batch dimensions and heads into rows, which has no explicit sharding. The mesh is that
     of `jax.set_mesh`, or else of the arrays.
@@ -218,9 +243,9 @@ def _without_explicit_axes(program: Callable[..., T], shardings: Any, model: PaL
     for mesh in (jax.sharding.get_abstract_mesh(), *meshes):
         if mesh.explicit_axes:
             with jax.sharding.use_abstract_mesh(mesh):
-                result: T = jax.sharding.auto_axes(program, out_sharding=shardings)(model, tokens)
+                result: T = jax.sharding.auto_axes(program, out_sharding=shardings)(model, tokens, segments)
             return result
-    return program(model, tokens)
+    return program(model, tokens, segments)
 
 
 def _written_out(step: Step, x: Array, blocks: Block) -> tuple[Array, dict[str, Array]]:

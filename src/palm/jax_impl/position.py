@@ -12,7 +12,7 @@ from jax import Array
 
 from palm.config import PaLMConfig
 from palm.jax_impl.norm import widen
-from palm.jax_impl.shapes import Distance, Each, Slopes
+from palm.jax_impl.shapes import Distance, Each, Segments, Slopes
 from palm.spec.positions import rotary_table, slope_list, xpos_table
 
 Rotation = tuple[Array, Array]
@@ -35,6 +35,14 @@ def masked_scores(scores: Array, slopes: Slopes | None, distance: Distance) -> A
     if slopes is not None:
         scores = scores - slopes[:, None] * distance[:, None, :].astype(scores.dtype)
     return jnp.where(distance[:, None, :] < 0, -jnp.inf, scores)
+
+
+def within_segments(scores: Array, mine: Segments, theirs: Segments) -> Array:
+    """The scores, −inf where a query and a key are of different segments.
+
+    Shapes: scores (..., i, h, j), mine (..., i), theirs (..., j) -> (..., i, h, j).
+    """
+    return jnp.where(mine[..., :, None, None] == theirs[..., None, None, :], scores, -jnp.inf)
 
 
 def rotation_tables(config: PaLMConfig, length: int, *, dtype: np.dtype) -> Rotations:

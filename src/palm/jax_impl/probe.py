@@ -22,7 +22,7 @@ from palm.jax_impl.weights import canonical
 from palm.jax_impl.wrapped import check_taps, settled
 from palm.recipes import Remat
 from palm.spec.mesh import check_batch
-from palm.spec.tokens import check_tokens
+from palm.spec.tokens import check_tokens, checked_beside
 from palm.tracing.turns import shared
 
 # A float64 self runs once: to optimise it takes longer than that saves.
@@ -31,18 +31,28 @@ _runs_once: ContextVar[bool] = ContextVar("runs_once", default=False)
 
 
 @shared()
-def activations(model: PaLM, tokens: np.ndarray, *, compiled: bool = True) -> dict[str, np.ndarray]:
+def activations(
+    model: PaLM, tokens: np.ndarray, *, segments: np.ndarray | None = None, compiled: bool = True
+) -> dict[str, np.ndarray]:
     """Every tap of one forward pass, in dataflow order; not `compiled`, one operation at a time."""
     check_taps(model)
     with jax.disable_jit(not compiled):
         read = _activations_once if _runs_once.get() else PaLM.activations
-        taps = read(model, on_device(model, tokens))
+        ids = on_device(model, tokens)
+        taps = read(model, ids, _beside(ids, segments, model))
     return {name: fetched(tap) for name, tap in taps.items()}
 
 
 @shared()
 def value_and_grad(
-    model: PaLM, tokens: np.ndarray, *, compiled: bool = True, remat: Remat = False, copied: bool = True
+    model: PaLM,
+    tokens: np.ndarray,
+    *,
+    segments: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    compiled: bool = True,
+    remat: Remat = False,
+    copied: bool = True,
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Mean next-token loss and its gradient by canonical name.
 
@@ -51,7 +61,9 @@ def value_and_grad(
     settled(model)
     with jax.disable_jit(not compiled):
         compute = _value_and_grad_once if _runs_once.get() else _value_and_grad
-        loss, grads = compute(model, on_device(model, tokens, at_least=2), remat)
+        ids = on_device(model, tokens, at_least=2)
+        beside = (_beside(ids, segments, model), _beside(ids, labels, model))
+        loss, grads = compute(model, ids, *beside, remat)
     return float(loss), canonical(model, grads, copied=copied)
 
 
@@ -67,8 +79,8 @@ def ahead(model: PaLM, tokens: np.ndarray, *, compiled: bool = True, remat: Rema
     def compile_both() -> None:
         with shared(), widened(model) as wide:
             ids = on_device(model, tokens, at_least=2)
-            _activations_once.lower(wide, ids).compile()
-            _value_and_grad_once.lower(wide, ids, remat).compile()
+            _activations_once.lower(wide, ids, None).compile()
+            _value_and_grad_once.lower(wide, ids, None, None, remat).compile()
 
     with ThreadPoolExecutor(1) as thread:
         done = thread.submit(compile_both)
@@ -129,14 +141,22 @@ def on_device(model: PaLM, tokens: np.ndarray, *, at_least: int = 1) -> Array:
     return jnp.asarray(share_out(ids, model.embedding.weight))
 
 
+def _beside(ids: Array, array: np.ndarray | None, model: PaLM) -> Array | None:
+    """Checked segments or labels, where the tokens are."""
+    checked = checked_beside(array, ids.shape)
+    return (
+        None if checked is None else jnp.asarray(share_out(checked.astype(np.int32), model.embedding.weight))
+    )
+
+
 @eqx.filter_jit  # one program instead of one for each shape
 def _wide(model: PaLM) -> PaLM:
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model)
 
 
 @eqx.filter_value_and_grad
-def _loss(model: PaLM, tokens: Array, remat: Remat) -> Array:
-    return next_token_loss(model(tokens, remat=remat), tokens)
+def _loss(model: PaLM, tokens: Array, segments: Array | None, labels: Array | None, remat: Remat) -> Array:
+    return next_token_loss(model(tokens, segments=segments, remat=remat), tokens, segments, labels)
 
 
 _value_and_grad = eqx.filter_jit(_loss)

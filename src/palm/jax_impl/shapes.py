@@ -17,6 +17,7 @@ Keys: TypeAlias = Float[Array, "... n e"]
 Heads: TypeAlias = Float[Array, "... e"]
 HeadScale: TypeAlias = Float[Array, "*_ e"]
 Slopes: TypeAlias = Float[Array, "h"]
+Segments: TypeAlias = Integer[Array, "... n"]
 Distance: TypeAlias = Int[Array, "i j"]
 
 Tokens: TypeAlias = Integer[Array, "... n"]

@@ -24,7 +24,7 @@ from palm.jax_impl.norm import widen
 from palm.spec.boxes import Rows
 from palm.spec.mesh import BATCH, Cut, Mesh, cuts
 
-Attend = Callable[[Array, Array, Array, Array | None], Array]
+Attend = Callable[[Array, Array, Array, Array | None, Array | None], Array]
 T = TypeVar("T")
 
 
@@ -171,25 +171,28 @@ def in_columns(weight: Array) -> Array:
     return laid(jnp.pad(weight, ((0, 0), (0, extra))) if extra else weight, "model")
 
 
-def on_each_device(attend: Attend, q: Array, k: Array, v: Array, slopes: Array | None) -> Array:
+def on_each_device(
+    attend: Attend, q: Array, k: Array, v: Array, slopes: Array | None, segments: Array | None
+) -> Array:
     """A path of attention, which each device takes for its own sequences and heads.
 
-    Shapes: q (..., n, h, e), k and v (..., n, e), slopes (h,) or None -> (..., n, h, e).
+    Shapes: q (..., n, h, e), k and v (..., n, e), slopes (h,) or None, segments (..., n) or None
+    -> (..., n, h, e).
     """
     mesh = _mesh(q)
     if mesh is None:
-        return attend(q, k, v, slopes)
+        return attend(q, k, v, slopes, segments)
 
-    def own(q: Array, k: Array, v: Array, slopes: Array | None) -> Array:
-        return attend(q, k.astype(q.dtype), v.astype(q.dtype), slopes)
+    def own(q: Array, k: Array, v: Array, slopes: Array | None, segments: Array | None) -> Array:
+        return attend(q, k.astype(q.dtype), v.astype(q.dtype), slopes, segments)
 
     batch, heads = _batch(mesh, q.shape, 3), _if_even(mesh, "model", q.shape[-2])
     of_keys = PartitionSpec(*batch)
     of_queries = PartitionSpec(*batch, *[None] * (q.ndim - len(batch) - 2), heads, None)
-    specs = (of_queries, of_keys, of_keys, PartitionSpec(heads))
+    specs = (of_queries, of_keys, of_keys, PartitionSpec(heads), of_keys)
     mapped = jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=of_queries, check_vma=False)
     # Wide: the gradients of the one key head are summed over the devices in the dtype that it has here.
-    return mapped(q, widen(k), widen(v), slopes)
+    return mapped(q, widen(k), widen(v), slopes, segments)
 
 
 def averaged(function: Callable[..., T], rows: Array, weight: Array, targets: Array) -> T:

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from palm.jax_impl.loss import output_loss
+from palm.jax_impl.loss import output_loss, packed, per_counted
 from palm.jax_impl.model import PaLM, full_precision
-from palm.jax_impl.norm import Norm
+from palm.jax_impl.norm import Norm, widen
 from palm.jax_impl.optimizer import OPTIMIZERS
 from palm.jax_impl.sharding import everywhere, in_place, mesh_on, own_rows, share_out
 from palm.jax_impl.weights import Place, canonical, dtype_of, from_arrays, owned, pieces
@@ -122,15 +122,22 @@ class Trainer:
         self._state = _State(model, read("first"), read("second"))
 
 
-def _losses(model: PaLM, windows: Any, recipe: Recipe) -> tuple[Array, Array]:
+def _losses(model: PaLM, windows: Any, recipe: Recipe, per_counted: Array | None) -> tuple[Array, Array]:
     """What is minimised, and the cross-entropy in it."""
     config, computing = model.config, _computing(model, recipe)
-    features = computing(windows[:, :-1], remat=recipe.remat, features=True)
+    segments, targets = packed(jnp.asarray(windows), recipe.pack)
+    features = computing(windows[:, :-1], segments=segments, remat=recipe.remat, features=True)
     output = computing.unembedding
     weight = computing.embedding.weight.T if output is None else output.weight
-    targets, scale = windows[:, 1:], config.logit_scale
+    scale, z_loss = config.logit_scale, recipe.z_loss
     with full_precision(computing):
-        return output_loss(features, weight, targets, scale=scale, z_loss=recipe.z_loss)
+        return output_loss(features, weight, targets, scale=scale, z_loss=z_loss, per_counted=per_counted)
+
+
+def _per_counted(model: PaLM, windows: Any, recipe: Recipe) -> Array | None:
+    if recipe.pack is None:
+        return None
+    return per_counted(packed(jnp.asarray(windows), recipe.pack)[1], widen(model.norm.weight))
 
 
 def _computing(model: PaLM, recipe: Recipe) -> PaLM:
@@ -169,11 +176,12 @@ def _mean_gradient(model: PaLM, windows: np.ndarray | Array, recipe: Recipe) -> 
     """Mean cross-entropy, and the mean gradient of `recipe.accumulate` micro-batches of one size."""
 
     def add(total: tuple[Array, PaLM], micro: Any) -> tuple[tuple[Array, PaLM], None]:
-        (_, loss), grads = _gradient(model, micro, recipe)
+        (_, loss), grads = _gradient(model, micro, recipe, of_all)
         return jax.tree.map(lambda t, x: t + x / recipe.accumulate, total, (loss, grads)), None
 
+    of_all = _per_counted(model, windows, recipe)
     if recipe.accumulate == 1:
-        (_, loss), grads = _gradient(model, windows, recipe)
+        (_, loss), grads = _gradient(model, windows, recipe, of_all)
         return loss, grads
     start = (jnp.zeros((), model.embedding.weight.dtype), jax.tree.map(jnp.zeros_like, model))
     return lax.scan(add, start, windows)[0]
@@ -186,4 +194,6 @@ def _each(function: Any, *trees: PaLM) -> PaLM:
     return eqx.tree_at(lambda t: t.blocks, whole, blocks, is_leaf=lambda node: node is None)
 
 
-_evaluate = eqx.filter_jit(lambda model, windows, recipe: _losses(model, windows, recipe)[1])
+@eqx.filter_jit
+def _evaluate(model: PaLM, windows: Any, recipe: Recipe) -> Array:
+    return _losses(model, windows, recipe, _per_counted(model, windows, recipe))[1]

@@ -17,7 +17,7 @@ from palm.spec.functions import merge_heads, output_matrix, position_bias, softm
 from palm.spec.parameters import checked_weights
 from palm.spec.positions import rotary_table
 from palm.spec.taps import Tap, untapped
-from palm.spec.tokens import check_tokens
+from palm.spec.tokens import IGNORED, check_tokens, checked_beside, next_targets
 
 Gradients = dict[str, np.ndarray]
 
@@ -27,20 +27,26 @@ def value_and_grad(
     weights: Named,
     tokens: np.ndarray,
     *,
+    segments: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
     keeps_shift: bool = True,
     tap: Tap = untapped,
 ) -> tuple[float, Gradients]:
     """Mean next-token cross-entropy in nats, and its gradient for every parameter.
 
-    loss = mean over (..., i < n−1) of log Σ_v exp(logits_i) − logits_i[token_{i+1}].
+    loss = mean over (..., i < n−1) of log Σ_v exp(logits_i) − logits_i[token_{i+1}]; with `segments` or
+    `labels`, of `next_targets` those that are not ignored.
     `keeps_shift`: see `cross_entropy`. `tap` gets the gradient of each block's output, `blocks.{i}.out`, from
     the last block on. Raises what `forward.activations` raises, and `TokenError` if n < 2.
     """
     tokens = check_tokens(tokens, config, at_least=2)
+    segments, labels = (checked_beside(array, tokens.shape) for array in (segments, labels))
+    targets = next_targets(tokens, segments, labels).reshape(-1, tokens.shape[-1] - 1)
+    segments = None if segments is None else segments.reshape(-1, tokens.shape[-1])
     tokens = tokens.reshape(-1, tokens.shape[-1])
     weights = checked_weights(config, weights)
-    taps = run(config, weights, tokens)
-    loss, d_logits = cross_entropy(taps["logits"], tokens, keeps_shift=keeps_shift)
+    taps = run(config, weights, tokens, segments=segments)
+    loss, d_logits = cross_entropy(taps["logits"], targets, keeps_shift=keeps_shift)
 
     d_logits = d_logits * config.logit_scale
     d_output = _outer(taps["norm"], d_logits)
@@ -51,7 +57,7 @@ def value_and_grad(
     for i in reversed(range(config.depth)):
         x = taps[f"blocks.{i - 1}.out"] if i else taps["embed"]
         d_out = tap(f"blocks.{i}.out", d_x)
-        d_x, of_block = block(d_out, x, block_arrays(taps, i), block_arrays(weights, i), config)
+        d_x, of_block = block(d_out, x, block_arrays(taps, i), block_arrays(weights, i), config, segments)
         grads.update({f"blocks.{i}.{name}": gradient for name, gradient in of_block.items()})
 
     grads["embedding"] = np.zeros_like(weights["embedding"])
@@ -64,24 +70,27 @@ def value_and_grad(
 
 
 def cross_entropy(
-    logits: Inexact[np.ndarray, "b n v"], tokens: Integer[np.ndarray, "b n"], *, keeps_shift: bool = True
+    logits: Inexact[np.ndarray, "b n v"], targets: Integer[np.ndarray, "b m"], *, keeps_shift: bool = True
 ) -> tuple[float, Inexact[np.ndarray, "b n v"]]:
-    """Mean next-token loss of logits (b, n, v), and d_logits.
+    """Mean loss of the first m = n − 1 logits of each row, over targets that are not ignored, and d_logits.
 
     `keeps_shift`: log Σ exp stays relative to the largest logit. Programs that add that back are as right,
     but round to its size, in all probabilities of a row alike.
     """
-    predictions, targets = logits[:, :-1], tokens[:, 1:, None]
+    predictions, counted = logits[:, :-1], targets != IGNORED
+    chosen, count = np.where(counted, targets, 0)[..., None], max(counted.sum(), 1)
     shifted = predictions - predictions.max(-1, keepdims=True)
     log_z = np.log(np.exp(shifted).sum(-1, keepdims=True))
     if not keeps_shift:
         shifted, log_z = predictions, predictions.max(-1, keepdims=True) + log_z
-    loss = float((log_z - np.take_along_axis(shifted, targets, -1)).mean())
+    losses = (log_z - np.take_along_axis(shifted, chosen, -1))[..., 0]
+    loss = float(losses[counted].sum() / count)
     d_logits = np.zeros_like(logits)
     d_logits[:, :-1] = np.exp(shifted - log_z)
-    hit = np.take_along_axis(d_logits[:, :-1], targets, -1)
-    np.put_along_axis(d_logits[:, :-1], targets, hit - 1, -1)
-    return loss, d_logits / targets.size
+    hit = np.take_along_axis(d_logits[:, :-1], chosen, -1)
+    np.put_along_axis(d_logits[:, :-1], chosen, hit - 1, -1)
+    d_logits[:, :-1] *= counted[..., None]
+    return loss, d_logits / count
 
 
 def block(
@@ -90,10 +99,11 @@ def block(
     taps: Named,
     weights: Named,
     config: PaLMConfig,
+    segments: np.ndarray | None = None,
 ) -> tuple[Inexact[np.ndarray, "b n d"], Gradients]:
     """d_x and the gradients of one block's weights, under their names inside the block."""
     y = taps["norm"]
-    d_y_attention, grads = attention(d_out, y, taps, weights, config)
+    d_y_attention, grads = attention(d_out, y, taps, weights, config, segments)
     d_y_feedforward, of_feedforward = feedforward(d_out, y, taps, weights)
     d_x, of_norm = normalise(d_y_attention + d_y_feedforward, x, weights["norm"], config)
     return d_out + d_x, {"norm": of_norm, **grads, **of_feedforward}
@@ -127,11 +137,12 @@ def attention(
     taps: Named,
     weights: Named,
     config: PaLMConfig,
+    segments: np.ndarray | None = None,
 ) -> tuple[Inexact[np.ndarray, "b n d"], Gradients]:
     """Back through output matrix, weighted sum, softmax, scores, rotation, norms and projections."""
     q, k, v = split_heads(taps["q"], config), taps["k"][:, None], taps["v"][:, None]
     scale = config.dim_head**-0.5
-    scores = (q * scale) @ k.swapaxes(-1, -2) + position_bias(y.shape[-2], config)
+    scores = (q * scale) @ k.swapaxes(-1, -2) + position_bias(y.shape[-2], config, segments)
     weighting = softmax(scores)
     d_attended = split_heads(d_out @ weights["attention.out"].T, config)
     d_v = (weighting.swapaxes(-1, -2) @ d_attended).sum(1)

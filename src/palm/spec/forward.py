@@ -17,7 +17,9 @@ from palm.spec import functions
 from palm.spec.arrays import Named
 from palm.spec.parameters import checked_weights, upcast
 from palm.spec.taps import kind_of, tap_names
-from palm.spec.tokens import check_tokens
+from palm.spec.tokens import check_tokens, checked_beside
+
+Segments = np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Place:
     taps: Named
     tokens: np.ndarray
     prefix: str
+    segments: Segments = None
 
     def weight(self, name: str) -> np.ndarray:
         """A weight by its name at this place, float64. Every matrix is applied from the right."""
@@ -85,7 +88,7 @@ def v(at: Place) -> Inexact[np.ndarray, "... {at.config.dim_head}"]:
 
 def attention(at: Place) -> Merged:
     """Causal multi-query attention, heads merged, (..., n, h·e)."""
-    return attend(at, functions.position_bias(at.tokens.shape[-1], at.config))
+    return attend(at, functions.position_bias(at.tokens.shape[-1], at.config, at.segments))
 
 
 def attend(at: Place, bias: Inexact[np.ndarray, "... n n"], scale: float | None = None) -> Merged:
@@ -126,25 +129,36 @@ _OPERATIONS = (embed, norm, q, k, v, attention, attention_out, feedforward, feed
 REFEREE: Mapping[str, Operation] = {operation.__name__: operation for operation in _OPERATIONS}
 
 
-def place(name: str, config: PaLMConfig, weights: Named, taps: Named, tokens: np.ndarray) -> Place:
+def place(
+    name: str, config: PaLMConfig, weights: Named, taps: Named, tokens: np.ndarray, segments: Segments = None
+) -> Place:
     """Where the operation that computes a tap stands."""
-    return Place(config, weights, taps, tokens, name.removesuffix(kind_of(name)))
+    return Place(config, weights, taps, tokens, name.removesuffix(kind_of(name)), segments)
 
 
 def run(
-    config: PaLMConfig, weights: Named, tokens: np.ndarray, operations: Mapping[str, Operation] = REFEREE
+    config: PaLMConfig,
+    weights: Named,
+    tokens: np.ndarray,
+    operations: Mapping[str, Operation] = REFEREE,
+    segments: Segments = None,
 ) -> dict[str, np.ndarray]:
     """Every tap in dataflow order, from checked tokens and float64 weights."""
     taps: dict[str, np.ndarray] = {}
     for name in tap_names(config.depth):
-        taps[name] = operations[kind_of(name)](place(name, config, weights, taps, tokens))
+        taps[name] = operations[kind_of(name)](place(name, config, weights, taps, tokens, segments))
     return taps
 
 
-def activations(config: PaLMConfig, weights: Named, tokens: np.ndarray) -> dict[str, np.ndarray]:
+def activations(
+    config: PaLMConfig, weights: Named, tokens: np.ndarray, segments: Segments = None
+) -> dict[str, np.ndarray]:
     """Every tap of the referee's forward pass, in dataflow order; the last is `logits` (..., n, v).
 
+    With segments (..., n), a position sees only those earlier ones that have its own.
     Raises `ConfigError`, `WeightsError` or `TokenError` for what does not fit together.
     """
     tokens = check_tokens(tokens, config)
-    return run(config, checked_weights(config, weights), tokens)
+    return run(
+        config, checked_weights(config, weights), tokens, segments=checked_beside(segments, tokens.shape)
+    )

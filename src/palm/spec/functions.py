@@ -56,11 +56,19 @@ def rotate(x: Inexact[np.ndarray, "... n e"], config: PaLMConfig) -> Inexact[np.
     return np.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
 
 
-def position_bias(n: int, config: PaLMConfig) -> Inexact[np.ndarray, "{config.heads} {n} {n}"]:
-    """The bias on the scores, (h, n, n): −m_h·(i − j) with ALiBi, otherwise 0; −inf where j > i."""
+def position_bias(
+    n: int, config: PaLMConfig, segments: np.ndarray | None = None
+) -> Inexact[np.ndarray, "... {config.heads} {n} {n}"]:
+    """The bias on the scores, (h, n, n): −m_h·(i − j) with ALiBi, otherwise 0; −inf where j > i.
+
+    With segments (..., n) it is (..., h, n, n), and −inf where i and j are of different segments, too.
+    """
     distance = np.arange(n)[:, None] - np.arange(n)[None, :]
     slopes = alibi_slopes(config.heads) if config.positions == "alibi" else np.zeros(config.heads)
-    return np.where(distance >= 0, -slopes[:, None, None] * distance, -np.inf)
+    bias = np.where(distance >= 0, -slopes[:, None, None] * distance, -np.inf)
+    if segments is None:
+        return bias
+    return np.where(segments[..., None, :, None] == segments[..., None, None, :], bias, -np.inf)
 
 
 def softmax(scores: Inexact[np.ndarray, "... j"]) -> Inexact[np.ndarray, "... j"]:

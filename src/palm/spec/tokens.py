@@ -9,6 +9,8 @@ import numpy as np
 from palm.config import PaLMConfig
 from palm.errors import TokenError
 
+# The label of a position whose prediction does not count, as in other libraries.
+IGNORED = -100
 NO_VALUES = "tokens must have values; got a tensor on the meta device. Pass one on a real device."
 
 
@@ -49,6 +51,25 @@ def check_shape(shape: tuple[int, ...], is_integer: bool, dtype: str, *, at_leas
         )
 
 
+def check_segments(shape: tuple[int, ...], is_integer: bool, of_tokens: tuple[int, ...]) -> None:
+    """Raise `TokenError` unless segments, or labels, are integers, one for each token."""
+    if not is_integer or tuple(shape) != tuple(of_tokens):
+        kind = "" if is_integer else "numbers that are no integers, "
+        raise TokenError(
+            f"segments and labels must be integers, one for each token; got {kind}shape={tuple(shape)} for "
+            f"tokens of shape={tuple(of_tokens)}. Give each token one number."
+        )
+
+
+def checked_beside(beside: Any, of_tokens: tuple[int, ...]) -> np.ndarray | None:
+    """Segments or labels as an int64 array of the tokens' shape, if there are any. Raises `TokenError`."""
+    if beside is None:
+        return None
+    array = np.asarray(beside)
+    check_segments(array.shape, array.dtype.kind in "iu", of_tokens)
+    return array.astype(np.int64)
+
+
 def check_range(low: int, high: int, config: PaLMConfig) -> None:
     """The part of the check that needs the smallest and the largest id."""
     if low < 0 or high >= config.num_tokens:
@@ -56,3 +77,16 @@ def check_range(low: int, high: int, config: PaLMConfig) -> None:
             f"tokens must lie in [0, num_tokens) = [0, {config.num_tokens}); got "
             f"token={low if low < 0 else high}. Check the tokenizer, or raise num_tokens."
         )
+
+
+def next_targets(
+    tokens: np.ndarray, segments: np.ndarray | None = None, labels: np.ndarray | None = None
+) -> np.ndarray:
+    """What each position but the last predicts: the next label, or token if there are no labels.
+
+    It is `IGNORED` where the next token is of another segment. Shapes: three of (..., n) -> (..., n − 1).
+    """
+    targets = (tokens if labels is None else labels)[..., 1:]
+    if segments is None:
+        return targets
+    return np.where(segments[..., 1:] == segments[..., :-1], targets, IGNORED)

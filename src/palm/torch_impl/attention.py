@@ -18,7 +18,7 @@ from palm.torch_impl.linear import Linear
 from palm.torch_impl.norm import HeadNorm
 from palm.torch_impl.paths import ATTENTION
 from palm.torch_impl.position import Rotations, rotate
-from palm.torch_impl.shapes import Hidden, Keys, Queries, Slopes
+from palm.torch_impl.shapes import Hidden, Keys, Queries, Segments, Slopes
 
 
 def choose_path(attention: str, config: PaLMConfig, device: torch.device) -> str:
@@ -79,7 +79,12 @@ class Attention(nn.Module):
         self.out = linear(config.inner_dim, config.dim)
 
     def forward(
-        self, y: Hidden, rotation: Rotations | None, slopes: Slopes | None, tap: Tap = untapped
+        self,
+        y: Hidden,
+        rotation: Rotations | None,
+        slopes: Slopes | None,
+        segments: Segments | None = None,
+        tap: Tap = untapped,
     ) -> Hidden:
         """With the taps q, k, v (after the position step, before the scale) and attention.
 
@@ -88,7 +93,7 @@ class Attention(nn.Module):
         q, k, v = self._projected(y, rotation)
         q = tap("q", rearrange(q, "... n h e -> ... n (h e)"))
         q, k, v = rearrange(q, "... n (h e) -> ... n h e", h=self.config.heads), tap("k", k), tap("v", v)
-        attended = rearrange(ATTENTION[self.path](q, k, v, slopes), "... n h e -> ... n (h e)")
+        attended = rearrange(ATTENTION[self.path](q, k, v, slopes, segments), "... n h e -> ... n (h e)")
         return self.out(tap("attention", attended))
 
     def _projected(self, y: Hidden, rotation: Rotations | None) -> tuple[Queries, Keys, Keys]:

@@ -20,7 +20,7 @@ from palm.torch_impl.feedforward import FeedForward
 from palm.torch_impl.norm import Norm
 from palm.torch_impl.position import Rotations
 from palm.torch_impl.private import private_copy
-from palm.torch_impl.shapes import Hidden, Slopes
+from palm.torch_impl.shapes import Hidden, Segments, Slopes
 
 
 class Block(nn.Module):
@@ -42,6 +42,7 @@ class Block(nn.Module):
         x: Hidden,
         rotation: Rotations | None,
         slopes: Slopes | None,
+        segments: Segments | None = None,
         remat: Remat = False,
         tap: Tap = untapped,
     ) -> Hidden:
@@ -50,7 +51,7 @@ class Block(nn.Module):
         Shapes: x (..., n, d) -> (..., n, d).
         """
         y = tap("norm", self.norm(x))
-        attended = tap("attention_out", self.attention(y, rotation, slopes, tap))
+        attended = tap("attention_out", self.attention(y, rotation, slopes, segments, tap))
         fed = recomputed(self.feedforward, y, tap) if remat == "feedforward" else self.feedforward(y, tap)
         return tap("out", x + attended + tap("feedforward_out", fed))
 

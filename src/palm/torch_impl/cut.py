@@ -19,6 +19,7 @@ from palm.config import PaLMConfig
 from palm.recipes import Remat
 from palm.spec.mesh import ways
 from palm.spec.taps import Tap, untapped
+from palm.spec.tokens import IGNORED
 from palm.torch_impl.block import Block, recomputed
 from palm.torch_impl.linear import Linear, linear
 from palm.torch_impl.loss import cross_entropy
@@ -26,7 +27,18 @@ from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import HeadNorm, unit, widen
 from palm.torch_impl.pieces import mesh_of_processes
 from palm.torch_impl.position import Rotations
-from palm.torch_impl.shapes import Features, Hidden, Inputs, Outputs, Scalar, Scores, Slopes, Targets, Tokens
+from palm.torch_impl.shapes import (
+    Features,
+    Hidden,
+    Inputs,
+    Outputs,
+    Scalar,
+    Scores,
+    Segments,
+    Slopes,
+    Targets,
+    Tokens,
+)
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -74,10 +86,10 @@ class CutPaLM(PaLM):
             slopes = slopes.chunk(self._parts)[self._rank]
         return rotation, slopes
 
-    def entropy(self, logits: Scores, targets: Targets) -> tuple[Scalar, Scalar]:
+    def entropy(self, logits: Scores, targets: Targets, *, masked: bool = False) -> tuple[Scalar, Scalar]:
         """`cross_entropy`, of logits of this process's part of the vocabulary if that is cut."""
         if not self._words:
-            return cross_entropy(logits, targets)
+            return cross_entropy(logits, targets, masked=masked)
         wide = widen(logits)
         highest = wide.detach().amax(-1)
         dist.all_reduce(highest, dist.ReduceOp.MAX, group=self.group)
@@ -85,7 +97,10 @@ class CutPaLM(PaLM):
         log_z = highest + sums.log()
         known, at = self._own(targets.long(), wide.shape[-1])
         hit = wide.gather(-1, at[..., None])[..., 0].masked_fill(~known, 0)
-        return (log_z - collected(hit, self.group)).mean(), log_z.square().mean()
+        losses = log_z - collected(hit, self.group)
+        if masked:
+            losses, log_z = (x.masked_fill(targets == IGNORED, 0) for x in (losses, log_z))
+        return losses.mean(), log_z.square().mean()
 
     def spread_features(self, features: Features) -> Features:
         """What the output layer reads, which gives each process its part of the logits if that is cut."""
@@ -127,6 +142,7 @@ class CutBlock(nn.Module):
         x: Hidden,
         rotation: Rotations | None,
         slopes: Slopes | None,
+        segments: Segments | None = None,
         remat: Remat = False,
         tap: Tap = untapped,
     ) -> Hidden:
@@ -137,7 +153,7 @@ class CutBlock(nn.Module):
         y = tap("norm", self.norm(x))
         parted = spread(y, self._group) if self._heads or self._columns else y
         feedforward = partial(recomputed, self.feedforward) if remat == "feedforward" else self.feedforward
-        attention = self.attention(parted if self._heads else y, rotation, slopes, tap)
+        attention = self.attention(parted if self._heads else y, rotation, slopes, segments, tap)
         attended = tap("attention_out", attention)
         fed = tap("feedforward_out", feedforward(parted if self._columns else y, tap))
         if self._heads and self._columns:

@@ -6,7 +6,7 @@ here and a stack there, and that weights are filled in afterwards here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from palm.errors import BackendError, TokenError
 from palm.recipes import Remat, check_remat
 from palm.spec.parameters import parameters
 from palm.spec.taps import Tap, untapped
-from palm.spec.tokens import NO_VALUES, check_range, check_shape
+from palm.spec.tokens import NO_VALUES, check_range, check_segments, check_shape
 from palm.torch_impl.attention import check_path
 from palm.torch_impl.block import Block, recomputed
 from palm.torch_impl.linear import Linear, linear
@@ -24,7 +24,7 @@ from palm.torch_impl.norm import Norm
 from palm.torch_impl.pieces import is_placed
 from palm.torch_impl.position import Rotations, alibi_slopes, rotation_tables
 from palm.torch_impl.private import transformed
-from palm.torch_impl.shapes import Features, Hidden, Logits, Scores, Tokens
+from palm.torch_impl.shapes import Features, Hidden, Logits, Scores, Segments, Tokens
 
 
 class PaLM(nn.Module):
@@ -66,9 +66,18 @@ class PaLM(nn.Module):
             self.unembedding = Linear(config.dim, config.num_tokens, device=device, dtype=dtype)
 
     def forward(
-        self, tokens: Tokens, *, remat: Remat = False, features: bool = False, tap: Tap = untapped
+        self,
+        tokens: Tokens,
+        *,
+        segments: Segments | None = None,
+        remat: Remat = False,
+        features: bool = False,
+        tap: Tap = untapped,
     ) -> Hidden | Logits:
         """Logits of tokens; any integer dtype, any batch dimensions, also none.
+
+        With `segments`, any integers, a position sees only those earlier ones that have its own: documents
+        that are packed into one sequence, or padding (0) and text (1).
 
         `remat` names what the backward pass computes again instead of storing it: True whole blocks,
         "feedforward" that part of them; `features` gives what the output layer reads, (..., n, d), instead
@@ -80,6 +89,8 @@ class PaLM(nn.Module):
         there an id outside the vocabulary makes the logits of its sequence NaN.
         """
         check_remat(remat)
+        if segments is not None:
+            check_segments(segments.shape, not segments.is_floating_point(), tokens.shape)
         if not torch.compiler.is_compiling() and is_placed(self.embedding.weight):
             raise BackendError(
                 "a model must have whole weights to be called; got one whose weights lie on a mesh. "
@@ -88,7 +99,7 @@ class PaLM(nn.Module):
         x = tap("embed", self._embedded(tokens))
         rotation, slopes = self.positions(tokens.shape[-1], x)
         for i, block in enumerate(self.blocks):
-            inputs = (x, rotation, slopes, remat, _of_block(i, tap))
+            inputs = (x, rotation, slopes, segments, remat, _of_block(i, tap))
             x = recomputed(block, *inputs) if remat is True else block(*inputs)
         y = tap("norm", self.norm(x))
         return y if features else tap("logits", self.logits(y))
@@ -96,11 +107,17 @@ class PaLM(nn.Module):
     if TYPE_CHECKING:  # nn.Module's own says nothing of what it gives
 
         def __call__(
-            self, tokens: Tensor, *, remat: Remat = ..., features: bool = ..., tap: Tap = ...
+            self,
+            tokens: Tensor,
+            *,
+            segments: Tensor | None = ...,
+            remat: Remat = ...,
+            features: bool = ...,
+            tap: Tap = ...,
         ) -> Tensor:
             """`forward`, with its hooks."""
 
-    def activations(self, tokens: Tensor) -> dict[str, Tensor]:
+    def activations(self, tokens: Tensor, segments: Tensor | None = None) -> dict[str, Tensor]:
         """Every tap of the forward pass, in dataflow order; the last is `logits`."""
         taps = {}
 
@@ -108,7 +125,9 @@ class PaLM(nn.Module):
             taps[name] = value
             return value
 
-        self(tokens, tap=keep)
+        # A subclass's own `forward` may know of no segments.
+        beside: dict[str, Any] = {} if segments is None else {"segments": segments}
+        self(tokens, **beside, tap=keep)
         return taps
 
     def _embedded(self, tokens: Tokens) -> Hidden:

@@ -11,7 +11,7 @@ from torch import Tensor
 from palm.config import PaLMConfig
 from palm.spec.positions import check_xpos, slope_list
 from palm.torch_impl.norm import widen
-from palm.torch_impl.shapes import Distance, Each, Slopes
+from palm.torch_impl.shapes import Distance, Each, Segments, Slopes
 
 Rotation = tuple[Tensor, Tensor]
 # Of queries and of keys: the same object but with xPos.
@@ -36,6 +36,14 @@ def masked_scores(scores: Tensor, slopes: Slopes | None, distance: Distance) -> 
     if slopes is not None:
         scores = scores - slopes[:, None] * distance[:, None, :].to(scores.dtype)
     return torch.where(distance[:, None, :] < 0, -torch.inf, scores)
+
+
+def within_segments(scores: Tensor, mine: Segments, theirs: Segments) -> Tensor:
+    """The scores, −inf where a query and a key are of different segments.
+
+    Shapes: scores (..., i, h, j), mine (..., i), theirs (..., j) -> (..., i, h, j).
+    """
+    return torch.where(mine[..., :, None, None] == theirs[..., None, None, :], scores, -torch.inf)
 
 
 def rotation_tables(

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from palm.errors import BackendError
 from palm.recipes import Remat
-from palm.spec.tokens import check_tokens
+from palm.spec.tokens import check_tokens, checked_beside
 from palm.torch_impl.loss import next_token_loss
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.pieces import is_placed
@@ -28,22 +29,33 @@ _MATMUL = {"float32": "highest", "tensorfloat32": "high", "bfloat16": "medium"}
 
 
 @shared()
-def activations(model: PaLM, tokens: np.ndarray, *, compiled: bool = False) -> dict[str, np.ndarray]:
+def activations(
+    model: PaLM, tokens: np.ndarray, *, segments: np.ndarray | None = None, compiled: bool = False
+) -> dict[str, np.ndarray]:
     """Every tap of one forward pass, in dataflow order; `compiled` runs it through torch.compile."""
     check_taps(model)
     weight = model.embedding.weight
     if is_placed(weight):
+        _check_plain_rows(segments)
         rows, shape = _rows(model, tokens)
         taps = read_taps(model, weight, rows)
         return {name: to_array(tap).reshape(*shape, -1) for name, tap in taps.items()}
     forward = torch.compile(model.activations) if compiled else model.activations
     with torch.no_grad():
-        taps = forward(on_device(model, tokens))
+        ids = on_device(model, tokens)
+        taps = forward(ids) if segments is None else forward(ids, _beside(ids, segments))
     return {name: to_array(tap) for name, tap in taps.items()}
 
 
 def value_and_grad(
-    model: PaLM, tokens: np.ndarray, *, compiled: bool = False, remat: Remat = False, copied: bool = True
+    model: PaLM,
+    tokens: np.ndarray,
+    *,
+    segments: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    compiled: bool = False,
+    remat: Remat = False,
+    copied: bool = True,
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Mean next-token loss and its gradient by canonical name. Leaves the model's own gradients alone.
 
@@ -52,6 +64,7 @@ def value_and_grad(
     model = settled(model)
     weight = model.embedding.weight
     if is_placed(weight):
+        _check_plain_rows(segments, labels)
         rows, _ = _rows(model, tokens, at_least=2)
         value, placed = read_gradient(model, weight, rows, remat)
         return value, canonical(model, placed, copied=copied)
@@ -62,8 +75,10 @@ def value_and_grad(
 
     def loss_of(leaves: dict[str, Tensor], ids: Tensor) -> Tensor:
         options: dict[str, Any] = {"remat": remat}
+        if segments is not None:
+            options["segments"] = _beside(ids, segments)
         logits = model(ids, **options) if is_free else functional_call(model, leaves, (ids,), options)
-        return next_token_loss(logits, ids)
+        return next_token_loss(logits, ids, options.get("segments"), _beside(ids, labels))
 
     with shared() if is_free else alone(), torch.inference_mode(False), torch.enable_grad():
         ids = on_device(model, tokens, at_least=2)
@@ -139,3 +154,17 @@ def _is_leaf(parameter: Tensor) -> bool:
 def _leaf(parameter: Tensor) -> Tensor:
     # A model built in inference mode has tensors that autograd refuses; their copies are ordinary.
     return (parameter.clone() if parameter.is_inference() else parameter.detach()).requires_grad_()
+
+
+def _beside(ids: Tensor, array: np.ndarray | None) -> Tensor | None:
+    """Checked segments or labels, where the tokens are."""
+    checked = checked_beside(array, tuple(ids.shape))
+    return None if checked is None else torch.from_numpy(checked).to(ids.device)
+
+
+def _check_plain_rows(*beside: np.ndarray | None) -> None:
+    if any(array is not None for array in beside):
+        raise BackendError(
+            "a model must have whole weights to be given segments or labels; got one whose weights lie on a "
+            'mesh of processes. Call palm.convert(model, backend="torch") in all of them first.'
+        )

@@ -17,6 +17,7 @@ Keys: TypeAlias = Float[Tensor, "... n e"]
 Heads: TypeAlias = Float[Tensor, "... e"]
 HeadScale: TypeAlias = Float[Tensor, "*_ e"]
 Slopes: TypeAlias = Float[Tensor, "h"]
+Segments: TypeAlias = Integer[Tensor, "... n"]
 Distance: TypeAlias = Int[Tensor, "i j"]
 
 Tokens: TypeAlias = Integer[Tensor, "... n"]

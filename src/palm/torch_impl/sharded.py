@@ -18,10 +18,10 @@ from palm.spec.boxes import Rows
 from palm.spec.mesh import BATCH, Cut, check_batch, cuts
 from palm.spec.parameters import Parameter
 from palm.spec.taps import Tap, untapped
-from palm.spec.tokens import check_tokens
+from palm.spec.tokens import IGNORED, check_tokens
 from palm.torch_impl.cut import CutPaLM
 from palm.torch_impl.linear import linear
-from palm.torch_impl.loss import cross_entropy, output_loss
+from palm.torch_impl.loss import cross_entropy, output_loss, packed
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import HeadNorm, Norm
 from palm.torch_impl.pieces import mesh_of_processes, own_part, placed, stored_cuts, summed
@@ -79,12 +79,22 @@ class Sharded:
         return torch.from_numpy(check_tokens(rows, self._model.config)).to(self._device)
 
     @together()
-    def gradients(self, windows: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def gradients(self, windows: Tensor, per_counted: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """This process's loss, and its part of each gradient; the sum of all, where FSDP forms it."""
         self._follow()
-        objective, loss = self._root(windows)
+        objective, loss = self._root(windows, per_counted)
         (objective / self.on.replicas).backward()
         return loss.detach(), [self._taken(leaf) for leaf in self._leaves.values()]
+
+    @together()
+    def per_counted(self, windows: Tensor) -> Tensor | None:
+        """`per_counted` of all processes' targets, None if all of them count."""
+        if self._recipe.pack is None:
+            return None
+        targets = packed(windows, self._recipe.pack)[1]
+        sizes = [targets.numel(), int((targets != IGNORED).sum())]
+        total, counted = self._sum_of_all(torch.tensor(sizes, device=self._device, dtype=torch.float64))
+        return (total / counted.clamp(min=1)).to(self._wide)
 
     @together()
     def totals(self, loss: Tensor, grads: list[Tensor]) -> tuple[float, Tensor]:
@@ -118,7 +128,7 @@ class Sharded:
         ids = torch.from_numpy(rows if len(rows) else windows[:1]).to(self._device)
         self._follow()
         with torch.no_grad():
-            loss = self._root(ids)[1]
+            loss = self._root(ids, self.per_counted(ids if len(rows) else ids[:0]))[1]
         self._reshard()
         return float(self._sum_of_all(loss.double() * share))
 
@@ -126,7 +136,7 @@ class Sharded:
         """A forward pass of this process's rows of ids (b, n), for its taps."""
         rows = self.tokens(ids, 1)
         with torch.no_grad():
-            self._root(torch.nn.functional.pad(rows, (0, 1)), tap)  # of a window the last id is a target
+            self._root(torch.nn.functional.pad(rows, (0, 1)), tap=tap)  # of a window the last id is a target
         self._reshard()
 
     def placed(self, pieces: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -228,16 +238,20 @@ class _Objective(nn.Module):
         super().__init__()
         self.model, self._recipe = model, recipe
 
-    def forward(self, windows: Tensor, tap: Tap = untapped) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, windows: Tensor, per_counted: Tensor | None = None, tap: Tap = untapped
+    ) -> tuple[Tensor, Tensor]:
         model, config, entropy = self.model, self.model.config, cross_entropy
-        features = model(windows[:, :-1], remat=self._recipe.remat, features=True, tap=tap)
+        segments, targets = packed(windows, self._recipe.pack)
+        options: dict[str, Any] = {"remat": self._recipe.remat, "features": True, "tap": tap}
+        features = model(windows[:, :-1], segments=segments, **options)
         if isinstance(model, CutPaLM):
             features, entropy = model.spread_features(features), model.entropy
         weight = (model.embedding if config.tie_embeddings else model.unembedding).weight
         if tap is not untapped:
             tap("logits", linear(features, weight) * config.logit_scale)
-        options = {"scale": config.logit_scale, "z_loss": self._recipe.z_loss}
-        return output_loss(features, weight, windows[:, 1:], **options, entropy=entropy)
+        options = {"scale": config.logit_scale, "z_loss": self._recipe.z_loss, "entropy": entropy}
+        return output_loss(features, weight, targets, **options, per_counted=per_counted)
 
 
 def _part_of(model: PaLM, mesh: DeviceMesh) -> PaLM:

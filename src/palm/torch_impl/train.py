@@ -18,7 +18,7 @@ from palm.errors import BackendError
 from palm.recipes import Outcome, Rates, Recipe
 from palm.spec.boxes import Piece, Rows, Sliceable
 from palm.spec.parameters import Parameter, parameters
-from palm.torch_impl.loss import output_loss
+from palm.torch_impl.loss import output_loss, packed, per_counted
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import Norm
 from palm.torch_impl.optimizer import OPTIMIZERS
@@ -125,10 +125,11 @@ class Trainer:
     def _step(self, windows: Rows, rates: Rates) -> Outcome:
         program, count = self._program, self.recipe.accumulate
         micros = program.tokens(windows, count).chunk(count)
+        per_counted = program.per_counted(torch.cat(micros))
         grads = [torch.zeros_like(p) for p in program.params.values()] if len(micros) > 1 else []
         losses = []
         for micro in micros:
-            loss, found = program.gradients(micro)
+            loss, found = program.gradients(micro, per_counted)
             grads = (
                 [total + grad / len(micros) for total, grad in zip(grads, found, strict=True)]
                 if grads
@@ -187,8 +188,13 @@ class _Whole:
     def tokens(self, windows: Rows, micros: int) -> Tensor:
         return torch.from_numpy(windows[:]).to(self.place)
 
-    def gradients(self, windows: Tensor) -> tuple[Tensor, list[Tensor]]:
-        objective, loss = self._objective(windows)
+    def per_counted(self, windows: Tensor) -> Tensor | None:
+        if self._recipe.pack is None:
+            return None
+        return per_counted(packed(windows, self._recipe.pack)[1], self._model.norm.weight)
+
+    def gradients(self, windows: Tensor, per_counted: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        objective, loss = self._objective(windows, per_counted)
         return loss.detach(), list(torch.autograd.grad(objective, list(self.params.values())))
 
     def totals(self, loss: Tensor, grads: list[Tensor]) -> tuple[float, Tensor]:
@@ -200,7 +206,8 @@ class _Whole:
 
     def loss(self, windows: np.ndarray) -> float:
         with torch.no_grad():
-            return float(self._losses(self.tokens(windows, 1))[1])
+            ids = self.tokens(windows, 1)
+            return float(self._losses(ids, self.per_counted(ids))[1])
 
     def placed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return tensors
@@ -208,14 +215,15 @@ class _Whole:
     def own_part(self, parameter: Parameter) -> tuple[slice, ...]:
         return tuple(slice(0, size) for size in parameter.shape)
 
-    def _losses(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+    def _losses(self, windows: Tensor, per_counted: Tensor | None) -> tuple[Tensor, Tensor]:
         """What is minimised, and the cross-entropy in it."""
         config, weights = self._model.config, self._computing()
-        options = {"remat": self._recipe.remat, "features": True}
+        segments, targets = packed(windows, self._recipe.pack)
+        options = {"segments": segments, "remat": self._recipe.remat, "features": True}
         features = functional_call(self._copy, weights, (windows[:, :-1],), options)
         weight = weights["embedding.weight" if config.tie_embeddings else "unembedding.weight"]
-        targets, scale = windows[:, 1:], config.logit_scale
-        return output_loss(features, weight, targets, scale=scale, z_loss=self._recipe.z_loss)
+        scale, z_loss = config.logit_scale, self._recipe.z_loss
+        return output_loss(features, weight, targets, scale=scale, z_loss=z_loss, per_counted=per_counted)
 
     def _computing(self) -> dict[str, Tensor]:
         return {

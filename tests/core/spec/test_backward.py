@@ -114,7 +114,7 @@ def test_the_gradient_of_the_logits_sums_to_zero_and_skips_the_last_position():
     from palm.spec.backward import cross_entropy
 
     logits = np.random.default_rng(0).standard_normal((2, 4, 7))
-    _, d_logits = cross_entropy(logits, np.array([[1, 2, 3, 4], [6, 5, 0, 0]]))
+    _, d_logits = cross_entropy(logits, np.array([[2, 3, 4], [5, 0, 0]]))
     np.testing.assert_allclose(d_logits.sum(-1), 0, atol=1e-16)
     assert not d_logits[:, -1].any()
     assert (np.sign(d_logits[0, 0]) == [1, 1, -1, 1, 1, 1, 1]).all()

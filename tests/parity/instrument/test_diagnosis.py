@@ -71,7 +71,7 @@ def swap_gate(wing: str, patch: Patch) -> None:
 def scale_twice(wing: str, patch: Patch) -> None:
     paths = module(wing, "attention").ATTENTION
     right = paths["blockwise"]
-    patch.setitem(paths, "blockwise", lambda q, k, v, slopes: right(q * q.shape[-1] ** -0.5, k, v, slopes))
+    patch.setitem(paths, "blockwise", lambda q, *others: right(q * q.shape[-1] ** -0.5, *others))
 
 
 def norm_in_bfloat16(wing: str, patch: Patch) -> None:

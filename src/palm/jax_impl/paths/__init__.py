@@ -1,6 +1,7 @@
 """The ways the JAX wing computes causal multi-query attention: one function, several programs.
 
-Each takes q (..., n, h, e), k and v (..., n, e), and ALiBi's slopes (h,) or None, and gives (..., n, h, e).
+Each takes q (..., n, h, e), k and v (..., n, e), ALiBi's slopes (h,) or None, and segments (..., n) or None:
+then a query sees only keys of its own segment. It gives (..., n, h, e).
 No path copies the one key and value head, and only the textbook holds a score of every pair of positions.
 Mirror: palm.torch_impl.paths; differs in the framework's own kernels.
 """

@@ -6,20 +6,22 @@ import jax
 import jax.numpy as jnp
 
 from palm.jax_impl.paths.blockwise import blockwise_attention
-from palm.jax_impl.shapes import Keys, Queries, Slopes
+from palm.jax_impl.shapes import Keys, Queries, Segments, Slopes
 
 
-def cudnn_attention(q: Queries, k: Keys, v: Keys, slopes: Slopes | None) -> Queries:
+def cudnn_attention(
+    q: Queries, k: Keys, v: Keys, slopes: Slopes | None, segments: Segments | None = None
+) -> Queries:
     """`textbook_attention` by cuDNN in bfloat16; of rotary models, for its bias would be n×n.
 
     What cuDNN does not take, wider dtypes and head widths that are not multiples of 8 up to 128 (on Hopper
-    and later 256), goes blockwise; so does all on GPUs that have no cuDNN or no bfloat16.
+    and later 256), goes blockwise; so do segments, and all on GPUs that have no cuDNN or no bfloat16.
     Shapes: q (..., n, h, e), k and v (..., n, e) -> (..., n, h, e).
     """
     assert slopes is None
     e = q.shape[-1]
-    if q.dtype != jnp.bfloat16 or e % 8 or e > _widest_head():
-        return blockwise_attention(q, k, v, slopes)
+    if segments is not None or q.dtype != jnp.bfloat16 or e % 8 or e > _widest_head():
+        return blockwise_attention(q, k, v, slopes, segments)
     attended = jax.nn.dot_product_attention(
         q.reshape(-1, *q.shape[-3:]),
         k.reshape(-1, k.shape[-2], 1, e),

@@ -15,27 +15,33 @@ from jax import Array
 from palm.jax_impl.norm import widen
 from palm.jax_impl.paths.blockwise import blockwise_attention
 from palm.jax_impl.paths.splash import block_of, kernel_precision
-from palm.jax_impl.shapes import Keys, Queries, Slopes
+from palm.jax_impl.shapes import Keys, Queries, Segments, Slopes
 
 Saved = tuple[Array, ...]
 
 
 def pallas_attention(
-    q: Queries, k: Keys, v: Keys, slopes: Slopes | None, *, interpret: bool = False
+    q: Queries,
+    k: Keys,
+    v: Keys,
+    slopes: Slopes | None,
+    segments: Segments | None = None,
+    *,
+    interpret: bool = False,
 ) -> Queries:
     """`textbook_attention` by kernels that form ALiBi's term where they need it, in float32.
 
     The key and value head is read where it is, for all query heads; a block of keys after the queries is not
     read at all. First derivatives in reverse mode only, and none of the slopes, which are constants; memory
     is linear in n. Lengths are padded to whole blocks with zeros, which no query sees. What the kernels do
-    not take, float64 and heads of over 4 KiB, goes blockwise. `interpret` runs them in Pallas' interpreter,
-    on any device.
+    not take, segments, float64 and heads of over 4 KiB, goes blockwise. `interpret` runs them in Pallas'
+    interpreter, on any device.
     Shapes: q (..., n, h, e), k and v (..., n, e), slopes (h,) -> (..., n, h, e).
     """
     n, h, e = q.shape[-3:]
     block = block_of(n, e, q.dtype)
-    if block is None:
-        return blockwise_attention(q, k, v, slopes)
+    if block is None or segments is not None:
+        return blockwise_attention(q, k, v, slopes, segments)
 
     def padded(x: Array) -> Array:
         return jnp.pad(x, ((0, 0), (0, -n % block), *((0, 0),) * (x.ndim - 2)))

@@ -15,7 +15,7 @@ from jax import Array
 
 from palm.jax_impl.norm import widen
 from palm.jax_impl.paths.blockwise import blockwise_attention
-from palm.jax_impl.shapes import Keys, Queries, Slopes
+from palm.jax_impl.shapes import Keys, Queries, Segments, Slopes
 
 LANES = 128
 # Queries, and keys, of a block: the kernel's own 128 makes many small steps, and with 1,024 the backward pass
@@ -27,22 +27,28 @@ COARSE = (None, "default", "bfloat16", "BF16_BF16_F32")
 
 
 def splash_attention(
-    q: Queries, k: Keys, v: Keys, slopes: Slopes | None, *, interpret: bool = False
+    q: Queries,
+    k: Keys,
+    v: Keys,
+    slopes: Slopes | None,
+    segments: Segments | None = None,
+    *,
+    interpret: bool = False,
 ) -> Queries:
     """softmax((q·e^-1/2) kᵀ) v over the keys up to each query, by JAX's splash attention kernel.
 
     Its multi-query form: the key and value head is read where it is. Of rotary models only; first derivatives
     in reverse mode only; memory is linear in n. Lengths are padded to whole blocks with zeros, which no query
-    sees. What the kernel does not take, float64, heads of over 4 KiB, and any dtype in a process with
-    `jax_enable_x64`, goes blockwise. `interpret` runs it in Pallas' interpreter, on any device.
+    sees. What the kernel is not given, segments, float64, heads of over 4 KiB, and any dtype in a process
+    with `jax_enable_x64`, goes blockwise. `interpret` runs it in Pallas' interpreter, on any device.
     Shapes: q (..., n, h, e), k and v (..., n, e) -> (..., n, h, e).
     """
     assert slopes is None
     n, h, e = q.shape[-3:]
     block = block_of(n, e, q.dtype)
     # With jax_enable_x64 JAX's kernel mixes integers of 32 and 64 bits, which its compiler refuses.
-    if block is None or jax.config.jax_enable_x64:  # type: ignore[attr-defined]
-        return blockwise_attention(q, k, v, slopes)
+    if block is None or segments is not None or jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        return blockwise_attention(q, k, v, slopes, segments)
 
     def padded(x: Array) -> Array:
         return jnp.pad(x, ((0, 0), (0, -n % block), *((0, 0),) * (x.ndim - 2)))

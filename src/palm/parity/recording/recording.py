@@ -38,7 +38,7 @@ class Mode:
     matmul: str | None = None
 
     @property
-    def forward(self) -> dict[str, bool]:
+    def forward(self) -> dict[str, Any]:
         """What a wing's `activations` takes."""
         return {} if self.compile is None else {"compiled": self.compile}
 
