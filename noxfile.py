@@ -31,6 +31,7 @@ APART = (
     "--ignore=tests/endurance",
     "--ignore=tests/faults",
     "--ignore=tests/fuzz",
+    "--ignore=tests/loggers",
     "--ignore=tests/pairs",
     "--ignore=tests/tpu",
 )
@@ -243,6 +244,34 @@ def docs(session: nox.Session) -> None:
         (texts / f"{command.replace(' ', '-')}.txt").write_text("\n".join(lines), encoding="utf-8")
     session.run("zensical", "build", "--clean", "--strict")
     session.run("python", "tests/links.py", "build/site")
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """The wheel, the source archive, and the wheel in an empty environment; `-- v0.2.0`: of that version."""
+    session.install(*group("package"))
+    built, empty = Path("build/dist"), Path("build/empty").resolve()
+    for folder in (built, empty):
+        shutil.rmtree(folder, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(built))
+    archives = sorted(map(str, built.iterdir()))
+    session.run("twine", "check", "--strict", *archives)
+    session.run("python", "tests/distribution.py", "archives", str(built))
+    session.run("python", "-m", "venv", str(empty))
+    python = str(empty / ("Scripts" if os.name == "nt" else "bin") / "python")
+    session.run(python, "-m", "pip", "install", "-q", "-c", "constraints.txt", archives[1], external=True)
+    session.run("python", "tests/distribution.py", "environment", python)
+    for version in session.posargs:
+        if f"palm_dual-{version.removeprefix('v')}-py3-none-any.whl" != Path(archives[1]).name:
+            session.error(f"{archives[1]} is not of {version}")
+
+
+@nox.session
+def loggers(session: nox.Session) -> None:
+    """The loggers with the real packages, offline: `-- wandb` for one of wandb and trackio."""
+    for name in session.posargs or ("wandb", "trackio"):
+        install(session, name, "tests")
+        session.run("pytest", "tests/loggers", "-k", name)
 
 
 @nox.session

@@ -9,7 +9,6 @@ import palm.interrupt  # noqa: F401 - first, for Ctrl-C comes when it likes
 
 # isort: split
 
-from palm.backends import available_backends, backend_of, config_of, dtype_of
 from palm.config import PaLMConfig
 from palm.errors import (
     BackendError,
@@ -27,16 +26,17 @@ from palm.errors import (
     WeightsError,
 )
 from palm.lazy import on_first_use
-from palm.models import activations, build, convert, from_numpy, to_numpy, tokenizer_of, value_and_grad
 from palm.presets import PRESETS, preset
 from palm.recipes import RECIPES, Recipe, recipe
 from palm.training.cadence import Cadence
 
 if TYPE_CHECKING:
+    from palm.backends import available_backends, backend_of, config_of, dtype_of
     from palm.checkpoint.checkpoint import load, save
     from palm.checkpoint.export import export
     from palm.generation.generate import generate
     from palm.generation.rows import Generation
+    from palm.models import activations, build, convert, from_numpy, to_numpy, tokenizer_of, value_and_grad
     from palm.parity.compare import compare
     from palm.parity.finding import Finding
     from palm.parity.programs.result import Divergence, ProgramComparison
@@ -60,8 +60,16 @@ else:
             "ProgramComparison": "palm.parity.programs.result:ProgramComparison",
             "Trace": "palm.parity.programs.trace:Trace",
             "Trained": "palm.training.trained:Trained",
+            "activations": "palm.models:activations",
+            "available_backends": "palm.backends:available_backends",
+            "backend_of": "palm.backends:backend_of",
+            "build": "palm.models:build",
             "compare": "palm.parity.compare:compare",
+            "config_of": "palm.backends:config_of",
+            "convert": "palm.models:convert",
+            "dtype_of": "palm.backends:dtype_of",
             "export": "palm.checkpoint.export:export",
+            "from_numpy": "palm.models:from_numpy",
             "from_upstream": "palm.upstream.read:from_upstream",
             "generate": "palm.generation.generate:generate",
             "load": "palm.checkpoint.checkpoint:load",
@@ -69,8 +77,11 @@ else:
             "record": "palm.parity.recording.bundle:record_bundle",
             "resume": "palm.training.train:resume",
             "save": "palm.checkpoint.checkpoint:save",
+            "to_numpy": "palm.models:to_numpy",
+            "tokenizer_of": "palm.models:tokenizer_of",
             "trace": "palm.parity.programs.sides:trace",
             "train": "palm.training.train:train",
+            "value_and_grad": "palm.models:value_and_grad",
         },
     )
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from types import NoneType
 from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
     Literal,
     TypeVar,
-    get_args,
-    get_origin,
     get_type_hints,
 )
 
 import docstring_parser
 import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from palm.config import PaLMConfig
 from palm.recipes import RECIPES, Recipe
@@ -29,26 +25,6 @@ T = TypeVar("T")
 # The fields of a command's request are its flags.
 Request = Annotated[T, tyro.conf.arg(name="")]
 Attention = Literal["auto", "textbook", "blockwise", "sdpa", "flex", "cudnn", "splash", "pallas"]
-
-
-CHOICES = ConstructorRegistry()
-
-
-@CHOICES.primitive_rule
-def _choices(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """`Literal[…] | None`: its choices in their order. tyro's own rule shuffles them and offers None."""
-    options = [option for option in get_args(info.type) if option is not NoneType]
-    if len(options) != 1 or NoneType not in get_args(info.type) or get_origin(options[0]) is not Literal:
-        return None
-    names: tuple[str, ...] = get_args(options[0])
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="{" + ",".join(names) + "}",
-        instance_from_str=lambda given: given[0],
-        is_instance=lambda value: value is None or value in names,
-        str_from_instance=lambda value: [str(value)],
-        choices=names,
-    )
 
 
 def default(told: str, **options: Any) -> Any:

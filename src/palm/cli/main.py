@@ -12,8 +12,8 @@ from pkgutil import resolve_name
 import tyro
 
 import palm
+from palm.cli.choices import CHOICES
 from palm.cli.ending import Terminated, signals
-from palm.cli.flags import CHOICES
 from palm.cli.streams import prepare, why_lost
 from palm.errors import PalmError, ProbeError
 from palm.files.names import visible
