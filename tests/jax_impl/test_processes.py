@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 from cases import python
+from waiting import HEARD, UNHEARD, status
 
 from palm import BackendError
 from palm.jax_impl import processes
@@ -47,3 +49,14 @@ def test_where_jax_aborts_the_process_it_ends_with_a_message(monkeypatch):
     assert told.stderr.startswith("palm: the processes of a mesh must all go on; JAX ends this one")
     assert silent.returncode < 0
     assert "palm" not in silent.stderr
+
+
+@pytest.mark.parametrize("interruptible", [True, False])
+def test_a_signal_ends_a_process_that_waits_for_others(interruptible):
+    assert status("jax_impl", interruptible=interruptible) == (HEARD if interruptible else UNHEARD)
+
+
+def test_what_is_waited_for_is_given_or_raised():
+    assert processes.interruptibly(lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        processes.interruptibly(lambda: 1 / 0)

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
+from waiting import HEARD, status
 
 from palm import BackendError
 from palm.torch_impl import processes
@@ -32,3 +33,13 @@ def test_an_error_that_comes_of_another_process_says_so(monkeypatch, ask):
 def test_an_error_of_this_process_stays_what_it_is():
     with pytest.raises(RuntimeError, match="out of memory"), processes.together():
         raise torch.OutOfMemoryError("out of memory")
+
+
+def test_a_signal_ends_a_process_that_waits_for_others():
+    assert status("torch_impl", interruptible=True) == HEARD
+
+
+def test_what_is_waited_for_is_given_or_raised():
+    assert processes.interruptibly(lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        processes.interruptibly(lambda: 1 / 0)

@@ -159,10 +159,10 @@ def _joined(request: TrainRequest, backend: Backend) -> Iterator[bool]:
         yield True
         return
     implementation = wing(backend)
-    if request.distributed or (backend == "torch" and mesh_of(request.mesh).size > 1):
-        implementation.join()
     try:
         with implementation.together():
+            if request.distributed or (backend == "torch" and mesh_of(request.mesh).size > 1):
+                implementation.join()
             yield implementation.is_first()
     except BaseException:
         implementation.leave()

@@ -10,10 +10,12 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -26,6 +28,7 @@ _LOST = 30
 # So long an error that Python has found by itself has to be told before JAX's own end of the process.
 _MOMENT = 2.0
 _STATUS = 2
+T = TypeVar("T")
 # What errors of JAX say that come of another process: they have no class of their own.
 _OF_OTHERS = ("gloo", "nccl", "coordination", "heartbeat", "barrier", "socket closed", "connection")
 
@@ -48,6 +51,28 @@ def together() -> Iterator[None]:
         ) from error
 
 
+def interruptibly(action: Callable[[], T]) -> T:
+    """What an action gives that waits for other processes in C++: a signal can end this one meanwhile.
+
+    Python's handlers of signals run in the main thread, and only once that is back from C++.
+    """
+    given: list[T] = []
+    failed: list[BaseException] = []
+
+    def act() -> None:
+        try:
+            given.append(action())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return given[0]
+
+
 def join() -> None:
     """Join the processes that a cluster started (SLURM, a TPU slice, …), which JAX finds out by itself; or
     those that JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID describe.
@@ -61,7 +86,7 @@ def join() -> None:
         name: int(os.environ[key]) for name, key in given.items() if os.environ.get(key, "").isdecimal()
     }
     try:
-        jax.distributed.initialize(**numbers, heartbeat_timeout_seconds=_LOST)
+        interruptibly(partial(jax.distributed.initialize, **numbers, heartbeat_timeout_seconds=_LOST))
     except (RuntimeError, ValueError) as error:
         raise BackendError(
             f"processes must be those of a cluster that JAX knows; got {str(error).partition(chr(10))[0]}. "

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from palm.errors import BackendError
 from palm.spec.mesh import Mesh
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.pieces import is_placed, mesh_of_processes
-from palm.torch_impl.processes import TIMEOUT, is_joined, join, together
+from palm.torch_impl.processes import TIMEOUT, interruptibly, is_joined, join, together
 
 
 @together()
@@ -56,4 +57,5 @@ def _group_along(grid: Tensor, dimension: int) -> Any:
     """This process and those that differ from it along one dimension. Only init_process_group's own group
     would have its timeout otherwise."""
     [line] = [line for line in grid.movedim(dimension, -1).flatten(0, -2) if dist.get_rank() in line]
-    return dist.new_group(line.tolist(), timeout=TIMEOUT, use_local_synchronization=True)
+    make = partial(dist.new_group, line.tolist(), timeout=TIMEOUT, use_local_synchronization=True)
+    return interruptibly(make)

@@ -6,9 +6,12 @@ Mirror: palm.jax_impl.processes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +20,7 @@ from palm.errors import BackendError
 
 # A process that waits for another one so long takes it for lost: a batch takes seconds, a checkpoint minutes.
 TIMEOUT = timedelta(minutes=10)
+T = TypeVar("T")
 
 
 @contextmanager
@@ -40,6 +44,28 @@ def together() -> Iterator[None]:
         ) from error
 
 
+def interruptibly(action: Callable[[], T]) -> T:
+    """What an action gives that waits for other processes in C++: a signal can end this one meanwhile.
+
+    Python's handlers of signals run in the main thread, and only once that is back from C++.
+    """
+    given: list[T] = []
+    failed: list[BaseException] = []
+
+    def act() -> None:
+        try:
+            given.append(action())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return given[0]
+
+
 @together()
 def join() -> None:
     """Join the processes that torchrun started, as its environment says: with NCCL where there are GPUs, a
@@ -54,7 +80,8 @@ def join() -> None:
         # Each process may see all GPUs of its machine, or its own alone.
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+        kind = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        interruptibly(partial(dist.init_process_group, kind, timeout=TIMEOUT))
     except ValueError as error:
         raise BackendError(
             f"a mesh must have the environment that torchrun sets; got {error}. Start the processes with it."
