@@ -6,7 +6,8 @@ Two processes, each with a device of its own, build one model on the mesh data=2
 into FOLDER and load it again. Of each process: the peak of host memory above what it had before, over the
 bytes of its pieces. Of the disk: the bytes of the model by the time of `palm.save` and `palm.load`, over the
 same bytes by the time of plain writes with fsync, and reads of 4 MiB, by both processes at once. The two are
-taken in turns; before a read the system is told to forget the files. Results go to
+taken in turns; before a read the system is told to forget the files. Beside other work on the machine the
+seconds of processor time say more: they are in the results too, which go to
 benchmarks/results/sharded_BACKEND.json.
 """
 
@@ -48,28 +49,28 @@ class Process:
         self.wing.join()
         self.number, _ = self.wing.numbered()
         self.folder = folder
-        self.whole(TINY)  # imports what is imported then, and connects the processes
-        self.base = 0
+        self.seconds: dict[str, list[float]] = {}
+        self.cpu_seconds: dict[str, list[float]] = {}
+        self.peaks: dict[str, int] = {}
+        # Imports what is imported then, and connects the processes.
+        palm.save(palm.build(TINY, **self.options), folder / "tiny")
+        palm.load(folder / "tiny", **self.options)
+        gc.collect()
+        self.base = memory("VmRSS")
 
-    def whole(self, config: palm.PaLMConfig) -> None:
-        path = self.folder / "tiny"
-        palm.save(palm.build(config, **self.options), path)
-        palm.load(path, **self.options)
-
-    def seconds(self, action: Callable[[], Any]) -> tuple[float, Any]:
-        """How long an action takes until all processes have done it, and what it gives."""
-        self.wing.wait()
-        start = time.perf_counter()
-        found = action()
-        self.wing.wait()
-        return time.perf_counter() - start, found
-
-    def peak(self, action: Callable[[], Any]) -> tuple[int, float, Any]:
-        """Bytes of host memory above `base` at most, seconds, and what the action gives."""
+    def timed(self, name: str, action: Callable[[], Any]) -> Any:
+        """What an action gives. Writes down its seconds, until all processes have done it, and its peak."""
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5", "ascii")
-        seconds, found = self.seconds(action)
-        return memory("VmHWM") - self.base, seconds, found
+        self.wing.wait()
+        start, cpu = time.perf_counter(), time.process_time()
+        found = action()
+        cpu = time.process_time() - cpu
+        self.wing.wait()
+        self.seconds.setdefault(name, []).append(time.perf_counter() - start)
+        self.cpu_seconds.setdefault(name, []).append(cpu)
+        self.peaks[name] = max(self.peaks.get(name, 0), memory("VmHWM") - self.base)
+        return found
 
     def own(self, model: Any) -> dict[str, tuple[int, int]]:
         """Bytes and CRC-32 of each piece that this process holds and writes."""
@@ -111,36 +112,28 @@ def measured(backend: str, folder: Path, depth: int) -> dict[str, Any]:
     process = Process(backend, folder)
     config = palm.preset("small", dim=2048, depth=depth, heads=16, dim_head=128).resolve("torch")
     own_file, path = folder / f"plain-{process.number}", folder / "model"
-    gc.collect()
-    process.base = memory("VmRSS")
-    peaks: dict[str, int] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in ("plain write", "save", "plain read", "load")}
-    peaks["build"], building, model = process.peak(lambda: palm.build(config, **process.options))
+    model = process.timed("build", lambda: palm.build(config, **process.options))
     written = process.own(model)
     held = sum(size for size, _ in written.values())
     for _ in range(ROUNDS):
-        taken, _ = process.seconds(lambda: plain_write(own_file, held))
-        seconds["plain write"].append(taken)
-        peaks["save"], taken, _ = process.peak(lambda: palm.save(model, path, overwrite=True))
-        seconds["save"].append(taken)
+        process.timed("plain write", lambda: plain_write(own_file, held))
+        process.timed("save", lambda: palm.save(model, path, overwrite=True))
     model = None
     for _ in range(ROUNDS):
         forget(own_file)
-        taken, _ = process.seconds(lambda: plain_read(own_file))
-        seconds["plain read"].append(taken)
+        process.timed("plain read", lambda: plain_read(own_file))
         if process.number == 0:
             forget(path)
-        peaks["load"], taken, model = process.peak(lambda: palm.load(path, **process.options))
-        seconds["load"].append(taken)
+        model = process.timed("load", lambda: palm.load(path, **process.options))
         same = process.own(model) == written
         model = None
     return {
         "parameters": describe(config).total,
         "own_bytes": held,
-        "peak_over_own": {name: peak / held for name, peak in peaks.items()},
+        "peak_over_own": {name: process.peaks[name] / held for name in ("build", "save", "load")},
         "loaded_is_saved": same,
-        "build_seconds": building,
-        "seconds": seconds,
+        "seconds": process.seconds,
+        "cpu_seconds": process.cpu_seconds,
     }
 
 
@@ -178,7 +171,7 @@ def main() -> None:
         for name, plain in (("save", "plain write"), ("load", "plain read"))
     }
     results = {
-        "processes": [{k: v for k, v in process.items() if k != "seconds"} for process in found],
+        "processes": found,
         "megabytes_per_second": rates,
         "share_of_the_disks_rate": shares,
     }

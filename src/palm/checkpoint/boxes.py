@@ -37,8 +37,10 @@ class Tensor:
         return self._cast(self.boxes.read(self.name, *box_of(at, self.boxes.shapes[self.name])))
 
     def _cast(self, part: np.ndarray) -> np.ndarray:
+        if part.dtype == numpy_dtype(self.dtype):
+            return part
         with np.errstate(over="ignore"):
-            cast = part.astype(numpy_dtype(self.dtype), copy=False)
+            cast = part.astype(numpy_dtype(self.dtype))
         if not np.isfinite(cast).all():
             raise WeightsError(
                 f"weights in {self.dtype}: {self.name} must be finite; it is not. Choose another dtype."
@@ -131,21 +133,26 @@ class Boxes:
         return row, begin
 
     def _copy(self, stream: BufferedIOBase, name: str, piece: Listed, box: Box, found: np.ndarray) -> None:
-        """Copy what the box has of a piece. Numbers are called wrong only if they were saved so."""
+        """Copy what the box has of a piece, or read it in its place. Numbers are called wrong only if they
+        were saved so."""
         (first, *rest), (count, *widths) = piece.box
         step, checksum, is_finite = rows_of_a_block(piece.box.shape, self.dtype), 0, True
+        room: np.ndarray | None = None
         for done in range(0, count, step):
-            block = np.empty((min(step, count - done), *widths), self.dtype)
+            here = Box((first + done, *rest), (min(step, count - done), *widths))
+            both = here.overlap(box)
+            block = part = None if both is None else found[both.within(box)]
+            if block is None or both != here or not block.flags.c_contiguous:  # not read in place
+                room = np.empty((min(step, count), *widths), self.dtype) if room is None else room
+                block = room[: min(step, count - done)]
             content = block.reshape(-1).view(np.uint8).data
             if stream.readinto(content) < len(content):
                 break  # it became shorter, and its checksum differs
             checksum = zlib.crc32(content, checksum)
-            here = Box((first + done, *rest), block.shape)
-            both = here.overlap(box)
-            if both is not None:
-                part = block[both.within(here)]
+            if both is not None and part is not None:
+                if part is not block:
+                    part[...] = block[both.within(here)]
                 is_finite = is_finite and bool(np.isfinite(part).all())
-                found[both.within(box)] = part
         where = f"{name} from {piece.box.start}"
         if checksum != piece.checksum:
             raise CheckpointError(
