@@ -81,6 +81,27 @@ def upstream(save: Callable[[Path, Arrays], object], name: str) -> Callable[[Pat
     return lambda folder: save(folder / name, arrays)
 
 
+def rlhf(save: Callable[[Path, Arrays], object], name: str) -> Callable[[Path], object]:
+    """Weights of palm-rlhf-pytorch: dim 8, 2 heads of 4, one block with norms of queries and keys."""
+    shapes = {"token_emb.weight": (16, 8), "norm.gamma": (8,), "layers.0.fn.norm.gamma": (8,)}
+    shapes |= {
+        "layers.0.fn.q_scale": (4,),
+        "layers.0.fn.k_scale": (4,),
+        "layers.0.fn.attn_out.weight": (8, 8),
+    }
+    shapes |= {"layers.0.fn.fused_attn_ff_proj.weight": (80, 8), "layers.0.fn.ff_out.2.weight": (8, 32)}
+    rng = np.random.default_rng(0)
+    arrays = {name: 1 + 0.1 * rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    buffers = {
+        "norm.beta": [0.0] * 8,
+        "rotary_emb.inv_freq": [1.0, 0.01],
+        "rotary_emb.scale": [2 / 7, 9 / 14],
+    }
+    arrays |= {f"layers.0.fn.{name}": np.array(values, np.float32) for name, values in buffers.items()}
+    arrays["norm.beta"] = np.zeros(8, np.float32)
+    return lambda folder: save(folder / name, {f"module.{name}": array for name, array in arrays.items()})
+
+
 def save_npz(file: Path, arrays: Arrays) -> None:
     np.savez(file, **arrays)
 

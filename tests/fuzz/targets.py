@@ -25,6 +25,7 @@ from palm.parity.programs.trace import read_trace
 from palm.parity.recording.bundle import read_bundle
 from palm.training.summary import summarise as summarise_run
 from palm.upstream.read import read_upstream
+from palm.upstream.rlhf import RLHF
 
 STEP = "step-00000004"
 
@@ -57,6 +58,21 @@ def _upstream(suffix: str, save: Callable[..., object], load: Read, *needs: str)
         at(name, lambda file: read_upstream(file, SOURCE)),
         (UpstreamError,),
         at(name, lambda file: read_upstream(load(file), SOURCE)),
+        needs=needs,
+    )
+
+
+def _rlhf(suffix: str, save: Callable[..., object], load: Read, *needs: str) -> Target:
+    name = f"w.{suffix}"
+
+    def read(given: object) -> object:
+        return read_upstream(given, RLHF, tell=lambda told: None)
+
+    return Target(
+        makers.rlhf(save, name),
+        at(name, read),
+        (UpstreamError,),
+        at(name, lambda f: read(load(f))),
         needs=needs,
     )
 
@@ -138,6 +154,8 @@ TARGETS: dict[str, Target] = {
     "upstream.npz": _upstream("npz", makers.save_npz, readers.npz),
     "upstream.eqx": _upstream("eqx", makers.save_eqx, readers.npy_sequence),
     "upstream.pt": _upstream("pt", makers.save_torch, readers.pt, "torch"),
+    "rlhf.npz": _rlhf("npz", makers.save_npz, readers.npz),
+    "rlhf.pt": _rlhf("pt", makers.save_torch, readers.pt, "torch"),
     "upstream.import": Target(
         makers.upstream(makers.save_npz, "w.npz"),
         entries.import_,

@@ -133,8 +133,9 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
     ),
     "float16": (
         changed("norm.gamma", lambda t: t.half()),
-        ("norm.gamma must have 1 axes", "float16", "Cast"),
+        ("norm.gamma must be a vector of", "float16", "Cast"),
     ),
+    "a NaN": (changed("norm.gamma", lambda t: t * torch.nan), ("norm.gamma must be finite", "16 numbers")),
     "another width": (changed("layers.1.fn.q_scale", lambda t: t[:4]), ("layers.1.fn.q_scale must have",)),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -107,3 +108,24 @@ def test_the_convention_of_norms_is_told_by_the_values(rlhf):
             warnings.simplefilter("error")
             _, given = read_upstream(model, SOURCE, norm_scale=found)
         np.testing.assert_array_equal(given["norm"], arrays["norm"])
+
+
+WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
+    "convention": ({}, "plain", "the norm is multiplied by 1 + scale"),
+    "rotary": ({"positions": "rotary"}, "plus-one", "keys by ζ^(-i/512) (xPos)"),
+    "base": ({"xpos_base": 100.0}, "plus-one", "the base of xPos is 512"),
+}
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("name", WRONG)
+def test_beside_the_original_palm_names_what_its_own_model_has_wrong(rlhf, name):
+    changes, norm_scale, words = WRONG[name]
+    model = rlhf.build("0.8.0", **sizes_of("150m")).float()
+    config, arrays = read_upstream(model, SOURCE, norm_scale=norm_scale)
+    ours = palm.from_numpy(dataclasses.replace(config, **changes), arrays, backend="torch")
+
+    def port(ids: np.ndarray) -> np.ndarray:
+        return original_logits(model, np.atleast_2d(ids)).reshape(*ids.shape, 53)
+
+    assert words in palm.compare(port, ours, np.arange(40)).verdict

@@ -62,7 +62,8 @@ def test_what_import_cannot_do_is_said(weights, tmp_path):
         "palm_rlhf_pytorch", weights, out, "--revision", "main", fails=True
     )
     assert "OUT must be given" in palm_import("palm_rlhf_pytorch", weights, fails=True)
-    assert "file must be hub:OWNER/NAME" in palm_import("hub:palm", out, fails=True)
+    for address in ("hub:palm", "hub:a/b/../../secret.pt", "hub:a/b//secret.pt"):
+        assert "file must be hub:OWNER/NAME" in palm_import(address, out, fails=True)
     assert not out.exists()
 
 

@@ -74,9 +74,10 @@ def heads_rotation(rotations: Rotations, at: Each, heads: int) -> Rotation:
     Shapes: tables (n, e/2), at (b,) -> two of (b, 1, e/2), or of (b, h + 1, e/2) where keys are turned
     otherwise than queries.
     """
-    queries, keys = ((cos[at, None], sin[at, None]) for cos, sin in rotations)
+    queries = rotations[0][0][at, None], rotations[0][1][at, None]
     if rotations[0] is rotations[1]:
         return queries
+    keys = rotations[1][0][at, None], rotations[1][1][at, None]
     cos, sin = (
         jnp.concatenate([jnp.repeat(of_query, heads, 1), of_key], 1)
         for of_query, of_key in zip(queries, keys, strict=True)

@@ -14,7 +14,7 @@ from palm.files.read import reading
 
 PREFIX = "hub:"
 _SUFFIXES = (".pt", ".pth", ".safetensors")
-_ADDRESS = re.compile(r"hub:(?P<repository>[\w.-]+/[\w.-]+)(/(?P<file>.+))?", re.ASCII)
+_ADDRESS = re.compile(r"hub:(?P<repository>[\w.-]+/[\w.-]+)(/(?P<file>[^/].*))?", re.ASCII)
 # What the hub's cache calls a large file: the SHA-256 of its bytes. A small one has a shorter name.
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -38,7 +38,7 @@ def fetch(address: str, revision: str | None = None) -> Fetched:
     `UpstreamError` for another address, for what cannot be had, and for a damaged file.
     """
     meant = _ADDRESS.fullmatch(address)
-    if meant is None:
+    if meant is None or ".." in Path(meant["file"] or "").parts:
         raise UpstreamError(
             f"file must be hub:OWNER/NAME or hub:OWNER/NAME/FILE; got file={address!r}. "
             "For example, hub:conceptofmind/palm-410m."

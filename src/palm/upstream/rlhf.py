@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from palm.errors import UpstreamError
+from palm.spec.parameters import DTYPES
 
 RLHF = "palm_rlhf_pytorch"
 NormScale = Literal["plain", "plus-one"]
@@ -106,6 +107,7 @@ def cleaned(
     blocks alone have norms of queries and keys.
     """
     tensors = dict(tensors)
+    _check_vectors(tensors)
     _check_xpos(tensors)
     normed = [sum(name.endswith(f".fn.{which}_scale") for name in tensors) for which in "qk"]
     if any(normed) and {*normed} != {sum(name.endswith(".fn.norm.gamma") for name in tensors)}:
@@ -125,6 +127,23 @@ def cleaned(
         for name, gamma in gammas.items():
             tensors[name] = (gamma + np.ones((), gamma.dtype)).astype(gamma.dtype)
     return tensors
+
+
+def _check_vectors(tensors: Mapping[str, np.ndarray]) -> None:
+    """Raise `UpstreamError` unless what is computed with here are vectors of numbers."""
+    for name, array in tensors.items():
+        if not name.endswith(("norm.gamma", ".rotary_emb.inv_freq", ".rotary_emb.scale")):
+            continue
+        if array.ndim != 1 or not array.size or array.dtype not in DTYPES.values():
+            raise UpstreamError(
+                f"{name} must be a vector of {', '.join(DTYPES)}; got shape={array.shape}, "
+                f"dtype={array.dtype}. Cast the original to float32."
+            )
+        if not np.isfinite(array).all():
+            raise UpstreamError(
+                f"{name} must be finite; got {np.count_nonzero(~np.isfinite(array))} numbers that are not. "
+                "Go back to weights from before the run diverged."
+            )
 
 
 def _convention(gammas: Mapping[str, np.ndarray], given: NormScale | None, tell: Tell) -> NormScale:
@@ -155,9 +174,8 @@ def _check_xpos(tensors: Mapping[str, np.ndarray]) -> None:
             continue
         e = 2 * array.size
         exact = (np.arange(0, e, 2) + 0.4 * e) / (1.4 * e)
-        if array.ndim != 1 or not np.allclose(
-            array.astype(np.float64), exact, rtol=float(ml_dtypes.finfo(ml_dtypes.bfloat16).eps), atol=0
-        ):
+        rounding = float(ml_dtypes.finfo(ml_dtypes.bfloat16).eps)
+        if not np.allclose(array.astype(np.float64), exact, rtol=rounding, atol=0):
             raise UpstreamError(
                 f"{name} must be (2p + 0.4e) / 1.4e, which is all that the program makes it; got "
                 f"{name}[:4]={array.ravel()[:4].tolist()}. Leave the buffer out for rotary without xPos."

@@ -88,7 +88,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause("rotary offset", "Count positions from 0, for queries and keys alike.", rotary.rotary_offset),
     Cause(
         "xPos",
-        "Multiply queries by s_p^(i/xpos_base) and keys by s_p^(-j/xpos_base), s_p = (2p/e + 0.4) / 1.4.",
+        "Multiply rotated queries and keys as the config's positions and xpos_base say.",
         rotary.xpos,
         solved=rotary.XPOS,
     ),

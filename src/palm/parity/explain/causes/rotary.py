@@ -129,14 +129,14 @@ def rotary_kinds(config: PaLMConfig) -> Iterator[Variant]:
         "rotary frequencies are θ^(-2p/dim) instead of θ^(-2p/dim_head)",
         by(2 * pairs / config.dim),
     )
-    if config.positions == "rotary":
-        told = "queries are multiplied by ζ^(i/512) and keys by ζ^(-i/512) (xPos)"
-        yield told, with_config(("q", "k"), positions="xpos", xpos_base=512.0)
     yield "values are rotated too", {"v": lambda at: _rotated_by(forward.project(at, "value"), _angles(at))}
 
 
 def xpos(config: PaLMConfig) -> Iterator[Variant]:
-    """Its factors missing, of another base, exchanged, or about another centre."""
+    """Its factors where none are to be; missing, of another base, exchanged, or about another centre."""
+    if config.positions == "rotary":
+        told = "queries are multiplied by ζ^(i/512) and keys by ζ^(-i/512) (xPos)"
+        yield told, with_config(("q", "k"), positions="xpos", xpos_base=512.0)
     if config.positions != "xpos":
         return
     for kinds in (("q", "k"), ("q",), ("k",)):
