@@ -43,6 +43,20 @@ def test_all_gathers_are_those_that_there_must_be(mesh):
     assert grown == pytest.approx(deeper.traffic.gathered - found.traffic.gathered, rel=0.05)
 
 
+def test_what_model_cuts_is_reduced_once_in_each_direction():
+    """The outputs of both branches in one sum, and so the gradients of a block's input, in the precision."""
+
+    def reduced(depth: int) -> tuple[int, int]:
+        config = palm.preset("palm-8b", num_tokens=8192, dim=512, depth=depth, heads=4, dim_head=128)
+        found = palm.plan(config, mesh="data=2,model=2", topology=CHIPS, batch=8, length=512)
+        kinds = ("reduce-scatter", "all-reduce")
+        return sum(found.compiled.collectives[kind].bytes for kind in kinds), found.traffic.reduced
+
+    (small, must), (large, must_more) = reduced(3), reduced(5)
+    # Gradients of weights are summed in float32, and those of keys and values over `model`, too.
+    assert (large - small) / (must_more - must) < 2
+
+
 def test_a_step_that_is_too_large_says_what_it_needs():
     found = palm.plan("palm-8b", mesh="data=4", topology=CHIPS, batch=64)
     assert found.fits is False

@@ -93,26 +93,29 @@ class Attention(eqx.Module):
         slopes: Slopes | None,
         segments: Segments | None = None,
         tap: Tap = untapped,
+        keyed: Hidden | None = None,
     ) -> Hidden:
         """With the taps q, k, v (after the position step, before the scale) and attention.
 
-        Shapes: y (..., n, d) -> (..., n, d).
+        `keyed` is what keys and values are formed from, if it is not to be y itself: the same values, so that
+        its gradient, which is whole on each device of a mesh, is added to that of y when that is whole, too.
+        Shapes: y, keyed (..., n, d) -> (..., n, d).
         """
-        q, k, v = self._projected(y, rotation)
+        q, k, v = self._projected(y, y if keyed is None else keyed, rotation)
         q = tap("q", rearrange(q, "... n h e -> ... n (h e)"))
         q, k, v = rearrange(q, "... n (h e) -> ... n h e", h=self.heads), tap("k", k), tap("v", v)
         attended = on_each_device(ATTENTION[self.path], q, k, v, slopes, segments)
         return self.out(tap("attention", rearrange(attended, "... n h e -> ... n (h e)")))
 
-    def _projected(self, y: Hidden, rotation: Rotations | None) -> tuple[Queries, Keys, Keys]:
-        """Shapes: y (..., n, d) -> q (..., n, h, e), k and v (..., n, e)."""
+    def _projected(self, y: Hidden, keyed: Hidden, rotation: Rotations | None) -> tuple[Queries, Keys, Keys]:
+        """Shapes: y, keyed (..., n, d) -> q (..., n, h, e), k and v (..., n, e)."""
         q = rearrange(self.query(y), "... n (h e) -> ... n h e", h=self.heads)
         if self.key_value is not None:
-            k = v = self.key_value(y)
+            k = v = self.key_value(keyed)
         else:
             assert self.key is not None
             assert self.value is not None
-            k, v = self.key(y), self.value(y)
+            k, v = self.key(keyed), self.value(keyed)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if rotation is not None:

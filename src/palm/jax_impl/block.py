@@ -19,7 +19,7 @@ from palm.jax_impl.feedforward import FeedForward
 from palm.jax_impl.norm import Norm
 from palm.jax_impl.position import Rotations
 from palm.jax_impl.shapes import Hidden, Segments, Slopes
-from palm.jax_impl.sharding import gathered, laid
+from palm.jax_impl.sharding import added, gathered, ways
 from palm.recipes import Remat
 from palm.spec.taps import Tap, untapped
 
@@ -54,10 +54,12 @@ class Block(eqx.Module):
         What is computed again is not tapped: its values belong to a trace of their own.
         Shapes: x (..., n, d) -> (..., n, d).
         """
-        y = tap("norm", gathered(self.norm(x)))
-        attended = tap("attention_out", self.attention(y, rotation, slopes, segments, tap))
+        normed = self.norm(x)
+        y = tap("norm", gathered(normed))
+        keyed = y if ways(x) == 1 else gathered(normed)
+        attended = tap("attention_out", self.attention(y, rotation, slopes, segments, tap, keyed))
         fed = recomputed(self.feedforward, y) if remat == "feedforward" else self.feedforward(y, tap)
-        return tap("out", laid(x + attended + tap("feedforward_out", fed), "model"))
+        return tap("out", added(x, attended, tap("feedforward_out", fed)))
 
 
 def recomputed(module: eqx.Module, *inputs: Any) -> Any:

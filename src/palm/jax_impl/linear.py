@@ -15,6 +15,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from palm.jax_impl.shapes import Inputs, Left, Outputs, Product, Right, Weight
+from palm.jax_impl.sharding import ways
 
 
 def linear(x: Inputs, weight: Weight) -> Outputs:
@@ -66,7 +67,7 @@ def normal(shape: tuple[int, ...], std: float, *, dtype: DTypeLike, key: Array) 
 
 @jax.custom_vjp
 def _half_linear(x: Array, weight: Array) -> Array:
-    return product(_laid_out(x), weight).astype(x.dtype)
+    return _half_product(_laid_out(x), weight)
 
 
 def _forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -79,10 +80,20 @@ def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     for_weight = lax.dot_general(
         x[None], grad[None], (((0, 1), (0, 1)), ((), ())), preferred_element_type=jnp.float32
     )
-    return product(grad, weight, (1, 1)).astype(x.dtype), for_weight.astype(weight.dtype)
+    return _half_product(grad, weight, (1, 1)), for_weight.astype(weight.dtype)
 
 
 _half_linear.defvjp(_forward, _backward)
+
+
+def _half_product(a: Array, b: Array, contracted: tuple[int, int] = (1, 0)) -> Array:
+    """`product` in the dtype of a."""
+    if ways(a) == 1:
+        return product(a, b, contracted).astype(a.dtype)
+    # In this dtype at once: the devices' parts of the sum travel in the dtype that the product has here. What
+    # each device sums by itself, a TPU sums in float32 all the same.
+    first, second = contracted
+    return lax.dot_general(a, b, (((first,), (second,)), ((), ())))
 
 
 def _laid_out(x: Array) -> Array:

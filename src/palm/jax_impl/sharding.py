@@ -156,6 +156,16 @@ def gathered(y: Array) -> Array:
     return laid(laid(y, "model"), None)
 
 
+def added(x: Array, attended: Array, fed: Array) -> Array:
+    """x + attended + fed. Shapes: three of (..., n, d) -> (..., n, d).
+
+    Where the two are sums over `model`, each device adds its parts of them, and one sum travels, not two.
+    """
+    if ways(x) == 1:
+        return laid(x + attended + fed, "model")
+    return laid(x + laid(attended + fed, "model"), "model")
+
+
 def ways(x: Array) -> int:
     """Into how many parts `model` cuts what lies along it, on the mesh of x."""
     mesh = _mesh(x)
