@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,14 @@ def assert_explains(raised: Any, *parts: str) -> None:
     for part in parts:
         _, found, rest = rest.partition(part)
         assert found, f"{part!r} is not in, or not in its place in: {raised.value}"
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """The block takes no more of this process's own time, however busy the machine is."""
+    started = time.process_time()
+    yield
+    assert time.process_time() - started < seconds
 
 
 def ask_to_stop(signal: int) -> None:

@@ -4,11 +4,11 @@ import base64
 import io
 import json
 import os
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import at_most
 
 from palm import DataError
 from palm.data.charsmap import check_charsmap
@@ -138,10 +138,8 @@ def test_an_interrupt_is_none_of_the_packages_errors():
 @pytest.mark.parametrize("suffix", [".json", ".model"])
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path, make, suffix):
     make(tmp_path / f"t{suffix}")
-    started = time.perf_counter()
-    with pytest.raises(DataError, match="must be a readable file"):
+    with at_most(3), pytest.raises(DataError, match="must be a readable file"):
         load_tokenizer(tmp_path / f"t{suffix}")
-    assert time.perf_counter() - started < 3
 
 
 @pytest.mark.parametrize("name", ["a\0b.json", "\ud800.json"])

@@ -3,13 +3,12 @@
 import json
 import random
 import re
-import time
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import DTYPES, assert_same_bits, draw_weights, small
+from cases import DTYPES, assert_same_bits, at_most, draw_weights, small
 from damage import CONFIG, FIELDS, OLD, draw_moments, draw_state, save_state, undetected
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -218,14 +217,13 @@ EDITS = {
 def test_a_sealed_manifest_that_does_not_fit_is_refused(path, name):
     edit, words = EDITS[name]
     edited(path, edit)
-    started = time.perf_counter()
-    with pytest.raises(CheckpointError, match=words) as raised:
-        Boxes(path).read("embedding", (0, 0), CONFIG_SHAPE)
-    assert str(path) in str(raised.value)
-    for load in (load_arrays, load_progress):
-        with pytest.raises(CheckpointError):
-            load(path)
-    assert time.perf_counter() - started < 20
+    with at_most(20):
+        with pytest.raises(CheckpointError, match=words) as raised:
+            Boxes(path).read("embedding", (0, 0), CONFIG_SHAPE)
+        assert str(path) in str(raised.value)
+        for load in (load_arrays, load_progress):
+            with pytest.raises(CheckpointError):
+                load(path)
 
 
 def test_tensors_of_another_shape_or_name_than_listed_are_refused(path):
@@ -290,9 +288,8 @@ def test_a_manifest_of_many_pieces_is_read_in_linear_time(tmp_path):
     pieces += [Piece("embedding", (row, 0), embedding[row : row + 1]) for row in range(len(embedding))]
     path = tmp_path / "checkpoint"
     assert together(1, lambda team: save_pieces(config, pieces, path, team)) == [path]
-    started = time.perf_counter()
-    found = Boxes(path).read("embedding", (19_000, 2), (500, 3))
-    assert time.perf_counter() - started < 20
+    with at_most(20):
+        found = Boxes(path).read("embedding", (19_000, 2), (500, 3))
     assert np.array_equal(found, embedding[19_000:19_500, 2:5])
 
 

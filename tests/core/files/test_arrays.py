@@ -3,13 +3,13 @@
 import io
 import os
 import random
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import at_most
 
 from palm import BundleError, DataError, UpstreamError
 from palm.data.corpus import open_corpus
@@ -110,10 +110,8 @@ def test_a_file_of_weights_that_is_no_regular_file_is_refused_at_once(tmp_path, 
     pytest.importorskip("torch")
     file = tmp_path / f"model{suffix}"
     make(file)
-    started = time.perf_counter()
-    with pytest.raises(UpstreamError, match="no regular file"):
+    with at_most(5), pytest.raises(UpstreamError, match="no regular file"):
         read_tensors(file, "palm_jax.palm")
-    assert time.perf_counter() - started < 5
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda file: Path(file).symlink_to("/dev/zero")])
@@ -124,12 +122,16 @@ def test_a_trace_that_is_no_regular_file_is_refused_at_once(tmp_path, make):
 
 
 def test_json_is_bounded_and_linear():
-    started = time.perf_counter()
-    keys = ",".join(f'"k{i}":0' for i in range(60_000))
-    for text in (f'{{{keys},"k59999":1}}', '{"a": "' + '\\"' * 200_000, '"' + "[" * 200_000, "[" * 200_000):
-        with pytest.raises(MalformedError):
-            parse(text.encode())
-    assert time.perf_counter() - started < 2
+    with at_most(2):
+        keys = ",".join(f'"k{i}":0' for i in range(60_000))
+        for text in (
+            f'{{{keys},"k59999":1}}',
+            '{"a": "' + '\\"' * 200_000,
+            '"' + "[" * 200_000,
+            "[" * 200_000,
+        ):
+            with pytest.raises(MalformedError):
+                parse(text.encode())
     assert parse(b'{"a": ["[[[", "\\"", 1, -2.5e3, null, true]}') == {
         "a": ["[[[", '"', 1, -2500.0, None, True]
     }

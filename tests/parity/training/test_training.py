@@ -294,9 +294,9 @@ def test_the_product_that_is_measured_is_computed_and_waited_for(wing):
         product()
         taken = []
         for _ in range(5):  # whatever else the machine does only adds to a time
-            started = time.perf_counter()
+            started = time.process_time()
             product()
-            taken.append(time.perf_counter() - started)
+            taken.append(time.process_time() - started)
         times.append(min(taken))
     assert times[1] > 3 * times[0]
 
