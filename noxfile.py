@@ -254,16 +254,16 @@ def package(session: nox.Session) -> None:
     for folder in (built, empty):
         shutil.rmtree(folder, ignore_errors=True)
     session.run("python", "-m", "build", "--outdir", str(built))
-    archives = sorted(map(str, built.iterdir()))
-    session.run("twine", "check", "--strict", *archives)
+    [wheel], [source] = built.glob("*.whl"), built.glob("*.tar.gz")
+    session.run("twine", "check", "--strict", str(wheel), str(source))
     session.run("python", "tests/distribution.py", "archives", str(built))
     session.run("python", "-m", "venv", str(empty))
     python = str(empty / ("Scripts" if os.name == "nt" else "bin") / "python")
-    session.run(python, "-m", "pip", "install", "-q", "-c", "constraints.txt", archives[1], external=True)
+    session.run(python, "-m", "pip", "install", "-q", "-c", "constraints.txt", str(wheel), external=True)
     session.run("python", "tests/distribution.py", "environment", python)
     for version in session.posargs:
-        if f"palm_dual-{version.removeprefix('v')}-py3-none-any.whl" != Path(archives[1]).name:
-            session.error(f"{archives[1]} is not of {version}")
+        if wheel.name != f"palm_dual-{version.removeprefix('v')}-py3-none-any.whl":
+            session.error(f"{wheel.name} is not of {version}")
 
 
 @nox.session

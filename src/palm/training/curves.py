@@ -16,6 +16,8 @@ from palm.training.runs import ListedRun
 Axis = Literal["step", "tokens"]
 # More points than these are not seen, and make files that a browser is slow to show.
 MOST_POINTS = 2000
+# A loss that is larger is drawn as this: sums of some must be numbers.
+MOST = 1e100
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,20 @@ def _points(group: Sequence[ListedRun], axis: Axis, name: str) -> Points:
 def _series(run: ListedRun, axis: Axis, name: str) -> dict[float, float]:
     """The losses of a run by x: those of training as running means, those of validation as they are."""
     entries = [entry for entry in run.entries if name in entry and axis in entry]
-    losses = np.array([entry[name] for entry in entries], np.float64)
+    losses = np.clip(np.array([entry[name] for entry in entries], np.float64), -MOST, MOST)
     drawn = running_mean(losses) if name == "loss" else losses
     return {entry[axis]: float(loss) for entry, loss in zip(entries, drawn, strict=True)}
 
 
 def running_mean(losses: np.ndarray) -> np.ndarray:
     """At each place, the mean of the last twentieth of all losses, or of those that there are. Shape (n,)."""
-    span = max(1, len(losses) // 20)
-    sums = np.concatenate([[0.0], np.cumsum(losses)])
-    ends = np.arange(1, len(losses) + 1)
-    starts = np.maximum(ends - span, 0)
-    return np.asarray((sums[ends] - sums[starts]) / (ends - starts))
+    count = len(losses)
+    span = max(1, count // 20)
+    # Sums of blocks from both ends: unlike differences of sums, they forget a spike that is past.
+    blocks = np.zeros((-(-count // span) + 1, span))
+    blocks.ravel()[span : span + count] = losses
+    from_start = np.cumsum(blocks, 1)
+    after = np.cumsum(blocks[:, ::-1], 1)[:, ::-1]
+    after = np.concatenate([after[:, 1:], np.zeros((len(blocks), 1))], 1)
+    sums = (from_start[1:] + after[:-1]).ravel()[:count]
+    return np.asarray(sums / np.minimum(np.arange(1, count + 1), span))

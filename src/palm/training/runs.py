@@ -143,7 +143,7 @@ def _row(run: ListedRun) -> list[str]:
     return [
         run.name,
         f"{run.step}/{run.steps}",
-        *("" if loss is None else f"{loss:.4f}" for loss in losses),
+        *("" if loss is None else f"{loss:.4f}" if abs(loss) < 1e6 else f"{loss:.4g}" for loss in losses),
     ]
 
 

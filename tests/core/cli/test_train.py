@@ -11,7 +11,7 @@ from shards import write_rows
 from palm import ConfigError, preset
 from palm.checkpoint.checkpoint import load_arrays
 from palm.cli.main import STYLE, main
-from palm.cli.train import TrainRequest, _model
+from palm.cli.train import TrainRequest, _beside, _model
 from palm.data.corpus import open_corpus
 
 RUN = ROOT / "tests/fixtures/v0_1_0/run-jax-tokenizer"
@@ -42,6 +42,25 @@ def test_the_tokenizer_sets_the_vocabulary_unless_it_is_given(words, num_tokens,
     assert weights is None
     with pytest.raises(ConfigError, match="num_tokens must be at least 300, the vocabulary of tokenizer="):
         _model(asked("--tokenizer", TOKENIZER, "--num-tokens", "299"), TEXT)
+
+
+@pytest.mark.parametrize(
+    ("words", "loggers", "profile"),
+    [
+        ([], [], None),
+        (["--tensorboard"], ["tensorboard"], None),
+        (["--log", "wandb", "tensorboard", "--tensorboard"], ["wandb", "tensorboard"], None),
+        (["--profile", "10-12", "--log", "trackio"], ["trackio"], "10-12"),
+    ],
+)
+def test_loggers_and_a_profile_are_handed_on(words, loggers, profile):
+    assert _beside(asked(*words)) == {"loggers": loggers, "profile": profile}
+
+
+def test_an_unknown_logger_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--log", "tensorbored"])
+    assert "tensorboard" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("words", "num_tokens"), [([], 300), (["--num-tokens", "512"], 512)])

@@ -129,6 +129,23 @@ def test_a_long_line_is_drawn_with_fewer_points_and_keeps_its_ends(tmp_path):
     assert (np.diff(points.mean) < 0).all()
 
 
+def test_a_spike_is_forgotten_when_it_is_past(tmp_path):
+    losses = [2.0] * 20 + [1e17] + [2.0] * 79
+    make_run(tmp_path / "run", losses, steps=100)
+    means = drawn(tmp_path)["run"].training.mean
+    assert set(means[:20]) == set(means[25:]) == {2.0}
+    assert min(means[20:25]) > 1e16
+
+
+@pytest.mark.filterwarnings("error")
+def test_losses_of_any_size_can_be_drawn(tmp_path):
+    for seed in range(2):
+        make_run(tmp_path / f"run-{seed}", [1e308, -1.7e308, 1.5e308, 1e-308] * 10, seed=seed, steps=40)
+    [line] = drawn(tmp_path).values()
+    assert np.isfinite([line.training.mean, line.training.low, line.training.high]).all()
+    assert max(len(cell) for row in table(line.runs)[1] for cell in row) < 12
+
+
 def test_runs_without_a_loss_are_not_drawn(tmp_path):
     make_run(tmp_path / "run", [])
     with pytest.raises(RunError, match="runs must have losses by step to be drawn; got 1 runs without any"):
