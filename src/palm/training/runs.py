@@ -139,7 +139,7 @@ def table(runs: Sequence[ListedRun]) -> tuple[list[str], list[list[str]]]:
 
 def _row(run: ListedRun) -> list[str]:
     lowest = run.best
-    losses = (run.last("loss"), run.last("val_loss"), lowest and lowest["val_loss"])
+    losses = (run.last("loss"), run.last("val_loss"), lowest["val_loss"] if lowest else None)
     return [
         run.name,
         f"{run.step}/{run.steps}",
