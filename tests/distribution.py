@@ -29,6 +29,7 @@ EXTRAS = {
     "tokenizers",
     "sentencepiece",
     "tensorboardx",
+    "huggingface-hub",
     "wandb",
     "trackio",
     "pytest",

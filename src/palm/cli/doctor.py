@@ -43,6 +43,7 @@ EXTRAS: dict[str, Extra] = {
     "jax": Extra(("jax", "equinox"), "models in JAX"),
     "tokenizers": Extra(("tokenizers", "sentencepiece"), "tokens other than bytes"),
     "tensorboard": Extra(("tensorboardX",), "--log tensorboard"),
+    "hub": Extra(("huggingface-hub",), "palm import hub:…"),
     "wandb": Extra(("wandb",), "--log wandb"),
     "trackio": Extra(("trackio",), "--log trackio"),
 }

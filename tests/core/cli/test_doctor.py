@@ -67,6 +67,7 @@ def test_what_is_missing_comes_with_the_command_that_installs_it(frameworks, cap
     assert commands == [  # jax is there, equinox is not
         ['pip install "palm-dual[jax]"', "models in JAX"],
         ['pip install "palm-dual[tensorboard]"', "--log tensorboard"],
+        ['pip install "palm-dual[hub]"', "palm import hub:…"],
         ['pip install "palm-dual[trackio]"', "--log trackio"],
     ]
 
@@ -138,7 +139,7 @@ def test_the_extras_are_those_of_the_project():
     section = text.split("[project.optional-dependencies]")[1].split("\n[")[0]
     lines = dict(line.split(" = ", 1) for line in section.strip().splitlines())
     del lines["all"]
-    found = {name: tuple(re.findall(r'"([A-Za-z]+)>=', packages)) for name, packages in lines.items()}
+    found = {name: tuple(re.findall(r'"([A-Za-z-]+)>=', packages)) for name, packages in lines.items()}
     assert found == {name: extra.packages for name, extra in doctor.EXTRAS.items()}
 
 
