@@ -92,7 +92,8 @@ def join() -> None:
             f"processes must be those of a cluster that JAX knows; got {str(error).partition(chr(10))[0]}. "
             "Set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or start them with SLURM."
         ) from None
-    _tell_of_abort()
+    if os.name == "posix":
+        _tell_of_abort()
 
 
 def is_joined() -> bool:
