@@ -91,11 +91,10 @@ def test_the_compiler_ends_with_the_process_that_asked():
         "import palm, sys; print(flush=True); "
         "palm.plan('palm-540b', mesh='data=2,model=2', topology='v4:2x2x1', batch=4)"
     )
-    asking = subprocess.Popen([sys.executable, "-c", ask], stdout=subprocess.PIPE)
-    asking.stdout.readline()
-    child = _child_of(asking.pid)
-    os.kill(asking.pid, signal.SIGKILL)
-    asking.wait()
+    with subprocess.Popen([sys.executable, "-c", ask], stdout=subprocess.PIPE) as asking:
+        asking.stdout.readline()
+        child = _child_of(asking.pid)
+        os.kill(asking.pid, signal.SIGKILL)
     deadline = time.monotonic() + 60
     while _runs(child) and time.monotonic() < deadline:
         time.sleep(0.2)
