@@ -39,7 +39,7 @@ PARITY_FLOORS = (
 DOORS = {
     "checkpoint": {
         *("background", "boxes", "checkpoint", "export", "locate", "team", "manifest", "progress"),
-        "tokenizer",
+        *("tokenizer", "transformers"),
     },
     "data": {"corpus", "download", "remembered", "sharding", "tokenizer", "tokenizer_file", "windows"},
     "generation": {"generate", "prompts", "rows"},

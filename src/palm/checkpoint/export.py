@@ -1,6 +1,6 @@
-"""A checkpoint's weights for other tools: safetensors files under canonical names, and an index of several.
+"""A checkpoint's weights for other tools: safetensors files, and an index of several.
 
-    OUT/config.json                              the resolved config
+    OUT/config.json                              the resolved config, and what else the format has
     OUT/model.safetensors                        all weights, up to 5 GB
     OUT/model-00001-of-00003.safetensors         or as many files as they need,
     OUT/model.safetensors.index.json             and in which of them each is
@@ -12,50 +12,67 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
+from palm.checkpoint import transformers
 from palm.checkpoint.about import free_path, writable
 from palm.checkpoint.boxes import Boxes
 from palm.checkpoint.manifest import CONFIG
+from palm.checkpoint.tokenizer import checkpoint_tokenizer
+from palm.checkpoint.transformers import INDEX
+from palm.errors import ConfigError
 from palm.files.streamed import write_streamed
 from palm.files.tensors import grouped
 from palm.files.write import new_folder, put_in_place, write_file
-from palm.spec.parameters import parameters
+from palm.spec.parameters import dtype_name, parameters
 
 # Of a file, as the tools that read them have it.
 MOST_BYTES = 5 * 10**9
-INDEX = "model.safetensors.index.json"
-# What the files say of themselves: arrays as NumPy has them.
-_ABOUT = {"format": "np"}
+Format = Literal["safetensors", "transformers"]
 
 
-def export(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
+def export(
+    path: str | os.PathLike[str], out: str | os.PathLike[str], *, format: Format = "safetensors"
+) -> Path:
     """Write the weights of a checkpoint to safetensors files in the new folder `out`, for other tools.
 
-    `path` is a checkpoint or a run, which means its newest one. The names are the canonical ones, matrices
-    are (in, out), the dtype is the checkpoint's. One tensor at a time is in memory. Weights of more than 5 GB
-    go to several files, with the index `model.safetensors.index.json`. `palm.from_numpy` reads them again.
+    `path` is a checkpoint or a run, which means its newest one. In the format "safetensors" the names are the
+    canonical ones, and matrices are (in, out); `palm.from_numpy` reads them again. In "transformers" the
+    folder is one that `AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)` loads, with the
+    tokenizer if that is a tokenizer.json; `palm import transformers` reads it again. The dtype is the
+    checkpoint's. One tensor at a time is in memory. Weights of more than 5 GB go to several files, with the
+    index `model.safetensors.index.json`.
 
-    Raises `CheckpointError` if the checkpoint is damaged, or if `out` exists or cannot be written. Then
-    nothing is there.
+    Raises `CheckpointError` if the checkpoint is damaged, or if `out` exists or cannot be written, and
+    `ConfigError` for an unknown format. Then nothing is there.
     """
+    if format not in get_args(Format):
+        raise ConfigError(
+            f"format must be one of {', '.join(get_args(Format))}; got format={format!r}. Choose one."
+        )
     boxes = Boxes(path)
+    beside = {CONFIG: boxes.config.to_json().encode()}
+    if format == "transformers":
+        tokenizer = checkpoint_tokenizer(boxes.path)
+        beside = transformers.about(boxes.config, dtype_name(boxes.dtype), tokenizer)
     out = free_path(out, overwrite=False)
     table = parameters(boxes.config)
     sizes = {name: parameter.size * boxes.dtype.itemsize for name, parameter in table.items()}
     files = list(grouped(sizes, MOST_BYTES))
+    layout = _Layout(boxes, format)
     with writable(out), new_folder(out) as folder:
-        write_file(folder / CONFIG, boxes.config.to_json().encode())
+        for name, content in beside.items():
+            write_file(folder / name, content)
         weight_map: dict[str, str] = {}
         for number, names in enumerate(files, 1):
             name = "model" + (f"-{number:05d}-of-{len(files):05d}" if len(files) > 1 else "")
             file = folder / f"{name}.safetensors"
-            rows = {name: (boxes.dtype, boxes.shapes[name]) for name in names}
-            write_streamed(file, rows, _tensors(boxes, names), _ABOUT)
-            weight_map |= dict.fromkeys(names, file.name)
+            rows = {layout.name(name): (boxes.dtype, layout.shape(name)) for name in names}
+            write_streamed(file, rows, map(layout.read, names), layout.about)
+            weight_map |= dict.fromkeys(rows, file.name)
         if len(files) > 1:
             index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
             write_file(folder / INDEX, (json.dumps(index, indent=2) + "\n").encode())
@@ -63,7 +80,24 @@ def export(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
     return out
 
 
-def _tensors(boxes: Boxes, names: list[str]) -> Iterator[np.ndarray]:
-    for name in names:
-        shape = boxes.shapes[name]
-        yield boxes.read(name, (0,) * len(shape), shape)
+class _Layout:
+    """How a format names the tensors, and how they lie."""
+
+    def __init__(self, boxes: Boxes, format: Format) -> None:
+        self._boxes, self._is_ours = boxes, format == "safetensors"
+        self.about = {"format": "np" if self._is_ours else "pt"}  # arrays as NumPy has them, or as PyTorch
+
+    def name(self, name: str) -> str:
+        return name if self._is_ours else transformers.stored_name(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        shape = self._boxes.shapes[name]
+        return shape[::-1] if self._turns(name) else shape
+
+    def read(self, name: str) -> np.ndarray:
+        shape = self._boxes.shapes[name]
+        array = self._boxes.read(name, (0,) * len(shape), shape)
+        return np.ascontiguousarray(array.T) if self._turns(name) else array
+
+    def _turns(self, name: str) -> bool:
+        return not self._is_ours and transformers.is_turned(name, self._boxes.config)

@@ -6,16 +6,18 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, arg
 
 from palm.checkpoint.checkpoint import save_arrays
+from palm.checkpoint.export import Format
 from palm.checkpoint.export import export as write_export
 from palm.checkpoint.locate import BEST, LAST
 from palm.checkpoint.progress import summarise
+from palm.checkpoint.transformers import read_folder
 from palm.cli.display import Terminal
 from palm.cli.flags import Architecture, Request
 from palm.config import BACKENDS, Backend, PaLMConfig
@@ -133,11 +135,11 @@ class ImportRequest:
     """What `palm import` is asked for."""
 
     source: Positional[Annotated[str, arg(metavar="SOURCE")]]
-    """palm_pytorch.palm_lite, palm_pytorch.palm_pytorch, palm_jax.palm, palm_jax.palm_lite or
-    palm_rlhf_pytorch. Without it: palm_rlhf_pytorch, of which the public weights are."""
+    """palm_pytorch.palm_lite, palm_pytorch.palm_pytorch, palm_jax.palm, palm_jax.palm_lite,
+    palm_rlhf_pytorch, or transformers. Without it: palm_rlhf_pytorch, of which the public weights are."""
     file: Positional[Annotated[str, arg(metavar="FILE")]]
     """Its weights: .pt, .pth, .safetensors, .eqx (Equinox) or .npz; or a file of the Hugging Face hub,
-    hub:OWNER/NAME or hub:OWNER/NAME/FILE."""
+    hub:OWNER/NAME or hub:OWNER/NAME/FILE. Of transformers, a folder that palm export wrote."""
     out: Positional[Annotated[Path | None, arg(metavar="OUT")]] = None
     """Checkpoint directory to write. It must not exist."""
     norm_scale: NormScale | None = None
@@ -148,7 +150,7 @@ class ImportRequest:
 
 
 def import_(request: Request[ImportRequest]) -> int:
-    """Turn weights of one of the five original models into a palm checkpoint.
+    """Turn weights of an original model, or a folder for transformers, into a palm checkpoint.
 
     palm import SOURCE FILE OUT, or palm import hub:OWNER/NAME OUT.
     """
@@ -159,7 +161,10 @@ def import_(request: Request[ImportRequest]) -> int:
         raise ConfigError("OUT must be given; got none. Write palm import SOURCE FILE OUT.")
     path, origin = _fetched(file, request.revision)
     told: list[str] = []
-    config, arrays = read_upstream(path, source, norm_scale=request.norm_scale, tell=told.append)
+    if source == "transformers":
+        config, arrays = read_folder(path)
+    else:
+        config, arrays = read_upstream(path, source, norm_scale=request.norm_scale, tell=told.append)
     save_arrays(config, arrays, out, origin={"source": source, **origin} if origin else None)
     count = sum(array.size for array in arrays.values())
     # Read from the shapes alone: the one thing for a user to check.
@@ -191,13 +196,15 @@ class ExportRequest:
     """A run, which means its newest checkpoint, or a checkpoint."""
     out: Path
     """Folder to write. It must not exist."""
-    format: Literal["safetensors"] = "safetensors"
-    """model.safetensors, or above 5 GB several files and model.safetensors.index.json."""
+    format: Format = "safetensors"
+    """safetensors: the weights under palm's names. transformers: a folder that Hugging Face's
+    AutoModelForCausalLM loads with trust_remote_code=True. Above 5 GB there are several files, and an
+    index."""
 
 
 def export(request: Request[ExportRequest]) -> int:
-    """Write the weights of a checkpoint to safetensors files, which other tools read."""
-    write_export(request.model, request.out)
+    """Write the weights of a checkpoint for other tools, or for transformers."""
+    write_export(request.model, request.out, format=request.format)
     told = "\n".join(str(file) for file in sorted(request.out.iterdir()))
     Terminal().print(told, highlight=False, markup=False)
     return 0
