@@ -62,7 +62,7 @@ def start(backend: str, data: Path, out: Path) -> subprocess.Popen[str]:
 
 def finish(backend: str, data: Path, out: Path) -> None:
     done = subprocess.run(
-        command(backend, data, out), capture_output=True, text=True, timeout=900, check=False
+        command(backend, data, out), capture_output=True, text=True, timeout=3600, check=False
     )
     assert done.returncode == 0, done.stderr
 
