@@ -34,7 +34,11 @@ TRAININGS: dict[str, dict[str, Any]] = {
         "recipe": {"accumulate": 2, "remat": True},
     },
     "untied": {"config": {"share_kv": False, "tie_embeddings": False}, "recipe": {"remat": "feedforward"}},
-    "tied rotary": {"config": {"positions": "rotary"}, "most": 60, "recipe": {"accumulate": 2}},
+    "tied xPos": {
+        "config": {"positions": "xpos", "qk_norm": True},
+        "most": 60,
+        "recipe": {"accumulate": 2},
+    },
 }
 
 
@@ -85,7 +89,8 @@ def is_compiled_once(found: dict[str, Any]) -> bool:
 
 
 def test_a_training_on_a_mesh_is_that_on_one_device():
-    asked = [cells("training", "data=2,model=2", "plain"), cells("training", "pod=2,data=2", "odd xPos")]
+    meshes = {"plain": "data=2,model=2", "odd xPos": "pod=2,data=2", "tied xPos": "model=2"}
+    asked = [cells("training", mesh, name) for name, mesh in meshes.items()]
     controls = [cells("training", "data=2,model=2", "plain", fault="slopes")]
     [[*found, wrong]] = run(*asked, *controls)
     for cell, figures in zip(asked, found, strict=True):

@@ -117,6 +117,10 @@ REFUSED: dict[str, tuple[Any, tuple[str, ...]]] = {
         lambda s: WRAPPED["actor"](s) | {f"critic.{name}": v for name, v in s.items()},
         ("weights must be those of one model", "'actor_palm.', 'critic.'"),
     ),
+    "one name twice": (
+        lambda s: {**s, "module.norm.gamma": s["norm.gamma"] * 2},
+        ("weights must have each name once", "got 1 of them with the prefix of a wrapper"),
+    ),
     "two dictionaries": (lambda s: {"model": s, "ema": s}, ("one mapping with", "several: model, ema")),
     "LoRA": (
         lambda s: {**s, "finetune_modules.default.0.0.A": torch.ones(16, 4)},

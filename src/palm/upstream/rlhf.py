@@ -42,6 +42,11 @@ def unwrapped(given: Mapping[str, Any]) -> dict[str, Any]:
         )
     prefix = ends[0] if ends else ""
     clean = {name.removeprefix(prefix): found[key] for key, name in names.items()}
+    if len(clean) < len(found):
+        raise UpstreamError(
+            f"weights must have each name once; got {len(found) - len(clean)} of them with the prefix of a "
+            f"wrapper ({', '.join(_WRAPPERS)}) and without. Pass the state_dict of one model."
+        )
     scopes = sorted({name.split(".")[1] for name in clean if name.startswith("finetune_modules.")})
     if scopes:
         raise UpstreamError(
