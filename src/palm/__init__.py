@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from palm.parity.recording.bundle import record_bundle as record
     from palm.parity.result import Comparison
     from palm.spec.plan import Plan, plan
+    from palm.training.evaluation import Evaluation, evaluate
+    from palm.training.noise import Gap
     from palm.training.train import resume, train
     from palm.training.trained import Trained
     from palm.upstream.read import from_upstream
@@ -54,7 +56,9 @@ else:
         {
             "Comparison": "palm.parity.result:Comparison",
             "Divergence": "palm.parity.programs.result:Divergence",
+            "Evaluation": "palm.training.evaluation:Evaluation",
             "Finding": "palm.parity.finding:Finding",
+            "Gap": "palm.training.noise:Gap",
             "Generation": "palm.generation.rows:Generation",
             "Plan": "palm.spec.plan:Plan",
             "ProgramComparison": "palm.parity.programs.result:ProgramComparison",
@@ -68,6 +72,7 @@ else:
             "config_of": "palm.backends:config_of",
             "convert": "palm.models:convert",
             "dtype_of": "palm.backends:dtype_of",
+            "evaluate": "palm.training.evaluation:evaluate",
             "export": "palm.checkpoint.export:export",
             "from_numpy": "palm.models:from_numpy",
             "from_upstream": "palm.upstream.read:from_upstream",
@@ -99,7 +104,9 @@ __all__ = [
     "DataError",
     "DivergedError",
     "Divergence",
+    "Evaluation",
     "Finding",
+    "Gap",
     "Generation",
     "MissingFrameworkError",
     "PaLMConfig",
@@ -122,6 +129,7 @@ __all__ = [
     "config_of",
     "convert",
     "dtype_of",
+    "evaluate",
     "export",
     "from_numpy",
     "from_upstream",

@@ -137,6 +137,9 @@ class Wing(Protocol[M]):
     ) -> Arrays:
         """Every tap of one forward pass."""
 
+    def logprobs(self, model: M, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The log-probability of each next token in nats, and whether none is likelier."""
+
     def value_and_grad(
         self,
         model: M,

@@ -44,7 +44,8 @@ DOORS = {
     "data": {"corpus", "download", "remembered", "sharding", "tokenizer", "tokenizer_file", "windows"},
     "generation": {"generate", "prompts", "rows"},
     "training": {
-        *("cadence", "curves", "hardware", "loggers", "plot", "run_folder", "runs", "summary"),
+        *("cadence", "curves", "evaluation", "groups", "hardware", "loggers", "plot"),
+        *("noise", "run_folder", "runs", "summary"),
         *("train", "trained", "validation"),
     },
     "upstream": {"hub", "originals", "read", "rlhf", "tensors"},

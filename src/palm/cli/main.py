@@ -42,6 +42,11 @@ COMMANDS = {
         "palm.cli.text:generate",
         "Print what a trained model writes after a prompt: the text as it is written, and nothing else.",
     ),
+    "eval": (
+        "palm.cli.evaluate:evaluate",
+        "Say how well a model predicts a text: nats per token, perplexity, bits per byte; "
+        "or which of two does.",
+    ),
     "data": (
         "palm.cli.data:data",
         "Fetch a public corpus, encode a large text into a folder of shards, or describe data.",
@@ -58,6 +63,10 @@ COMMANDS = {
         "palm.cli.runs:runs",
         "List the runs below a folder: steps, losses, and the settings in which they differ.",
     ),
+    "compare-runs": (
+        "palm.cli.compare_runs:compare_runs",
+        "Say whether the gap between the validation losses of two groups of runs is noise.",
+    ),
     "plot": ("palm.cli.runs:plot", "Draw the losses of several runs in one picture."),
     "doctor": (
         "palm.cli.doctor:doctor",
@@ -65,11 +74,11 @@ COMMANDS = {
     ),
     "import": (
         "palm.cli.models:import_",
-        "Turn weights of one of the five original models into a palm checkpoint.",
+        "Turn weights of an original model, or a folder for transformers, into a palm checkpoint.",
     ),
     "export": (
         "palm.cli.models:export",
-        "Write the weights of a checkpoint to safetensors files, which other tools read.",
+        "Write the weights of a checkpoint for other tools, or for transformers.",
     ),
 }
 

@@ -85,7 +85,7 @@ def plot(request: Request[PlotRequest]) -> int:
     """
     if request.out.suffix not in KINDS:
         raise RunError(f"out must end in {', '.join(KINDS)}; got out={request.out}. Name another file.")
-    found = curves(_runs(request.runs), request.x)
+    found = curves(runs_at(request.runs), request.x)
     title = ", ".join(dict.fromkeys(path.resolve().name for path in request.runs))
     picture = plot_runs(found, title, request.x, request.out.suffix[1:])
     try:
@@ -98,7 +98,7 @@ def plot(request: Request[PlotRequest]) -> int:
     return 0
 
 
-def _runs(paths: tuple[Path, ...]) -> list[ListedRun]:
+def runs_at(paths: tuple[Path, ...]) -> list[ListedRun]:
     """The runs at these paths, and below those that are none; names tell them apart."""
     found: dict[Path, ListedRun] = {}
     for path in paths:

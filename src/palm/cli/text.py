@@ -73,7 +73,7 @@ def generate(request: Request[GenerateRequest]) -> int:
     """Print what a trained model writes after a prompt: the text as it is written, and nothing else."""
     if request.logprobs is not None:
         _check_logprobs(request.logprobs)
-    path, used = _find(request.run, request.checkpoint)
+    path, used = find_checkpoint(request.run, request.checkpoint)
     backend = request.backend or first_backend(used)
     keep_programs(request.compile_cache, backend)
     model = load(path, backend=backend, device=request.device, attention=request.attention)
@@ -102,7 +102,7 @@ def generate(request: Request[GenerateRequest]) -> int:
     return 0
 
 
-def _find(path: Path, which: str) -> tuple[Path, Backend | None]:
+def find_checkpoint(path: Path, which: str) -> tuple[Path, Backend | None]:
     """The checkpoint of a run or the one at `path`, and the backend that trained it."""
     run = Run(path) if Run(path).is_run else Run(path.resolve().parent)
     if run.is_run:

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.nn import logsumexp
 
 from palm.jax_impl.loss import next_token_loss
 from palm.jax_impl.mesh import mesh_of_model
 from palm.jax_impl.model import PaLM
+from palm.jax_impl.norm import widen
 from palm.jax_impl.sharding import fetched, mesh_on, on_each, share_out
 from palm.jax_impl.weights import canonical
 from palm.jax_impl.wrapped import check_taps, settled
@@ -41,6 +43,16 @@ def activations(
         ids = on_device(model, tokens)
         taps = read(model, ids, _beside(ids, segments, model))
     return {name: fetched(tap) for name, tap in taps.items()}
+
+
+@shared()
+def logprobs(model: PaLM, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The log-probability of each next token in nats, float32 or wider, and whether none is likelier.
+
+    Shapes: (..., n) -> (..., n − 1), (..., n − 1).
+    """
+    found, likeliest = _logprobs(model, on_device(model, tokens, at_least=2))
+    return fetched(found), fetched(likeliest)
 
 
 @shared()
@@ -152,6 +164,13 @@ def _beside(ids: Array, array: np.ndarray | None, model: PaLM) -> Array | None:
 @eqx.filter_jit  # one program instead of one for each shape
 def _wide(model: PaLM) -> PaLM:
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model)
+
+
+@eqx.filter_jit
+def _logprobs(model: PaLM, tokens: Array) -> tuple[Array, Array]:
+    logits, targets = widen(model(tokens[..., :-1])), tokens[..., 1:]
+    found = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - logsumexp(logits, axis=-1)
+    return found, logits.argmax(-1) == targets
 
 
 @eqx.filter_value_and_grad

@@ -17,6 +17,7 @@ from palm.recipes import Remat
 from palm.spec.tokens import check_tokens, checked_beside
 from palm.torch_impl.loss import next_token_loss
 from palm.torch_impl.model import PaLM
+from palm.torch_impl.norm import widen
 from palm.torch_impl.pieces import is_placed
 from palm.torch_impl.private import has_hooks
 from palm.torch_impl.read import read_gradient, read_taps
@@ -45,6 +46,19 @@ def activations(
         ids = on_device(model, tokens)
         taps = forward(ids) if segments is None else forward(ids, _beside(ids, segments))
     return {name: to_array(tap) for name, tap in taps.items()}
+
+
+@shared()
+def logprobs(model: PaLM, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The log-probability of each next token in nats, float32 or wider, and whether none is likelier.
+
+    Shapes: (..., n) -> (..., n − 1), (..., n − 1).
+    """
+    with torch.no_grad():
+        ids = on_device(model, tokens, at_least=2)
+        logits, targets = widen(model(ids[..., :-1])), ids[..., 1:]
+        found = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
+        return to_array(found), to_array(logits.argmax(-1) == targets)
 
 
 def value_and_grad(

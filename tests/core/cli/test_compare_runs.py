@@ -1,0 +1,62 @@
+"""`palm compare-runs`: two groups of runs, paired by seed or not."""
+
+import json
+
+import pytest
+from run_lists import make_run
+
+from palm.cli.main import main
+
+NOISE = (0.02, -0.01, 0.03, -0.02)
+
+
+def group(folder, loss, seeds=range(4), **settings):
+    for seed in seeds:
+        make_run(folder / f"seed-{seed}", [5.0, loss + NOISE[seed % 4]], seed=seed, **settings)
+    return folder
+
+
+def palm(capsys, *arguments, status=0):
+    assert main([str(argument) for argument in arguments]) == status
+    return capsys.readouterr()
+
+
+def test_a_gap_of_every_seed_is_more_than_noise(tmp_path, capsys):
+    a, b = group(tmp_path / "a", 1.0), group(tmp_path / "b", 1.1, learning_rate=0.5)
+    printed = palm(capsys, "compare-runs", a, "--against", b, status=1).out
+    assert "compared: 4 pairs of one seed" in printed
+    assert "the runs differ in: learning_rate" in printed
+    assert "The loss of A is 0.1 nats below that of B, more than noise" in printed
+    assert " ".join(printed.splitlines()[1].split()) == "A seed-0 0 2/10 2.0200"
+
+
+def test_equal_groups_are_noise_and_runs_can_be_named_one_by_one(tmp_path, capsys):
+    a, b = group(tmp_path / "a", 1.0), group(tmp_path / "b", 1.0, seeds=[4, 5, 6])
+    told = json.loads(palm(capsys, "compare-runs", a, "--against", *b.iterdir(), "--json").out)
+    assert told["gap"]["noise"]
+    assert not told["gap"]["paired"]
+    assert told["gap"]["samples"] == [4, 3]
+    assert [run["seed"] for run in told["b"]] == [4, 5, 6]
+
+
+def test_unequal_seeds_are_not_paired(tmp_path, capsys):
+    a, b = group(tmp_path / "a", 1.0), group(tmp_path / "b", 1.0, seeds=[0, 1, 2])
+    assert "4 runs and 3 runs, not paired" in palm(capsys, "compare-runs", a, "--against", b).out
+
+
+@pytest.mark.parametrize(
+    ("b", "why"),
+    [
+        ({"seeds": [0]}, "a group must have at least two runs"),
+        ({"every": 5}, "a run must have a finite validation loss"),
+        ({"validation": 0.5}, "these differ in validation"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(b, why, tmp_path, capsys):
+    a, b = group(tmp_path / "a", 1.0), group(tmp_path / "b", 1.0, **b)
+    assert why in palm(capsys, "compare-runs", a, "--against", b, status=2).err
+
+
+def test_a_run_in_both_groups_is_refused(tmp_path, capsys):
+    a = group(tmp_path / "a", 1.0)
+    assert "a run must be in one group" in palm(capsys, "compare-runs", a, "--against", a, status=2).err
