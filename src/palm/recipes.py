@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -127,6 +128,9 @@ class Recipe:
     pack: int | None = None
     """The id that ends each document, if attention is to stay inside documents. Then no position sees another
     document, and the first token of a document is predicted by none."""
+    freeze: str | None = None
+    """A regular expression. Weights whose canonical names match it in full stay as they are, and count
+    neither for the norm of the gradient nor for its clipping."""
     non_finite: NonFinite = "stop"
     """What a loss or gradient that is not finite does: stop ends the run; rewind, as in the paper, goes back
     and skips the batches that led there."""
@@ -144,6 +148,8 @@ class Recipe:
             object.__setattr__(self, name, integer(name, getattr(self, name), least=0))
         if self.pack is not None:
             object.__setattr__(self, "pack", integer("pack", self.pack, least=0))
+        if self.freeze is not None:
+            _check_pattern(self.freeze)
         object.__setattr__(self, "seed", integer("seed", self.seed, least=0, below=math.inf))
         check_choice("optimizer", self.optimizer, get_args(OptimizerKind))
         check_choice("schedule", self.schedule, get_args(ScheduleKind))
@@ -227,6 +233,16 @@ class Recipe:
     def from_dict(cls, fields: Mapping[str, Any]) -> Recipe:
         """Inverse of `to_dict`. Raises `ConfigError` for unknown fields."""
         return from_fields(cls, fields, "a recipe")
+
+
+def _check_pattern(freeze: Any) -> None:
+    try:
+        re.compile(freeze if isinstance(freeze, str) else "(")
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ConfigError(
+            f"freeze must be a regular expression; got freeze={freeze!r}: {error}. "
+            r"'embedding|blocks\.[0-5]\..*' freezes the embedding and the first six blocks."
+        ) from None
 
 
 def _ramp(pairs: Any) -> tuple[tuple[int, int], ...]:

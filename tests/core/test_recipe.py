@@ -36,6 +36,8 @@ OTHER = Recipe(
     precision="float64",
     remat=True,
     validation=0.0,
+    pack=0,
+    freeze="embedding",
     non_finite="rewind",
     rewind=7,
     skip=8,
@@ -316,6 +318,13 @@ def test_remat_must_be_a_bool_or_a_part(value):
     with pytest.raises(ConfigError) as raised:
         Recipe(remat=value)
     assert_explains(raised, 'remat must be true, false or "feedforward"', f"remat={value!r}", "Choose one")
+
+
+@pytest.mark.parametrize("value", ["(", "*", "a{2,1}", b"norm", 3, ["norm"], "(" * 10_000])
+def test_freeze_must_be_a_regular_expression(value):
+    with pytest.raises(ConfigError) as raised:
+        Recipe(freeze=value)
+    assert_explains(raised, "freeze must be a regular expression", f"freeze={value!r}", "six blocks")
 
 
 @pytest.mark.parametrize("value", ["float8", None, 32, ["float32"]])

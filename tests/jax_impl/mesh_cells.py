@@ -151,7 +151,7 @@ def training(cell: dict[str, Any]) -> dict[str, Any]:
 
 def apart(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
     assert a.keys() == b.keys()
-    return max(float(np.abs(a[name] - b[name]).max() / np.abs(b[name]).max()) for name in b)
+    return max(float(np.abs(a[name] - b[name]).max() / (np.abs(b[name]).max() or 1.0)) for name in b)
 
 
 def share_of(trainer: Any) -> float:

@@ -39,6 +39,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
         "most": 60,
         "recipe": {"accumulate": 2},
     },
+    "frozen": {"recipe": {"freeze": r"embedding|blocks\.0\..*|.*\.up", "optimizer": "adafactor"}},
 }
 
 

@@ -83,7 +83,8 @@ def ratio_and_bound(
 ) -> tuple[float, float]:
     """The largest rounding ratio of any gradient, and the largest error, in parts of what is allowed."""
     ratios, shares = [], []
-    for name in (name for name in found if name.startswith(GRADIENTS)):
+    learnt = [name for name in found if name.startswith(GRADIENTS) and np.any(wide[1][name])]
+    for name in learnt:
         ours, one, our_wide, one_wide = (
             np.asarray(arrays[name], np.float64) for arrays in (found, alone, *wide)
         )
@@ -138,7 +139,7 @@ def _tokens_of_the_first(program: Sharded, windows: np.ndarray, micros: int) -> 
 
 
 def _own_sizes(program: Sharded) -> list[torch.Tensor]:
-    return [torch.linalg.vector_norm(p) * p.numel() ** -0.5 for p in program.params.values()]
+    return [torch.linalg.vector_norm(p) * p.numel() ** -0.5 for p in program.learnt.values()]
 
 
 def _slopes_of_all(model: CutPaLM, length: int, x: torch.Tensor) -> Any:

@@ -34,12 +34,15 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "optimizer": ("adamw", "adafactor"),
     "remat": (False, True, "feedforward"),
     "accumulate": (1, 2),
+    # Nothing, a block and what comes before it, what is learnt in a block with what is not, one matrix.
+    "freeze": (None, r"embedding|blocks\.0\..*", r".*norm|.*\.(up|query|out)", "embedding", "(?!norm).*"),
     "most_logits": (1 << 25, 40),
 }
+RECIPE = ("optimizer", "remat", "accumulate", "freeze")
 
 
 def cell(mesh: str, *, control: str = "", precision: str = "float64", **chosen: Any) -> dict[str, Any]:
-    recipe = {name: chosen.pop(name) for name in ("optimizer", "remat", "accumulate") if name in chosen}
+    recipe = {name: chosen.pop(name) for name in RECIPE if name in chosen}
     settings = {name: chosen.pop(name) for name in ("most_logits",) if name in chosen}
     config = {**EVEN, **chosen.pop("sizes", {}), **chosen}
     controls = {"control": control} if control else {}
@@ -85,6 +88,8 @@ FEW = [
     cell("data=4", positions="alibi", optimizer="adafactor", accumulate=2),
     cell("data=2,model=2", remat=True, positions="xpos", qk_norm=True, share_kv=False),
     cell("pod=2,data=2", optimizer="adamw", sizes={"dim": 6}),
+    cell("data=2,model=2", optimizer="adafactor", freeze=r"embedding|blocks\.0\..*|.*\.up", remat=True),
+    cell("data=4", freeze=r"(?!blocks\.1\.attention\.out).*"),
     cell("data=2,model=2", control="keys whose gradient is of one process's heads"),
     cell("data=2,model=2", control="head norms whose gradient is of one process's heads", qk_norm=True),
 ]

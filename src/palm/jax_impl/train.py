@@ -18,11 +18,11 @@ from palm.jax_impl.loss import output_loss, packed, per_counted
 from palm.jax_impl.model import PaLM, full_precision
 from palm.jax_impl.norm import Norm, widen
 from palm.jax_impl.optimizer import OPTIMIZERS
-from palm.jax_impl.sharding import everywhere, in_place, mesh_on, own_rows, share_out
+from palm.jax_impl.sharding import everywhere, in_place, kind_of, mesh_on, own_rows, share_out
 from palm.jax_impl.weights import Place, canonical, dtype_of, from_arrays, owned, pieces
 from palm.recipes import Outcome, Rates, Recipe
 from palm.spec.boxes import Piece, Rows, Sliceable
-from palm.spec.parameters import Parameter, numpy_dtype
+from palm.spec.parameters import Parameter, frozen, numpy_dtype
 from palm.tracing.turns import shared
 
 Arrays = dict[str, np.ndarray]
@@ -124,6 +124,7 @@ class Trainer:
 
 def _losses(model: PaLM, windows: Any, recipe: Recipe, per_counted: Array | None) -> tuple[Array, Array]:
     """What is minimised, and the cross-entropy in it."""
+    model = _learnt(model, lax.stop_gradient(model), recipe)
     config, computing = model.config, _computing(model, recipe)
     segments, targets = packed(jnp.asarray(windows), recipe.pack)
     features = computing(windows[:, :-1], segments=segments, remat=recipe.remat, features=True)
@@ -168,7 +169,9 @@ def _step(
 
     updated = _each(update, state.model, grads, state.first, state.second)
     new = jax.tree.transpose(jax.tree.structure(state.model), jax.tree.structure((0, 0, 0)), updated)
-    new_state = _State(*(in_place(tree, state.model.config) for tree in new))
+    old = (state.model, state.first, state.second)
+    kept = (_learnt(*trees, recipe) for trees in zip(new, old, strict=True))
+    new_state = _State(*(in_place(tree, state.model.config) for tree in kept))
     return new_state, loss, norm, squares
 
 
@@ -185,6 +188,23 @@ def _mean_gradient(model: PaLM, windows: np.ndarray | Array, recipe: Recipe) -> 
         return loss, grads
     start = (jnp.zeros((), model.embedding.weight.dtype), jax.tree.map(jnp.zeros_like, model))
     return lax.scan(add, start, windows)[0]
+
+
+def _learnt(new: PaLM, old: PaLM, recipe: Recipe) -> PaLM:
+    """The leaves of `new`, but those of `old` where the weight is frozen; of a stack, layer by layer."""
+    names = frozen(new.config, recipe.freeze)
+    layers = range(new.config.depth)
+
+    def choose(where: tuple[Any, ...], of_new: Array, of_old: Array) -> Array:
+        kind = kind_of(where)
+        stay = np.array([kind.replace("blocks", f"blocks.{i}", 1) in names for i in layers])
+        if not stay.any():
+            return of_new
+        if stay.all():
+            return of_old
+        return jnp.where(stay.reshape(-1, *[1] * (of_new.ndim - 1)), of_old, of_new)
+
+    return jax.tree_util.tree_map_with_path(choose, new, old) if names else new
 
 
 def _each(function: Any, *trees: PaLM) -> PaLM:

@@ -7,6 +7,7 @@ Both wings, checkpoints, importers and reports use only these names. Matrices ar
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -94,6 +95,25 @@ def parameters(config: PaLMConfig) -> Mapping[str, Parameter]:
     if not config.tie_embeddings:
         add("unembedding", (d, v), ("embed", "vocab"), embedding_std)
     return MappingProxyType(table)
+
+
+def frozen(config: PaLMConfig, freeze: str | None) -> frozenset[str]:
+    """The names that a recipe's `freeze` matches in full: these weights do not learn. None: no names.
+
+    Raises `ConfigError` if it matches no weight of the config, or every one.
+    """
+    if freeze is None:
+        return frozenset()
+    table = parameters(config)
+    found = frozenset(name for name in table if re.fullmatch(freeze, name))
+    if not 0 < len(found) < len(table):
+        which = "all of them" if found else f"none of them, which are {', '.join([*table][:3])}, …"
+        raise ConfigError(
+            "freeze must match some weights in full, and not all; got "
+            f"freeze={freeze!r}, which matches {which}. "
+            r"'embedding|blocks\.0\..*' matches the embedding and the first block."
+        )
+    return found
 
 
 def numpy_dtype(dtype: str) -> np.dtype:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from palm.recipes import Recipe
 from palm.spec.boxes import Rows
 from palm.spec.mesh import BATCH, Cut, check_batch, cuts
-from palm.spec.parameters import Parameter
+from palm.spec.parameters import Parameter, frozen
 from palm.spec.taps import Tap, untapped
 from palm.spec.tokens import IGNORED, check_tokens
 from palm.torch_impl.cut import CutPaLM
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 class Sharded:
     """One process's part of a model on a mesh, its loss and its gradients.
 
-    `params` are this process's pieces of the weights, by their names in the state_dict.
+    `params` are this process's pieces of the weights, by their names in the state_dict; `learnt` are those of
+    them that are not frozen.
     """
 
     def __init__(self, model: PaLM, weight: DTensor, recipe: Recipe) -> None:
@@ -48,6 +49,8 @@ class Sharded:
             f"{name}.weight": cut for name, cut in stored_cuts(model, model.config, self.place).items()
         }
         self.params = {name: _local(model.get_parameter(name).detach()) for name in self._cuts}
+        names = frozen(model.config, recipe.freeze)
+        self.learnt = {n: p for n, p in self.params.items() if n.removesuffix(".weight") not in names}
         self._root = _Objective(_part_of(model, self.place), recipe)
         by_fsdp = self._put_weights()
         if self._is_compiled():
@@ -56,7 +59,7 @@ class Sharded:
         if by_fsdp:
             self._shard(by_fsdp)
         self._leaves = {name: self._root.model.get_parameter(name) for name in self._cuts}
-        copies = [self._copies(cut) for cut in self._cuts.values()]
+        copies = [self._copies(self._cuts[name]) for name in self.learnt]
         self._weights = torch.tensor(copies, device=self._device, dtype=torch.float64).reciprocal()
 
     def enter_thread(self) -> None:
@@ -84,7 +87,7 @@ class Sharded:
         self._follow()
         objective, loss = self._root(windows, per_counted)
         (objective / self.on.replicas).backward()
-        return loss.detach(), [self._taken(leaf) for leaf in self._leaves.values()]
+        return loss.detach(), [self._taken(self._leaves[name]) for name in self.learnt]
 
     @together()
     def per_counted(self, windows: Tensor) -> Tensor | None:
@@ -99,7 +102,8 @@ class Sharded:
     @together()
     def totals(self, loss: Tensor, grads: list[Tensor]) -> tuple[float, Tensor]:
         """The loss and the norm of each gradient, of all processes; the gradients are whole sums then."""
-        for (_, cut), grad in zip(self._cuts.items(), grads, strict=True):
+        for name, grad in zip(self.learnt, grads, strict=True):
+            cut = self._cuts[name]
             for axis in BATCH if "data" not in cut else ():
                 summed(grad, self.place, axis)
             if "model" not in cut:
@@ -112,11 +116,11 @@ class Sharded:
 
     @together()
     def sizes(self) -> list[Tensor] | list[None]:
-        """The root mean square of each whole parameter, if the optimiser asks for it."""
+        """The root mean square of each whole parameter that learns, if the optimiser asks for it."""
         if self._recipe.optimizer != "adafactor":
-            return [None] * len(self.params)
-        roots = self._sum_of_all(self._squares(list(self.params.values()))).sqrt()
-        counts = (self._model.get_parameter(name).numel() for name in self.params)
+            return [None] * len(self.learnt)
+        roots = self._sum_of_all(self._squares(list(self.learnt.values()))).sqrt()
+        counts = (self._model.get_parameter(name).numel() for name in self.learnt)
         return [root.to(self._wide) * count**-0.5 for root, count in zip(roots, counts, strict=True)]
 
     @together()
@@ -155,15 +159,17 @@ class Sharded:
         by_fsdp = {}
         for name, piece in self.params.items():
             module = self._root.model.get_submodule(name.removesuffix(".weight"))
+            learns = name in self.learnt
             if "data" in self._cuts[name]:
                 dimension = self._cuts[name].index("data")
                 shape = list(piece.shape)
                 shape[dimension] *= self.on.data
-                module.weight = nn.Parameter(torch.empty(shape, device="meta", dtype=self._wide))
+                hollow = torch.empty(shape, device="meta", dtype=self._wide)
+                module.weight = nn.Parameter(hollow, requires_grad=learns)
                 by_fsdp[module.weight] = dimension
             else:
                 dtype = self._wide if isinstance(module, (Norm, HeadNorm)) else self._compute
-                module.weight = nn.Parameter(piece.to(dtype))
+                module.weight = nn.Parameter(piece.to(dtype), requires_grad=learns)
         return by_fsdp
 
     def _shard(self, by_fsdp: dict[nn.Parameter, int]) -> None:
@@ -213,7 +219,7 @@ class Sharded:
         return _local(grad).to(self._wide)
 
     def _squares(self, pieces: list[Tensor]) -> Tensor:
-        """This process's part of the sum of squares of each of `params`, or what has their shapes."""
+        """This process's part of the sum of squares of each of `learnt`, or what has their shapes."""
         norms = torch.stack([torch.linalg.vector_norm(piece) for piece in pieces])
         return norms.double().square() * self._weights
 

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from palm.errors import BackendError
 from palm.recipes import Outcome, Rates, Recipe
 from palm.spec.boxes import Piece, Rows, Sliceable
-from palm.spec.parameters import Parameter, parameters
+from palm.spec.parameters import Parameter, frozen, parameters
 from palm.torch_impl.loss import output_loss, packed, per_counted
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import Norm
@@ -126,7 +126,7 @@ class Trainer:
         program, count = self._program, self.recipe.accumulate
         micros = program.tokens(windows, count).chunk(count)
         per_counted = program.per_counted(torch.cat(micros))
-        grads = [torch.zeros_like(p) for p in program.params.values()] if len(micros) > 1 else []
+        grads = [torch.zeros_like(p) for p in program.learnt.values()] if len(micros) > 1 else []
         losses = []
         for micro in micros:
             loss, found = program.gradients(micro, per_counted)
@@ -155,7 +155,7 @@ class Trainer:
     def _update(self, grads: list[Tensor], factor: float, rates: Rates) -> None:
         optimizer = OPTIMIZERS[self.recipe.optimizer]
         first, second = self._moments["first"], self._moments["second"]
-        params = self._program.params
+        params = self._program.learnt
         with torch.no_grad():
             sizes = self._program.sizes()
             for (name, p), g, size in zip(params.items(), grads, sizes, strict=True):
@@ -166,7 +166,8 @@ class Trainer:
 
     def _not_finite(self, norms: Tensor) -> list[str]:
         flags = norms.isfinite().tolist()
-        return [name for name, finite in zip(parameters(self.model.config), flags, strict=True) if not finite]
+        names = [name.removesuffix(".weight") for name in self._program.learnt]
+        return [name for name, finite in zip(names, flags, strict=True) if not finite]
 
 
 class _Whole:
@@ -178,6 +179,8 @@ class _Whole:
         self.params: dict[str, Tensor] = {
             f"{name}.weight": model.get_parameter(f"{name}.weight") for name in parameters(model.config)
         }
+        names = frozen(model.config, recipe.freeze)
+        self.learnt = {n: p for n, p in self.params.items() if n.removesuffix(".weight") not in names}
         self._compute = getattr(torch, recipe.precision)
         self.place = model.embedding.weight.device
         self._objective = torch.compile(self._losses) if self.place.type == "cuda" else self._losses
@@ -195,14 +198,14 @@ class _Whole:
 
     def gradients(self, windows: Tensor, per_counted: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         objective, loss = self._objective(windows, per_counted)
-        return loss.detach(), list(torch.autograd.grad(objective, list(self.params.values())))
+        return loss.detach(), list(torch.autograd.grad(objective, list(self.learnt.values())))
 
     def totals(self, loss: Tensor, grads: list[Tensor]) -> tuple[float, Tensor]:
         norms = torch.stack([torch.linalg.vector_norm(grad) for grad in grads])
         return float(loss), norms
 
     def sizes(self) -> list[None]:
-        return [None] * len(self.params)
+        return [None] * len(self.learnt)
 
     def loss(self, windows: np.ndarray) -> float:
         with torch.no_grad():
@@ -226,9 +229,9 @@ class _Whole:
         return output_loss(features, weight, targets, scale=scale, z_loss=z_loss, per_counted=per_counted)
 
     def _computing(self) -> dict[str, Tensor]:
-        return {
-            name: p
-            if isinstance(self._model.get_submodule(name.removesuffix(".weight")), Norm)
-            else p.to(self._compute)
-            for name, p in self.params.items()
-        }
+        computing = {}
+        for name, p in self.params.items():
+            is_norm = isinstance(self._model.get_submodule(name.removesuffix(".weight")), Norm)
+            weight = p if name in self.learnt else p.detach()
+            computing[name] = weight if is_norm else weight.to(self._compute)
+        return computing

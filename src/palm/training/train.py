@@ -20,6 +20,7 @@ from palm.fields import from_fields
 from palm.models import build, from_numpy
 from palm.recipes import Recipe
 from palm.spec.mesh import AnyMesh, mesh_of
+from palm.spec.parameters import frozen
 from palm.training.cadence import Cadence
 from palm.training.loggers import AnyLogger
 from palm.training.loop import Loop
@@ -283,7 +284,8 @@ def _check_fits(
     device: Any,
     mesh: AnyMesh,
 ) -> None:
-    """Raise `ConfigError` for a training that does not fit into memory, or onto the mesh."""
+    """Raise `ConfigError` for a training that does not fit into memory, the mesh or the model's weights."""
+    frozen(config, recipe.freeze)
     if implementation.weights.is_on_host(device) and not implementation.several():
         check_room(config, recipe, cadence)
     check_batches(recipe, mesh_of(mesh))
