@@ -44,7 +44,7 @@ DOORS = {
     "data": {"corpus", "download", "remembered", "sharding", "tokenizer", "tokenizer_file", "windows"},
     "generation": {"generate", "prompts", "rows"},
     "training": {
-        *("cadence", "curves", "evaluation", "groups", "hardware", "loggers", "plot"),
+        *("cadence", "curves", "evaluation", "groups", "hardware", "harness", "loggers", "plot"),
         *("noise", "run_folder", "runs", "summary"),
         *("train", "trained", "validation"),
     },

@@ -46,6 +46,7 @@ EXTRAS: dict[str, Extra] = {
     "hub": Extra(("huggingface-hub",), "palm import hub:…"),
     "wandb": Extra(("wandb",), "--log wandb"),
     "trackio": Extra(("trackio",), "--log trackio"),
+    "eval": Extra(("lm-eval",), "palm eval --tasks"),
 }
 # What changes speed, memory or results without a word.
 _VARIABLES = (

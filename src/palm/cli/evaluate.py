@@ -14,13 +14,14 @@ from tyro.conf import Positional, arg
 from palm.backends import first_backend
 from palm.checkpoint.checkpoint import load
 from palm.cli.display import Terminal
-from palm.cli.flags import Attention, Request, default
+from palm.cli.flags import Attention, Optional, Request, default
 from palm.cli.text import find_checkpoint
 from palm.config import Backend
 from palm.errors import ConfigError
 from palm.files.names import visible
 from palm.training.evaluation import LENGTH, Evaluation
 from palm.training.evaluation import evaluate as evaluate_text
+from palm.training.harness import evaluate_tasks
 from palm.training.run_folder import Run
 
 
@@ -30,8 +31,12 @@ class EvalRequest:
 
     models: Positional[Annotated[tuple[Path, ...], arg(metavar="MODEL [OTHER]")]]
     """Folders of runs, RUN/best, or checkpoints: one, or two to compare."""
-    text: Path
+    text: Annotated[Path | None, Optional] = None
     """A file, a folder, what palm data tokenize wrote, or a .npy file of token ids."""
+    tasks: Annotated[tuple[str, ...], Optional] = ()
+    """Tasks of lm-eval, in place of a text, on one model."""
+    include: Annotated[Path | None, Optional] = None
+    """Folder with lm-eval tasks of your own."""
     backend: Annotated[Backend | None, default("the one that trained the run")] = None
     """The framework that computes."""
     length: Annotated[int | None, default(f"that of the first run's recipe, or {LENGTH}")] = None
@@ -58,11 +63,17 @@ def evaluate(request: Request[EvalRequest]) -> int:
 
     Of two models the gap between their losses is told as well, with a paired bootstrap over windows: whether
     it is noise. Both must have the same tokenizer.
+
+    With --tasks, lm-eval asks one model its tasks instead. It may download their data.
     """
     if not 1 <= len(request.models) <= 2:
         raise ConfigError(f"models must be one or two; got {len(request.models)}. Name one or two.")
+    if (request.text is None) == (not request.tasks):
+        raise ConfigError("palm eval must have either --text or --tasks; got both or none. Give one of them.")
     length = _length_of(request.models[0]) if request.length is None else request.length
-    found = [_evaluated(request, path, length) for path in request.models]
+    if request.text is None:
+        return _evaluate_tasks(request, length)
+    found = [_evaluated(request, request.text, path, length) for path in request.models]
     gap = found[0].against(found[1]) if len(found) == 2 else None
     names = [str(path) for path in request.models]
     if request.json:
@@ -75,12 +86,41 @@ def evaluate(request: Request[EvalRequest]) -> int:
     return 0
 
 
-def _evaluated(request: EvalRequest, path: Path, length: int) -> Evaluation:
+def _evaluated(request: EvalRequest, text: Path, path: Path, length: int) -> Evaluation:
+    options: dict[str, Any] = {"length": length, "stride": request.stride, "batch": request.batch}
+    return evaluate_text(_loaded(request, path), text, tokenizer=request.tokenizer, **options)
+
+
+def _loaded(request: EvalRequest, path: Path) -> Any:
     checkpoint, used = find_checkpoint(path, "last")
     backend = request.backend or first_backend(used)
-    model: Any = load(checkpoint, backend=backend, device=request.device, attention=request.attention)
-    options: dict[str, Any] = {"length": length, "stride": request.stride, "batch": request.batch}
-    return evaluate_text(model, request.text, tokenizer=request.tokenizer, **options)
+    return load(checkpoint, backend=backend, device=request.device, attention=request.attention)
+
+
+def _evaluate_tasks(request: EvalRequest, length: int) -> int:
+    if len(request.models) > 1 or request.stride is not None:
+        raise ConfigError("--tasks must come with one model and without --stride. Leave the others out.")
+    [path] = request.models
+    results = evaluate_tasks(
+        _loaded(request, path),
+        request.tasks,
+        include=request.include,
+        length=length,
+        batch=request.batch,
+        tokenizer=request.tokenizer,
+    )
+    if request.json:
+        print(json.dumps({"model": str(path), "results": results}, indent=1, default=float))
+        return 0
+    shown = Table(box=None, padding=(0, 2, 0, 0), header_style="")
+    for name in ("task", "metric", "value"):
+        shown.add_column(name, justify="right" if name == "value" else "left", overflow="fold")
+    for task, metrics in results.items():
+        for metric, value in metrics.items():
+            if isinstance(value, (int, float)):
+                shown.add_row(Text(visible(task)), Text(visible(metric)), f"{value:.4f}")
+    Terminal().print(shown, highlight=False)
+    return 0
 
 
 def _length_of(path: Path) -> int:

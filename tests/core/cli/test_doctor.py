@@ -69,6 +69,7 @@ def test_what_is_missing_comes_with_the_command_that_installs_it(frameworks, cap
         ['pip install "palm-dual[tensorboard]"', "--log tensorboard"],
         ['pip install "palm-dual[hub]"', "palm import hub:…"],
         ['pip install "palm-dual[trackio]"', "--log trackio"],
+        ['pip install "palm-dual[eval]"', "palm eval --tasks"],
     ]
 
 
