@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate
@@ -15,6 +15,7 @@ from textwrap import shorten
 
 import numpy as np
 
+from palm.data.documents import Documents, Items
 from palm.data.files import (
     File,
     Part,
@@ -49,7 +50,7 @@ class Corpus:
 
     name: str
     bytes_per_token: float
-    parts: tuple[Part, ...]
+    parts: tuple[Part | Documents, ...]
     ends: tuple[int, ...]
     content: Callable[[], str]
     start: int
@@ -77,9 +78,11 @@ class Corpus:
         at, filled = self.start + start, 0
         part = bisect_right(self.ends, at)
         while filled < len(ids):
-            size = size_of(self.parts[part])
+            size = self.parts[part].size
             offset = at - (self.ends[part] - size)
-            piece = read_part(self.parts[part], offset, min(offset + len(ids) - filled, size))
+            end = min(offset + len(ids) - filled, size)
+            found = self.parts[part]
+            piece = found[offset:end] if isinstance(found, Documents) else read_part(found, offset, end)
             ids[filled : filled + len(piece)] = piece
             at, filled, part = at + len(piece), filled + len(piece), part + 1
         return ids
@@ -94,6 +97,13 @@ class Corpus:
         self._check(start, stop)
         return replace(self, start=self.start + start, stop=self.start + stop)
 
+    def place(self, at: int) -> str:
+        """Where the id at that position is, in words: of documents, in which one."""
+        part = bisect_right(self.ends, self.start + at)
+        found = self.parts[part]
+        offset = self.start + at - (self.ends[part] - found.size)
+        return found.place(offset) if isinstance(found, Documents) else f"{at} of {self.name}"
+
     def _check(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= len(self):
             raise DataError(
@@ -102,12 +112,14 @@ class Corpus:
             )
 
 
-Data = str | bytes | os.PathLike[str] | np.ndarray | Corpus
+Data = str | bytes | os.PathLike[str] | np.ndarray | Corpus | Items
 
 
 def open_corpus(data: Data, tokenizer: Tokenizer | None = None, *, name: str | None = None) -> Corpus:
     """The tokens of a text (str or bytes), an array of ids, or what a `Path` names: file, folder, `.npy`.
 
+    Or those of documents, laid end to end: of a list or any object with `__len__` and `__getitem__`, whose
+    items are arrays of ids or have one as `input_ids`. An item is read when it is asked for.
     A folder is all its files by relative path, hidden ones left out, joined with newlines; or the shards that
     `palm data tokenize` made, which bring their tokenizer along and refuse another one. Of files only what is
     asked for is read. With a `tokenizer` text is encoded now, file by file, long ones in pieces of a megabyte
@@ -124,10 +136,17 @@ def open_corpus(data: Data, tokenizer: Tokenizer | None = None, *, name: str | N
         return _of_texts(name or "text", [np.frombuffer(text, np.uint8)], lambda: sha256(text), tokenizer)
     if isinstance(data, np.ndarray):
         return _of_ids(data, name or "ids", lambda: _hash_ids(data))
-    if not isinstance(data, os.PathLike):
-        raise refusal("a Path, text, bytes, or an array of ids", type(data), "Pass one of these.")
+    if isinstance(data, os.PathLike):
+        return _of_path(data, name or str(data), tokenizer)
+    if isinstance(data, Mapping) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+        fix = "Pass one of these; of a DatasetDict one split."
+        raise refusal("a Path, text, bytes, an array of ids, or documents of ids", type(data), fix)
+    documents = Documents(data, name or "documents")
+    return _corpus(name or "documents", math.nan, [documents], lambda: documents.digest)
+
+
+def _of_path(data: os.PathLike[str], name: str, tokenizer: Tokenizer | None) -> Corpus:
     path = Path(data).absolute()
-    name = name or str(data)
     try:
         is_folder = path.is_dir()
     except OSError as error:  # most likely a whole text
@@ -205,14 +224,17 @@ def _of_texts(
     return _corpus(name, bytes_per_token, [ids], lambda: digest_of_ids(content(), tokenizer))
 
 
-def _corpus(name: str, bytes_per_token: float, parts: Sequence[Part], content: Callable[[], str]) -> Corpus:
-    parts = tuple(filter(size_of, parts))
-    ends = tuple(accumulate(map(size_of, parts)))
+def _corpus(
+    name: str, bytes_per_token: float, parts: Sequence[Part | Documents], content: Callable[[], str]
+) -> Corpus:
+    parts = tuple(part for part in parts if part.size)
+    ends = tuple(accumulate(part.size for part in parts))
     return Corpus(name, bytes_per_token, parts, ends, cache(content), 0, ends[-1])
 
 
-def _largest(part: Part) -> int:
-    return part.below - 1 if isinstance(part, File) and part.below else np.iinfo(part.dtype).max
+def _largest(part: Part | Documents) -> int:
+    below = 0 if isinstance(part, np.ndarray) else part.below
+    return below - 1 if below else np.iinfo(part.dtype).max
 
 
 def _hash_ids(ids: np.ndarray) -> str:

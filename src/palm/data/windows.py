@@ -82,8 +82,8 @@ def check_vocabulary(corpus: Corpus, num_tokens: int) -> None:
         if piece.max() >= num_tokens:
             at = int(np.argmax(piece >= num_tokens))
             raise DataError(
-                f"data must be ids below num_tokens={num_tokens}; got id {piece[at]} at {start + at} of "
-                f"{corpus.name}. Use a model of more tokens (256 for bytes), or other data."
+                f"data must be ids below num_tokens={num_tokens}; got id {piece[at]} at "
+                f"{corpus.place(start + at)}. Use a model of more tokens (256 for bytes), or other data."
             )
 
 

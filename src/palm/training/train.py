@@ -127,10 +127,10 @@ def train(
     """Train a model from `recipe.seed`, or from `weights`, on `data`.
 
     `data` is a path to a file, a folder, a `.npy` of ids, or what `palm data tokenize` wrote; or text as
-    bytes; or an array of ids. With `tokenizer`, a file or an object (`palm.data.tokenizer.load_tokenizer`),
-    text is encoded; without, tokens are bytes, or those of the tokenizer that came with the ids.
-    `config.num_tokens` must be at least the tokenizer's. The tokenizer belongs to the model, to the run and
-    to each of its checkpoints from then on.
+    bytes; an array of ids; or documents: an object with `__len__` and `__getitem__`, of arrays of ids or of
+    rows with `input_ids`. With `tokenizer`, a file or an object (`palm.data.tokenizer.load_tokenizer`), text
+    is encoded; without, tokens are bytes, or those of the tokenizer that came with the ids. It belongs to the
+    model, to the run and to each checkpoint. `config.num_tokens` must be at least its size.
 
     With `out`, everything is kept in that new folder, and the run can go on from there in either backend
     (`palm.resume`). SIGINT, SIGTERM and SIGHUP end it after the step in progress, with a checkpoint.

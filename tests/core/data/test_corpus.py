@@ -277,7 +277,7 @@ def test_a_str_that_names_a_file_is_taken_neither_for_it_nor_for_text(tmp_path):
     assert_explains(raised, "data must be a Path if it names a file", f"data={tmp_path}", "pass Path(…)")
 
 
-@pytest.mark.parametrize("data", [[1, 2], None, 5])
+@pytest.mark.parametrize("data", [{"train": [[1, 2]]}, {1, 2}, None, 5])
 def test_data_of_another_type_is_refused(data):
     with pytest.raises(DataError) as raised:
         open_corpus(data)
