@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from palm import PaLMConfig
-from palm.spec.initial import initial_value
+from palm.spec.initial import Draw, initial_value
 from palm.spec.parameters import numpy_dtype, parameters
 
 ROOT = Path(__file__).parents[1]
@@ -62,16 +62,18 @@ def architecture_id(choices: dict[str, Any]) -> str:
     return "-".join(names) + ("-qk_norm" if choices["qk_norm"] else "")
 
 
-def draw_weights(config: PaLMConfig, seed: int = 0, dtype: str = "float64") -> dict[str, np.ndarray]:
+def draw_weights(
+    config: PaLMConfig, seed: int = 0, dtype: str = "float64", draw: Draw = "whole"
+) -> dict[str, np.ndarray]:
     """Initial weights with norm scales drawn around one: a fresh model's ones hide a forgotten scale.
 
-    Drawn as in version 0.1.0: with these weights the figures of tests were found.
+    By default drawn as in version 0.1.0: with these weights the figures of tests were found.
     """
     rng = np.random.default_rng(seed)
     return {
         name: rng.uniform(0.5, 1.5, parameter.shape).astype(numpy_dtype(dtype))
         if parameter.std is None
-        else initial_value(parameter, seed, dtype, "whole")
+        else initial_value(parameter, seed, dtype, draw)
         for name, parameter in parameters(config).items()
     }
 

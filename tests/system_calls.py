@@ -99,12 +99,15 @@ def _traced(action: Callable[..., Any], given: tuple[Any, ...], options: str, wh
     command = ["strace", "-q", "-p", str(process.pid), "-e", what, *options.split()]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as tracer:
         _await(process, "TracerPid:\t", but="TracerPid:\t0")
-        os.kill(process.pid, signal.SIGCONT)
-        process.join(120)
+        deadline = time.monotonic() + 120
+        while process.exitcode is None and time.monotonic() < deadline:
+            os.kill(process.pid, signal.SIGCONT)  # again: one that comes while strace attaches can be lost
+            process.join(1)
         if process.exitcode is None:
+            state = Path(f"/proc/{process.pid}/status").read_text().split("State:")[1].splitlines()[0]
             process.kill()
             tracer.kill()
-            raise TimeoutError(f"{options}: it does not end")
+            raise TimeoutError(f"{options}: it does not end; its state is {state.strip()}")
         tracer.communicate(timeout=60)
     return process.exitcode
 

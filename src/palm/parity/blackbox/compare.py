@@ -22,7 +22,7 @@ from palm.parity.blackbox.guess import Search
 from palm.parity.blackbox.logits import Logits, logits_of
 from palm.parity.diagnosis import evidence
 from palm.parity.judge.bounds import SENSELESS
-from palm.parity.judge.need import CERTAIN, LOW, Format
+from palm.parity.judge.need import LOW, Format
 from palm.parity.judge.predictions import predictions
 from palm.parity.label import label_of
 from palm.parity.programs.result import Divergence
@@ -52,8 +52,9 @@ class ForeignComparison(Answer):
 
     `before`: between the foreign logits and the float64 referee's on our weights; `bound`: what rounding
     explains of it in `dtype`, the type that the port computes in; `need`: what a right program in that type
-    is off by here, as measured, see `palm.parity.judge.need`; NaN where it did not matter. `rounding_of`: the
-    widest type whose rounding would explain it, if there is one.
+    is off by here, as measured, see `palm.parity.judge.need`, and `certain`: the distance from which on a
+    difference is proven; NaN where it did not matter. `rounding_of`: the widest type whose rounding would
+    explain it, if there is one.
     `divergences`: where the two part, found by tracing both; `traced`: whether that was possible.
     `not_finite`: how many logits are NaN or infinite. `likenesses`: what explains it, empty if nothing known
     does; several are equally like. `tried`: variants that were; `left_out`: those, of several causes at once,
@@ -75,6 +76,7 @@ class ForeignComparison(Answer):
     left_out: int
     one_id: bool = False
     need: float = math.nan
+    certain: float = math.nan
     hints: tuple[str, ...] = ()
     traced: bool = False
     divergences: tuple[Divergence, ...] = ()
@@ -98,7 +100,7 @@ class ForeignComparison(Answer):
     @property
     def _hidden(self) -> bool:
         """Whether the logits alone do not tell a difference from rounding."""
-        return self.before <= self.bound or self.before < CERTAIN * self.need
+        return self.before <= self.bound or self.before < self.certain
 
     @property
     def _other_function(self) -> list[Divergence]:
@@ -195,6 +197,7 @@ class ForeignComparison(Answer):
             "before": plain(self.before),
             "bound": self.bound,
             "need": plain(self.need),
+            "certain": plain(self.certain),
             "not_finite": self.not_finite,
             "rounding_of": self.rounding_of,
             "likenesses": [asdict(one) for one in self.likenesses],
@@ -242,6 +245,7 @@ def compare_foreign(function: Callable[[np.ndarray], Any], model: Any, tokens: A
         before=whole.before,
         bound=whole.bound,
         need=whole.need if asks and math.isfinite(whole.before) else math.nan,
+        certain=whole.certain if asks and math.isfinite(whole.before) else math.nan,
         not_finite=int((~np.isfinite(whole.logits)).sum()),
         rounding_of=rounding_of(whole) if math.isfinite(whole.before) else None,
         likenesses=tuple(

@@ -12,18 +12,16 @@ import numpy as np
 from palm.backends import available_backends, backend_of
 from palm.errors import ProbeError
 from palm.models import activations, convert
-from palm.parity.blackbox.guess import Guess, Search
+from palm.parity.blackbox.guess import HOPELESS, Guess, Search
 from palm.parity.blackbox.logits import Logits
 from palm.parity.blackbox.search import Outcome, confirmed, explain
 from palm.parity.explain.replay import distance
-from palm.parity.judge.need import CERTAIN, LOW, Format, a_priori, allowed, formats, right_programs
+from palm.parity.judge.need import LOW, Format, a_priori, allowed, formats
 from palm.spec.parameters import DTYPES
 from palm.spec.rounding import rms
 
 # So many positions show most faults.
 _BRIEF = 32
-# Right programs need the same within a factor of two: at so many times that, another one changes nothing.
-_HOPELESS = 10.0
 Called = Callable[[np.ndarray], Logits]
 
 
@@ -57,7 +55,7 @@ def examine(call: Called, model: Any, weights: dict[str, np.ndarray], ids: np.nd
         again = explain(whole, is_quick=True)
         met = confirmed(whole, again.met)
         outcome = replace(outcome, tried=outcome.tried + again.tried)
-    if met and whole.before < CERTAIN * whole.need:
+    if met and whole.before < whole.certain:
         met = _not_rounding(whole, met)
     return Examined(whole, outcome, tuple(met), _first_beyond(whole) if is_beyond else None)
 
@@ -74,11 +72,10 @@ def _not_rounding(whole: Search, met: list[Guess]) -> list[Guess]:
     it, it explains right programs too. Errors in many directions have next to nothing in common with a
     wrong function, which is then further from each right program than the referee is.
     """
-    right = list(right_programs(whole.config, whole.weights, whole.ids, whole.exact, whole.dtype))
 
     def is_told_apart(guess: Guess) -> bool:
         wrong = whole.run(guess.changed)
-        return all(distance(one, wrong) > distance(one, whole.exact) for one in right)
+        return all(distance(one, wrong) > distance(one, whole.exact) for one in whole.right)
 
     return [guess for guess in met if is_told_apart(guess)]
 
@@ -87,7 +84,7 @@ def _with_own(whole: Search, model: Any) -> Search:
     """With what palm's own models are off by: the given one, and where another could matter that as well."""
     for error in _own_errors(model, whole):
         whole = replace(whole, own=max(whole.own, error))
-        if not whole.bound < whole.before <= _HOPELESS * whole.need:
+        if not whole.bound < whole.before <= HOPELESS * whole.need:
             break
     return whole
 

@@ -16,11 +16,13 @@ from palm.parity.blackbox.context import PRECEDING_IDS
 from palm.parity.diagnosis import SHARE
 from palm.parity.explain.causes import CAUSES, Cause
 from palm.parity.explain.replay import distance
-from palm.parity.judge.need import LOW, Format, a_priori, allowed, noise_need
+from palm.parity.judge.need import CERTAIN, LOW, RARE, Format, a_priori, allowed, noise_need, right_programs
 from palm.spec.forward import REFEREE, Operation, run
 
 _CAUSES = (*CAUSES, PRECEDING_IDS)
 FIXES = {cause.name: cause.fix for cause in _CAUSES}
+# Right programs need the same within a few times: at so many times that, another one changes nothing.
+HOPELESS = 10.0
 # What Python adds to the multiply-adds of a block.
 _OVERHEAD = 4e6
 
@@ -85,6 +87,32 @@ class Search:
         if self.dtype not in LOW and self.before <= limit:
             return limit
         return allowed(self.config, self.dtype, self.ids.shape[-1], self.need)
+
+    @cached_property
+    def right(self) -> list[np.ndarray]:
+        """Logits of right programs, see `judge.need`: many, where they differ more than they usually do.
+
+        `CERTAIN` times the need supposes that a program which upcasts nothing needs √2 times as much as one
+        that does. Where rounding is amplified inside of operations, as by a norm beside a large mean, it may
+        need more, and then and now err far and in a direction of its own.
+        """
+        given = (self.config, self.weights, self.ids, self.exact, self.dtype)
+        few = list(right_programs(*given))
+        if self._reach(few) <= 2**0.5 * self.need:
+            return few
+        return few + list(right_programs(*given, range(len(few) // 2, RARE)))
+
+    @cached_property
+    def certain(self) -> float:
+        """The distance from which on a difference is proven: `CERTAIN` times the need, or what right programs
+        need that upcast nothing, times what is left of it without the √2 for these."""
+        usual = CERTAIN * self.need
+        if self.dtype not in LOW or not usual <= self.before <= HOPELESS * self.need:
+            return usual
+        return max(usual, CERTAIN / 2**0.5 * self._reach(self.right))
+
+    def _reach(self, programs: list[np.ndarray]) -> float:
+        return max(distance(one, self.exact) for one in programs)
 
     @property
     def work(self) -> float:

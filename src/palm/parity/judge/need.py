@@ -40,6 +40,8 @@ LOW: tuple[Format, ...] = ("float16", "bfloat16")
 _DRAWS = 3
 # Of each kind: one whose errors are those of a wrong function by chance comes now and then only.
 _PROGRAMS = 8
+# And where their errors are unlike each other: one of so many that is further off than all others is rare.
+RARE = 64
 
 
 def formats() -> tuple[Format, ...]:
@@ -84,13 +86,18 @@ def noise_need(config: PaLMConfig, weights: Named, ids: np.ndarray, exact: np.nd
 
 
 def right_programs(
-    config: PaLMConfig, weights: Named, ids: np.ndarray, exact: np.ndarray, of: Format
+    config: PaLMConfig,
+    weights: Named,
+    ids: np.ndarray,
+    exact: np.ndarray,
+    of: Format,
+    draws: Iterable[int] = range(_PROGRAMS),
 ) -> Iterator[np.ndarray]:
-    """Logits of right programs: of some that upcast inside of operations, and of some that upcast nothing."""
+    """Logits of right programs: of each draw one that upcasts inside of operations, and one that does not."""
     own = {name: rounded(array, of) for name, array in weights.items()}
     usual, factor = precision(of)
-    for noise in (usual, replace(usual, inside=usual.stored)):
-        for draw in range(_PROGRAMS):
+    for draw in draws:
+        for noise in (usual, replace(usual, inside=usual.stored)):
             with np.errstate(all="ignore"):
                 logits = np.asarray(forward.run(config, noisy(own, noise, draw), ids)["logits"])
             yield exact + factor * (logits - exact)
