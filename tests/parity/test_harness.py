@@ -108,11 +108,11 @@ def test_loglikelihoods_are_those_by_hand_and_the_same_in_both_wings(asked_of, m
 @pytest.mark.parametrize("wing", WINGS)
 def test_what_greedy_decoding_writes_is_greedy_and_nothing_else_is(wing, asked_of, models):
     written = {
-        letter: palm.generate(models[wing], letter, max_new_tokens=1, temperature=0).tokens[0]
-        for letter in "abcdefgh"
+        context: palm.generate(models[wing], context, max_new_tokens=1, temperature=0).tokens[0]
+        for context in map("What the model would not write: {}".format, "abcdefgh")
     }
     # A byte beyond ASCII is no text by itself.
-    context, token = next((letter, token) for letter, token in written.items() if token < 127)
+    context, token = next((context, token) for context, token in written.items() if token < 127)
     asked = requests([(context, chr(token)), (context, chr(token + 1))])
     assert [greedy for _, greedy in asked_of[wing].loglikelihood(asked)] == [True, False]
 

@@ -82,9 +82,9 @@ def unpaired_gap(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> Gap:
 
 
 def _gap(difference: float, deviations: np.ndarray, samples: tuple[int, int], *, paired: bool) -> Gap:
+    # The percentiles as they are, and not reflected: where values are skewed, these are wrong less often.
     below, above = np.quantile(deviations, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    # As in "basic" intervals: the truth is as far from what is found as that is from what is drawn anew.
-    return Gap(float(difference), float(difference - above), float(difference - below), samples, paired)
+    return Gap(float(difference), float(difference + below), float(difference + above), samples, paired)
 
 
 def _resampled(values: np.ndarray, seed: int, name: str) -> np.ndarray:

@@ -30,6 +30,10 @@ def paired(m, shift=0.0):
     return lambda spread, random, trial: paired_gap(spread * random.normal(size=m) + shift, seed=trial)
 
 
+def skewed(m):
+    return lambda spread, random, trial: paired_gap(spread * random.exponential(size=m) - spread, seed=trial)
+
+
 def unpaired(m, n, shift=0.0):
     return lambda spread, random, trial: unpaired_gap(
         random.normal(size=m) + shift, spread * random.normal(size=n), seed=trial
@@ -44,6 +48,10 @@ def unpaired(m, n, shift=0.0):
 def test_equal_distributions_are_noise_at_about_the_nominal_rate(gap, spread, few_resamples):
     # 5 % of 600 is 30 with a standard deviation of 5.3.
     assert 0.02 <= alarms(spread, gap) <= 0.09
+
+
+def test_skewed_values_raise_few_more_alarms(few_resamples):
+    assert alarms(1, skewed(10)) <= 0.11  # reflected percentiles: 0.137
 
 
 def test_without_the_widening_three_pairs_would_raise_too_many_alarms(few_resamples, monkeypatch):
