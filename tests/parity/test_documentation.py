@@ -134,3 +134,14 @@ def test_the_drift_of_two_loops_is_what_the_page_says(capsys):
     told = capsys.readouterr().out.splitlines()
     assert f"`{told[0].partition(': ')[0]}: …`" in page
     assert f"`… {told[1].partition(': ')[0].removeprefix('over 20 training steps ')}: …`" in page
+
+
+def test_a_loss_of_ones_own_is_the_same_in_both_frameworks():
+    pages = examples("docs/own-training-loop.md")
+    [in_torch] = [code for code in pages if "label_smoothing=0.1" in code]
+    [in_jax] = [code for code in pages if "smooth_labels(" in code]
+    ours, theirs = (np.array(run(code, {})["losses"]) for code in (in_torch, in_jax))
+    assert ours[-1] < ours[0] - 1
+    assert np.abs(ours - theirs).max() <= 1e-4
+    plain = run(in_torch.replace("label_smoothing=0.1", "label_smoothing=0"), {})["losses"]
+    assert np.abs(ours - plain).max() > 1e-2
