@@ -33,6 +33,7 @@ from palm.presets import preset as find_preset
 from palm.recipes import Recipe
 from palm.recipes import recipe as find_recipe
 from palm.spec.mesh import mesh_of
+from palm.spec.parameters import frozen, parameters
 from palm.spec.sizes import describe
 from palm.training.cadence import Cadence
 from palm.training.hardware import keep_memory
@@ -127,10 +128,10 @@ def _start(request: TrainRequest) -> Trained[Any]:
         if tokenizer is None:  # with one, encoding tells
             check_trainable(text, recipe)
         keep_programs(request.compile_cache, backend)
-        size = describe(config.resolve(backend), recipe.length).total
         told = (
-            f"{size:,} parameters in {backend}; {recipe.steps} steps of {recipe.batch} × {recipe.length} "
-            f"tokens with {recipe.optimizer} at learning rate {recipe.learning_rate:g}; {data} → {out}"
+            f"{_sizes(config.resolve(backend), recipe)} in {backend}; "
+            f"{recipe.steps} steps of {recipe.batch} × {recipe.length} tokens with "
+            f"{recipe.optimizer} at learning rate {recipe.learning_rate:g}; {data} → {out}"
         )
         if is_first:
             tell(told)
@@ -150,6 +151,13 @@ def _start(request: TrainRequest) -> Trained[Any]:
                 on_step=on_step,
                 **_beside(request),
             )
+
+
+def _sizes(config: PaLMConfig, recipe: Recipe) -> str:
+    """How many parameters there are, and how many of them are frozen."""
+    names, table = frozen(config, recipe.freeze), parameters(config)
+    stay = f", {sum(table[name].size for name in names):,} of them frozen," if names else ""
+    return f"{describe(config, recipe.length).total:,} parameters{stay}"
 
 
 @contextmanager

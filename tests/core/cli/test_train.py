@@ -8,10 +8,10 @@ import tyro
 from cases import ROOT
 from shards import write_rows
 
-from palm import ConfigError, preset
+from palm import ConfigError, preset, recipe
 from palm.checkpoint.checkpoint import load_arrays
 from palm.cli.main import STYLE, main
-from palm.cli.train import TrainRequest, _beside, _model
+from palm.cli.train import TrainRequest, _beside, _model, _sizes
 from palm.data.corpus import open_corpus
 
 RUN = ROOT / "tests/fixtures/v0_1_0/run-jax-tokenizer"
@@ -55,6 +55,14 @@ def test_the_tokenizer_sets_the_vocabulary_unless_it_is_given(words, num_tokens,
 )
 def test_loggers_and_a_profile_are_handed_on(words, loggers, profile):
     assert _beside(asked(*words)) == {"loggers": loggers, "profile": profile}
+
+
+def test_the_frozen_parameters_are_counted():
+    config = preset("tiny", num_tokens=256, dim=16, depth=1).resolve("torch")
+    assert _sizes(config, recipe("bytes", freeze="embedding|norm")).endswith(
+        "parameters, 4,112 of them frozen,"
+    )
+    assert "frozen" not in _sizes(config, recipe("bytes"))
 
 
 def test_an_unknown_logger_is_refused(capsys):
