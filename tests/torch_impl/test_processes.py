@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
+from processes import run_processes
 from waiting import HEARD, status
 
 from palm import BackendError
@@ -43,3 +44,10 @@ def test_what_is_waited_for_is_given_or_raised():
     assert processes.interruptibly(lambda: 7) == 7
     with pytest.raises(ZeroDivisionError):
         processes.interruptibly(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize("what", ["steps", "data", "mesh", "nothing"])
+def test_processes_that_are_given_something_else_all_stop_before_the_first_step(what):
+    """Before, they trained another run, or waited for each other."""
+    found = run_processes(2, "unlike", what)
+    assert ("must be" in found.get("error", "")) == (what != "nothing")

@@ -100,6 +100,8 @@ def train(request: Request[TrainRequest]) -> int:
     assert trained.path is not None
     if trained.interrupted:
         told = f"stopped after step {trained.step}; continue with: palm train --resume {trained.path}"
+        if request.mesh is not None:
+            told += f" --mesh {request.mesh}, in as many processes"
     else:
         told = f"finished all {trained.step} steps; {trained.path / PLOT}"
     if wing_of(trained.model).is_first():

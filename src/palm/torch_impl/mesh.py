@@ -17,7 +17,7 @@ from palm.errors import BackendError
 from palm.spec.mesh import Mesh
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.pieces import is_placed, mesh_of_processes
-from palm.torch_impl.processes import TIMEOUT, interruptibly, is_joined, join, together
+from palm.torch_impl.processes import TIMEOUT, agreed, interruptibly, is_joined, join, share, together
 
 
 @together()
@@ -36,6 +36,12 @@ def device_mesh(mesh: Mesh) -> Any:
     if mesh.size == 1:
         return torch.get_default_device()
     join()
+    first = share(str(mesh).encode()).decode()
+    if agreed(first != str(mesh)):  # or they would wait for each other, in groups that others do not know
+        raise BackendError(
+            f"mesh must be the same in all processes; got mesh={mesh} here, and {first} in the first "
+            "one. Start all of them with the same command."
+        )
     kind, names = "cuda" if "nccl" in dist.get_backend_config() else "cpu", tuple(mesh.shape)
     grid = torch.arange(mesh.size).view(*mesh.shape.values())
     groups = [_group_along(grid, dimension) for dimension in range(grid.ndim)]

@@ -83,8 +83,10 @@ def join() -> None:
         kind = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         interruptibly(partial(dist.init_process_group, kind, timeout=TIMEOUT))
     except ValueError as error:
+        missing = str(error).rpartition("rendezvous: ")[2]
         raise BackendError(
-            f"a mesh must have the environment that torchrun sets; got {error}. Start the processes with it."
+            f"a mesh of PyTorch must have processes that torchrun started; got {missing}. Start them: "
+            "torchrun --nproc-per-node COUNT -m palm train --mesh …; or use --backend jax."
         ) from None
 
 

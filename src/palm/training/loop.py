@@ -19,6 +19,7 @@ from palm.errors import CheckpointError, DivergedError, RunError
 from palm.generation.generate import generate
 from palm.generation.prompts import encode_prompt
 from palm.recipes import Outcome, Recipe
+from palm.training.alike import check_alike
 from palm.training.cadence import Cadence
 from palm.training.hardware import give_back_holes, mfu_per_rate
 from palm.training.measures import Measures
@@ -167,6 +168,7 @@ class Loop:
                 f"{self.folder.path} must have a checkpoint to continue from; it has none. Start a new run."
             )
         path = there[usable[-1]]
+        check_alike(self.processes, checkpoint=path.name)
         try:
             fields, trainer = read_state(path, self.config, self.recipe, self.backend, device, attention)
         except CheckpointError as error:

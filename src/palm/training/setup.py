@@ -18,11 +18,13 @@ from palm.data.tokenizer import ByteTokenizer, Tokenizer, default_tokenizer, loa
 from palm.data.windows import check_vocabulary
 from palm.errors import ConfigError, DataError, RunError
 from palm.recipes import Recipe
-from palm.spec.mesh import Mesh, check_batch
+from palm.spec.mesh import AnyMesh, Mesh, check_batch, mesh_of
+from palm.spec.parameters import frozen
 from palm.spec.sizes import check_cache, check_training
 from palm.training.cadence import Cadence
 from palm.training.follower import Follower
 from palm.training.run_folder import Run
+from palm.wings import Wing
 
 
 def check_kinds(config: Any, recipe: Any) -> None:
@@ -47,6 +49,21 @@ def check_batches(recipe: Recipe, mesh: Mesh) -> None:
     """Raise `ConfigError` unless every batch of the run can be shared out evenly."""
     for batch in (recipe.batch, *(size for _, size in recipe.ramp)):
         check_batch(batch, recipe.accumulate, mesh)
+
+
+def check_fits(
+    implementation: Wing[Any],
+    config: PaLMConfig,
+    recipe: Recipe,
+    cadence: Cadence,
+    device: Any,
+    mesh: AnyMesh,
+) -> None:
+    """Raise `ConfigError` for a training that does not fit into memory, the mesh or the model's weights."""
+    frozen(config, recipe.freeze)
+    if implementation.weights.is_on_host(device) and not implementation.several():
+        check_room(config, recipe, cadence)
+    check_batches(recipe, mesh_of(mesh))
 
 
 def open_data(data: Any, tokenizer: Any, config: PaLMConfig) -> tuple[Corpus, Tokenizer | None]:

@@ -19,17 +19,16 @@ from palm.errors import RunError
 from palm.fields import from_fields
 from palm.models import build, from_numpy
 from palm.recipes import Recipe
-from palm.spec.mesh import AnyMesh, mesh_of
-from palm.spec.parameters import frozen
+from palm.spec.mesh import AnyMesh
+from palm.training.alike import check_same_run
 from palm.training.cadence import Cadence
 from palm.training.loggers import AnyLogger
 from palm.training.loop import Loop
 from palm.training.onlookers import make_onlookers
 from palm.training.run_folder import Run
 from palm.training.setup import (
-    check_batches,
+    check_fits,
     check_kinds,
-    check_room,
     is_path,
     new_run,
     open_data,
@@ -41,7 +40,6 @@ from palm.training.setup import (
 )
 from palm.training.stopping import asked_to_stop
 from palm.training.trained import OnStep, Trained
-from palm.wings import Wing
 
 if TYPE_CHECKING:
     from palm.backends import JaxModel, Model, TorchModel
@@ -150,7 +148,7 @@ def train(
     implementation = wing(backend)
     config, cadence = config.resolve(backend), cadence or Cadence()
     place = placed(backend, device, mesh)
-    _check_fits(implementation, config, recipe, cadence, device, mesh)
+    check_fits(implementation, config, recipe, cadence, device, mesh)
     corpus, encoder = open_data(data, tokenizer, config)
     run = new_run(out, data, recipe, is_first=implementation.is_first())
     where = placement(backend, device, attention)
@@ -158,14 +156,14 @@ def train(
     beside = make_onlookers(out, about, implementation, loggers, profile)
 
     with implementation.together(), asked_to_stop() as asked, run.locked(new=True) if run else nullcontext():
+        check_same_run(implementation, config, recipe, cadence, mesh, corpus)
         loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step, beside)
         options = {"backend": backend, "dtype": recipe.master, "device": place, "attention": attention}
         trainer = implementation.Trainer(_model(config, weights, recipe, options), recipe)
         if run is not None:
             loop.save(trainer)
             run.keep_tokenizer(kept_file(encoder))
-            told = settings_of(config, recipe, cadence, data, corpus, tokenizer, encoder)
-            run.write_settings({**told, **where})
+            run.write_settings(settings_of(config, recipe, cadence, data, corpus, tokenizer, encoder) | where)
         return loop.run(trainer, asked)
 
 
@@ -252,7 +250,7 @@ def resume(
     implementation = wing(backend)
     place = placed(backend, device, mesh)
     device, attention = place_again(settings, backend, device, attention)
-    _check_fits(implementation, config, recipe, cadence, device, mesh)
+    check_fits(implementation, config, recipe, cadence, device, mesh)
     run = run_of(path, is_first=implementation.is_first())
     encoder = run.tokenizer()
     source = data if data is not None else settings["data"]["path"]
@@ -263,6 +261,7 @@ def resume(
     beside = make_onlookers(path, {**settings, **told}, implementation, loggers, profile)
 
     with implementation.together(), asked_to_stop() as asked, run.locked():
+        check_same_run(implementation, config, recipe, cadence, mesh, corpus)
         loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step, beside)
         trainer = loop.restore(math.inf, device=device if place is None else place, attention=attention)
         if recipe.steps < loop.step:
@@ -274,21 +273,6 @@ def resume(
         run.write_settings({**settings, **told})
         run.keep_tokenizer(kept_file(encoder))
         return loop.run(trainer, asked)
-
-
-def _check_fits(
-    implementation: Wing[Any],
-    config: PaLMConfig,
-    recipe: Recipe,
-    cadence: Cadence,
-    device: Any,
-    mesh: AnyMesh,
-) -> None:
-    """Raise `ConfigError` for a training that does not fit into memory, the mesh or the model's weights."""
-    frozen(config, recipe.freeze)
-    if implementation.weights.is_on_host(device) and not implementation.several():
-        check_room(config, recipe, cadence)
-    check_batches(recipe, mesh_of(mesh))
 
 
 def _model(

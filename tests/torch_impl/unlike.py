@@ -1,0 +1,25 @@
+"""Two processes of a mesh, the second of which is given something else."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+import palm
+
+
+def main(what: str) -> dict[str, Any]:
+    config = palm.PaLMConfig(num_tokens=11, dim=8, depth=1, heads=2, dim_head=4)
+    steps, mesh, data = 2, {"data": 2}, np.arange(400) % 11
+    if os.environ["RANK"] == "1":
+        steps = 3 if what == "steps" else steps
+        mesh = {"model": 2} if what == "mesh" else mesh
+        data = data[::-1].copy() if what == "data" else data
+    recipe = palm.recipe("adamw", steps=steps, batch=2, length=8)
+    try:
+        palm.train(config, recipe, data, backend="torch", mesh=mesh)
+    except palm.PalmError as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {}
