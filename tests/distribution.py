@@ -35,7 +35,11 @@ EXTRAS = {
     "pytest",
 }
 # What a wheel must have besides the modules of palm, and what a source archive must.
-IN_WHEEL = {"palm/py.typed", "palm/parity/report/templates/page.html"}
+IN_WHEEL = {
+    "palm/py.typed",
+    "palm/parity/report/templates/page.html",
+    "palm/checkpoint/modeling_palm.txt",
+}
 IN_SOURCE = {
     "LICENSE",
     "README.md",

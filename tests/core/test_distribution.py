@@ -10,9 +10,14 @@ from distribution import IN_SOURCE, IN_WHEEL, wrong_environment, wrong_in_source
 
 import palm
 
-SOURCES = ["palm/__init__.py", *IN_WHEEL]
+SOURCES = ["palm/__init__.py", *sorted(IN_WHEEL)]
 WHEEL = [*SOURCES, "palm_dual-1.dist-info/METADATA", "palm_dual-1.dist-info/licenses/LICENSE"]
-TRACKED = [*(IN_SOURCE - {"PKG-INFO"}), "src/palm/py.typed", "tests/cases.py", ".github/workflows/ci.yml"]
+TRACKED = [
+    *sorted(IN_SOURCE - {"PKG-INFO"}),
+    "src/palm/py.typed",
+    "tests/cases.py",
+    ".github/workflows/ci.yml",
+]
 SOURCE = [f"palm_dual-1/{name}" for name in (*TRACKED, "PKG-INFO") if not name.startswith(".")]
 
 
