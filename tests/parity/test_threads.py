@@ -80,6 +80,11 @@ def agreeing(model, path):
     return {}
 
 
+def evaluated(model, path):
+    found = palm.evaluate(model, bytes(range(97, 122)) * 3, length=24)
+    return {"losses": found.losses, "counts": found.counts}
+
+
 def numbers(model, path):
     return palm.to_numpy(model)
 
@@ -95,6 +100,7 @@ CALLS = {
     "assert_agree": agreeing,
     "compare": compared,
     "convert": converted,
+    "evaluate": evaluated,
     "generate": generated,
     "record": recorded,
     "save": saved,
