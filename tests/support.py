@@ -113,7 +113,7 @@ def attend_with_bias(wing: Any, q: Any, k: Any, v: Any, bias: Any) -> Any:
 def path_with_bias(wing: Any, change: Callable[[Any], Any]) -> Callable[..., Any]:
     """An attention path whose ALiBi term, (h, n, n), is changed."""
 
-    def attend(q: Any, k: Any, v: Any, slopes: Any, _segments: Any) -> Any:
+    def attend(q: Any, k: Any, v: Any, slopes: Any, _segments: Any = None) -> Any:
         bias = change(bias_of(wing, slopes, q.shape[-3]))
         return attend_with_bias(wing, q.swapaxes(-2, -3), k, v, bias).swapaxes(-2, -3)
 

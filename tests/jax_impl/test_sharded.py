@@ -64,9 +64,13 @@ def run(*asked: dict[str, Any], processes: int = 1, timeout: float = 1800) -> li
         several = [[str(rank), port] for rank in range(processes)]
     # XLA ends a process whose devices wait for one another for more than 40 seconds: a busy machine is slow.
     flags = "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=900"
+    paths = os.pathsep.join(str(ROOT / folder) for folder in ("src", "tests"))
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     started = [
-        subprocess.Popen([*command, *own], env={**os.environ, "XLA_FLAGS": flags}, **pipes) for own in several
+        subprocess.Popen(
+            [*command, *own], env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": paths}, **pipes
+        )
+        for own in several
     ]
     try:
         told = [process.communicate(timeout=timeout) for process in started]

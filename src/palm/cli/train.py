@@ -157,9 +157,12 @@ def _start(request: TrainRequest) -> Trained[Any]:
 
 def _sizes(config: PaLMConfig, recipe: Recipe) -> str:
     """How many parameters there are, and how many of them are frozen."""
-    names, table = frozen(config, recipe.freeze), parameters(config)
-    stay = f", {sum(table[name].size for name in names):,} of them frozen," if names else ""
-    return f"{describe(config, recipe.length).total:,} parameters{stay}"
+    told = f"{describe(config, recipe.length).total:,} parameters"
+    names = frozen(config, recipe.freeze)
+    if not names:  # the table has a row for each weight of each block: of a million blocks that takes long
+        return told
+    table = parameters(config)
+    return f"{told}, {sum(table[name].size for name in names):,} of them frozen,"
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from palm.errors import BackendError
 from palm.spec.mesh import Mesh
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.pieces import is_placed, mesh_of_processes
-from palm.torch_impl.processes import TIMEOUT, agreed, interruptibly, is_joined, join, share, together
+from palm.torch_impl.processes import TIMEOUT, agreed, interruptibly, is_joined, join, share, together, wait
 
 
 @together()
@@ -45,6 +45,7 @@ def device_mesh(mesh: Mesh) -> Any:
     kind, names = "cuda" if "nccl" in dist.get_backend_config() else "cpu", tuple(mesh.shape)
     grid = torch.arange(mesh.size).view(*mesh.shape.values())
     groups = [_group_along(grid, dimension) for dimension in range(grid.ndim)]
+    wait()  # one that has its own groups may end, and with it the store that others still need for theirs
     return dist.device_mesh.DeviceMesh.from_group(groups, kind, grid, mesh_dim_names=names)
 
 

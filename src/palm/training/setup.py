@@ -60,9 +60,9 @@ def check_fits(
     mesh: AnyMesh,
 ) -> None:
     """Raise `ConfigError` for a training that does not fit into memory, the mesh or the model's weights."""
-    frozen(config, recipe.freeze)
     if implementation.weights.is_on_host(device) and not implementation.several():
         check_room(config, recipe, cadence)
+    frozen(config, recipe.freeze)  # which lists all weights
     check_batches(recipe, mesh_of(mesh))
 
 

@@ -43,7 +43,7 @@ def test_a_checkpoint_is_a_config_a_manifest_and_safetensors_under_canonical_nam
     path = save_arrays(config, weights, str(tmp_path / "checkpoint"))
     assert path == tmp_path / "checkpoint"
     assert files(path) == ["config.json", "manifest.json", "weights-00001-of-00001.safetensors"]
-    assert json.loads((path / "config.json").read_text()) == config.to_dict()
+    assert (path / "config.json").read_text() == config.to_json()
     assert_same_bits(load_file(path / "weights-00001-of-00001.safetensors"), weights)
 
 

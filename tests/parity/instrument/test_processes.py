@@ -141,7 +141,7 @@ sys.meta_path.insert(0, Interrupts())
 """
 
 
-@pytest.mark.parametrize("name", ["palm.backends", "numpy", "palm.cli", "tyro", "palm.cli.compare", "jinja2"])
+@pytest.mark.parametrize("name", ["palm.config", "numpy", "palm.cli", "tyro", "palm.cli.compare", "jinja2"])
 def test_an_interrupt_while_the_command_is_loaded_gives_one_line_and_130(name, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(AT_IMPORT.format(name=name))
     done = subprocess.run(
@@ -156,7 +156,7 @@ def test_an_interrupt_while_the_command_is_loaded_gives_one_line_and_130(name, t
 
 
 def test_an_interrupt_of_the_installed_command_is_the_same(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(AT_IMPORT.format(name="palm.backends"))
+    (tmp_path / "sitecustomize.py").write_text(AT_IMPORT.format(name="palm.config"))
     script = tmp_path / "palm"
     script.write_text("import sys\nfrom palm.cli.main import main\nsys.exit(main())\n")
     done = subprocess.run(
