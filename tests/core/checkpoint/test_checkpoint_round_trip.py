@@ -1,7 +1,6 @@
 """What is saved comes back, bit for bit, whatever it looked like in memory."""
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 
