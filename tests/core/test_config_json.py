@@ -48,9 +48,15 @@ def test_a_dict_and_back_is_the_same_config(config):
 
 
 def test_json_holds_every_field_under_its_name():
-    config = small()
+    config = small(qk_norm=True, xpos_base=256.0)
     assert json.loads(config.to_json()) == {name: getattr(config, name) for name in config.to_dict()}
     assert set(config.to_dict()) == set(PaLMConfig.__dataclass_fields__)
+
+
+def test_json_is_what_version_0_1_0_reads_if_it_knows_such_a_model():
+    later = set(json.loads(small(qk_norm=True, xpos_base=256.0).to_json()))
+    assert later - set(json.loads(small().to_json())) == {"qk_norm", "xpos_base"}
+    assert PaLMConfig.from_json(small().to_json()) == small()
 
 
 def test_fields_with_a_default_may_be_missing():
