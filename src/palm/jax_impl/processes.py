@@ -10,25 +10,24 @@ import ctypes
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from palm.errors import BackendError, PalmError
+from palm.tracing.turns import interruptibly
 
 # Who does not answer for so many seconds is lost, and the others end.
 _LOST = 30
 # So long an error that Python has found by itself has to be told before JAX's own end of the process.
 _MOMENT = 2.0
 _STATUS = 2
-T = TypeVar("T")
 # What errors of JAX say that come of another process: they have no class of their own.
 _OF_OTHERS = ("gloo", "nccl", "coordination", "heartbeat", "barrier", "socket closed", "connection")
 
@@ -49,28 +48,6 @@ def together() -> Iterator[None]:
             f"the processes of a mesh must all go on; got no answer from another one: {reason}. "
             "See what the other one says, and start all of them again."
         ) from error
-
-
-def interruptibly(action: Callable[[], T]) -> T:
-    """What an action gives that waits for other processes in C++: a signal can end this one meanwhile.
-
-    Python's handlers of signals run in the main thread, and only once that is back from C++.
-    """
-    given: list[T] = []
-    failed: list[BaseException] = []
-
-    def act() -> None:
-        try:
-            given.append(action())
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=act, daemon=True)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
-    return given[0]
 
 
 def join() -> None:

@@ -17,7 +17,8 @@ from palm.errors import BackendError
 from palm.spec.mesh import Mesh
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.pieces import is_placed, mesh_of_processes
-from palm.torch_impl.processes import TIMEOUT, agreed, interruptibly, is_joined, join, share, together, wait
+from palm.torch_impl.processes import TIMEOUT, agreed, is_joined, join, share, together, wait
+from palm.tracing.turns import interruptibly
 
 
 @together()

@@ -6,21 +6,19 @@ Mirror: palm.jax_impl.processes.
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from palm.errors import BackendError
+from palm.tracing.turns import interruptibly
 
 # A process that waits for another one so long takes it for lost: a batch takes seconds, a checkpoint minutes.
 TIMEOUT = timedelta(minutes=10)
-T = TypeVar("T")
 
 
 @contextmanager
@@ -42,28 +40,6 @@ def together() -> Iterator[None]:
             f"{os.environ.get('RANK', '0')}: {reason}. See what the other one says, and start all of them "
             "again."
         ) from error
-
-
-def interruptibly(action: Callable[[], T]) -> T:
-    """What an action gives that waits for other processes in C++: a signal can end this one meanwhile.
-
-    Python's handlers of signals run in the main thread, and only once that is back from C++.
-    """
-    given: list[T] = []
-    failed: list[BaseException] = []
-
-    def act() -> None:
-        try:
-            given.append(action())
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=act, daemon=True)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
-    return given[0]
 
 
 @together()

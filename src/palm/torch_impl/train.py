@@ -124,8 +124,8 @@ class Trainer:
 
     def _step(self, windows: Rows, rates: Rates) -> Outcome:
         program, count = self._program, self.recipe.accumulate
-        micros = program.tokens(windows, count).chunk(count)
-        per_counted = program.per_counted(torch.cat(micros))
+        ids = program.tokens(windows, count)
+        micros, per_counted = ids.chunk(count), program.per_counted(ids)
         grads = [torch.zeros_like(p) for p in program.learnt.values()] if len(micros) > 1 else []
         losses = []
         for micro in micros:

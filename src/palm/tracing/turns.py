@@ -1,4 +1,4 @@
-"""Threads that read models, and one that changes for a while what others read.
+"""Threads that read models, one that changes for a while what others read, and one that can be left waiting.
 
 A traced program runs in float64 with what it holds replaced in place, under settings of the whole process.
 So a trace is `alone`; everything else that palm does with a model is `shared` with whatever is too.
@@ -10,8 +10,12 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _changed = threading.Condition()
 # How often each thread shares now, and which thread is alone, as often as it says so.
@@ -44,6 +48,23 @@ def alone() -> Iterator[None]:
     """While it lasts, no other thread is alone or shares. Also a decorator."""
     with _taken(_alone, among=(_alone, _sharing)):
         yield
+
+
+def interruptibly(action: Callable[[], T]) -> T:
+    """What an action gives that waits for other processes in C++: a signal can end this one meanwhile.
+
+    Python's handlers of signals run in the main thread, and only once that is back from C++.
+    """
+    given: Future[T] = Future()
+
+    def act() -> None:
+        try:
+            given.set_result(action())
+        except BaseException as error:
+            given.set_exception(error)
+
+    threading.Thread(target=act, daemon=True).start()
+    return given.result()
 
 
 @contextmanager
