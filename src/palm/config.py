@@ -34,8 +34,8 @@ _NORM_DEFAULTS: dict[NormKind | None, tuple[float, EpsMode]] = {
     "rmsnorm": (1e-8, "clamp"),
     "layernorm": (1e-5, "add"),
 }
-# Fields that version 0.1.0 does not know, and what a model of its kinds has there.
-_SINCE_0_1_0 = {"xpos_base": 512.0, "qk_norm": False}
+# Fields that version 0.1.0 does not know; a model of its kinds has their defaults.
+_SINCE_0_1_0 = ("xpos_base", "qk_norm")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "positions": get_args(Positions),
     "norm": get_args(NormKind),
@@ -179,8 +179,8 @@ class PaLMConfig:
     def to_json(self) -> str:
         """The config as a JSON object, one field a line, for version 0.1.0 too if it knows such a model."""
         fields = self.to_dict()
-        for name, usual in _SINCE_0_1_0.items():
-            if fields[name] == usual:
+        for name in _SINCE_0_1_0:
+            if fields[name] == getattr(PaLMConfig, name):
                 del fields[name]
         return json.dumps(fields, indent=2) + "\n"
 
