@@ -77,7 +77,7 @@ class NumpyProgram(Program):
             if isinstance(x, Traced):
                 recorder.leaf(x)
         with replaced(self.program, traced("parameter")), _written(recorder), np.errstate(all="ignore"):
-            with random_numbers(self.seed):
+            with random_numbers(others=self.draws_others):
                 results = self.program(*given)
             outputs = checked_outputs(outputs_of(results), results)
             outputs = {n: x if isinstance(x, np.ndarray) else np.asarray(x) for n, x in outputs.items()}

@@ -28,8 +28,8 @@ class Program(ABC):
     dtype: str
     first: Run
     operations: list[Operation]
-    # What each run draws its random numbers from: None is the process's own state, the same for every run.
-    seed: int | None = None
+    # Whether a run draws other random numbers than all others, which start from the process's own state.
+    draws_others: bool = False
     outputs: dict[str, int]
 
     @abstractmethod
@@ -61,11 +61,11 @@ class Program(ABC):
 
     def again(self) -> Run:
         """Run it once more with other random numbers, unless it brings its own."""
-        self.seed = 1
+        self.draws_others = True
         try:
             return self.run()
         finally:
-            self.seed = None
+            self.draws_others = False
 
 
 def leaves(tree: Any, name: str = "") -> Mapping[str, Any]:

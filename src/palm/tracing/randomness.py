@@ -10,13 +10,13 @@ import numpy as np
 
 
 @contextmanager
-def random_numbers(seed: int | None) -> Iterator[None]:
-    """Python's and NumPy's generators as they are, or from `seed`; afterwards as they were."""
+def random_numbers(*, others: bool = False) -> Iterator[None]:
+    """Python's and NumPy's generators as they are, or made to draw others; afterwards as they were."""
     held = random.getstate(), np.random.get_state()
     try:
-        if seed is not None:
-            random.seed(seed)
-            np.random.seed(seed)
+        if others:  # not from a fixed seed: it may be the one that the user has set
+            random.seed(random.getrandbits(64))
+            np.random.seed(np.random.randint(2**32, size=8, dtype=np.uint32))
         yield
     finally:
         random.setstate(held[0])

@@ -200,7 +200,9 @@ def test_what_a_callable_object_keeps_is_put_back():
     assert vars(counting) == {"calls": 0}
 
 
-def test_numpys_random_numbers_in_a_jax_function_are_noticed_and_put_back():
+@pytest.mark.parametrize("seed", range(3))
+def test_numpys_random_numbers_in_a_jax_function_are_noticed_and_put_back(seed):
+    np.random.seed(seed)
     before = np.random.get_state()[1].copy()
 
     def drawing(x):

@@ -100,7 +100,7 @@ class TracedProgram(Program):
         held = self._widened if promoted else _copied
         with (
             jax.enable_x64(True) if promoted else nullcontext(),
-            random_numbers(self.seed),
+            random_numbers(others=self.draws_others),
             unchanged(program),
             replaced(program, held, holds_arrays),
         ):
@@ -155,14 +155,14 @@ class TracedProgram(Program):
     def again(self) -> Run:
         """Trace and run it once more with other random numbers, unless it brings its own."""
         held, memo = dict(self._closed_over), self._memo
-        self.seed, self._memo = 1, {}
+        self.draws_others, self._memo = True, {}
         try:
             closed = self._traced()
             with jax.enable_x64(True):
                 runner, _ = self._evaluated(closed, NOTHING, (), exact=True)
             return Run(np.array(runner.fingerprints), {}, {})
         finally:
-            self.seed, self._memo, self._closed_over = None, memo, held
+            self.draws_others, self._memo, self._closed_over = False, memo, held
 
     def settle(self, numbers: Collection[float]) -> None:
         """Take a number that was rounded to a low precision for that one of `numbers` which rounds to it."""

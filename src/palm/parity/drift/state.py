@@ -32,7 +32,7 @@ def kept(state: Any) -> Iterator[None]:
     So are the global generators of Python, NumPy and torch.
     """
     undo = [*_torch_random(), *(_undo(thing) for thing in reached(state))]
-    with random_numbers(None):
+    with random_numbers():
         try:
             yield
         finally:

@@ -100,7 +100,7 @@ class TracedProgram(Program):
 
         given = mapped(self.inputs, tensor)
         with (
-            _settings(self.seed, exact=recorder.exact),
+            _settings(others=self.draws_others, exact=recorder.exact),
             _module_paths(self._modules, recorder.path),
             recorder,
         ):
@@ -131,14 +131,14 @@ def _parameters(modules: dict[str, nn.Module]) -> dict[int, tuple[Kind, str]]:
 
 
 @contextmanager
-def _settings(seed: int | None, *, exact: bool) -> Iterator[None]:
+def _settings(*, others: bool, exact: bool) -> Iterator[None]:
     """What a traced run needs of the process, and puts back afterwards."""
     default = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(random_numbers(seed))
-        if seed is not None:
-            torch.manual_seed(seed)
+        stack.enter_context(random_numbers(others=others))
+        if others:
+            torch.manual_seed(int(torch.randint(2**62, ())))
         if "torch._dynamo" in sys.modules:  # else nothing was compiled, and to import it takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # its steps are seen, and have a float64
