@@ -81,7 +81,9 @@ def test_the_steps_go_on_meanwhile(tmp_path, monkeypatch, wing):
             go_on.set()
 
     train(run, wing, cadence=BEHIND, on_step=on_step)
-    assert there == {1: [0], 2: [0], 3: [0], 4: [0, 2]}
+    last = there.pop(4)  # its own checkpoint is begun, and may be written
+    assert there == {1: [0], 2: [0], 3: [0]}
+    assert last[:2] == [0, 2]
     assert sorted(Run(run).checkpoints()) == [0, 2, 4]
     whole = train(tmp_path / "whole", wing)
     assert end_of(run) == end_of(whole.path)
