@@ -31,6 +31,7 @@ APART = (
     "--ignore=tests/endurance",
     "--ignore=tests/faults",
     "--ignore=tests/fuzz",
+    "--ignore=tests/harness",
     "--ignore=tests/loggers",
     "--ignore=tests/pairs",
     "--ignore=tests/tpu",
@@ -272,6 +273,13 @@ def loggers(session: nox.Session) -> None:
     for name in session.posargs or ("wandb", "trackio"):
         install(session, name, "tests")
         session.run("pytest", "tests/loggers", "-k", name)
+
+
+@nox.session
+def harness(session: nox.Session) -> None:
+    """The tasks of lm-eval with the real package, offline, in both wings."""
+    install(session, "torch,jax,eval", "tests")
+    session.run("pytest", "tests/harness", *session.posargs, env=QUICK | {"HF_HUB_OFFLINE": "1"})
 
 
 @nox.session

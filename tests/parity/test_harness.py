@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -49,6 +50,8 @@ class FakeTasks:
 
 
 def asked(model, tasks, task_manager):
+    print("bootstrapping, and not a part of the command's JSON")
+    assert os.environ["DISABLE_MULTIPROC"] == "1"
     [(logprob, _)] = model.loglikelihood(requests([("a", "b")]))
     return {"results": {"mine": {"alias": "mine", "acc,none": logprob, "path": task_manager.include_path}}}
 

@@ -118,7 +118,8 @@ def _evaluate_tasks(request: EvalRequest, length: int) -> int:
     for task, metrics in results.items():
         for metric, value in metrics.items():
             if isinstance(value, (int, float)):
-                shown.add_row(Text(visible(task)), Text(visible(metric)), f"{value:.4f}")
+                told = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+                shown.add_row(Text(visible(task)), Text(visible(metric)), told)
     Terminal().print(shown, highlight=False)
     return 0
 

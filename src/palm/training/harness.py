@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -179,9 +182,29 @@ def evaluate_tasks(
             f"tasks must be known to lm-eval; got {', '.join(missing)}. Use --include FOLDER for your own; "
             "lm-eval ls tasks lists the others."
         )
-    run = _imported("lm_eval").simple_evaluate
-    results: dict[str, dict[str, Any]] = run(model=own, tasks=wanted, task_manager=manager)["results"]
+    with _guest():
+        found = _imported("lm_eval").simple_evaluate(model=own, tasks=wanted, task_manager=manager)
+    results: dict[str, dict[str, Any]] = found["results"]
     return results
+
+
+@contextmanager
+def _guest() -> Iterator[None]:
+    """lm-eval prints on standard error, and resamples in this process.
+
+    It would fork one that has the threads of both frameworks, which may wait for each other for ever.
+    """
+    name = "DISABLE_MULTIPROC"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _imported(name: str) -> Any:
