@@ -69,7 +69,9 @@ def settled(count: Callable[[], list[Call]]) -> list[Call]:
 
 def tampered(call: Call, how: str, action: Callable[..., Any], *given: Any) -> int:
     """How an action ends if that call is tampered with, as strace says it: signal=KILL, error=EIO."""
-    return _traced(action, given, f"-e inject={call.name}:{how}:when={call.number}", f"trace={call.name}")
+    # What strace writes nobody reads: a full pipe would stop it, and the action with it.
+    inject = f"-o /dev/null -e inject={call.name}:{how}:when={call.number}"
+    return _traced(action, given, inject, f"trace={call.name}")
 
 
 def _calls(action: Callable[..., Any], given: tuple[Any, ...], folder: Path, names: str) -> list[Call]:

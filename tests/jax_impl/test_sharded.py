@@ -9,12 +9,14 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 from cases import ROOT, assert_explains
 from peaks import RESET
 
 import palm
 from palm import jax_impl
+from palm.jax_impl import sharding
 from palm.jax_impl.sharding import _grid
 from palm.spec.mesh import Mesh
 
@@ -265,6 +267,16 @@ def test_each_slice_of_several_is_a_pod():
         assert len({chip.slice_index for chip in pod.flat}) == 1
     near = _grid(Mesh(pod=2, data=2, model=2), [Chip(number, 0) for number in range(8)])
     assert [chip.id for chip in near.flat] == list(range(8))  # the control: one slice, in JAX's order
+
+
+@pytest.mark.parametrize(("columns", "parts", "filled"), [(100, 12, 1536), (100, 10, 100), (100, 1, 100)])
+def test_a_part_of_what_does_not_divide_is_whole_registers_of_a_tpu(monkeypatch, columns, parts, filled):
+    monkeypatch.setattr(sharding, "ways", lambda x: parts)
+    weight = np.ones((3, columns), np.float32)
+    found = np.asarray(sharding.in_columns(weight))
+    assert found.shape == (3, filled)
+    assert (found[:, :columns] == 1).all()
+    assert not found[:, columns:].any()
 
 
 def test_a_mesh_of_one_device_is_that_device():

@@ -26,6 +26,9 @@ from palm.spec.mesh import BATCH, Cut, Mesh, cuts
 
 Attend = Callable[[Array, Array, Array, Array | None, Array | None], Array]
 T = TypeVar("T")
+# Numbers beside each other in a register of a TPU. To cut an array into parts that are no multiple of them,
+# its compiler unrolls a program of hundreds of megabytes: of the 540B model's vocabulary, over 12 chips.
+_LANES = 128
 
 
 def mesh_on(x: Any) -> jax.sharding.Mesh | None:
@@ -173,11 +176,12 @@ def ways(x: Array) -> int:
 
 
 def in_columns(weight: Array) -> Array:
-    """A matrix cut along its columns over `model`, with columns of zeros at the end until they divide.
+    """A matrix cut along its columns over `model`, with columns of zeros at the end if they do not divide.
 
     Shapes: (k, c) -> (k, c and more).
     """
-    extra = -weight.shape[1] % ways(weight)
+    columns = weight.shape[1]
+    extra = -columns % (ways(weight) * _LANES) if columns % ways(weight) else 0
     return laid(jnp.pad(weight, ((0, 0), (0, extra))) if extra else weight, "model")
 
 
