@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from palm.parity.programs.trace import Trace
     from palm.parity.recording.bundle import record_bundle as record
     from palm.parity.result import Comparison
+    from palm.parity.run.serving import served
     from palm.spec.plan import Plan, plan
     from palm.training.evaluation import Evaluation, evaluate
     from palm.training.noise import Gap
@@ -82,6 +83,7 @@ else:
             "record": "palm.parity.recording.bundle:record_bundle",
             "resume": "palm.training.train:resume",
             "save": "palm.checkpoint.checkpoint:save",
+            "served": "palm.parity.run.serving:served",
             "to_numpy": "palm.models:to_numpy",
             "tokenizer_of": "palm.models:tokenizer_of",
             "trace": "palm.parity.programs.sides:trace",
@@ -141,6 +143,7 @@ __all__ = [
     "record",
     "resume",
     "save",
+    "served",
     "to_numpy",
     "tokenizer_of",
     "trace",

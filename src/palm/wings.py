@@ -65,6 +65,10 @@ class DecoderProtocol(Protocol):
     `next` may return before the device is done; `fetch` blocks.
     """
 
+    @property
+    def logits(self) -> Any:
+        """Of each sequence's next token, on the device. Shape (b, v)."""
+
     def next(self, noise: np.ndarray | None, sampling: Sampling) -> tuple[Any, Any]:
         """Choose the next token of each sequence: ids (b,) and log-probabilities (b,), on the device."""
 

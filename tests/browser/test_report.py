@@ -10,7 +10,7 @@ from playwright.sync_api import sync_playwright
 from reports import CONFIG, FAULTY, comparison, recording, trained, way
 
 from palm import compare
-from palm.parity.blackbox.compare import ForeignComparison, Likeness
+from palm.parity.blackbox.result import ForeignComparison, Likeness
 from palm.parity.drift.drift import butterfly
 from palm.parity.repeats import Repeats
 from palm.parity.report import html

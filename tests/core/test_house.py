@@ -53,7 +53,8 @@ DOORS = {
         *("compare", "result", "finding", "repeats"),
         *("recording.bundle", "recording.excerpt", "recording.recording"),
         *("programs.compare", "programs.result", "programs.sides", "programs.trace", "run.remote"),
-        *("blackbox.compare", "drift.drift", "report.html", "report.terminal", "run.launch", "run.sides"),
+        *("blackbox.compare", "drift.drift", "report.html", "report.terminal", "run.launch", "run.serving"),
+        "run.sides",
     },
 }
 

@@ -9,7 +9,7 @@ import torch
 
 import palm
 from palm.backends import JaxModel, Model, TorchModel
-from palm.parity.blackbox.compare import ForeignComparison
+from palm.parity.blackbox.result import ForeignComparison
 from palm.spec.arrays import Array, Ids
 from palm.testing import assert_agree
 

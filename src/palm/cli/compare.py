@@ -26,7 +26,7 @@ from palm.cli.flags import (
 from palm.cli.program_files import compare_program_files, is_program
 from palm.cli.progress import progress
 from palm.cli.report import check_writable, show
-from palm.cli.sides import config_of_sides, model_name, parse_sides, refuse_ignored
+from palm.cli.sides import config_of_sides, model_name, parse_sides, plain_and_served, refuse_ignored
 from palm.config import DType
 from palm.data.windows import read_text, sample_windows, standard_library_text
 from palm.errors import ConfigError
@@ -35,7 +35,14 @@ from palm.memory import check_fits
 from palm.parity.blackbox.compare import check_own, compare_foreign
 from palm.parity.drift.drift import RUNS, Drift
 from palm.parity.recording.recording import STEPS
-from palm.parity.run.launch import OnStep, Source, compare_sides, train_backends, training_steps
+from palm.parity.run.launch import (
+    OnStep,
+    Source,
+    compare_served,
+    compare_sides,
+    train_backends,
+    training_steps,
+)
 from palm.parity.run.sides import Bundle, Original, Side
 from palm.recipes import RECIPES
 from palm.recipes import recipe as find_recipe
@@ -110,6 +117,10 @@ def compare(request: Request[CompareRequest]) -> int:
     tensorfloat32, bfloat16), attention (auto, textbook, blockwise, …), compile (on, off) and remat (on, off,
     feedforward). Examples: torch, torch@dtype=bfloat16, jax:RUN, jax:RUN/step-00000100.
 
+    decode=on, rows=alone and padding=left compute the logits as serving does: a token at a time with a cache,
+    each sequence in a batch of its own, or behind other ids. One side has them, and only logits are compared:
+    palm compare torch torch@decode=on
+
     A recorded side is the folder that palm record wrote. It needs no framework.
 
     Two programs of anyone's are FILE.py:NAME, a module or a function in a Python file, and FILE.py:NAME, or a
@@ -142,6 +153,8 @@ def compare(request: Request[CompareRequest]) -> int:
     )
     refuse_ignored(sides, request)
     text = standard_library_text() if request.data is None else read_text(request.data)
+    if any(isinstance(side, Side) and side.is_served for side in sides):
+        return _compare_served(request, sides, text)
     if any(isinstance(side, Original) for side in sides):
         return _compare_original(request, sides, text)
     one, other = (side for side in sides if not isinstance(side, Original))
@@ -149,6 +162,16 @@ def compare(request: Request[CompareRequest]) -> int:
     if request.train:
         return _compare_training(request, (one, other), source, text)
     return _compare_sides(request, (one, other), source)
+
+
+def _compare_served(request: CompareRequest, sides: Sequence[Side | Original | Bundle], text: bytes) -> int:
+    """A side with decode, rows or padding against a plain one."""
+    plain, own = plain_and_served(sides)
+    source = _source(request, (plain, own), text)
+    a, b = (request.a, request.b) if plain is sides[0] else (request.b, request.a)
+    with progress({"a": len(STEPS), "b": 2, "referee": 1}, {"a": a, "b": b}) as on_step:
+        found = compare_served(plain, own, source, on_step=on_step)
+    return show({**found.to_dict(), "run": request.settings(sides)}, request.out)
 
 
 def _source(request: CompareRequest, sides: Sequence[Side | Bundle], text: bytes) -> Source:

@@ -55,9 +55,10 @@ def record(request: Request[RecordRequest]) -> int:
     whether two sides differ by more than rounding. palm compare BUNDLE BUNDLE needs no framework.
     """
     side, out = parse_side(request.side), request.out
-    if not isinstance(side, Side):
+    if not isinstance(side, Side) or side.is_served:
         raise ConfigError(
-            f"side must be a live side, such as torch or jax:RUN; got side={request.side}. Name one of them."
+            "side must be a live side without decode, rows or padding, such as torch or jax:RUN; got "
+            f"side={request.side}. Name one of them."
         )
     check_free(out)
     refuse_ignored((side,), request)

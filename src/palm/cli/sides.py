@@ -21,7 +21,7 @@ from palm.upstream.tensors import SOURCES
 
 GRAMMAR = (
     "backend[:checkpoint][@key=value,…], such as jax, torch:RUN, torch:RUN/step-00000100 or "
-    "torch@dtype=bfloat16,compile=on; or the folder of a bundle"
+    "torch@dtype=bfloat16,compile=on or torch@decode=on; or the folder of a bundle"
 )
 
 # Options by what they change, where a side leaves it open.
@@ -135,6 +135,19 @@ def model_name(sides: Sequence[Side | Original | Bundle], preset: str | None) ->
     return ", ".join(dict.fromkeys(names)) or preset or "small"
 
 
+def plain_and_served(sides: Sequence[Side | Original | Bundle]) -> tuple[Side, Side]:
+    """The plain side, and that with decode, rows or padding. Raises `ConfigError` for other pairs."""
+    live = [side for side in sides if isinstance(side, Side)]
+    plain, own = ([side for side in live if side.is_served is served] for served in (False, True))
+    if not (plain and own):
+        got = "two such sides" if len(own) > 1 else "a side that is not live"
+        raise ConfigError(
+            "a side with decode, rows or padding must be compared with a plain one, such as torch or jax; "
+            f"got {got}. Compare each with a plain side."
+        )
+    return plain[0], own[0]
+
+
 def refuse_ignored(sides: Sequence[Side | Original | Bundle], request: Any) -> None:
     """Raise `ConfigError` for an option of the request that would change nothing, for a side has its own."""
     is_live = any(isinstance(side, Side) for side in sides)
@@ -144,14 +157,18 @@ def refuse_ignored(sides: Sequence[Side | Original | Bundle], request: Any) -> N
     elif any(isinstance(side, Original) for side in sides):
         what = "an original, which has its own model and is compared once"
         useless = [*_REPEATS, *_MODEL]
+    elif any(isinstance(side, Side) and side.is_served for side in sides):
+        what = "decode, rows or padding, of which logits are compared, once"
+        useless = [*_REPEATS, *(_MODEL if _checkpoints(sides) else [])]
     elif len(_checkpoints(sides)) == len(sides):
         what = "checkpoints, which have their own model"
         useless = [*_MODEL]
     else:
         return
+    fields_of_model = given(request.model) if "preset" in useless else {}
     usual = {field.name: field.default for field in fields(request)}
     told = [name for name in useless if name in usual and getattr(request, name) != usual[name]]
-    told = [f"--{name.replace('_', '-')}" for name in [*told, *given(request.model)]]
+    told = [f"--{name.replace('_', '-')}" for name in [*told, *fields_of_model]]
     if told:
         raise ConfigError(f"{', '.join(told)} cannot be used with {what}. Leave it out.")
 

@@ -14,7 +14,8 @@ import numpy as np
 from palm.backends import backend_of, config_of, dtype_of, is_model, model_of
 from palm.checkpoint.checkpoint import load_arrays
 from palm.errors import ConfigError, ProbeError, TokenError
-from palm.parity.blackbox.compare import ForeignComparison, compare_foreign
+from palm.parity.blackbox.compare import compare_foreign
+from palm.parity.blackbox.result import ForeignComparison
 from palm.parity.explain.explain import explained
 from palm.parity.judge.conditioning import Conditioning
 from palm.parity.judge.findings import excerpt_findings, recording_findings

@@ -12,7 +12,7 @@ from reports import CONFIG, comparison, recording, trained
 from rich.console import Console
 
 from palm import compare
-from palm.parity.blackbox.compare import ForeignComparison, Likeness
+from palm.parity.blackbox.result import ForeignComparison, Likeness
 from palm.parity.repeats import Repeats
 from palm.parity.report.html import fragment, page
 from palm.parity.report.terminal import print_report, text

@@ -13,7 +13,7 @@ from reports import CONFIG, comparison, recording, way
 from palm import compare
 from palm.cli.main import main
 from palm.config import PaLMConfig
-from palm.parity.blackbox.compare import ForeignComparison, Likeness
+from palm.parity.blackbox.result import ForeignComparison, Likeness
 from palm.parity.drift.drift import butterfly
 from palm.parity.finding import Nature, Outcome
 from palm.parity.programs.parameters import Parameter

@@ -7,7 +7,7 @@ import pytest
 from cases import ROOT, assert_explains
 
 from palm import ConfigError
-from palm.cli.sides import parse_side, parse_sides
+from palm.cli.sides import parse_side, parse_sides, plain_and_served
 from palm.parity.run.sides import Bundle, Original, Side, labels
 from palm.upstream.tensors import SOURCES
 
@@ -27,6 +27,8 @@ RUN = ROOT / "tests/fixtures/v0_1_0/run-torch"
         ("jax:me@home/run@matmul=tensorfloat32", Side("jax", "me@home/run", matmul="tensorfloat32")),
         ("torch:me@home/run", Side("torch", "me@home/run")),
         ("torch@attention=textbook", Side("torch", attention="textbook")),
+        ("torch:RUN@decode=on,rows=alone", Side("torch", "RUN", decode="on", rows="alone")),
+        ("jax@padding=left,dtype=bfloat16", Side("jax", padding="left", dtype="bfloat16")),
         ("palm_jax.palm", Original("palm_jax.palm", None)),
         ("palm_pytorch.palm_lite:weights.pt", Original("palm_pytorch.palm_lite", "weights.pt")),
     ],
@@ -86,6 +88,12 @@ def test_a_folder_that_is_no_side_by_itself_is_told_how_to_be_one(folder, what):
         ("torch@attention=cudnn", ('the paths of backend="torch"', 'which only backend="jax" has')),
         ("torch@remat=blocks", ("remat must be one of on, off, feedforward", "'blocks'")),
         ("jax@matmul=tf32", ("matmul must be one of float32, tensorfloat32, bfloat16",)),
+        ("torch@decode=yes", ("decode must be one of on, off", "'yes'")),
+        ("torch@rows=1", ("rows must be one of together, alone", "'1'")),
+        ("torch@padding=right", ("padding must be one of none, left", "'right'")),
+        ("torch@padding=left,decode=on", ("padding must be none with decode", "Leave one of the two out")),
+        ("torch@decode=on,compile=on", ("must not set compile, remat or mesh", "Leave it out")),
+        ("torch@rows=alone,mesh=data:2", ("must not set compile, remat or mesh", "Leave it out")),
         ("palm_jax.palm@dtype=float64", ("an original takes no options", "Leave dtype=float64 out")),
         ("", ("side must be backend[:checkpoint]",)),
     ],
@@ -105,11 +113,33 @@ def test_what_is_no_side_is_refused(text, parts):
         ("torch", "jax@compile=off", ("torch", "jax compile off")),
         ("jax:run/step-1", "jax:run/step-2", ("jax step-1", "jax step-2")),
         ("torch@matmul=bfloat16", "jax", ("torch matmul bfloat16", "jax")),
+        ("torch@decode=on,rows=alone", "torch", ("torch decode on rows alone", "torch")),
+        ("torch", "jax@padding=left", ("torch", "jax padding left")),
     ],
 )
 def test_sides_are_called_by_what_they_differ_in(a, b, expected):
     one, other = parse_side(a), parse_side(b)
     assert labels(one, other) == expected
+
+
+def test_the_plain_side_is_told_from_the_one_that_is_served():
+    plain, served = Side("torch"), Side("jax", decode="on")
+    assert plain_and_served((plain, served)) == plain_and_served((served, plain)) == (plain, served)
+
+
+@pytest.mark.parametrize(
+    ("other", "got"),
+    [
+        (Side("torch", rows="alone"), "two such sides"),
+        (Original("palm_jax.palm", None), "a side that is not live"),
+        (Bundle(Path("bundle")), "a side that is not live"),
+    ],
+)
+def test_a_side_that_is_served_goes_with_a_plain_one(other, got):
+    for sides in ((Side("jax", decode="on"), other), (other, Side("jax", decode="on"))):
+        with pytest.raises(ConfigError) as raised:
+            plain_and_served(sides)
+        assert_explains(raised, "must be compared with a plain one", f"got {got}.", "Compare each")
 
 
 def test_every_source_of_an_original_is_a_side():

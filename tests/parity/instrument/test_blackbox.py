@@ -16,7 +16,8 @@ from cases import assert_explains, draw_tokens, draw_weights
 from ports import ALIBI, PORTS, ROTARY, in_jax, in_numpy, in_torch
 
 import palm
-from palm.parity.blackbox.compare import ForeignComparison, compare_foreign
+from palm.parity.blackbox.compare import compare_foreign
+from palm.parity.blackbox.result import ForeignComparison
 
 MISTAKES = {
     (in_numpy, "layout"): "rotary layout",

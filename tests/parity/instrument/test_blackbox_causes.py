@@ -13,8 +13,8 @@ from cases import draw_tokens, draw_weights
 from numpy_port import CONFIG, Port, changed
 
 import palm
-from palm.parity.blackbox.compare import ForeignComparison
 from palm.parity.blackbox.logits import _called
+from palm.parity.blackbox.result import ForeignComparison
 
 EPS = CONFIG.eps
 _erf = np.vectorize(math.erf)

@@ -12,9 +12,10 @@ from ports import ALIBI, PORTS, ROTARY, in_jax, in_numpy, in_torch
 
 import palm
 from palm.parity.blackbox import search
-from palm.parity.blackbox.compare import ForeignComparison, compare_foreign
+from palm.parity.blackbox.compare import compare_foreign
 from palm.parity.blackbox.configs import alternatives
 from palm.parity.blackbox.guess import Search
+from palm.parity.blackbox.result import ForeignComparison
 from palm.parity.blackbox.scalars import fit, roundest
 from palm.spec.rounding import rounding_bound
 

@@ -17,6 +17,13 @@ FAULTY_JAX = (
 )
 
 
+FAULTY_DECODER = """
+import palm.jax_impl.generate as wing
+right = wing.heads_rotation
+wing.heads_rotation = lambda turns, positions, heads: right(turns, positions + 1, heads)
+"""
+
+
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "palm", *map(str, arguments)],
@@ -73,6 +80,56 @@ def test_any_two_live_sides_of_one_model_agree(tmp_path, a, b, labels):
     assert [side["label"] for side in report["sides"]] == labels
     flags = [(s["environment"]["attention"], s["environment"]["compile"]) for s in report["sides"]]
     assert ("textbook" in a, "compile=off" in b) == (flags[0][0] == "textbook", flags[1][1] == "off")
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(
+    ("a", "b", "labels"),
+    [
+        ("torch", "torch@decode=on", ["torch decode on", "torch"]),
+        ("torch@padding=left,rows=alone", "jax", ["torch rows alone padding left", "jax"]),
+        ("torch@dtype=float64", "jax@decode=on,dtype=float64", ["jax decode on", "torch"]),
+        (
+            "jax@dtype=bfloat16",
+            "jax@decode=on,rows=alone",
+            ["jax float32 decode on rows alone", "jax bfloat16"],
+        ),
+    ],
+)
+def test_a_model_agrees_with_itself_as_it_is_served(tmp_path, a, b, labels):
+    report = report_of(tmp_path, run("compare", a, b, *SMALL, "--out", tmp_path))
+    assert (report["schema"], report["outcome"]) == ("palm-compare-foreign", "agree")
+    assert ([report["label"], report["other"]], report["one_model"]) == (labels, True)
+    assert report["verdict"].endswith("Only logits are compared.")
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(("a", "b"), [("torch:{}", "torch@decode=on"), ("jax@decode=on", "torch:{}")])
+def test_both_sides_have_the_weights_of_the_one_checkpoint(tmp_path, a, b):
+    model = palm.build(palm.preset("tiny"), backend="torch", seed=5)
+    palm.save(model, tmp_path / "weights")
+    sides = [side.format(tmp_path / "weights") for side in (a, b)]
+    report = report_of(tmp_path, run("compare", *sides, *SMALL[2:], "--out", tmp_path))
+    assert report["outcome"] == "agree"
+    assert report["run"]["model"] == str(tmp_path / "weights")
+    palm.save(model, tmp_path / "others")
+    refused = run(
+        "compare", f"torch:{tmp_path}/weights", f"torch:{tmp_path}/others@decode=on", "--out", tmp_path
+    )
+    assert refused.returncode == 2
+    assert "checkpoint must be the same on both sides" in refused.stderr
+
+
+@pytest.mark.whole
+def test_a_decoder_with_a_fault_differs_from_its_first_position_on(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(FAULTY_DECODER)
+    faulty = {"PYTHONPATH": python_path(tmp_path)}
+    arguments = [*SMALL, "--batch", "3", "--positions", "rotary", "--out", tmp_path]
+    done = run("compare", "jax@decode=on", "torch", *arguments, **faulty)
+    report = report_of(tmp_path, done, status=1)
+    assert report["first_position"] == [0, 1]
+    assert "They are apart from position 1 of sequence 0 on. Only logits are compared." in done.stdout
+    assert run("compare", "torch@decode=on", "jax", *arguments, **faulty).returncode == 0
 
 
 @pytest.mark.whole
@@ -145,7 +202,7 @@ def test_a_checkpoints_excerpt_needs_the_checkpoint_to_say_why(tmp_path):
     )
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -154,7 +211,7 @@ def test_a_checkpoints_excerpt_needs_the_checkpoint_to_say_why(tmp_path):
         (["compare", "torch", "jax@dtype=int8"], "dtype must be one of"),
         (["compare", "--repeat", "0"], "repeat must be a whole number of at least 1"),
         (["compare", "torch", "torch", "--train", "2"], "--train must have the sides torch and jax"),
-        (["record", "palm_jax.palm", "--out", "x"], "side must be a live side, such as torch or jax:RUN"),
+        (["record", "palm_jax.palm", "--out", "x"], "side must be a live side without decode"),
         (
             ["compare", "palm_jax.palm", "palm_jax.palm_lite"],
             "an original must be compared with torch or jax",
@@ -164,6 +221,16 @@ def test_a_checkpoints_excerpt_needs_the_checkpoint_to_say_why(tmp_path):
             "--preset, --dim cannot be used with checkpoints",
         ),
         (["compare", "palm_jax.palm", "jax@compile=off"], "must not set compile, matmul or remat"),
+        (["compare", "torch@decode=on", "torch@rows=alone"], "must be compared with a plain one"),
+        (
+            ["compare", "torch@decode=on", "torch", "--repeat", "2"],
+            "--repeat cannot be used with decode, rows",
+        ),
+        (
+            ["compare", "torch:/nowhere", "torch@decode=on", "--depth", "2"],
+            "--depth cannot be used with decode",
+        ),
+        (["record", "torch@decode=on", "--out", "x"], "side must be a live side without decode"),
         (["compare", "x" * 300], "side must be backend[:checkpoint]"),
         (["compare", "torch@device=meta"], "device must be a real device"),
         (["compare", "--out", "/dev/null/x"], "out must be a writable folder"),

@@ -5,210 +5,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from os import PathLike
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from palm.backends import backend_of, config_of, dtype_of, is_model, model_of
-from palm.config import PaLMConfig
 from palm.errors import BackendError, ProbeError
-from palm.fields import plain
 from palm.models import activations, to_numpy
-from palm.parity.answer import Answer
-from palm.parity.blackbox.examine import Examined, examine, rounding_of
+from palm.parity.blackbox.examine import Examined, examine, own_errors, rounding_of
 from palm.parity.blackbox.guess import Search
 from palm.parity.blackbox.logits import Logits, logits_of
-from palm.parity.diagnosis import evidence
-from palm.parity.judge.bounds import SENSELESS
-from palm.parity.judge.need import LOW, Format
+from palm.parity.blackbox.result import ForeignComparison, Likeness
+from palm.parity.explain.replay import distance
+from palm.parity.judge.need import LOW
 from palm.parity.judge.predictions import predictions
 from palm.parity.label import label_of
-from palm.parity.programs.result import Divergence
-from palm.spec.rounding import unit_roundoff
+from palm.parity.recording.recording import Recording
 from palm.spec.tokens import check_tokens
-
-# Equal values have one average, whatever their weights.
-_BLIND = (
-    "Each sequence repeats one id: mistakes in positions, in attention's scores and in its mask cannot show. "
-    "Compare on different ids as well."
-)
-
-
-@dataclass(frozen=True)
-class Likeness:
-    """What gives the palm model the foreign one's logits: known causes, or "config" for another config."""
-
-    cause: str
-    detail: str
-    after: float
-    fix: str
-
-
-@dataclass(frozen=True, repr=False)
-class ForeignComparison(Answer):
-    """What `palm.compare(function, model, tokens)` found. Distances are relative rms of the logits.
-
-    `before`: between the foreign logits and the float64 referee's on our weights; `bound`: what rounding
-    explains of it in `dtype`, the type that the port computes in; `need`: what a right program in that type
-    is off by here, as measured, see `palm.parity.judge.need`, and `certain`: the distance from which on a
-    difference is proven; NaN where it did not matter. `rounding_of`: the widest type whose rounding would
-    explain it, if there is one.
-    `divergences`: where the two part, found by tracing both; `traced`: whether that was possible.
-    `not_finite`: how many logits are NaN or infinite. `likenesses`: what explains it, empty if nothing known
-    does; several are equally like. `tried`: variants that were; `left_out`: those, of several causes at once,
-    that were not because this model's runs take too long. `one_id`: each sequence repeats one id.
-    `hints`: what is known of a difference that nothing explains, in sentences.
-    """
-
-    label: str
-    config: PaLMConfig
-    dtype: Format
-    before: float
-    bound: float
-    not_finite: int
-    rounding_of: Format | None
-    likenesses: tuple[Likeness, ...]
-    top1_agreement: float
-    kl_divergence: float
-    tried: int
-    left_out: int
-    one_id: bool = False
-    need: float = math.nan
-    certain: float = math.nan
-    hints: tuple[str, ...] = ()
-    traced: bool = False
-    divergences: tuple[Divergence, ...] = ()
-
-    @property
-    def agree(self) -> bool:
-        """Whether the difference is rounding."""
-        return self.outcome == "agree"
-
-    @property
-    def outcome(self) -> Literal["agree", "differ", "cannot tell"]:
-        """The answer: what a known cause explains is a difference, also where rounding could."""
-        if self.likenesses or self.not_finite or self._other_function:
-            return "differ"
-        if self._hidden and self.traced:  # in float64 it is the same function
-            return "agree"
-        if self.before <= self.bound:
-            return "agree" if self.bound < SENSELESS else "cannot tell"
-        return "cannot tell" if self._hidden else "differ"
-
-    @property
-    def _hidden(self) -> bool:
-        """Whether the logits alone do not tell a difference from rounding."""
-        return self.before <= self.bound or self.before < self.certain
-
-    @property
-    def _other_function(self) -> list[Divergence]:
-        """The places where the two part in float64, but for roundings of the port's own.
-
-        A number of a port in a low precision is rounded to it, as the factor dim^-1/2 on JAX's bfloat16
-        logits: what was written cannot be told, so that values may be off by a unit roundoff u. Distances
-        are relative to the rms of both values together, where that is u/√2.
-        """
-        number = unit_roundoff(self.dtype) / math.sqrt(2) if self.dtype in LOW else 0.0
-        told = [one for one in self.divergences if "rounded to" not in (one.cause or "")]
-        return [one for one in told if not one.distance <= number]
-
-    @property
-    def first_divergence(self) -> str | None:
-        """`logits`, the only tap there is, unless they agree."""
-        return None if self.agree else "logits"
-
-    @property
-    def ratios(self) -> dict[str, float]:
-        """The distance in units of what rounding explains."""
-        return {"logits": self.before / self.bound}
-
-    @property
-    def verdict(self) -> str:
-        """The answer in a sentence or two."""
-        if self.agree:
-            note = f" {_BLIND}" if self.one_id else ""
-            return f"{self.label} and palm agree: their logits differ by rounding ({self._size}).{note}"
-        if not self.likenesses and not self.not_finite and self._other_function and self._hidden:
-            return (
-                f"{self.label} and palm differ, although rounding in {self.dtype} hides it ({self._size}): "
-                f"in float64, {self._other_function[0].sentence}"
-            )
-        if self.not_finite:
-            return f"{self.label} and palm differ: {self.not_finite:,} of its logits are not finite."
-        if self.outcome == "cannot tell":
-            return (
-                f"cannot tell whether {self.label} and palm agree: the distance of their logits is not told "
-                f"apart from rounding ({self._size}). Compare in a wider dtype, or tap by tap if you can "
-                "(palm.activations)."
-            )
-        if not self.likenesses:
-            return f"{self.label} and palm differ ({self._measured}), {self._unknown}"
-        first = self.likenesses[0]
-        others = "; or ".join(one.detail for one in self.likenesses[1:3])
-        told = evidence(first.cause, self.before, first.after, self.bound)
-        return f"{self.label} behaves like this model, but {first.detail} ({told}). {first.fix}" + (
-            f" This explains it equally well: {others}." if others else ""
-        )
-
-    @property
-    def _size(self) -> str:
-        """How far, and in a low precision how far that is for a right program."""
-        if not self.need > 0:
-            return f"{self.before:.1e}"
-        told = f"{self.before:.1e}, {self.before / self.need:.2g} times palm's own {self.dtype} rounding"
-        hidden = f"; up to {self.bound:.1e} a fault is not told apart from rounding in {self.dtype}"
-        return told + (hidden if self.dtype in LOW and self.agree else "")
-
-    @property
-    def _measured(self) -> str:
-        own = f", palm's own {self.dtype} rounding is {self.need:.1e}" if self.need > 0 else ""
-        return f"distance {self.before:.1e}, rounding explains at most {self.bound:.1e}{own}"
-
-    @property
-    def _unknown(self) -> str:
-        hint = "Compare tap by tap if you can (palm.activations)."
-        if self.rounding_of is not None:
-            hint = (
-                f"Rounding in {self.rounding_of} would be as large: if your function computes in "
-                f"{self.rounding_of}, return {self.rounding_of} logits, to be held to that."
-            )
-        if self.left_out:
-            hint = (
-                f"palm did not try {self.left_out:,} more variants, to save time. With a smaller model it "
-                f"tries all. {hint}"
-            )
-        known = " ".join(("", *self.hints))
-        return f"and none of the {self.tried} variants that palm tried explains it.{known} {hint}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values for JSON; what is not finite is given as text."""
-        return {
-            "schema": "palm-compare-foreign",
-            "version": 1,
-            "outcome": self.outcome,
-            "agree": self.agree,
-            "verdict": self.verdict,
-            "first_divergence": self.first_divergence,
-            "label": self.label,
-            "dtype": self.dtype,
-            "config": self.config.to_dict(),
-            "before": plain(self.before),
-            "bound": self.bound,
-            "need": plain(self.need),
-            "certain": plain(self.certain),
-            "not_finite": self.not_finite,
-            "rounding_of": self.rounding_of,
-            "likenesses": [asdict(one) for one in self.likenesses],
-            "top1_agreement": plain(self.top1_agreement),
-            "kl_divergence_nats": plain(self.kl_divergence),
-            "tried": self.tried,
-            "left_out": self.left_out,
-            "hints": list(self.hints),
-            "traced": self.traced,
-            "divergences": [one.to_dict() for one in self.divergences],
-        }
 
 
 def compare_foreign(function: Callable[[np.ndarray], Any], model: Any, tokens: Any) -> ForeignComparison:
@@ -234,13 +48,45 @@ def compare_foreign(function: Callable[[np.ndarray], Any], model: Any, tokens: A
     def call(ids: np.ndarray) -> Logits:
         return logits_of(function, ids, config, label, dtype_of(model))
 
-    found = examine(call, model_of(model), weights, ids)
+    own = model_of(model)
+    return _answer(label, "palm", examine(call, config, weights, ids, lambda whole: own_errors(own, whole)))
+
+
+def compare_logits(label: str, logits: Logits, recording: Recording) -> ForeignComparison:
+    """Compare the logits of a palm model that were computed in another way with what a model recorded.
+
+    As `compare_foreign`: they have the recording's weights, and are of its tokens. What the recording is off
+    by is a right program's rounding, if it was made in the same type. Where the recording alone is not within
+    rounding of the referee, the answer is about it. Raises `ProbeError` where neither is.
+    """
+    weights = {name: np.asarray(array, np.float64) for name, array in recording.weights.items()}
+    config, ids = recording.config, recording.tokens
+    recorded = Logits(recording.taps["logits"].astype(np.float64), recording.dtype)
+    names = label, recording.label
+    if not _is_near(Search(config, weights, ids, *recorded)):
+        if not _is_near(Search(config, weights, ids, *logits)):
+            _check_plain(recording.label, Search(config, weights, ids, *recorded))
+        logits, recorded, names = recorded, logits, names[::-1]
+
+    def own(whole: Search) -> Iterator[float]:
+        if whole.dtype == recorded.dtype:
+            yield distance(recorded.values, whole.exact)
+
+    def beginning(ids: np.ndarray) -> Logits:
+        return logits._replace(values=logits.values[tuple(map(slice, ids.shape))])
+
+    return _answer(*names, examine(beginning, config, weights, ids, own), one_model=True)
+
+
+def _answer(label: str, other: str, found: Examined, *, one_model: bool = False) -> ForeignComparison:
     whole = found.whole
     top1, kl = predictions(whole.logits, whole.exact)
     asks = whole.dtype in LOW or whole.before > whole.bound
     return ForeignComparison(
         label=label,
-        config=config,
+        other=other,
+        one_model=one_model,
+        config=whole.config,
         dtype=whole.dtype,
         before=whole.before,
         bound=whole.bound,
@@ -256,18 +102,19 @@ def compare_foreign(function: Callable[[np.ndarray], Any], model: Any, tokens: A
         kl_divergence=kl,
         tried=found.outcome.tried,
         left_out=found.outcome.left_out,
-        one_id=bool((ids == ids[..., :1]).all()),
-        hints=tuple(_hints(found)),
+        one_id=bool((whole.ids == whole.ids[..., :1]).all()),
+        first_position=found.first,
+        hints=tuple(_hints(found, is_place_told=one_model)),
     )
 
 
-def _hints(found: Examined) -> Iterator[str]:
+def _hints(found: Examined, *, is_place_told: bool) -> Iterator[str]:
     """What is known of a difference that nothing explains."""
     whole, nearest = found.whole, found.outcome.nearest
     if found.met or found.first is None:
         return
     position = found.first[-1]
-    if position:
+    if position and not is_place_told:
         sequence = f" of sequence {found.first[0]}" if len(found.first) > 1 else ""
         yield f"The first position that differs is {position}{sequence}, of id {whole.ids[found.first]}."
     refuted = next(iter(found.outcome.met), None)
@@ -284,8 +131,17 @@ def check_own(model: Any, tokens: Any) -> None:
     ids = check_tokens(tokens, config, at_least=2)
     logits = activations(model, ids)["logits"].astype(np.float64)
     own = Search(config, {n: w.astype(np.float64) for n, w in weights.items()}, ids, logits, dtype_of(model))
-    if not own.before <= own.bound:
+    _check_plain(f"palm's {backend_of(model)} side", own)
+
+
+def _check_plain(label: str, own: Search) -> None:
+    if not _is_near(own):
         raise ProbeError(
-            f"palm's {backend_of(model)} side must be within rounding of the referee, {own.bound:.1e}; got "
-            f"{own.before:.1e}. Find out why: palm compare torch jax."
+            f"{label} must be within rounding of the referee, {own.bound:.1e}; got {own.before:.1e}. "
+            "Find out why: palm compare torch jax."
         )
+
+
+def _is_near(own: Search) -> bool:
+    """Whether rounding explains all of it; NaN is not near."""
+    return own.before <= own.bound

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from palm.backends import available_backends, backend_of
+from palm.config import PaLMConfig
 from palm.errors import ProbeError
 from palm.models import activations, convert
 from palm.parity.blackbox.guess import HOPELESS, Guess, Search
@@ -38,15 +39,25 @@ class Examined:
     first: tuple[int, ...] | None
 
 
-def examine(call: Called, model: Any, weights: dict[str, np.ndarray], ids: np.ndarray) -> Examined:
-    """Measure the logits, and look for what explains them if they are beyond what rounding needs here."""
+def examine(
+    call: Called,
+    config: PaLMConfig,
+    weights: dict[str, np.ndarray],
+    ids: np.ndarray,
+    own: Callable[[Search], Iterable[float]],
+) -> Examined:
+    """Measure the logits, and look for what explains them if they are beyond what rounding needs here.
+
+    `call` is asked for the logits of all ids, and of beginnings of the first sequence; `own` for what palm's
+    own models are off by, where that may matter.
+    """
     given = call(ids)
-    whole = Search(model.config, weights, ids, given.values, given.dtype)
+    whole = Search(config, weights, ids, given.values, given.dtype)
     if whole.dtype in LOW and whole.before > whole.need:
-        whole = _with_own(whole, model)
-    nothing = Examined(whole, Outcome((), 0, 0), (), None)
-    if not math.isfinite(whole.before) or whole.before <= _quiet(whole):
-        return nothing
+        whole = _with_own(whole, own(whole))
+    is_finite = math.isfinite(whole.before)
+    if not is_finite or whole.before <= _quiet(whole):
+        return Examined(whole, Outcome((), 0, 0), (), None if is_finite else _first_beyond(whole))
     is_beyond = whole.before > whole.bound
     brief = _brief(whole, call) if is_beyond else whole
     outcome = explain(brief, is_quick=not is_beyond)
@@ -80,16 +91,16 @@ def _not_rounding(whole: Search, met: list[Guess]) -> list[Guess]:
     return [guess for guess in met if is_told_apart(guess)]
 
 
-def _with_own(whole: Search, model: Any) -> Search:
-    """With what palm's own models are off by: the given one, and where another could matter that as well."""
-    for error in _own_errors(model, whole):
+def _with_own(whole: Search, errors: Iterable[float]) -> Search:
+    """With what palm's own models are off by: the first one, and where another could matter that as well."""
+    for error in errors:
         whole = replace(whole, own=max(whole.own, error))
         if not whole.bound < whole.before <= HOPELESS * whole.need:
             break
     return whole
 
 
-def _own_errors(model: Any, whole: Search) -> Iterator[float]:
+def own_errors(model: Any, whole: Search) -> Iterator[float]:
     """What palm's own models in a type are off by: that which was given, then those of other backends."""
     if whole.dtype not in DTYPES:
         return
@@ -118,8 +129,9 @@ def rounding_of(whole: Search) -> Format | None:
 def _first_beyond(whole: Search) -> tuple[int, ...] | None:
     """The first position whose logits are further off than the bound; None if it shows at no single one."""
     scale = rms(whole.exact) or 1.0
-    off = np.sqrt(np.square(whole.logits - whole.exact).mean(-1)) / scale
-    places = np.argwhere(off > whole.bound)
+    with np.errstate(over="ignore", invalid="ignore"):
+        off = np.sqrt(np.square(whole.logits - whole.exact).mean(-1)) / scale
+    places = np.argwhere(~(off <= whole.bound))  # what is not finite is, too
     return tuple(int(i) for i in places[np.argmin(places[:, -1])]) if len(places) else None
 
 

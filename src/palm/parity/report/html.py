@@ -58,7 +58,9 @@ def _values(report: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         }
     if report["schema"] == FOREIGN:
         plot, rows = distance_plot(report), distances(report)
-        return "foreign", {"report": report, "plot": plot, "distances": rows, "places": list(places(report))}
+        other = report.get("other", "palm")  # which version 0.1.0 does not tell
+        common = {"report": report, "other": other, "places": list(places(report))}
+        return "foreign", {**common, "plot": plot, "distances": rows}
     reading = Reading.of(report)
     taps, loss, gradients = (reading.kind(kind) for kind in ("tap", "loss", "gradient"))
     return "comparison", {

@@ -16,7 +16,7 @@ from palm.parity.report.columns import brief_table, full_table, heading, trainin
 from palm.parity.report.places import parameter_rows, places, precision_rows
 from palm.parity.report.reading import FOREIGN, PROGRAMS, Reading
 from palm.parity.report.training import training_outcome
-from palm.parity.report.words import block_and_row, counted
+from palm.parity.report.words import block_and_row, counted, position_text
 
 _OUTCOMES: dict[Outcome, tuple[str, str]] = {
     "agree": ("AGREE", "bold green"),
@@ -157,7 +157,9 @@ def _measured(reading: Reading) -> Iterator[tuple[str, str]]:
 def _measured_foreign(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     before, bound = float(report["before"]), report["bound"]
     yield "logits", f"distance {before:.1e} from the referee; {report['dtype']} rounding explains {bound:.1e}"
-    yield from _predictions(report, f"KL({report['label']}‖palm)")
+    yield from _predictions(report, f"KL({report['label']}‖{report.get('other', 'palm')})")
+    if report.get("first_position") is not None:
+        yield "first apart", position_text(report["first_position"])
     for one in report["likenesses"]:
         yield "like", f"{one['cause']}: {one['detail']} (distance {one['after']:.1e}). {one['fix']}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 from palm.files.names import visible
 from palm.parity.finding import Finding, Nature, Outcome
@@ -83,6 +84,12 @@ def in_words(finding: Finding, label_a: str, label_b: str) -> str:
         f"{label_b} bound {measured(finding, finding.bound_b)}",
     ]
     return "\n".join([*lines, f"{fault_proof(finding)}: {finding.fault}"] if finding.fault else lines)
+
+
+def position_text(index: Sequence[int]) -> str:
+    """ "position 7 of sequence 1", for an index into ids."""
+    *sequence, position = index
+    return f"position {position}" + (f" of sequence {sequence[0]}" if sequence else "")
 
 
 def counted(count: int, noun: str) -> str:

@@ -17,8 +17,11 @@ from palm.checkpoint.checkpoint import load_arrays, save_arrays
 from palm.config import BACKENDS, DType, PaLMConfig
 from palm.data.corpus import open_corpus
 from palm.data.windows import windows
-from palm.errors import BundleError
+from palm.errors import BundleError, ConfigError
 from palm.files.temporary import temporary_folder
+from palm.parity.blackbox.compare import compare_logits
+from palm.parity.blackbox.logits import Logits
+from palm.parity.blackbox.result import ForeignComparison
 from palm.parity.compare import judged
 from palm.parity.drift.drift import RUNS, Drift, butterfly
 from palm.parity.drift.trajectory import read_trajectory
@@ -78,6 +81,39 @@ def compare_sides(
             repeats.add(common["seed"] + i, judged(*pair, on_step=partial(on_step, "referee")))
     found = repeats.result()
     return replace(found, shown=explained(found.shown))
+
+
+def compare_served(plain: Side, own: Side, source: Source, *, on_step: OnStep) -> ForeignComparison:
+    """Compare the logits of a side that is served (`palm.served`) with those of a plain one.
+
+    Both have the same weights, of the checkpoint that one of them names or from the seed. `on_step(side,
+    step)` is called with "a" for the plain side, "b" for the other, and "referee". Raises as `compare_sides`,
+    and `ConfigError` for two checkpoints.
+    """
+    checkpoints = dict.fromkeys(side.checkpoint for side in (plain, own) if side.checkpoint is not None)
+    if len(checkpoints) > 1:
+        raise ConfigError(
+            "checkpoint must be the same on both sides where one has decode, rows or padding; got "
+            f"{' and '.join(checkpoints)}. Name one of them."
+        )
+    plain, own = (replace(side, checkpoint=next(iter(checkpoints), None)) for side in (plain, own))
+    for side in (plain, own):
+        check_installed(side.backend)
+    _check_room({"a": plain, "b": own}, source)
+    with temporary_folder("compare") as folder, ExitStack() as stack:
+        common = _common(source, [plain, own], None, folder)
+        children, names = [], labels(plain, own)
+        for key, side, name in zip("ab", (plain, own), names, strict=True):
+            request = {**common, **side.to_dict(), "label": name, "out": str(folder / key)}
+            children.append(stack.enter_context(Child(name, request, partial(on_step, key))))
+        for child in children:
+            child.wait()
+        logits = Logits(np.load(folder / "b.npy", allow_pickle=False).astype(np.float64), own.dtype)
+        recording = read_bundle(folder / "a" / "0")
+        assert isinstance(recording, Recording)
+        found = compare_logits(names[1], logits, recording)
+        on_step("referee", "referee")
+        return found
 
 
 def _check_room(live: Mapping[str, Side], source: Source) -> None:

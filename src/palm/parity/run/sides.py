@@ -14,6 +14,7 @@ from palm.fields import check_choice
 from palm.parity.recording.bundle import read_bundle
 from palm.parity.recording.excerpt import Excerpt
 from palm.parity.recording.recording import REMAT, Recording
+from palm.parity.run.serving import PADDING, ROWS, check_padding
 from palm.spec.mesh import Mesh, mesh_of
 from palm.spec.parameters import DTYPES
 
@@ -43,6 +44,12 @@ class Side:
     """What the backward pass computes again: whole blocks (on), nothing (off), or their feedforward."""
     mesh: str | None = None
     """Several devices in place of one, such as data:2,model:2."""
+    decode: str = "off"
+    """on: its logits are decoded with a cache, a token at a time."""
+    rows: str = "together"
+    """alone: each sequence is a batch of its own."""
+    padding: str = "none"
+    """left: other ids stand in front of each sequence."""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for a value that no side can have."""
@@ -53,11 +60,25 @@ class Side:
         check_attention(self.attention, self.backend)
         check_choice("compile", self.compile, SWITCH, optional=True)
         check_choice("remat", self.remat, REMAT)
+        check_choice("decode", self.decode, SWITCH)
+        check_choice("rows", self.rows, ROWS)
+        check_choice("padding", self.padding, PADDING)
+        check_padding(self.padding, decode=self.decode == "on")
+        if self.is_served and (self.compile, self.remat, self.grid.size) != (None, "off", 1):
+            raise ConfigError(
+                "a side with decode, rows or padding must not set compile, remat or mesh; got one of these. "
+                "Leave it out."
+            )
         if self.grid.size > 1 and self.device is not None:
             raise ConfigError(
                 f"device must be left out where a mesh is given; got device={self.device}, mesh={self.mesh}. "
                 "Leave one of them out."
             )
+
+    @property
+    def is_served(self) -> bool:
+        """Whether its logits are computed as in serving, and nothing else (`palm.served`)."""
+        return (self.decode, self.rows, self.padding) != ("off", "together", "none")
 
     @property
     def grid(self) -> Mesh:
@@ -66,7 +87,8 @@ class Side:
 
     def to_dict(self) -> dict[str, Any]:
         """As the process that runs it reads it."""
-        return {**asdict(self), "mesh": str(self.grid), "devices": self.grid.size}
+        own = {"mesh": str(self.grid), "devices": self.grid.size, "is_served": self.is_served}
+        return {**asdict(self), **own}
 
 
 @dataclass(frozen=True)
@@ -106,7 +128,7 @@ def _label(side: dict[str, Any], differing: list[str]) -> str:
             told.append(value)
         elif key == "backend" or value == Side.__dataclass_fields__[key].default:
             continue
-        elif key in ("matmul", "compile", "remat", "mesh"):
+        elif key in ("matmul", "compile", "remat", "mesh", "decode", "rows", "padding"):
             told.append(f"{key} {value}")
         else:
             told.append(Path(value).name if key == "checkpoint" else value)

@@ -27,6 +27,7 @@ from palm.parity.recording.excerpt import record_excerpt
 from palm.parity.recording.recording import REMAT, Mode, record
 from palm.parity.run.child import RECORDED
 from palm.parity.run.followers import with_followers
+from palm.parity.run.serving import served
 from palm.process import lines_of_parent, refuse
 from palm.recipes import Recipe
 from palm.spec.initial import initial_weights
@@ -37,7 +38,7 @@ from palm.spec.rounding import UNIT_ROUNDOFF
 def main(request: dict[str, Any]) -> None:
     """Do what is asked for; one finished step a line on standard output."""
     with with_followers(request):
-        (train if "recipe" in request else probe)(request)
+        (train if "recipe" in request else serve if request["is_served"] else probe)(request)
 
 
 def probe(request: dict[str, Any]) -> None:
@@ -64,6 +65,19 @@ def probe(request: dict[str, Any]) -> None:
         if wing(request["backend"]).is_first():
             write_bundle(recording, Path(request["out"], *([] if "is_excerpt" in request else [str(i)])))
         print(RECORDED, flush=True)
+
+
+def serve(request: dict[str, Any]) -> None:
+    """Build, compute the logits of the one file of tokens as in serving, write them in at least float32."""
+    if request["matmul"] is not None:
+        wing(request["backend"]).set_matmul(request["matmul"])
+    model, _ = _model(request, request["seed"])
+    print("build", flush=True)
+    [file] = request["tokens"]
+    ways = {"decode": request["decode"] == "on", "rows": request["rows"], "padding": request["padding"]}
+    logits = served(model, **ways)(np.load(file, allow_pickle=False))
+    np.save(f"{request['out']}.npy", logits.astype(np.promote_types(logits.dtype, np.float32)))
+    print("logits", flush=True)
 
 
 def _model(request: dict[str, Any], seed: int) -> tuple[Any, int | None]:
