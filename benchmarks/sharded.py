@@ -7,8 +7,10 @@ into FOLDER and load it again. Of each process: the peak of host memory above wh
 bytes of its pieces. Of the disk: the bytes of the model by the time of `palm.save` and `palm.load`, over the
 same bytes by the time of plain writes with fsync, and reads of 4 MiB, by both processes at once; and of
 reads that keep what they read, as a model does, for which the system must find memory. These are taken in
-turns; before a read the system is told to forget the files. Beside other work on the machine the seconds of
-processor time say more: they are in the results too, which go to benchmarks/results/sharded_BACKEND.json.
+turns; before a read the system is told to forget the files. Then the same of files that the system has in
+memory (`cached`), beside reads that also take the CRC-32 (`checked`). Beside other work on the machine the
+seconds of processor time say more: they are in the results too, which go to
+benchmarks/results/sharded_BACKEND.json.
 """
 
 from __future__ import annotations
@@ -38,6 +40,13 @@ RESULTS = Path(__file__).parent / "results"
 PROCESSES, ROUNDS, BLOCK = 2, 2, 1 << 22
 TINY = palm.PaLMConfig(num_tokens=16, dim=8, depth=2, heads=2, dim_head=4).resolve("torch")
 MESH = f"data={PROCESSES}"
+COMPARED = (
+    ("save", "plain write"),
+    ("load", "plain read"),
+    ("load", "kept read"),
+    ("cached load", "cached read"),
+    ("cached load", "checked read"),
+)
 
 
 class Process:
@@ -93,11 +102,11 @@ def plain_write(file: Path, size: int) -> None:
         os.fsync(stream.fileno())
 
 
-def plain_read(file: Path) -> None:
-    block = bytearray(BLOCK)
+def plain_read(file: Path, *, checked: bool = False) -> None:
+    block, checksum = bytearray(BLOCK), 0
     with file.open("rb", buffering=0) as stream:
         while stream.readinto(block):
-            pass
+            checksum = zlib.crc32(block, checksum) if checked else 0
 
 
 def kept_read(file: Path) -> np.ndarray:
@@ -137,10 +146,18 @@ def measured(backend: str, folder: Path, depth: int) -> dict[str, Any]:
         model = process.timed("load", lambda: palm.load(path, **process.options))
         same = process.own(model) == written
         model = None
+        for file in (own_file, *path.iterdir()):
+            plain_read(file)  # so that the system has them in memory
+        process.timed("cached read", lambda: plain_read(own_file))
+        process.timed("checked read", lambda: plain_read(own_file, checked=True))
+        model = process.timed("cached load", lambda: palm.load(path, **process.options))
+        model = None
     return {
         "parameters": describe(config).total,
         "own_bytes": held,
-        "peak_over_own": {name: process.peaks[name] / held for name in ("build", "save", "load")},
+        "peak_over_own": {
+            name: process.peaks[name] / held for name in ("build", "save", "load", "cached load")
+        },
         "loaded_is_saved": same,
         "seconds": process.seconds,
         "cpu_seconds": process.cpu_seconds,
@@ -180,7 +197,7 @@ def main() -> None:
         f"{name} over {plain}": statistics.median(
             a / b for a, b in zip(rates[name], rates[plain], strict=True)
         )
-        for name, plain in (("save", "plain write"), ("load", "plain read"), ("load", "kept read"))
+        for name, plain in COMPARED
     }
     results = {
         "processes": found,

@@ -110,12 +110,13 @@ def each_saves_and_reads_its_own_pieces() -> dict[str, Any]:
     _, whole, progress = load_progress(path)
     boxes = Boxes(path)
     read = []
-    boxes.read = lambda *box: read.append(box) or Boxes.read(boxes, *box)  # type: ignore[method-assign]
+    fill = boxes.read_into  # which `read` calls too
+    boxes.read_into = lambda room, *at: read.append(room.shape) or fill(room, *at)  # type: ignore[method-assign]
     place = device_mesh(mesh_of("data=4"))
     options = {"dtype": "float64", "device": place, "attention": "textbook"}
     again = Trainer(from_arrays(CONFIG, lambda row: boxes.tensors[row.name], **options), RECIPE)
     again.set_moments(boxes.tensors)
-    numbers = sum(math.prod(shape) for _, _, shape in read), sum(piece.array.size for piece in own)
+    numbers = sum(map(math.prod, read)), sum(piece.array.size for piece in own)
     told: list[Any] = [None] * 4
     torch.distributed.all_gather_object(told, numbers)
     result = {

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import zlib
 from dataclasses import dataclass
-from io import BufferedIOBase, BufferedReader
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,10 +17,10 @@ from palm.checkpoint.read import read_config, read_fields
 from palm.config import DType
 from palm.errors import CheckpointError, WeightsError
 from palm.files.objects import MalformedError
-from palm.files.read import Reader, open_regular
+from palm.files.read import Reader, open_regular, read_at
 from palm.files.streamed import rows_of_a_block
 from palm.files.tensors import Row, empty, read_header
-from palm.spec.boxes import Box, box_of
+from palm.spec.boxes import Box, box_of, put
 from palm.spec.parameters import dtype_name, numpy_dtype
 
 
@@ -35,6 +34,13 @@ class Tensor:
 
     def __getitem__(self, at: tuple[slice, ...], /) -> np.ndarray:
         return self._cast(self.boxes.read(self.name, *box_of(at, self.boxes.shapes[self.name])))
+
+    def read_into(self, room: np.ndarray, at: tuple[slice, ...]) -> None:
+        """Fill an array with the elements in these slices, as `palm.spec.boxes.read_into` does."""
+        if room.dtype == self.boxes.dtype == numpy_dtype(self.dtype):
+            self.boxes.read_into(room, self.name, box_of(at, self.boxes.shapes[self.name]).start)
+        else:
+            put(room, self[at])
 
     def _cast(self, part: np.ndarray) -> np.ndarray:
         if part.dtype == numpy_dtype(self.dtype):
@@ -78,33 +84,45 @@ class Boxes:
     def read(self, name: str, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
         """The elements of a tensor from `start` on, of that shape: a weight, `first.NAME` or `second.NAME`.
 
-        Only the files that hold some of it are opened, and only the pieces that it overlaps are read; each
-        of these is held against its CRC-32 as a whole. Needs the box and a few MiB. Raises `CheckpointError`,
-        which names file and tensor, for what is missing, damaged or not finite, and `ValueError` for a box
-        that does not lie in the tensor.
+        Needs the box and a few MiB. Raises what `read_into` raises.
         """
-        box = Box(tuple(start), tuple(shape))
-        if name not in self.shapes or not box.fits(self.shapes[name]):
-            raise ValueError(f"box must lie in a tensor of {self.path}; got {name} from {start}, {shape}.")
+        self._check_box(name, Box(tuple(start), tuple(shape)))
         try:
-            found = empty(box.shape, self.dtype)
+            found = empty(tuple(shape), self.dtype)
         except MalformedError as error:
             raise CheckpointError(
                 f"{self.path}: {name} must fit into memory; {error}. Use more processes."
             ) from None
+        self.read_into(found, name, tuple(start))
+        return found
+
+    def read_into(self, room: np.ndarray, name: str, start: tuple[int, ...]) -> None:
+        """Fill an array of the checkpoint's dtype, however it lies, with the elements from `start` on.
+
+        Only the files that hold some of them are opened, and only the pieces that they are in are read; each
+        of these is held against its CRC-32 as a whole. Raises `CheckpointError`, which names file and tensor,
+        for what is missing, damaged or not finite: the array is worth nothing then. Raises `ValueError` for
+        a box that does not lie in the tensor.
+        """
+        box = Box(start, room.shape)
+        self._check_box(name, box)
         for piece in self._pieces[name]:
             if piece.box.overlap(box):
-                self._take(name, piece, box, found)
-        return found
+                self._take(name, piece, box, room)
+
+    def _check_box(self, name: str, box: Box) -> None:
+        if name not in self.shapes or not box.fits(self.shapes[name]):
+            raise ValueError(
+                f"box must lie in a tensor of {self.path}; got {name} from {box.start}, {box.shape}."
+            )
 
     def _take(self, name: str, piece: Listed, box: Box, found: np.ndarray) -> None:
         """Read a piece, and copy into `found`, which holds the box, what both have."""
         file = self.path / piece.file
         try:
-            with BufferedReader(open_regular(file)) as stream:
-                row, begin = self._row(file, stream.raw, name, piece)
-                stream.raw.seek(begin + row.first)
-                self._copy(stream, name, piece, box, found)
+            with open_regular(file) as stream:
+                row, begin = self._row(file, stream, name, piece)
+                self._copy(stream, begin + row.first, name, piece, box, found)
         except MalformedError as error:
             raise CheckpointError(
                 f"{file} must be a safetensors file; {error}. Restore another copy."
@@ -115,7 +133,7 @@ class Boxes:
                 "Restore another copy."
             ) from None
 
-    def _row(self, file: Path, stream: Any, name: str, piece: Listed) -> tuple[Row, int]:
+    def _row(self, file: Path, stream: BufferedReader, name: str, piece: Listed) -> tuple[Row, int]:
         """Where the piece lies in its file. The header is read once; that it is true the CRC-32 shows."""
         reader, entry = Reader(stream), self._manifest["files"][piece.file]
         check_size(reader, file, entry)
@@ -132,9 +150,12 @@ class Boxes:
             )
         return row, begin
 
-    def _copy(self, stream: BufferedIOBase, name: str, piece: Listed, box: Box, found: np.ndarray) -> None:
+    def _copy(
+        self, stream: BufferedReader, at: int, name: str, piece: Listed, box: Box, found: np.ndarray
+    ) -> None:
         """Copy what the box has of a piece, or read it in its place. Numbers are called wrong only if they
         were saved so."""
+        once = piece.box.overlap(box) == piece.box  # of another piece other processes have the rest
         (first, *rest), (count, *widths) = piece.box
         step, checksum, is_finite = rows_of_a_block(piece.box.shape, self.dtype), 0, True
         room: np.ndarray | None = None
@@ -146,13 +167,15 @@ class Boxes:
                 room = np.empty((min(step, count), *widths), self.dtype) if room is None else room
                 block = room[: min(step, count - done)]
             content = block.reshape(-1).view(np.uint8).data
-            if stream.readinto(content) < len(content):
+            if read_at(stream, content, at, once=once) < len(content):
                 break  # it became shorter, and its checksum differs
+            at += len(content)
             checksum = zlib.crc32(content, checksum)
             if both is not None and part is not None:
+                own = block[both.within(here)]
+                is_finite = is_finite and bool(np.isfinite(own).all())
                 if part is not block:
-                    part[...] = block[both.within(here)]
-                is_finite = is_finite and bool(np.isfinite(part).all())
+                    put(part, own)
         where = f"{name} from {piece.box.start}"
         if checksum != piece.checksum:
             raise CheckpointError(

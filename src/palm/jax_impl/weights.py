@@ -23,7 +23,7 @@ from palm.jax_impl.attention import choose_path
 from palm.jax_impl.model import PaLM
 from palm.jax_impl.sharding import fetched, kind_of, spec_of
 from palm.jax_impl.wrapped import settled
-from palm.spec.boxes import Piece, Sliceable, box_of
+from palm.spec.boxes import Piece, Sliceable, box_of, read_into
 from palm.spec.mesh import Mesh
 from palm.spec.parameters import Parameter, dtype_name, parameters
 from palm.spec.sizes import check_model
@@ -66,12 +66,13 @@ def from_arrays(
         layers = kind.startswith("blocks.") and range(config.depth)
 
         def read(at: tuple[slice, ...] = tuple(slice(0, size) for size in leaf.shape)) -> np.ndarray:
+            room = _room(box_of(at, leaf.shape).shape, leaf.dtype)
             if not layers:
-                return fetch(table[kind])[at]
-            stack = _room(box_of(at, leaf.shape).shape, leaf.dtype)
-            for i, layer in zip(layers[at[0]], stack, strict=True):
-                layer[...] = fetch(table[kind.replace("blocks", f"blocks.{i}", 1)])[at[1:]]
-            return stack
+                read_into(room, fetch(table[kind]), at)
+                return room
+            for i, layer in zip(layers[at[0]], room, strict=True):
+                read_into(layer, fetch(table[kind.replace("blocks", f"blocks.{i}", 1)]), at[1:])
+            return room
 
         place = _place_of(target, config, kind)
         # Traced, weights are fetched when the program runs; `jax.eval_shape` never does.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from palm.config import DType, PaLMConfig
 from palm.errors import BackendError
-from palm.spec.boxes import Piece, Sliceable
+from palm.spec.boxes import Piece, Sliceable, box_of, read_into
 from palm.spec.mesh import Mesh, cuts
 from palm.spec.parameters import DTYPES, Parameter, dtype_name, parameters
 from palm.spec.sizes import check_model
@@ -34,8 +34,6 @@ from palm.torch_impl.pieces import (
 )
 from palm.torch_impl.wrapped import settled, weight_dtypes
 from palm.tracing.turns import shared
-
-_LINE = 64  # bytes that a processor writes at once
 
 
 @torch.inference_mode(False)  # or autograd would refuse the weights for ever
@@ -64,12 +62,14 @@ def from_arrays(
     ways = {} if mesh is None else stored_cuts(model, config, mesh)
     state = {}
     for name, parameter in parameters(config).items():
-        array = fetch(parameter)[own_part(canonical_cuts[name], parameter.shape, mesh)]
-        is_turned = is_linear(model, name)
+        part, is_turned = own_part(canonical_cuts[name], parameter.shape, mesh), is_linear(model, name)
         if mesh is None:
+            array = fetch(parameter)[part]
             state[f"{name}.weight"] = to_tensor(array.T if is_turned else array).to(target).contiguous()
-        else:  # a copy, so that a whole one can go
-            piece = _turned(array) if is_turned else array.copy()
+        else:  # room of its own, so that a whole one can go
+            shape = box_of(part, parameter.shape).shape
+            piece = np.empty(shape[::-1] if is_turned else shape, DTYPES[dtype])
+            read_into(piece.T if is_turned else piece, fetch(parameter), part)
             state[f"{name}.weight"] = placed(to_tensor(piece).to(target), ways[name], mesh)
     model.load_state_dict(state, assign=True)
     return model
@@ -184,12 +184,3 @@ def to_array(tensor: Tensor) -> np.ndarray:
     if tensor.dtype == torch.bfloat16:
         return tensor.contiguous().view(torch.int16).numpy().view(DTYPES["bfloat16"])
     return tensor.numpy()
-
-
-def _turned(matrix: np.ndarray) -> np.ndarray:
-    """A copy of the transpose, row after row. One thread of torch or NumPy takes twice as long by itself."""
-    turned = np.empty(matrix.shape[::-1], matrix.dtype)
-    width = _LINE // matrix.itemsize
-    for first in range(0, len(matrix), width):
-        turned[:, first : first + width] = matrix[first : first + width].T
-    return turned

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -64,6 +65,44 @@ def test_any_box_of_any_tensor_comes_back_bit_for_bit(tmp_path, dtype):
         for start, shape in boxes_of(array.shape, 3):
             expected = array[Box(start, shape).within(Box((0,) * array.ndim, array.shape))]
             assert_same_bits({name: in_pieces.read(name, start, shape)}, {name: expected})
+
+
+def test_a_part_is_read_into_any_room(path):
+    tensors = Boxes(path).tensors
+    for name, array in STATE.items():
+        start, shape = list(boxes_of(array.shape, 1))[-1]
+        at = Box(start, shape).within(Box((0,) * array.ndim, array.shape))
+        for room in (np.zeros(shape, array.dtype), np.zeros(shape[::-1], array.dtype).T):
+            tensors[name].read_into(room, at)
+            assert_same_bits({name: room}, {name: array[at]})
+    narrow = np.zeros(CONFIG_SHAPE[::-1], np.float32).T
+    Boxes(path).as_type("float32")["embedding"].read_into(narrow, (slice(None), slice(None)))
+    assert np.array_equal(narrow, STATE["embedding"].astype(np.float32))
+    with pytest.raises(ValueError, match="must lie in a tensor"):
+        Boxes(path).read_into(np.zeros((2, 2)), "embedding", CONFIG_SHAPE)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_part_is_read_without_a_second_copy_of_it(tmp_path, turned):
+    config = small(num_tokens=40_000, dim=64)
+    weights = draw_weights(config)
+    found = Boxes(save(tmp_path / "large", weights, config=config, fields=None, owners=1)).tensors[
+        "embedding"
+    ]
+    shape = weights["embedding"].shape
+    room = np.zeros(shape[::-1], weights["embedding"].dtype).T if turned else np.zeros(shape)
+    whole = tuple(slice(0, size) for size in shape)
+    tracemalloc.start()
+    try:
+        found.read_into(room, whole)
+        straight = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        copied = found[whole]
+        assert tracemalloc.get_traced_memory()[1] > room.nbytes
+    finally:
+        tracemalloc.stop()
+    assert straight < room.nbytes / 2
+    assert np.array_equal(room, copied)
 
 
 def test_a_checkpoint_of_whole_tensors_is_read_by_the_same_reader(tmp_path):

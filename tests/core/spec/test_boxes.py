@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cases import at_most
 
-from palm.spec.boxes import Box, miscovered
+from palm.spec.boxes import Box, miscovered, put, read_into
 
 
 def whole(*shape: int) -> Box:
@@ -95,3 +95,27 @@ def test_the_overlap_of_two_boxes_is_in_both():
 )
 def test_a_box_fits_if_it_lies_inside_and_has_elements(box, is_inside):
     assert box.fits((2, 3)) == is_inside
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int16"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 50), (16, 16), (67, 41), (7,), (3, 4, 5)])
+def test_a_room_takes_the_elements_however_it_lies(shape, dtype):
+    array = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    for given in (array, np.asfortranarray(array), np.repeat(array, 2, axis=-1)[..., ::2]):
+        for room in (np.zeros(shape, dtype), np.zeros(shape[::-1], dtype).T, np.zeros((9, *shape), dtype)[4]):
+            put(room, given)
+            assert np.array_equal(room, array)
+
+
+def test_a_room_is_filled_by_what_can_read_straight_into_it():
+    class Straight:
+        """Gives no array of its own."""
+
+        def read_into(self, room, at):
+            room[...] = np.arange(20).reshape(4, 5)[at]
+
+    at, array = (slice(1, 3), slice(2, 5)), np.arange(20).reshape(4, 5)
+    for source in (array, Straight()):
+        room = np.zeros((3, 2), int).T
+        read_into(room, source, at)
+        assert np.array_equal(room, array[at])
