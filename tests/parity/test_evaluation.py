@@ -74,6 +74,18 @@ def test_a_model_is_as_good_as_itself_and_another_one_is_not(models):
         a.against(palm.evaluate(other, TEXT, length=8))
 
 
+def test_one_model_in_both_frameworks_differs_by_rounding_and_a_changed_one_by_more():
+    model = palm.build(small(num_tokens=256), backend="torch", dtype="float32")
+    ported = palm.convert(model, backend="jax")
+    a, b = (palm.evaluate(one, 20 * TEXT, length=16) for one in (model, ported))
+    assert 0 < abs(a.against(b).difference) < a.against(b).resolution < 1e-5
+    assert a.against(b).is_rounding
+    weights = palm.to_numpy(model)
+    weights["embedding"] = weights["embedding"] * np.float32(1.001)
+    changed = palm.evaluate(palm.from_numpy(model.config, weights, backend="torch"), 20 * TEXT, length=16)
+    assert not a.against(changed).is_noise
+
+
 @pytest.mark.parametrize(
     ("data", "options", "error", "why"),
     [

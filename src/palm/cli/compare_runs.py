@@ -15,7 +15,7 @@ from palm.cli.display import Terminal
 from palm.cli.flags import Request
 from palm.cli.runs import runs_at
 from palm.files.names import visible
-from palm.training.groups import Groups, compare_groups
+from palm.training.groups import Groups, Pair, compare_groups, compare_pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +35,33 @@ class CompareRunsRequest:
 def compare_runs(request: Request[CompareRunsRequest]) -> int:
     """Say whether the gap between the validation losses of two groups of runs is noise.
 
-    Compares the last validation loss of each run. If both groups have the same seeds, each once, runs of one
+    Compares the last validation loss of each run. If both groups have the same seeds, runs of one
     seed are pairs. The interval is of a bootstrap, widened for few runs as Student's t is.
 
-    Exit status: 0 the gap is noise, 1 it is more.
+    Of two single runs of one seed, such as a run and its repetition in the other framework, it compares the
+    losses step by step, and says whether they are one run up to rounding.
+
+    Exit status: 0 the gap is noise or rounding, 1 it is more, 3 one run each cannot say.
     """
-    found = compare_groups(runs_at(request.runs), runs_at(request.against), seed=request.seed)
+    a, b = runs_at(request.runs), runs_at(request.against)
+    if len(a) == len(b) == 1:
+        return _compare_pair(compare_pair(a[0], b[0]), as_json=request.json)
+    found = compare_groups(a, b, seed=request.seed)
     if request.json:
         print(json.dumps(found.to_dict(), indent=1))
     else:
         _show(found)
     return 0 if found.gap.is_noise else 1
+
+
+def _compare_pair(found: Pair, *, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        lines = [f"A: {visible(found.a.name)}", f"B: {visible(found.b.name)}"]
+        lines += [f"the runs differ in: {', '.join(found.differing)}"] if found.differing else []
+        Terminal().print("\n".join([*lines, found.told()]), highlight=False, markup=False)
+    return 0 if found.grown is None else 3
 
 
 def _show(found: Groups) -> None:

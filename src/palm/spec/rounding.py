@@ -72,6 +72,19 @@ def rounding_bound(config: PaLMConfig, dtype: DType, tokens: int, blocks: int) -
     return _AMPLIFICATION * math.sqrt(blocks + 1) * block_rounding(config, dtype, tokens)
 
 
+def loss_resolution(dtype: str, loss: float, num_tokens: int, terms: int) -> float:
+    """Two losses of `loss` nats that are closer than this may be one number, summed in another order.
+
+        2 · u · (log₂ num_tokens + (2 + log₂ terms) · loss)
+
+    A loss log Z − logit in `dtype`, of unit roundoff u: the sum in Z over the vocabulary, by pairs, and what
+    rounds log Z and the difference; then the mean over `terms` losses, by pairs. What rounding does to the
+    logits, and training makes of it, is not in it: that is more. Each of two losses may be off by half of it.
+    Source: Higham, "Accuracy and Stability of Numerical Algorithms" (2002), §4.2.
+    """
+    return 2 * unit_roundoff(dtype) * (math.log2(num_tokens) + (2 + math.log2(terms)) * abs(loss))
+
+
 def block_rounding(config: PaLMConfig, dtype: DType, tokens: int) -> float:
     """Relative rms error that one block adds by rounding: sqrt(8·u² + K·w²).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from palm.backends import config_of, model_of, wing_of
+from palm.backends import config_of, dtype_of, model_of, wing_of
 from palm.data.corpus import Corpus, Data, open_corpus
 from palm.data.tokenizer import load_tokenizer
 from palm.data.windows import check_vocabulary
@@ -17,6 +18,7 @@ from palm.errors import BackendError, ConfigError, DataError
 from palm.fields import integer, plain
 from palm.generation.prompts import need_tokenizer
 from palm.models import tokenizer_of
+from palm.spec.rounding import loss_resolution
 from palm.training.noise import Gap, paired_gap
 
 LENGTH = 256
@@ -51,7 +53,8 @@ class Evaluation:
     """What a model makes of a text.
 
     `losses` (m,) are the sums over each window's predictions, in nats, and `counts` (m,) how many these are.
-    `text` and `digest` say which text it is, `length` and `stride` how it was cut into windows.
+    `text` and `digest` say which text it is, `length` and `stride` how it was cut into windows. `resolution`:
+    means that are closer may be one number (`palm.spec.rounding.loss_resolution`).
     """
 
     text: str
@@ -59,6 +62,7 @@ class Evaluation:
     length: int
     stride: int
     bytes_per_token: float
+    resolution: float
     losses: np.ndarray[tuple[int], np.dtype[np.float64]]
     counts: np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -111,7 +115,8 @@ class Evaluation:
                 f"text must have at least two windows to be compared; got {self.tokens + 1} tokens with "
                 f"length={self.length}. Use a longer text or a smaller length."
             )
-        return paired_gap(self.losses - other.losses, self.counts, seed=seed)
+        gap = paired_gap(self.losses - other.losses, self.counts, seed=seed)
+        return dataclasses.replace(gap, resolution=max(self.resolution, other.resolution))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; a number that is not finite is text."""
@@ -168,7 +173,15 @@ def evaluate(
     counts = np.array([window.predicted for window in found])
     scored = zip(score(model, rows, length, batch), counts, strict=True)
     losses = np.array([-logprobs[-count:].sum() for (logprobs, _), count in scored])
-    return Evaluation(corpus.name, corpus.digest, length, stride, corpus.bytes_per_token, losses, counts)
+    # The mean over predictions is formed in float64, and adds nothing.
+    wide = "float64" if dtype_of(model) == "float64" else "float32"
+    mean, vocabulary = float(losses.sum() / counts.sum()), config_of(model).num_tokens
+    return Evaluation(
+        *(corpus.name, corpus.digest, length, stride, corpus.bytes_per_token),
+        resolution=loss_resolution(wide, mean, vocabulary, 1),
+        losses=losses,
+        counts=counts,
+    )
 
 
 def _open(model: Any, data: Data, tokenizer: Any) -> Corpus:

@@ -23,7 +23,8 @@ class Gap:
     """The mean of A minus that of B, in nats, and a 95 % interval of it from `low` to `high`.
 
     `samples` says of how many values each mean is: windows, or runs. `paired`: value i of A belongs to value
-    i of B, and the interval is of their differences.
+    i of B, and the interval is of their differences. `resolution`: losses that are closer may be one number,
+    summed in another order (`palm.spec.rounding.loss_resolution`).
     """
 
     difference: float
@@ -31,11 +32,17 @@ class Gap:
     high: float
     samples: tuple[int, int]
     paired: bool
+    resolution: float = 0.0
 
     @property
     def is_noise(self) -> bool:
-        """Whether the interval holds 0: means so far apart are what chance alone gives."""
-        return self.low <= 0 <= self.high
+        """Whether chance alone gives means so far apart: the interval holds 0; or rounding does."""
+        return self.low <= 0 <= self.high or self.is_rounding
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether all of the interval is closer to 0 than losses that can be told apart."""
+        return max(abs(self.low), abs(self.high)) <= self.resolution
 
     def told(self, a: str, b: str) -> str:
         """One sentence; `a` and `b` are what the two are called."""
@@ -45,11 +52,18 @@ class Gap:
             return f"{a} and {b} have equal losses."
         side = "below" if self.difference < 0 else "above"
         found = "which is noise" if self.is_noise else "more than noise"
+        if self.is_rounding:
+            found = f"which is rounding: sums tell no losses apart below {self.resolution:.2g}"
         return f"The loss of {a} is {size} {side} that of {b}, {found} ({interval})."
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; in nats."""
-        return {**dataclasses.asdict(self), "samples": list(self.samples), "noise": self.is_noise}
+        return {
+            **dataclasses.asdict(self),
+            "samples": list(self.samples),
+            "noise": self.is_noise,
+            "rounding": self.is_rounding,
+        }
 
 
 def paired_gap(differences: np.ndarray, counts: np.ndarray | None = None, *, seed: int = 0) -> Gap:

@@ -60,3 +60,35 @@ def test_what_cannot_be_compared_is_refused(b, why, tmp_path, capsys):
 def test_a_run_in_both_groups_is_refused(tmp_path, capsys):
     a = group(tmp_path / "a", 1.0)
     assert "a run must be in one group" in palm(capsys, "compare-runs", a, "--against", a, status=2).err
+
+
+def test_a_gap_that_sums_cannot_tell_is_rounding_and_one_above_is_not(tmp_path, capsys):
+    near = group(tmp_path / "a", 1.0), group(tmp_path / "b", 1.0 + 1e-7)
+    assert "which is rounding" in palm(capsys, "compare-runs", near[0], "--against", near[1]).out
+    far = group(tmp_path / "c", 1.0 + 1e-5)
+    assert "more than noise" in palm(capsys, "compare-runs", near[0], "--against", far, status=1).out
+
+
+def test_a_seed_that_counts_twice_is_refused(tmp_path, capsys):
+    a, b = group(tmp_path / "a", 1.0, seeds=[0]), group(tmp_path / "b", 1.0, seeds=[0])
+    refused = palm(capsys, "compare-runs", a, b, "--against", group(tmp_path / "c", 1.0), status=2).err
+    assert "the runs of a group must be of different seeds, or one counts twice; got seed=0" in refused
+
+
+def test_two_runs_of_one_seed_are_compared_step_by_step(tmp_path, capsys):
+    losses = [5.0, 4.0, 3.0]
+    make_run(tmp_path / "a", losses)
+    make_run(tmp_path / "b", [5.0, 4.0 + 3e-7, 3.0], settings={"backend": "torch"})
+    make_run(tmp_path / "c", [5.0, 4.0 + 3e-7, 3.0 + 1e-4])
+    make_run(tmp_path / "d", losses, seed=1)
+    a = tmp_path / "a"
+    same = palm(capsys, "compare-runs", a, "--against", tmp_path / "b").out
+    told = " ".join(same.split())
+    assert "Of 4 losses at the same steps none is further apart than 3e-07 nats (step 2)." in told
+    assert "The losses are those of one run." in told
+    told = json.loads(palm(capsys, "compare-runs", a, "--against", tmp_path / "c", "--json", status=3).out)
+    assert (told["step"], told["grown"], told["same"]) == (3, 3, False)
+    assert (
+        "these differ in seed" in palm(capsys, "compare-runs", a, "--against", tmp_path / "d", status=2).err
+    )
+    assert "twice" in palm(capsys, "compare-runs", a, "--against", a, status=2).err
