@@ -237,7 +237,7 @@ def docs(session: nox.Session) -> None:
     texts = Path("build/help")  # docs/commands.md includes them
     texts.mkdir(parents=True, exist_ok=True)
     of_data = ("data fetch", "data tokenize", "data info")
-    others = ("eval", "plan", "runs", "compare-runs", "plot", "info", "doctor", "import", "export")
+    others = ("eval", "plan", "runs", "compare-runs", "plot", "info", "doctor", "import", "export", "push")
     for command in ("compare", "record", "train", "generate", *of_data, *others):
         words = [*command.split(), "--help"]
         told = session.run("palm", *words, silent=True, env={"COLUMNS": "88", "NO_COLOR": "1"})

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from palm.backends import available_backends, backend_of, config_of, dtype_of
     from palm.checkpoint.checkpoint import load, save
     from palm.checkpoint.export import export
+    from palm.checkpoint.hub import from_hub
+    from palm.checkpoint.push import Pushed, push_to_hub
     from palm.generation.generate import generate
     from palm.generation.rows import Generation
     from palm.models import activations, build, convert, from_numpy, to_numpy, tokenizer_of, value_and_grad
@@ -63,6 +65,7 @@ else:
             "Generation": "palm.generation.rows:Generation",
             "Plan": "palm.spec.plan:Plan",
             "ProgramComparison": "palm.parity.programs.result:ProgramComparison",
+            "Pushed": "palm.checkpoint.push:Pushed",
             "Trace": "palm.parity.programs.trace:Trace",
             "Trained": "palm.training.trained:Trained",
             "activations": "palm.models:activations",
@@ -75,11 +78,13 @@ else:
             "dtype_of": "palm.backends:dtype_of",
             "evaluate": "palm.training.evaluation:evaluate",
             "export": "palm.checkpoint.export:export",
+            "from_hub": "palm.checkpoint.hub:from_hub",
             "from_numpy": "palm.models:from_numpy",
             "from_upstream": "palm.upstream.read:from_upstream",
             "generate": "palm.generation.generate:generate",
             "load": "palm.checkpoint.checkpoint:load",
             "plan": "palm.spec.plan:plan",
+            "push_to_hub": "palm.checkpoint.push:push_to_hub",
             "record": "palm.parity.recording.bundle:record_bundle",
             "resume": "palm.training.train:resume",
             "save": "palm.checkpoint.checkpoint:save",
@@ -116,6 +121,7 @@ __all__ = [
     "Plan",
     "ProbeError",
     "ProgramComparison",
+    "Pushed",
     "Recipe",
     "RunError",
     "TokenError",
@@ -133,12 +139,14 @@ __all__ = [
     "dtype_of",
     "evaluate",
     "export",
+    "from_hub",
     "from_numpy",
     "from_upstream",
     "generate",
     "load",
     "plan",
     "preset",
+    "push_to_hub",
     "recipe",
     "record",
     "resume",

@@ -39,7 +39,7 @@ PARITY_FLOORS = (
 DOORS = {
     "checkpoint": {
         *("background", "boxes", "checkpoint", "export", "locate", "team", "manifest", "progress"),
-        *("tokenizer", "transformers"),
+        *("hub", "push", "tokenizer", "transformers"),
     },
     "data": {"corpus", "download", "remembered", "sharding", "tokenizer", "tokenizer_file", "windows"},
     "generation": {"generate", "prompts", "rows"},
@@ -48,7 +48,7 @@ DOORS = {
         *("noise", "run_folder", "runs", "summary"),
         *("train", "trained", "validation"),
     },
-    "upstream": {"hub", "originals", "read", "rlhf", "tensors"},
+    "upstream": {"originals", "read", "rlhf", "tensors"},
     "parity": {
         *("compare", "result", "finding", "repeats"),
         *("recording.bundle", "recording.excerpt", "recording.recording"),

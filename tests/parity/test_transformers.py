@@ -103,7 +103,7 @@ def test_a_folder_is_read_back_bit_for_bit(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("file", "change", "told"),
     [
-        ("config.json", lambda text: b"{}", "a config"),
+        ("config.json", lambda text: b"{}", "must have model_type='palm_dual'; got model_type=None"),
         ("config.json", lambda text: text.replace(b'"depth": 2', b'"depth": 3'), "blocks.2"),
         ("model.safetensors", lambda text: text[:-8], "the tensors must be"),
     ],

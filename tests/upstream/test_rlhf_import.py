@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hub_server import Hub, Repository, serving
 
 import palm
 from palm.checkpoint.progress import summarise
 
 SIZES = {"num_tokens": 29, "dim": 16, "depth": 2, "heads": 2, "dim_head": 8}
-REPOSITORY, COMMIT = "conceptofmind/palm-410m", "0123456789abcdef0123456789abcdef01234567"
+REPOSITORY = "conceptofmind/palm-410m"
 
 
 @pytest.fixture(scope="module")
@@ -67,73 +63,21 @@ def test_what_import_cannot_do_is_said(weights, tmp_path):
     assert not out.exists()
 
 
-@contextmanager
-def hub(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
-    """A server with the hub's addresses for one repository; its address, and what it was asked."""
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            name = self.path.rpartition("/")[2].partition("?")[0]
-            if self.path.startswith(f"/api/models/{REPOSITORY}/"):
-                listed = [{"rfilename": name} for name in files]
-                told: Any = {
-                    "id": REPOSITORY,
-                    "sha": COMMIT,
-                    "siblings": listed,
-                    "private": False,
-                    "tags": [],
-                }
-                if "/tree/" in self.path:
-                    told = [
-                        {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
-                        for name, content in files.items()
-                    ]
-                self.answer(json.dumps(told).encode(), {"Content-Type": "application/json"})
-            elif self.path.startswith(f"/{REPOSITORY}/resolve/{COMMIT}/") and name in files:
-                digest = hashlib.sha256(files[name]).hexdigest()
-                self.answer(files[name], {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT})
-            else:
-                self.send_error(404)
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def answer(self, content: bytes, headers: dict[str, str]) -> None:
-            self.send_response(200)
-            for name, value in {**headers, "Content-Length": str(len(content))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        def log_message(self, *_: Any) -> None:
-            """Nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 def test_weights_come_from_the_hub_and_then_from_its_cache(weights, tmp_path):
     content = weights.read_bytes()
     variables = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    with hub({weights.name: content, "README.md": b"about"}) as (address, asked):
-        said = palm_import(f"hub:{REPOSITORY}", tmp_path / "one", HF_ENDPOINT=address, **variables)
-    assert f"from {REPOSITORY} at {COMMIT}" in said
-    assert not any("README" in path for path in asked)
+    repository = Repository({weights.name: content, "README.md": b"about"})
+    with serving(Hub({REPOSITORY: repository})) as hub:
+        said = palm_import(f"hub:{REPOSITORY}", tmp_path / "one", HF_ENDPOINT=hub.address, **variables)
+    commit = repository.branches["main"]
+    assert f"from {REPOSITORY} at {commit}" in said
+    assert {*hub.fetched()} == {weights.name}
     origin = summarise(tmp_path / "one").origin
     digest = hashlib.sha256(content).hexdigest()
     assert origin == {
         "source": "palm_rlhf_pytorch",
         "repository": REPOSITORY,
-        "revision": COMMIT,
+        "revision": commit,
         "file": weights.name,
         "sha256": digest,
     }
@@ -151,8 +95,8 @@ def test_weights_come_from_the_hub_and_then_from_its_cache(weights, tmp_path):
 
 def test_a_repository_with_several_files_asks_for_one(weights, tmp_path):
     files = {"a.pt": weights.read_bytes(), "b.pt": weights.read_bytes()}
-    with hub(files) as (address, _):
-        variables = {"HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": address}
+    with serving(Hub({REPOSITORY: Repository(files)})) as hub:
+        variables = {"HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": hub.address}
         refused = palm_import(f"hub:{REPOSITORY}", tmp_path / "out", fails=True, **variables)
         assert (
             f"must have one file of weights; got a.pt, b.pt. Name the file: hub:{REPOSITORY}/FILE" in refused

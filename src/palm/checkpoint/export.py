@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -20,7 +21,9 @@ import numpy as np
 from palm.checkpoint import transformers
 from palm.checkpoint.about import free_path, writable
 from palm.checkpoint.boxes import Boxes
+from palm.checkpoint.card import CARD, card, check_license
 from palm.checkpoint.manifest import CONFIG
+from palm.checkpoint.progress import summarise
 from palm.checkpoint.tokenizer import checkpoint_tokenizer
 from palm.checkpoint.transformers import INDEX
 from palm.errors import ConfigError
@@ -35,29 +38,54 @@ Format = Literal["safetensors", "transformers"]
 
 
 def export(
-    path: str | os.PathLike[str], out: str | os.PathLike[str], *, format: Format = "safetensors"
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    format: Format = "safetensors",
+    license: str | None = None,
 ) -> Path:
     """Write the weights of a checkpoint to safetensors files in the new folder `out`, for other tools.
 
     `path` is a checkpoint or a run, which means its newest one. In the format "safetensors" the names are the
     canonical ones, and matrices are (in, out); `palm.from_numpy` reads them again. In "transformers" the
     folder is one that `AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)` loads, with the
-    tokenizer if that is a tokenizer.json; `palm import transformers` reads it again. The dtype is the
-    checkpoint's. One tensor at a time is in memory. Weights of more than 5 GB go to several files, with the
-    index `model.safetensors.index.json`.
+    tokenizer and a model card, README.md, which names the `license` if one is given; `palm import
+    transformers` reads it again. The dtype is the checkpoint's. One tensor at a time is in memory. Weights of
+    more than 5 GB go to several files, with the index `model.safetensors.index.json`.
 
     Raises `CheckpointError` if the checkpoint is damaged, or if `out` exists or cannot be written, and
-    `ConfigError` for an unknown format. Then nothing is there.
+    `ConfigError` for an unknown format, and for a license that is no name or has no card to be in. Then
+    nothing is there.
     """
     if format not in get_args(Format):
         raise ConfigError(
             f"format must be one of {', '.join(get_args(Format))}; got format={format!r}. Choose one."
         )
-    boxes = Boxes(path)
-    beside = {CONFIG: boxes.config.to_json().encode()}
     if format == "transformers":
-        tokenizer = checkpoint_tokenizer(boxes.path)
-        beside = transformers.about(boxes.config, dtype_name(boxes.dtype), tokenizer)
+        return export_card(path, out, "FOLDER", license)
+    if license is not None:
+        raise ConfigError(
+            f"license must be left out but with format=transformers, which has a card; got {license=}. "
+            "Leave it out."
+        )
+    boxes = Boxes(path)
+    return _write(boxes, out, format, {CONFIG: boxes.config.to_json().encode()})
+
+
+def export_card(
+    path: str | os.PathLike[str], out: str | os.PathLike[str], name: str, license: str | None
+) -> Path:
+    """`export` for transformers, with a card that says how to load the model by `name`."""
+    check_license(license)
+    boxes = Boxes(path)
+    tokenizer = checkpoint_tokenizer(boxes.path)
+    beside = transformers.about(boxes.config, dtype_name(boxes.dtype), tokenizer)
+    beside[CARD] = card(summarise(boxes.path), tokenizer, name, license)
+    return _write(boxes, out, "transformers", beside)
+
+
+def _write(boxes: Boxes, out: str | os.PathLike[str], format: Format, beside: Mapping[str, bytes]) -> Path:
+    """Write the weights, and the files beside them, to the new folder `out`."""
     out = free_path(out, overwrite=False)
     table = parameters(boxes.config)
     sizes = {name: parameter.size * boxes.dtype.itemsize for name, parameter in table.items()}

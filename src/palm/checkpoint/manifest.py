@@ -36,8 +36,8 @@ FORMAT = "palm-checkpoint"
 # Version 2 is version 1 with a tokenizer. A palm that knows none must not take such a model for one of bytes.
 # Version 3 holds pieces of tensors in place of whole ones, and a tokenizer if there is one.
 VERSION, WITH_TOKENIZER, IN_PIECES = 1, 2, 3
-# What makes a folder a run (palm.training.run_folder), which holds checkpoints and is none.
-RUN_SETTINGS = "run.json"
+# What makes a folder a run (palm.training.run_folder), which holds checkpoints and is none; and its log.
+RUN_SETTINGS, METRICS = "run.json", "metrics.jsonl"
 MANIFEST, CONFIG, TRAINING = "manifest.json", "config.json", "training.json"
 WEIGHTS, OPTIMIZER = "weights-", "optimizer-"
 TOKENIZERS = FILES

@@ -4,7 +4,9 @@
     OUT/model.safetensors          all weights, or several files and their index, as `palm.export` has them
     OUT/modeling_palm.py           the model in PyTorch, for `trust_remote_code=True`
     OUT/generation_config.json
+    OUT/README.md                  the model card (palm.checkpoint.card)
     OUT/tokenizer.json, OUT/tokenizer_config.json      if the checkpoint has a tokenizer of that kind
+    OUT/tokenizer.model                                if it has one of SentencePiece, which palm reads again
 
 The names of the weights are those of the torch wing, and matrices are (out, in), as `torch.nn.Linear` has
 them: so that what works on modules by their names, such as LoRA, finds them.
@@ -13,27 +15,44 @@ them: so that what works on modules by their names, such as LoRA, finds them.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from palm.checkpoint.manifest import CONFIG
 from palm.config import DType, PaLMConfig
 from palm.data.tokenizer import Tokenizer
+from palm.data.tokenizer_file import FILES as TOKENIZERS
 from palm.data.tokenizer_file import FileTokenizer
 from palm.errors import CheckpointError, ConfigError, WeightsError
 from palm.files.objects import MalformedError, parse_object
-from palm.files.read import read_file, reading
-from palm.files.schema import FILE_NAME, check
+from palm.files.read import Reader, reading
+from palm.files.schema import FILE_NAME, PRINTABLE, ByName, check
 from palm.files.tensors import read_tensors
 from palm.spec.parameters import check_array, check_names, parameters
 
 INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
 MODELING = "modeling_palm.py"
-TOKENIZER = "tokenizer.json"
-_MOST_JSON = 1 << 26
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+# Patterns of names: what another model in the place of this one may lack, and what a model is read from.
+REPLACED = (WEIGHTS, "model-?????-of-?????.safetensors", INDEX, *TOKENIZERS, TOKENIZER_CONFIG)
+FILES = (CONFIG, *REPLACED)
+MODEL_TYPE = "palm_dual"
+_MOST_JSON, _MOST_TOKENIZER = 1 << 26, 1 << 30
+Opened = Callable[[Path], AbstractContextManager[Reader]]
+
+
+class Exported(NamedTuple):
+    """A model as such a folder holds it: `arrays` by canonical name; None: it has no tokenizer."""
+
+    config: PaLMConfig
+    arrays: dict[str, np.ndarray]
+    tokenizer: FileTokenizer | None
 
 
 def stored_name(name: str) -> str:
@@ -54,53 +73,81 @@ def about(config: PaLMConfig, dtype: DType, tokenizer: Tokenizer | None) -> dict
         MODELING: code,
         "generation_config.json": _json({"use_cache": True}),
     }
-    if isinstance(tokenizer, FileTokenizer) and tokenizer.file == TOKENIZER:
-        found |= {
-            TOKENIZER: tokenizer.content,
-            "tokenizer_config.json": _json({"tokenizer_class": "PreTrainedTokenizerFast"}),
-        }
+    if isinstance(tokenizer, FileTokenizer):
+        found[tokenizer.file] = tokenizer.content
+        if tokenizer.file == TOKENIZER:
+            found[TOKENIZER_CONFIG] = _json({"tokenizer_class": "PreTrainedTokenizerFast"})
     return found
 
 
-def read_folder(path: Path) -> tuple[PaLMConfig, dict[str, np.ndarray]]:
-    """The config and the weights, by canonical name, of a folder that `palm export` wrote for transformers.
+def read_folder(path: Path, *, told: str | None = None, opened: Opened = reading) -> Exported:
+    """The model in a folder that `palm export` wrote for transformers.
 
-    Raises `CheckpointError` if a file is missing or damaged, or the weights are not those of the config.
+    `told` is what the folder is called in messages, `opened` opens each of its files to be read once. Raises
+    `CheckpointError` if a file is missing or damaged, or the weights are not those of the config.
     """
     try:
-        config = PaLMConfig.from_dict(_object(path / CONFIG).get("palm") or {})
+        config = _config(path, opened)
+        weights = {stored.removesuffix(".weight"): array for stored, array in _tensors(path, opened).items()}
+        if config.depth > len(weights):  # before a table is made of so many blocks
+            raise MalformedError(f"it must hold {config.depth} blocks; got {len(weights)} tensors")
         table = parameters(config)
-        found = {name: tensor for file in _weight_files(path) for name, tensor in _tensors(file).items()}
-        weights = {stored.removesuffix(".weight"): array for stored, array in found.items()}
         check_names(config, weights)
         for name, parameter in table.items():
             weights[name] = weights[name].T if is_turned(name, config) else weights[name]
             check_array(parameter, weights[name])
+        tokenizer = _tokenizer(path, opened)
     except (OSError, MalformedError, ConfigError, WeightsError) as error:
         raise CheckpointError(
-            f"{path} must be a folder that palm wrote for transformers; {error}. Export the model again."
+            f"{told or path} must be a folder that palm wrote for transformers; {error}. "
+            "Export the model again."
         ) from None
-    return config, {name: np.array(weights[name], order="C") for name in table}
+    return Exported(config, {name: np.array(weights[name], order="C") for name in table}, tokenizer)
 
 
-def _weight_files(path: Path) -> list[Path]:
+def _config(path: Path, opened: Opened) -> PaLMConfig:
+    settings = _object(path / CONFIG, opened)
+    if settings.get("model_type") != MODEL_TYPE:
+        got = settings.get("model_type")
+        raise MalformedError(f"{CONFIG} must have model_type={MODEL_TYPE!r}; got model_type={got!r:.80}")
+    return PaLMConfig.from_dict(settings.get("palm") or {})
+
+
+def _tensors(path: Path, opened: Opened) -> dict[str, np.ndarray]:
+    """The tensors of all files. Raises `MalformedError` unless an index lists just those of each file."""
     if not (path / INDEX).exists():
-        return [path / "model.safetensors"]
-    named = _object(path / INDEX).get("weight_map")
-    if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
-        raise MalformedError(f"{INDEX} has no weight_map of names")
-    for file in named.values():
-        check(file, FILE_NAME)
-    return [path / file for file in sorted({*named.values()})]
+        with opened(path / WEIGHTS) as reader:
+            return read_tensors(reader)
+    listed: Any = _object(path / INDEX, opened).get("weight_map")
+    check(listed, ByName(PRINTABLE, FILE_NAME))
+    found: dict[str, np.ndarray] = {}
+    for file in sorted({*listed.values()}):
+        with opened(path / file) as reader:
+            tensors = read_tensors(reader)
+            own = {name for name, where in listed.items() if where == file}
+            if own != tensors.keys():
+                name = min(own ^ tensors.keys())
+                raise MalformedError(f"{file} must hold the tensors that {INDEX} lists; {name} does not fit")
+            found |= tensors
+    return found
 
 
-def _object(path: Path) -> dict[str, Any]:
-    return parse_object(read_file(path, _MOST_JSON))
+def _tokenizer(path: Path, opened: Opened) -> FileTokenizer | None:
+    for name in TOKENIZERS:
+        if (path / name).exists():
+            return FileTokenizer(path / name, _content(path / name, _MOST_TOKENIZER, opened))
+    return None
 
 
-def _tensors(path: Path) -> dict[str, np.ndarray]:
-    with reading(path) as reader:
-        return read_tensors(reader)
+def _object(path: Path, opened: Opened) -> dict[str, Any]:
+    return parse_object(_content(path, _MOST_JSON, opened))
+
+
+def _content(path: Path, most: int, opened: Opened) -> bytes:
+    with opened(path) as reader:
+        if reader.size > most:
+            raise MalformedError(f"{path.name} must have at most {most:,} bytes; got {reader.size:,}")
+        return reader.read(reader.size)
 
 
 def _json(value: dict[str, Any]) -> bytes:
@@ -109,7 +156,7 @@ def _json(value: dict[str, Any]) -> bytes:
 
 def _settings(config: PaLMConfig, dtype: DType) -> dict[str, Any]:
     return {
-        "model_type": "palm_dual",
+        "model_type": MODEL_TYPE,
         "architectures": ["PalmDualForCausalLM"],
         "auto_map": {
             "AutoConfig": "modeling_palm.PalmDualConfig",

@@ -80,6 +80,10 @@ COMMANDS = {
         "palm.cli.models:export",
         "Write the weights of a checkpoint for other tools, or for transformers.",
     ),
+    "push": (
+        "palm.cli.models:push",
+        "Upload a checkpoint to the Hugging Face hub, in the format of transformers.",
+    ),
 }
 
 

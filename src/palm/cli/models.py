@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, arg
@@ -15,12 +16,15 @@ from tyro.conf import Positional, arg
 from palm.checkpoint.checkpoint import save_arrays
 from palm.checkpoint.export import Format
 from palm.checkpoint.export import export as write_export
+from palm.checkpoint.hub import PREFIX, fetch, fetch_exported
 from palm.checkpoint.locate import BEST, LAST
 from palm.checkpoint.progress import summarise
+from palm.checkpoint.push import push_to_hub
 from palm.checkpoint.transformers import read_folder
 from palm.cli.display import Terminal
-from palm.cli.flags import Architecture, Request
+from palm.cli.flags import Architecture, Optional, Request, default
 from palm.config import BACKENDS, Backend, PaLMConfig
+from palm.data.tokenizer_file import FileTokenizer
 from palm.errors import ConfigError
 from palm.files.names import visible
 from palm.memory import in_units
@@ -30,7 +34,6 @@ from palm.spec.sizes import describe
 from palm.training.run_folder import Run
 from palm.training.summary import RunSummary
 from palm.training.summary import summarise as summarise_run
-from palm.upstream.hub import PREFIX, fetch
 from palm.upstream.read import read_upstream
 from palm.upstream.rlhf import RLHF, NormScale
 
@@ -139,7 +142,8 @@ class ImportRequest:
     palm_rlhf_pytorch, or transformers. Without it: palm_rlhf_pytorch, of which the public weights are."""
     file: Positional[Annotated[str, arg(metavar="FILE")]]
     """Its weights: .pt, .pth, .safetensors, .eqx (Equinox) or .npz; or a file of the Hugging Face hub,
-    hub:OWNER/NAME or hub:OWNER/NAME/FILE. Of transformers, a folder that palm export wrote."""
+    hub:OWNER/NAME or hub:OWNER/NAME/FILE. Of transformers, a folder that palm export wrote, or a repository
+    that palm push wrote, hub:OWNER/NAME."""
     out: Positional[Annotated[Path | None, arg(metavar="OUT")]] = None
     """Checkpoint directory to write. It must not exist."""
     norm_scale: NormScale | None = None
@@ -159,13 +163,9 @@ def import_(request: Request[ImportRequest]) -> int:
         source, file, out = RLHF, source, Path(file)
     if out is None:
         raise ConfigError("OUT must be given; got none. Write palm import SOURCE FILE OUT.")
-    path, origin = _fetched(file, request.revision)
     told: list[str] = []
-    if source == "transformers":
-        config, arrays = read_folder(path)
-    else:
-        config, arrays = read_upstream(path, source, norm_scale=request.norm_scale, tell=told.append)
-    save_arrays(config, arrays, out, origin={"source": source, **origin} if origin else None)
+    config, arrays, tokenizer, origin = _imported(source, file, request, told.append)
+    save_arrays(config, arrays, out, tokenizer=tokenizer, origin=origin or None)
     count = sum(array.size for array in arrays.values())
     # Read from the shapes alone: the one thing for a user to check.
     sizes = ", ".join(f"{name} {getattr(config, name)}" for name in ("depth", "dim", "heads", "dim_head"))
@@ -175,17 +175,37 @@ def import_(request: Request[ImportRequest]) -> int:
     return 0
 
 
-def _fetched(file: str, revision: str | None) -> tuple[Path, dict[str, str]]:
-    """Where a file is on this machine and, of one from the hub, what it is."""
-    if file.startswith(PREFIX):
-        found = fetch(file, revision)
-        told = {"repository": found.repository, "revision": found.revision, "sha256": found.sha256}
-        return found.path, {**told, "file": found.path.name}
-    if revision is not None:
+def _imported(
+    source: str, file: str, request: ImportRequest, tell: Callable[[str], None]
+) -> tuple[PaLMConfig, dict[str, np.ndarray], FileTokenizer | None, dict[str, str]]:
+    """The config, the weights and the tokenizer that are imported, and where they come from on the hub."""
+    is_hub, revision = file.startswith(PREFIX), request.revision
+    if revision is not None and not is_hub:
         raise ConfigError(
             f"--revision must be left out but with hub:OWNER/NAME; got file={file!r}. Leave it out."
         )
-    return Path(file), {}
+    if source == "transformers":
+        if request.norm_scale is not None:
+            raise ConfigError(
+                f"--norm-scale must be left out but of {RLHF}; got norm_scale={request.norm_scale}. "
+                "Leave it out."
+            )
+        exported, origin = (
+            fetch_exported(file.removeprefix(PREFIX), revision) if is_hub else (read_folder(Path(file)), {})
+        )
+        return *exported, origin
+    path, origin = Path(file), {}
+    if is_hub:
+        found = fetch(file, revision)
+        path = found.path
+        origin = {
+            "source": source,
+            "repository": found.repository,
+            "revision": found.revision,
+            "sha256": found.sha256,
+            "file": path.name,
+        }
+    return *read_upstream(path, source, norm_scale=request.norm_scale, tell=tell), None, origin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,13 +218,51 @@ class ExportRequest:
     """Folder to write. It must not exist."""
     format: Format = "safetensors"
     """safetensors: the weights under palm's names. transformers: a folder that Hugging Face's
-    AutoModelForCausalLM loads with trust_remote_code=True. Above 5 GB there are several files, and an
-    index."""
+    AutoModelForCausalLM loads with trust_remote_code=True, and a model card. Above 5 GB there are several
+    files, and an index."""
+    license: Annotated[str | None, Optional] = None
+    """Name of a license for the model card: mit, apache-2.0, …"""
 
 
 def export(request: Request[ExportRequest]) -> int:
     """Write the weights of a checkpoint for other tools, or for transformers."""
-    write_export(request.model, request.out, format=request.format)
+    write_export(request.model, request.out, format=request.format, license=request.license)
     told = "\n".join(str(file) for file in sorted(request.out.iterdir()))
     Terminal().print(told, highlight=False, markup=False)
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushRequest:
+    """What `palm push` is asked for."""
+
+    model: Positional[Annotated[Path, arg(metavar="MODEL")]]
+    """A run, which means its newest checkpoint, or a checkpoint."""
+    repository: Positional[Annotated[str, arg(metavar="OWNER/NAME")]]
+    """Repository on the Hugging Face hub. It is made if there is none."""
+    private: bool = False
+    """Make the new repository private."""
+    revision: Annotated[str | None, default("main")] = None
+    """Branch to upload to. It is made if there is none."""
+    message: Annotated[str | None, Optional] = None
+    """Message of the commit."""
+    license: Annotated[str | None, Optional] = None
+    """Name of a license for the model card: mit, apache-2.0, …"""
+
+
+def push(request: Request[PushRequest]) -> int:
+    """Upload a checkpoint to the Hugging Face hub, in the format of transformers.
+
+    HF_TOKEN, or hf auth login, says who uploads.
+    """
+    done = push_to_hub(
+        request.model,
+        request.repository,
+        private=request.private or None,
+        revision=request.revision,
+        message=request.message,
+        license=request.license,
+    )
+    for line in (done.url, f"commit {done.commit}"):
+        Terminal().print(visible(line), highlight=False, markup=False, soft_wrap=True)
     return 0

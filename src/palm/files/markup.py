@@ -1,6 +1,9 @@
-"""Elements of SVG and HTML as markup. Text of others is escaped, with hidden characters visible."""
+"""SVG, HTML and Markdown. Text of others is escaped, with hidden characters visible."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterable
 
 from markupsafe import Markup, escape
 
@@ -20,3 +23,16 @@ def tag(name: str, *children: object, **attributes: object) -> Markup:
         if value is not None
     )
     return Markup(f"<{name}{written}>{''.join(map(shown, children))}</{name}>")
+
+
+def plain(value: object) -> str:
+    """A value as text in a line of Markdown, or in a cell of a table: nothing in it is markup."""
+    # Within a word an underscore is one.
+    return re.sub(r"[\\`*\[\]<>|~$&#!]|\b_|_\b|(?<=_)_|_(?=_)", r"\\\g<0>", visible(str(value)))
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table in Markdown; the cells are text."""
+    names = [*head]
+    lines = [names, ["---"] * len(names), *([plain(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

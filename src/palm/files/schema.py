@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from palm.files.objects import MalformedError
+from palm.files.objects import MalformedError, parse_object
 
 _HEXADECIMAL = re.compile("[0-9a-f]{64}")
 _LONGEST_NAME = 255
@@ -29,6 +30,15 @@ class Kind(Protocol):
 def check(value: Any, kind: Kind) -> None:
     """Raise `MalformedError` unless the value is of that kind."""
     kind.check(value, "")
+
+
+def complete_lines(content: bytes, kind: Kind) -> Iterator[dict[str, Any]]:
+    """The lines of a log that are JSON objects of that kind; not those that a power cut tore, or an edit."""
+    for line in content.split(b"\n")[:-1]:
+        with suppress(MalformedError):
+            entry = parse_object(line)
+            check(entry, kind)
+            yield entry
 
 
 def _refuse(at: str, words: str, value: Any) -> MalformedError:

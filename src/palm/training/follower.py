@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from palm.checkpoint.manifest import METRICS
 from palm.checkpoint.progress import Progress
 from palm.config import PaLMConfig
 from palm.data.tokenizer_file import FileTokenizer
-from palm.training.run_files import METRICS
 from palm.training.run_folder import Run
 
 

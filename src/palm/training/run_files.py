@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from palm.checkpoint.manifest import RUN_SETTINGS
+from palm.checkpoint.manifest import METRICS, RUN_SETTINGS
 from palm.config import BACKENDS, PaLMConfig
 from palm.errors import ConfigError, RunError
 from palm.fields import from_fields
-from palm.files.objects import MalformedError, parse_object
+from palm.files.objects import MalformedError
 from palm.files.read import read_file
-from palm.files.schema import NATURAL, NUMBER, OBJECT, TEXT, Optional, Record, check, one_of
+from palm.files.schema import (
+    NATURAL,
+    NUMBER,
+    OBJECT,
+    TEXT,
+    Optional,
+    Record,
+    check,
+    complete_lines,
+    one_of,
+)
 from palm.files.sealed import check_format, read_sealed
 from palm.files.write import what_lacks
 from palm.recipes import Recipe
 from palm.training.cadence import Cadence
 
 FORMAT, VERSION = "palm-run", 1
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+SAMPLES = "samples.jsonl"
 _SETTINGS = Record(
     {
         "version": NATURAL,
@@ -86,17 +95,10 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     Raises `RunError` if it cannot be read.
     """
     try:
-        lines = read_file(path, _MOST_LOG_BYTES).split(b"\n")[:-1]
+        return [*complete_lines(read_file(path, _MOST_LOG_BYTES), _LINES[path.name])]
     except FileNotFoundError:
         return []
     except OSError as error:
         raise RunError(
             f"run must have a log that can be read; got {path}: {error.strerror}. Remove what is there."
         ) from None
-    found = []
-    for line in lines:
-        with suppress(MalformedError):  # torn by a power cut, or edited
-            entry = parse_object(line)
-            check(entry, _LINES[path.name])
-            found.append(entry)
-    return found

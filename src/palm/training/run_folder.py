@@ -23,7 +23,7 @@ import numpy as np
 
 from palm.checkpoint.checkpoint import save_arrays
 from palm.checkpoint.locate import BEST, LAST, best_of, checkpoints_of
-from palm.checkpoint.manifest import RUN_SETTINGS, TOKENIZERS
+from palm.checkpoint.manifest import METRICS, RUN_SETTINGS, TOKENIZERS
 from palm.checkpoint.progress import Progress
 from palm.checkpoint.tokenizer import run_tokenizer
 from palm.config import PaLMConfig
@@ -34,7 +34,7 @@ from palm.files.hidden import delete, remove
 from palm.files.sealed import sealed
 from palm.files.write import append, fsync, remedy, replace_file
 from palm.training.lock import LOCK, only_writer
-from palm.training.run_files import FORMAT, METRICS, SAMPLES, VERSION, read_log, read_settings
+from palm.training.run_files import FORMAT, SAMPLES, VERSION, read_log, read_settings
 
 # There while a new run has no settings yet.
 STARTING = ".starting"

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from palm.checkpoint.manifest import RUN_SETTINGS
+from palm.checkpoint.manifest import METRICS, RUN_SETTINGS
 from palm.errors import PalmError, RunError
-from palm.training.run_files import METRICS
 from palm.training.run_folder import Run
 from palm.training.trained import Entry
 
