@@ -7,19 +7,22 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from palm.backends import first_backend, keep_programs
+from palm.backends import config_of, first_backend, keep_programs
 from palm.checkpoint.checkpoint import load
 from palm.checkpoint.locate import checkpoint_path
 from palm.checkpoint.manifest import MANIFEST
 from palm.cli.flags import Attention, Optional, Request, default
+from palm.cli.prompts import STANDARD_INPUT, Prompts, line_of, read_prompts
 from palm.config import Backend
-from palm.errors import DataError, RunError
+from palm.errors import ConfigError, DataError, RunError
+from palm.fields import integer
 from palm.files.names import visible
 from palm.files.write import remedy, replace_file
+from palm.generation.generate import Prompt, check_room, tokenizer_for
 from palm.generation.generate import generate as generate_text
 from palm.generation.rows import Generation
 from palm.training.run_folder import SETTINGS, Run
@@ -31,8 +34,12 @@ class GenerateRequest:
 
     run: Positional[Annotated[Path, arg(metavar="RUN")]]
     """Folder of a run, RUN/best, or a checkpoint."""
-    prompt: str
-    """The text to continue."""
+    prompt: Annotated[str | None, Optional] = None
+    """The text to continue. This or --prompts must be given."""
+    prompts: Annotated[str | None, Optional] = None
+    """A file of prompts: text, one a line; or .jsonl, objects with a "prompt". - is standard input."""
+    batch: Annotated[int | None, default("8")] = None
+    """How many prompts of --prompts to continue at once. More are faster, and need more memory."""
     backend: Annotated[Backend | None, default("the one that trained the run")] = None
     """The framework that computes. Both write the same text from one seed."""
     max_new_tokens: int = 200
@@ -66,40 +73,84 @@ class GenerateRequest:
     echo: bool = False
     """Print the prompt first."""
     logprobs: Annotated[Path | None, Optional] = None
-    """File to write, one line of JSON for each token: its id and its log-probability."""
+    """File to write, one line of JSON for each token: its id and its log-probability. With --prompts: -, for
+    a list of them in each line of the output."""
+
+    def options(self) -> dict[str, Any]:
+        """What every prompt is continued with."""
+        names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "stop_tokens", "seed", "weights")
+        own = {name: getattr(self, name) for name in (*names, "tokenizer")}
+        return {**own, "stop": tuple(map(_as_utf8, self.stop))}
 
 
 def generate(request: Request[GenerateRequest]) -> int:
-    """Print what a trained model writes after a prompt: the text as it is written, and nothing else."""
-    if request.logprobs is not None:
-        _check_logprobs(request.logprobs)
+    """Print what a trained model writes after a prompt: the text as it is written, and nothing else.
+
+    With --prompts, print a line of JSON for each prompt, in their order: its fields, and what was written
+    after it: text, ids, and finish, which is "stop" or "length". Lines come as their batch is done.
+    """
+    _check(request)
+    given = None if request.prompts is None else read_prompts(request.prompts)
     path, used = find_checkpoint(request.run, request.checkpoint)
     backend = request.backend or first_backend(used)
     keep_programs(request.compile_cache, backend)
     model = load(path, backend=backend, device=request.device, attention=request.attention)
-    prompt = _as_utf8(request.prompt)
+    if given is not None:
+        _continue_all(request, model, given)
+    else:
+        _continue(request, model, _as_utf8(request.prompt or ""))
+    return 0
+
+
+def _continue(request: GenerateRequest, model: Any, prompt: str) -> None:
+    """Print the text after one prompt."""
     if request.echo:
         _write(prompt)
-    generation = generate_text(
-        model,
-        prompt,
-        max_new_tokens=request.max_new_tokens,
-        temperature=request.temperature,
-        top_k=request.top_k,
-        top_p=request.top_p,
-        min_p=request.min_p,
-        stop=tuple(map(_as_utf8, request.stop)),
-        stop_tokens=request.stop_tokens,
-        seed=request.seed,
-        weights=request.weights,
-        tokenizer=request.tokenizer,
-        on_text=lambda row, piece: _write(piece),
-    )
+    options = request.options()
+    generation = generate_text(model, prompt, **options, on_text=lambda row, piece: _write(piece))
     if sys.stdout.isatty():
         _write("\n")
     if request.logprobs is not None:
         _write_logprobs(generation, request.logprobs)
-    return 0
+
+
+def _continue_all(request: GenerateRequest, model: Any, given: Prompts) -> None:
+    """Print a line for each prompt, a batch at a time; nothing before all prompts are known to be right."""
+    size = 8 if request.batch is None else request.batch
+    tokenizer = tokenizer_for(model, request.tokenizer)
+    encoded = given.encoded(tokenizer, config_of(model))
+    options = request.options() | {"tokenizer": tokenizer}
+    starts = range(0, len(encoded), size)
+    for first in starts:
+        check_room(model, encoded[first : first + size], request.max_new_tokens)
+    for first in starts:
+        batch: list[Prompt] = list(encoded[first : first + size])
+        found = generate_text(model, batch, **options, first_row=first)
+        for row, generation in enumerate(found, first):
+            told = line_of(given.fields[row], generation, logprobs=request.logprobs is not None)
+            sys.stdout.write(json.dumps(told) + "\n")
+        sys.stdout.flush()
+
+
+def _check(request: GenerateRequest) -> None:
+    """Raise `ConfigError` and `DataError` for options that do not go together, before anything is loaded."""
+    if (request.prompt is None) is (request.prompts is None):
+        got = "neither" if request.prompt is None else "both"
+        raise ConfigError(f"either --prompt or --prompts must be given; got {got}. Give one of them.")
+    if request.prompts is None:
+        if request.batch is not None:
+            raise ConfigError("--batch must be given with --prompts; got --prompt. Leave it out.")
+        if request.logprobs is not None:
+            _check_logprobs(request.logprobs)
+        return
+    integer("batch", 1 if request.batch is None else request.batch, least=1)
+    if request.echo:
+        raise ConfigError("--echo must be given with --prompt; got --prompts. Leave it out.")
+    if request.logprobs not in (None, Path(STANDARD_INPUT)):
+        raise ConfigError(
+            f"logprobs must be - with --prompts, whose lines hold them; got {request.logprobs}. "
+            "Write --logprobs -."
+        )
 
 
 def find_checkpoint(path: Path, which: str) -> tuple[Path, Backend | None]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from palm.backends import config_of, model_of, wing_of
 from palm.data.remembered import remembered_tokenizer
-from palm.data.tokenizer import load_tokenizer
+from palm.data.tokenizer import Tokenizer, load_tokenizer
 from palm.fields import check_choice, integer
 from palm.generation.prompts import encode_prompt, list_prompts, need_tokenizer, text_stops, token_stops
 from palm.generation.rows import Generation, Row
@@ -41,6 +41,7 @@ def generate(
     stop_tokens: int | Sequence[int] = ...,
     eos_token_id: int | None = ...,
     seed: int = ...,
+    first_row: int = ...,
     weights: str | None = ...,
     tokenizer: Any = ...,
     on_text: OnText | None = ...,
@@ -61,6 +62,7 @@ def generate(
     stop_tokens: int | Sequence[int] = ...,
     eos_token_id: int | None = ...,
     seed: int = ...,
+    first_row: int = ...,
     weights: str | None = ...,
     tokenizer: Any = ...,
     on_text: OnText | None = ...,
@@ -80,6 +82,7 @@ def generate(
     stop_tokens: int | Sequence[int] = (),
     eos_token_id: int | None = None,
     seed: int = 0,
+    first_row: int = 0,
     weights: str | None = None,
     tokenizer: Any = None,
     on_text: OnText | None = None,
@@ -92,8 +95,9 @@ def generate(
 
     `stop` holds texts that end a sequence; only what is generated is searched for them. `stop_tokens` are
     ids that end it, one or several, and `eos_token_id` is one more. `on_text(row, piece)` is called with
-    whole characters as they are certain. The noise of row r is drawn from (seed, r) by palm's own generator,
-    so the same seed gives the same tokens in both backends. `Sampling` explains the rest.
+    whole characters as they are certain. The noise of row r is drawn from (seed, first_row + r) by palm's own
+    generator, so the same seed gives the same tokens in both backends; and a list of prompts gives the same
+    in parts, each with the number of its first row. `Sampling` explains the rest.
 
     `weights="int8"` decodes from weights of eight bits, for less memory; the prompt is still read in full
     precision (docs/performance.md says what it costs).
@@ -105,8 +109,7 @@ def generate(
     count = integer("max_new_tokens", max_new_tokens, least=1)
     check_choice("weights", weights, WEIGHTS, optional=True)
     model, config = model_of(model), config_of(model)
-    known = remembered_tokenizer(model, config.num_tokens)
-    encoder = known if tokenizer is None else load_tokenizer(tokenizer)
+    encoder = tokenizer_for(model, tokenizer)
     prompts, is_batch = list_prompts(prompt)
     encoded = [encode_prompt(item, encoder, config) for item in prompts]
     stops, stop_ids = text_stops(stop, config)
@@ -114,17 +117,34 @@ def generate(
     if stops or on_text is not None:
         need_tokenizer(encoder, config, "stop must be ids and on_text None")
     rows = [Row(encoder, stops, stop_ids) for _ in prompts]
-    noise = Noise(seed, len(rows), config.num_tokens) if sampling.temperature else None
+    first = integer("first_row", first_row, least=0)
+    noise = Noise(seed, len(rows), config.num_tokens, first) if sampling.temperature else None
     _decode(_decoder(model, encoded, count, weights), rows, count, noise, sampling, on_text)
     generations = [row.generation() for row in rows]
     return generations if is_batch else generations[0]
 
 
+def tokenizer_for(model: Any, tokenizer: Any) -> Tokenizer | None:
+    """The tokenizer that is given, or else the one that the model was trained with; None if none is known.
+
+    Raises `DataError` for one that cannot be used.
+    """
+    if tokenizer is None:
+        return remembered_tokenizer(model_of(model), config_of(model).num_tokens)
+    return load_tokenizer(tokenizer)
+
+
+def check_room(model: Any, prompts: Sequence[np.ndarray], count: int) -> None:
+    """Raise `ConfigError` if the keys and values of these prompts and `count` tokens each do not fit."""
+    longest = max(map(len, prompts)) + count
+    check_cache(config_of(model), batch=len(prompts), length=longest)
+
+
 def _decoder(model: Any, prompts: list[np.ndarray], count: int, weights: str | None) -> DecoderProtocol:
     """The wing's decoder, which has read the prompts; with a capacity of `count` tokens after each."""
+    check_room(model, prompts, count)
     lengths = np.array([len(ids) for ids in prompts])
     longest = int(lengths.max()) + count
-    check_cache(config_of(model), batch=len(prompts), length=longest)
     padded = np.zeros((len(prompts), _rounded(int(lengths.max()))), np.int64)
     for number, ids in enumerate(prompts):
         padded[number, : len(ids)] = ids

@@ -103,10 +103,13 @@ class Room:
 
 
 class Noise:
-    """Gumbel noise for each sequence of a batch: of (seed, row) alone, whatever else is in the batch."""
+    """Gumbel noise for each sequence of a batch: of (seed, row) alone, whatever else is in the batch.
 
-    def __init__(self, seed: int, rows: int, num_tokens: int) -> None:
-        self._generators = [generator(seed, f"generate/{row}") for row in range(rows)]
+    `first`: the number of the first row, if the batch is a part of a longer list.
+    """
+
+    def __init__(self, seed: int, rows: int, num_tokens: int, first: int = 0) -> None:
+        self._generators = [generator(seed, f"generate/{row}") for row in range(first, first + rows)]
         self._num_tokens = num_tokens
 
     def next(self) -> np.ndarray:

@@ -30,6 +30,12 @@ def test_a_row_is_the_same_whatever_else_is_in_the_batch(rows):
     assert drawn(3, rows).tobytes() == np.ascontiguousarray(most[:, :rows]).tobytes()
 
 
+@pytest.mark.parametrize(("first", "rows"), [(0, 2), (2, 5), (10, 1)])
+def test_a_part_of_a_list_has_the_noise_of_its_rows(first, rows):
+    part = Noise(3, rows, 7, first).next()
+    assert part.tobytes() == np.ascontiguousarray(drawn(3, 11)[0, first : first + rows]).tobytes()
+
+
 def test_seeds_rows_and_steps_all_differ():
     everything = np.stack([drawn(seed, 4) for seed in range(4)])
     assert len(np.unique(everything)) == everything.size
