@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,7 +104,9 @@ def _traced(action: Callable[..., Any], given: tuple[Any, ...], options: str, wh
         _await(process, "TracerPid:\t", but="TracerPid:\t0")
         deadline = time.monotonic() + 120
         while process.exitcode is None and time.monotonic() < deadline:
-            os.kill(process.pid, signal.SIGCONT)  # again: one that comes while strace attaches can be lost
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                # Again: one that comes while strace attaches can be lost.
+                os.kill(process.pid, signal.SIGCONT)
             process.join(1)
         if process.exitcode is None:
             state = Path(f"/proc/{process.pid}/status").read_text().split("State:")[1].splitlines()[0]
@@ -119,7 +122,8 @@ def _waiting(action: Callable[..., Any], given: tuple[Any, ...]) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
     try:
         action(*given)
-    except palm.PalmError:
+    except palm.PalmError as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
         os._exit(REFUSED)
 
 
