@@ -11,7 +11,8 @@
 Several processes write pieces in place of whole tensors (palm.checkpoint.team), each a file of its own:
 
     DIR/pieces-00001-of-00004.safetensors    pieces of weights and moments, as NAME@START
-    DIR/manifest.json                        of each piece its file, tensor, start, shape and CRC-32
+    DIR/manifest.json                        of each piece its file, tensor, start, shape and CRC-32, or of
+                                             each tensor the grid that they form (palm.checkpoint.grids)
 
 The format knows no framework: either backend loads what the other saved, bit for bit. safetensors itself
 notices neither flipped bits nor duplicate names and does not fsync; the manifest and `save` do.
@@ -44,7 +45,7 @@ from palm.checkpoint.manifest import (
 )
 from palm.checkpoint.progress import Progress, check_moments
 from palm.checkpoint.read import read_fields, read_state
-from palm.checkpoint.team import save_pieces, team_of
+from palm.checkpoint.team import check_listable, save_pieces, team_of
 from palm.checkpoint.tokenizer import checkpoint_tokenizer, kept_file
 from palm.config import Backend, DType, PaLMConfig
 from palm.data.remembered import remember_tokenizer
@@ -77,8 +78,10 @@ def save(model: Any, path: str | os.PathLike[str], *, overwrite: bool = False, t
     """
     file = kept_file(tokenizer_of(model) if tokenizer is None else load_tokenizer(tokenizer))
     processes, own = wing_of(model), model_of(model)
-    if processes.mesh_of_model(own).size == 1:
+    mesh = processes.mesh_of_model(own)
+    if mesh.size == 1:
         return save_arrays(config_of(model), to_numpy(model), path, overwrite=overwrite, tokenizer=file)
+    check_listable(config_of(model), mesh, with_moments=False)
     processes.check_plain(processes.settled(own))
     pieces, team = processes.pieces(own), team_of(processes)
     return save_pieces(config_of(model), pieces, path, team, overwrite=overwrite, tokenizer=file)

@@ -15,7 +15,9 @@ from palm.errors import CheckpointError
 from palm.files.objects import MOST_BYTES, MalformedError, parse_object
 from palm.files.read import Reader, reading
 from palm.files.schema import (
+    ABSENT,
     FILE_NAME,
+    HEXADECIMAL,
     NATURAL,
     PRINTABLE,
     SHA256,
@@ -53,6 +55,14 @@ _TENSORS = Record(
 _PIECES = Record(
     {"files": ByName(TEXT, Record({**_ENTRY, "pieces": ByName(PRINTABLE, Items(Items(NATURAL)))}))}
 )
+# Millions, where they form grids (palm.checkpoint.grids).
+_GRIDS = Record(
+    {
+        "files": ByName(TEXT, Record(_ENTRY, optional={"pieces": ABSENT, "tensors": ABSENT})),
+        "grids": Items(Record({"starts": Items(Items(NATURAL)), "files": Items(NATURAL)})),
+        "tensors": ByName(PRINTABLE, Record({"grid": NATURAL, "crc32": HEXADECIMAL})),
+    }
+)
 
 
 def fingerprint(file: Path) -> dict[str, Any]:
@@ -87,28 +97,29 @@ def check_manifest(file: Path, content: Mapping[str, Any]) -> None:
     try:
         check(content, _MANIFEST)
         check(content.get("origin", {}), _ORIGIN)
-        others = {CONFIG, TRAINING, *(TOKENIZERS if content["version"] != VERSION else ())}
-        tensors = {name: entry for name, entry in content["files"].items() if name not in others}
-        check({"files": tensors}, _PIECES if content["version"] == IN_PIECES else _TENSORS)
+        tensors = {"files": {name: content["files"][name] for name in files_of_tensors(content)}}
+        if has_grids(content):
+            check({**content, **tensors}, _GRIDS)
+        else:
+            check(tensors, _PIECES if content["version"] == IN_PIECES else _TENSORS)
     except MalformedError as error:
         raise CheckpointError(f"{file} must describe a checkpoint; {error}. Save it again.") from None
+
+
+def files_of_tensors(manifest: Mapping[str, Any]) -> list[str]:
+    """The names of the files that hold tensors, or pieces of them, sorted."""
+    others = {CONFIG, TRAINING, *(TOKENIZERS if manifest["version"] != VERSION else ())}
+    return sorted(name for name in manifest["files"] if name not in others)
+
+
+def has_grids(manifest: Mapping[str, Any]) -> bool:
+    """Whether it lists pieces by the grids that they form, not each by itself."""
+    return manifest["version"] == IN_PIECES and "grids" in manifest
 
 
 def key_of(name: str, start: Sequence[int]) -> str:
     """What a piece of a tensor is called in its file."""
     return f"{name}@{','.join(map(str, start))}"
-
-
-def checksums_of(entry: Mapping[str, Any]) -> dict[str, int]:
-    """The CRC-32 of each tensor, or piece of one, that a file holds, by its name in the file."""
-    if "pieces" not in entry:
-        return entry.get("tensors", {})
-    return {
-        key_of(name, row[1 : 1 + len(row) // 2]): row[0]
-        for name, rows in entry["pieces"].items()
-        for row in rows
-        if row
-    }
 
 
 def verify(file: Path, entry: Mapping[str, Any]) -> None:
@@ -182,7 +193,7 @@ def check_digest(reader: Reader, file: Path, entry: Mapping[str, Any]) -> None:
 
 def _locate(reader: Reader, entry: Mapping[str, Any]) -> str:
     """The first tensor of a damaged file whose bytes are not those that were saved, as `, in NAME`."""
-    checksums = checksums_of(entry)
+    checksums = entry.get("tensors", {})
     if not checksums:
         return ""
     try:

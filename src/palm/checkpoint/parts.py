@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from palm.checkpoint.manifest import FORMAT, IN_PIECES, MANIFEST, check_manifest, key_of
-from palm.checkpoint.pieces import pieces_of
+from palm.checkpoint.grids import gridded
+from palm.checkpoint.manifest import FORMAT, IN_PIECES, MANIFEST, TRAINING, check_manifest, key_of
+from palm.checkpoint.pieces import pieces_of, shapes_of
 from palm.config import PaLMConfig
 from palm.errors import CheckpointError, WeightsError
 from palm.files.objects import MOST_BYTES
@@ -80,6 +81,10 @@ def seal(
             f"pieces must be of one dtype; got {', '.join(sorted(dtypes)) or 'none'}. Cast the model to one."
         )
     manifest = {"format": FORMAT, "version": IN_PIECES, "dtype": dtypes.pop(), "files": files}
+    grids = gridded(files, shapes_of(config, with_moments=TRAINING in files))
+    if grids is not None:
+        listed = {file: {key: entry[key] for key in ("bytes", "sha256")} for file, entry in files.items()}
+        manifest |= {"files": listed, **grids}
     check_manifest(path / MANIFEST, manifest)
     pieces_of(path, manifest, config)
     text = sealed(manifest).encode()

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from palm.checkpoint.manifest import MANIFEST, TRAINING
+from palm.checkpoint.grids import check_grids, listed
+from palm.checkpoint.manifest import MANIFEST, TRAINING, has_grids
 from palm.config import PaLMConfig
 from palm.errors import CheckpointError
 from palm.spec.boxes import Box, miscovered
@@ -35,15 +36,34 @@ def shapes_of(config: PaLMConfig, *, with_moments: bool) -> dict[str, tuple[int,
     return shapes | moments if with_moments else shapes
 
 
-def pieces_of(path: Path, manifest: Mapping[str, Any], config: PaLMConfig) -> dict[str, list[Listed]]:
+class _OfGrids(Mapping[str, list[Listed]]):
+    """The pieces of each tensor, made when they are asked for: there may be millions."""
+
+    def __init__(self, manifest: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._manifest, self._shapes = manifest, shapes
+
+    def __getitem__(self, name: str) -> list[Listed]:
+        return [Listed(*piece) for piece in listed(self._manifest, name, self._shapes[name])]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+def pieces_of(path: Path, manifest: Mapping[str, Any], config: PaLMConfig) -> Mapping[str, list[Listed]]:
     """The pieces of each tensor of the checkpoint at `path`, whose manifest and config these are.
 
     Raises `CheckpointError` for a tensor that the config does not have, and unless each element of each
     tensor lies in one piece, and each file has room for its pieces. Linear in the number of pieces.
     """
     shapes = shapes_of(config, with_moments=TRAINING in manifest["files"])
-    found: dict[str, list[Listed]] = {name: [] for name in shapes}
     width = numpy_dtype(manifest["dtype"]).itemsize
+    if has_grids(manifest):
+        check_grids(path, manifest, shapes, width)
+        return _OfGrids(manifest, shapes)
+    found: dict[str, list[Listed]] = {name: [] for name in shapes}
     for file, entry in manifest["files"].items():
         size = 0
         for name, row in _rows(entry, shapes):

@@ -16,6 +16,7 @@ from palm.checkpoint.manifest import (
     OPTIMIZER,
     TOKENIZERS,
     TRAINING,
+    has_grids,
     key_of,
     read_tensors,
     read_verified,
@@ -71,7 +72,8 @@ def read_config(path: Path, manifest: Mapping[str, Any]) -> PaLMConfig:
         content = read_verified(path / CONFIG, manifest["files"].get(CONFIG))
         config = PaLMConfig.from_dict(parse_object(content))
         listed = sum(
-            len(entry.get("tensors", entry.get("pieces", ()))) for entry in manifest["files"].values()
+            len(entry.get("tensors", entry.get("pieces", ())))
+            for entry in ([manifest] if has_grids(manifest) else manifest["files"].values())
         )
         if config.depth > listed:  # before a table is made of so many blocks
             raise CheckpointError(
@@ -134,13 +136,16 @@ def _joined(
 ) -> dict[str, np.ndarray]:
     """The wanted tensors, joined from their pieces. Needs them, and one piece more."""
     listed: dict[str, dict[str, tuple[str, Box]]] = {}
+    checksums: dict[str, dict[str, int]] = {}
     for name, pieces in pieces_of(path, manifest, config).items():
         for piece in pieces:
-            listed.setdefault(piece.file, {})[key_of(name, piece.box.start)] = name, piece.box
+            key = key_of(name, piece.box.start)
+            listed.setdefault(piece.file, {})[key] = name, piece.box
+            checksums.setdefault(piece.file, {})[key] = piece.checksum
     dtype = numpy_dtype(manifest["dtype"])
     arrays: dict[str, np.ndarray] = {}
     for file, boxes in listed.items():
-        with verifying(path / file, manifest["files"][file]) as reader:
+        with verifying(path / file, {**manifest["files"][file], "tensors": checksums[file]}) as reader:
             for key, array in read_each(reader):
                 name, box = boxes.pop(key, ("", Box((), ())))
                 if (array.dtype, array.shape) != (dtype, box.shape):

@@ -8,6 +8,7 @@ the next saving removes what is left.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from palm.checkpoint.about import check_free, free_path, writable, write_about
+from palm.checkpoint.grids import MOST_PIECES
+from palm.checkpoint.manifest import MANIFEST
 from palm.checkpoint.parts import seal, write_pieces
 from palm.config import PaLMConfig
 from palm.data.tokenizer_file import FileTokenizer
@@ -23,8 +26,25 @@ from palm.errors import CheckpointError, PalmError
 from palm.files.hidden import held
 from palm.files.write import new_folder, put_in_place
 from palm.spec.boxes import Piece
+from palm.spec.mesh import Mesh, cuts
 
 _DONE, _FAILED = b"+", b"-"
+
+
+def check_listable(config: PaLMConfig, mesh: Mesh, *, with_moments: bool) -> None:
+    """Raise `CheckpointError` for a model, with the moments of its training, on a mesh that cuts them into
+    more pieces than a manifest has room for."""
+    pieces = sum(
+        math.prod(1 if axis is None else mesh.shape[axis] for axis in cut)
+        for cut in cuts(config, mesh).values()
+    )
+    pieces *= 3 if with_moments else 1
+    if pieces > MOST_PIECES:
+        raise CheckpointError(
+            f"mesh must cut what a checkpoint holds into at most {MOST_PIECES:,} pieces, for which "
+            f"{MANIFEST} has room; got mesh={mesh}, which makes {pieces:,}. Give pod more of the devices: it "
+            "cuts no weights."
+        )
 
 
 @dataclass(frozen=True)

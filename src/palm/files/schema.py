@@ -177,5 +177,8 @@ SHA256 = Leaf(
     "a SHA-256 in hexadecimal digits",
     lambda value: isinstance(value, str) and _HEXADECIMAL.fullmatch(value) is not None,
 )
+HEXADECIMAL = Leaf(
+    "hexadecimal digits", lambda value: isinstance(value, str) and not value.strip("0123456789abcdef")
+)
 # A file of the same folder: nothing that leads out of it, and nothing that a system would misread.
 FILE_NAME = Leaf("the name of a file, without a separator and printable", _is_file_name)

@@ -11,6 +11,7 @@ from textwrap import shorten
 from typing import Any
 
 from palm.backends import ATTENTION_PATHS
+from palm.checkpoint.team import check_listable
 from palm.checkpoint.tokenizer import kept_file
 from palm.config import Backend, PaLMConfig
 from palm.data.corpus import Corpus, open_corpus
@@ -59,11 +60,15 @@ def check_fits(
     device: Any,
     mesh: AnyMesh,
 ) -> None:
-    """Raise `ConfigError` for a training that does not fit into memory, the mesh or the model's weights."""
+    """Raise `ConfigError` for a training that does not fit into memory, the mesh or the model's weights.
+
+    And `CheckpointError` for one whose checkpoints could not list their pieces.
+    """
     if implementation.weights.is_on_host(device) and not implementation.several():
         check_room(config, recipe, cadence)
     frozen(config, recipe.freeze)  # which lists all weights
     check_batches(recipe, mesh_of(mesh))
+    check_listable(config, mesh_of(mesh), with_moments=True)
 
 
 def open_data(data: Any, tokenizer: Any, config: PaLMConfig) -> tuple[Corpus, Tokenizer | None]:
