@@ -26,9 +26,9 @@ from palm.cli.flags import (
 from palm.cli.program_files import compare_program_files, is_program
 from palm.cli.progress import progress
 from palm.cli.report import check_writable, show
+from palm.cli.side_text import SideText, text_of_sides
 from palm.cli.sides import config_of_sides, model_name, parse_sides, plain_and_served, refuse_ignored
 from palm.config import DType
-from palm.data.windows import read_text, sample_windows, standard_library_text
 from palm.errors import ConfigError
 from palm.fields import check_choice, integer
 from palm.memory import check_fits
@@ -67,7 +67,7 @@ class CompareRequest:
     dtype: Annotated[DType | None, default("float32, or that of a bundle")] = None
     """Working precision of both sides."""
     data: Text = None
-    """The text to run on, as bytes."""
+    """What to run on: text, a folder, shards, or a .npy file of ids. Text is bytes without a tokenizer."""
     batch: Annotated[int | None, default("2")] = None
     """Number of text windows."""
     length: Annotated[int | None, default("256")] = None
@@ -101,11 +101,12 @@ class CompareRequest:
         asked = (("batch", self.batch, 2), ("length", self.length, 256), ("seed", self.seed, 0))
         return {name: usual if value is None else value for name, value, usual in asked}
 
-    def settings(self, sides: Sequence[Side | Original | Bundle]) -> dict[str, Any]:
+    def settings(self, sides: Sequence[Side | Original | Bundle], text: SideText | None) -> dict[str, Any]:
         """What the report says of the run. A bundle has its own text."""
         told: dict[str, Any] = {"sides": f"{self.a} {self.b}", "model": model_name(sides, self.preset)}
-        if not any(isinstance(side, Bundle) for side in sides):
-            told |= {"data": "standard library" if self.data is None else str(self.data), **self.windows}
+        if text is not None:
+            data = "standard library" if self.data is None else str(self.data)
+            told |= {"data": data, "tokens": text.tokens, **self.windows}
         told |= {"repeat": self.repeat} if self.repeat > 1 else {}
         return told | ({"train": self.train, "recipe": self.recipe} if self.train else {})
 
@@ -152,7 +153,7 @@ def compare(request: Request[CompareRequest]) -> int:
         attention=request.attention or "auto",
     )
     refuse_ignored(sides, request)
-    text = standard_library_text() if request.data is None else read_text(request.data)
+    text = text_of_sides(sides, request.data)
     if any(isinstance(side, Side) and side.is_served for side in sides):
         return _compare_served(request, sides, text)
     if any(isinstance(side, Original) for side in sides):
@@ -161,47 +162,50 @@ def compare(request: Request[CompareRequest]) -> int:
     source = _source(request, (one, other), text)
     if request.train:
         return _compare_training(request, (one, other), source, text)
-    return _compare_sides(request, (one, other), source)
+    return _compare_sides(request, (one, other), source, text)
 
 
-def _compare_served(request: CompareRequest, sides: Sequence[Side | Original | Bundle], text: bytes) -> int:
+def _compare_served(
+    request: CompareRequest, sides: Sequence[Side | Original | Bundle], text: SideText | None
+) -> int:
     """A side with decode, rows or padding against a plain one."""
     plain, own = plain_and_served(sides)
+    assert text is not None
     source = _source(request, (plain, own), text)
     a, b = (request.a, request.b) if plain is sides[0] else (request.b, request.a)
     with progress({"a": len(STEPS), "b": 2, "referee": 1}, {"a": a, "b": b}) as on_step:
         found = compare_served(plain, own, source, on_step=on_step)
-    return show({**found.to_dict(), "run": request.settings(sides)}, request.out)
+    return show({**found.to_dict(), "run": request.settings(sides, text)}, request.out)
 
 
-def _source(request: CompareRequest, sides: Sequence[Side | Bundle], text: bytes) -> Source:
+def _source(request: CompareRequest, sides: Sequence[Side | Bundle], text: SideText | None) -> Source:
     """What the live sides run. A bundle has its own tokens."""
     config = config_of_sides(sides, request.preset, request.architecture, given(request.model))
     windows = request.windows
-    if any(isinstance(side, Bundle) for side in sides):
+    if text is None:
         return Source(config, windows["seed"], ())
     ids = request.repeat * windows["batch"] * windows["length"]
     check_fits(f"the tokens of {request.repeat:,} repeats", 8 * ids, "Use a smaller --repeat.")
     seeds = [windows["seed"] + i for i in range(request.repeat)]
-    num_tokens = config.num_tokens
-    tokens = tuple(
-        sample_windows(text, num_tokens, **{**windows, "seed": seed}, path=request.data) for seed in seeds
-    )
+    tokens = tuple(text.windows(config.num_tokens, **{**windows, "seed": seed}) for seed in seeds)
     return Source(config, windows["seed"], tokens)
 
 
 def _compare_sides(
-    request: CompareRequest, sides: tuple[Side | Bundle, Side | Bundle], source: Source
+    request: CompareRequest,
+    sides: tuple[Side | Bundle, Side | Bundle],
+    source: Source,
+    text: SideText | None,
 ) -> int:
     """Two sides, live or recorded."""
     with _progress(request, sides, {}) as on_step:
         found = compare_sides(*sides, source, checkpoint=_checkpoint(request), on_step=on_step)
-    report = {**found.to_dict(), "run": request.settings(sides)}
+    report = {**found.to_dict(), "run": request.settings(sides, text)}
     return show(report, request.out)
 
 
 def _compare_training(
-    request: CompareRequest, sides: tuple[Side | Bundle, Side | Bundle], source: Source, text: bytes
+    request: CompareRequest, sides: tuple[Side | Bundle, Side | Bundle], source: Source, text: SideText | None
 ) -> int:
     """Two live sides, and both wings' training."""
     if (request.a, request.b) != ("torch", "jax"):
@@ -217,19 +221,20 @@ def _compare_training(
     )
     if request.device in (None, "cpu"):
         check_training(source.config, plan.master, batch=plan.batch, micro=plan.batch, length=plan.length)
+    assert text is not None
     checkpoint = _checkpoint(request)
     with _progress(request, sides, dict.fromkeys(RUNS, training_steps(plan))) as on_step:
         found = compare_sides(*sides, source, checkpoint=checkpoint, on_step=on_step)
         trained = train_backends(
             source,
-            text,
+            text.corpus,
             plan,
             checkpoint=checkpoint,
             device=request.device,
             attention=request.attention or "auto",
             on_step=on_step,
         )
-    report = {**_with_training(found.to_dict(), trained), "run": request.settings(sides)}
+    report = {**_with_training(found.to_dict(), trained), "run": request.settings(sides, text)}
     return show(report, request.out)
 
 
@@ -243,7 +248,9 @@ def _with_training(report: dict[str, Any], trained: Drift) -> dict[str, Any]:
     return {**report, **own, "training": trained.to_dict()}
 
 
-def _compare_original(request: CompareRequest, sides: Sequence[Side | Original | Bundle], text: bytes) -> int:
+def _compare_original(
+    request: CompareRequest, sides: Sequence[Side | Original | Bundle], text: SideText | None
+) -> int:
     """A published original against a palm model with its weights, or with those of a checkpoint."""
     live = next(side for side in sides if isinstance(side, Original))
     ours = next((side for side in sides if isinstance(side, Side)), None)
@@ -265,10 +272,11 @@ def _compare_original(request: CompareRequest, sides: Sequence[Side | Original |
     else:
         model = load(ours.checkpoint, **options)
         config = model.config
-    tokens = sample_windows(text, config.num_tokens, **request.windows, path=request.data)
+    assert text is not None
+    tokens = text.windows(config.num_tokens, **request.windows)
     check_own(model, tokens)
     found = compare_foreign(function, model, tokens)
-    report = {**found.to_dict(), "run": request.settings(sides)}
+    report = {**found.to_dict(), "run": request.settings(sides, text)}
     return show(report, request.out)
 
 

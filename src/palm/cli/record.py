@@ -11,8 +11,8 @@ from tyro.conf import Positional, arg
 from palm.cli.display import Terminal
 from palm.cli.flags import Architecture, ModelFlags, PresetName, Request, Text, given
 from palm.cli.progress import progress
+from palm.cli.side_text import text_of_sides
 from palm.cli.sides import config_of_sides, parse_side, refuse_ignored
-from palm.data.windows import read_text, sample_windows, standard_library_text
 from palm.errors import ConfigError
 from palm.parity.recording.bundle import check_free
 from palm.parity.recording.excerpt import Excerpt
@@ -34,7 +34,7 @@ class RecordRequest:
     architecture: Architecture = None
     """The original that a preset follows where it leaves the architecture open."""
     data: Text = None
-    """The text to run on, as bytes."""
+    """What to run on: text, a folder, shards, or a .npy file of ids. Text is bytes without a tokenizer."""
     batch: int = 2
     """Number of text windows."""
     length: int = 256
@@ -63,9 +63,10 @@ def record(request: Request[RecordRequest]) -> int:
     check_free(out)
     refuse_ignored((side,), request)
     config = config_of_sides((side,), request.preset, request.architecture, given(request.model))
-    text = standard_library_text() if request.data is None else read_text(request.data)
+    text = text_of_sides((side,), request.data)
+    assert text is not None
     windows = {"batch": request.batch, "length": request.length, "seed": request.seed}
-    tokens = sample_windows(text, config.num_tokens, **windows, path=request.data)
+    tokens = text.windows(config.num_tokens, **windows)
     source = Source(config, request.seed, (tokens,))
     with progress({"a": len(STEPS)}, {"a": request.side}) as on_step:
         recorded = record_side(side, source, out, is_complete=request.complete, on_step=on_step)
@@ -73,7 +74,7 @@ def record(request: Request[RecordRequest]) -> int:
     what = "an excerpt" if isinstance(recorded, Excerpt) else "complete"
     Terminal().print(
         f"{out}: {what}, {size / 2**20:.1f} MiB; loss {recorded.loss:.9g} nats on "
-        f"{' × '.join(map(str, recorded.tokens.shape))} tokens",
+        f"{' × '.join(map(str, recorded.tokens.shape))} tokens ({text.tokens})",
         highlight=False,
         markup=False,
     )

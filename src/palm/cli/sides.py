@@ -121,7 +121,7 @@ def config_of_sides(
     for side in sides:
         if isinstance(side, Bundle):
             return side.recording.config
-    paths = _checkpoints(sides)
+    paths = checkpoints_of(sides)
     if paths:
         return load_arrays(paths[0])[0]
     return find_preset(preset or "small", **changes).resolve(architecture or "torch")
@@ -129,7 +129,7 @@ def config_of_sides(
 
 def model_name(sides: Sequence[Side | Original | Bundle], preset: str | None) -> str:
     """What is compared, for a reader."""
-    names = _checkpoints(sides)
+    names = checkpoints_of(sides)
     names += [str(side.path) for side in sides if isinstance(side, Bundle)]
     names += [side.file or side.source for side in sides if isinstance(side, Original)]
     return ", ".join(dict.fromkeys(names)) or preset or "small"
@@ -159,8 +159,8 @@ def refuse_ignored(sides: Sequence[Side | Original | Bundle], request: Any) -> N
         useless = [*_REPEATS, *_MODEL]
     elif any(isinstance(side, Side) and side.is_served for side in sides):
         what = "decode, rows or padding, of which logits are compared, once"
-        useless = [*_REPEATS, *(_MODEL if _checkpoints(sides) else [])]
-    elif len(_checkpoints(sides)) == len(sides):
+        useless = [*_REPEATS, *(_MODEL if checkpoints_of(sides) else [])]
+    elif len(checkpoints_of(sides)) == len(sides):
         what = "checkpoints, which have their own model"
         useless = [*_MODEL]
     else:
@@ -173,5 +173,6 @@ def refuse_ignored(sides: Sequence[Side | Original | Bundle], request: Any) -> N
         raise ConfigError(f"{', '.join(told)} cannot be used with {what}. Leave it out.")
 
 
-def _checkpoints(sides: Sequence[Side | Original | Bundle]) -> list[str]:
+def checkpoints_of(sides: Sequence[Side | Original | Bundle]) -> list[str]:
+    """The paths of the checkpoints that live sides name."""
     return [side.checkpoint for side in sides if isinstance(side, Side) and side.checkpoint is not None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from palm.data.corpus import Corpus, Data, open_corpus
-from palm.data.files import unreadable
 from palm.errors import DataError
-from palm.files.read import read_file
 from palm.memory import check_fits
 from palm.spec.random import generator
 
@@ -24,7 +21,6 @@ __all__ = [
     "check_vocabulary",
     "open_corpus",
     "python_documentation_text",
-    "read_text",
     "sample_windows",
     "split",
     "standard_library_text",
@@ -34,7 +30,6 @@ __all__ = [
 
 # Four rounds of a Feistel network make a good permutation of a large set; tiny ones need more.
 _ROUNDS = 8
-_MOST_BYTES = 1 << 32
 
 
 def standard_library_text() -> bytes:
@@ -64,14 +59,6 @@ def python_documentation_text() -> bytes:
             "Python must include pydoc_data.topics, its documentation; it does not. Pass a text with --data."
         ) from None
     return "\n".join(topics[name] for name in sorted(topics)).encode()
-
-
-def read_text(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a file. Raises `DataError` if it cannot be read."""
-    try:
-        return read_file(path, _MOST_BYTES)
-    except OSError as error:
-        raise unreadable(path, error) from None
 
 
 def check_vocabulary(corpus: Corpus, num_tokens: int) -> None:
@@ -176,17 +163,16 @@ def sample_windows(
     batch: int,
     length: int,
     seed: int,
-    path: Path | None = None,
 ) -> np.ndarray:
     """`batch` windows of `length` tokens at places that `seed` draws. Shape (batch, length), int64.
 
-    `path` is where the text is from, for the messages of errors. Raises `DataError` if the text is shorter
-    than one window or has bytes the vocabulary lacks, or if the window is too short to have a next token.
+    Raises `DataError` if the text is shorter than one window or has ids the vocabulary lacks, or if the
+    window is too short to have a next token.
     """
     _check_least("batch", batch, 1)
     _check_least("length", length, 2)
     check_fits(f"{batch:,} × {length:,} tokens", 8 * batch * length, "Use a smaller batch or length.")
-    corpus = open_corpus(text, name=None if path is None else str(path))
+    corpus = open_corpus(text)
     _check_length(corpus, length)
     check_vocabulary(corpus, num_tokens)
     starts = generator(seed, "windows").integers(0, len(corpus) - length + 1, size=batch)

@@ -18,7 +18,6 @@ from palm.data.windows import (
     check_vocabulary,
     open_corpus,
     python_documentation_text,
-    read_text,
     sample_windows,
     split,
     standard_library_text,
@@ -271,17 +270,6 @@ def test_there_must_be_a_window_and_a_next_token_in_it(option, value):
     with pytest.raises(DataError) as raised:
         sample_windows(TEXT, BYTES.num_tokens, **{"batch": 1, "length": 3, "seed": 0, option: value})
     assert_explains(raised, f"{option} must be at least", f"{option}={value}", "Use a larger")
-
-
-def test_a_file_is_read_as_it_is(tmp_path):
-    (tmp_path / "text").write_bytes(TEXT)
-    assert read_text(tmp_path / "text") == read_text(str(tmp_path / "text")) == TEXT
-
-
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(DataError) as raised:
-        read_text(tmp_path / "text")
-    assert_explains(raised, "data must be a readable file", f"data={tmp_path / 'text'}", "No such file")
 
 
 def test_pythons_own_library_is_text_enough():

@@ -25,7 +25,7 @@ from palm.parity.repeats import Repeats
 
 PAGE = ROOT / "docs" / "report.md"
 # What no bundle brings and no comparison of bundles can be asked for.
-LIVE = {f"run.{name}" for name in ("data", "batch", "length", "seed", "repeat", "train", "recipe")}
+LIVE = {f"run.{name}" for name in ("data", "tokens", "batch", "length", "seed", "repeat", "train", "recipe")}
 # Objects whose keys are names; and one that is documented elsewhere on the page.
 BY_NAME = {
     "sides[].environment",

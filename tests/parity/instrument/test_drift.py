@@ -87,7 +87,7 @@ def test_processes_of_their_own_agree_too_and_report_each_step(tmp_path):
     reported = []
     found = train_backends(
         Source(CONFIG, 0, ()),
-        standard_library_text(),
+        open_corpus(standard_library_text()),
         dataclasses.replace(RECIPE, steps=4),
         checkpoint=str(checkpoint),
         device=None,

@@ -15,9 +15,9 @@ import numpy as np
 from palm.backends import check_installed
 from palm.checkpoint.checkpoint import load_arrays, save_arrays
 from palm.config import BACKENDS, DType, PaLMConfig
-from palm.data.corpus import open_corpus
-from palm.data.windows import windows
+from palm.data.windows import Corpus, windows
 from palm.errors import BundleError, ConfigError
+from palm.files.arrays import npy_header
 from palm.files.temporary import temporary_folder
 from palm.parity.blackbox.compare import compare_logits
 from palm.parity.blackbox.logits import Logits
@@ -189,7 +189,7 @@ def _labelled(side: Bundle, weights: Mapping[str, np.ndarray] | None) -> Recordi
 
 def train_backends(
     source: Source,
-    text: bytes,
+    corpus: Corpus,
     recipe: Recipe,
     *,
     checkpoint: str | None,
@@ -206,18 +206,27 @@ def train_backends(
     """
     for backend in BACKENDS:
         check_installed(backend)
-    windows(open_corpus(text), seed=recipe.seed, first=0, rows=1, length=recipe.length)
+    windows(corpus, seed=recipe.seed, first=0, rows=1, length=recipe.length)
     with temporary_folder("train") as folder:
-        np.save(folder / "text.npy", np.frombuffer(text, np.uint8))
+        _save_ids(corpus, folder / "ids.npy")
         common = {"config": source.config.to_dict(), "seed": source.seed, "checkpoint": checkpoint}
         common |= {"dtype": recipe.precision, "device": device, "attention": attention}
-        common |= {"recipe": recipe.to_dict(), "text": str(folder / "text.npy")}
+        common |= {"recipe": recipe.to_dict(), "ids": str(folder / "ids.npy")}
         for run in RUNS:
             own = {"backend": "jax" if run == "jax" else "torch", "is_control": run == "control"}
             request = {**common, **own, "out": str(folder / run)}
             with Child(f"train {run}", request, partial(on_step, run)) as child:
                 child.wait()
         return butterfly(*(read_trajectory(folder / run) for run in RUNS))
+
+
+def _save_ids(corpus: Corpus, file: Path) -> None:
+    """Write a corpus as one file of ids, piece by piece: it may be larger than the memory."""
+    dtype = np.min_scalar_type(corpus.largest_possible).newbyteorder("<")
+    with file.open("wb") as stream:
+        stream.write(npy_header(dtype, len(corpus)))
+        for _, ids in corpus.pieces():
+            stream.write(ids.astype(dtype).tobytes())
 
 
 def training_steps(recipe: Recipe) -> int:

@@ -109,7 +109,7 @@ def train(request: dict[str, Any]) -> None:
     options = {name: request[name] for name in ("backend", "device", "attention")}
     model = from_numpy(config, weights, **options)
     print("build", flush=True)
-    corpus = open_corpus(Path(request["text"]))
+    corpus = open_corpus(Path(request["ids"]))
     record_training(model, recipe, corpus, Path(request["out"]), on_step=lambda step: print(step, flush=True))
 
 
