@@ -41,6 +41,7 @@ APART = (
 QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "OMP_NUM_THREADS": "1"}
 # Compiled programs, for the sessions that run the same ones; `tests` begins anew.
 COMPILED = Path(".nox/compiled").resolve()
+BUILT = Path("build/dist")
 # The core that knows of frameworks. It runs where one of them or both are missing; with `-- --whole`, all of
 # the core does.
 AWARE = ("tests/core/test_import.py", "tests/core/test_startup.py", "tests/core/checkpoint", "tests/core/cli")
@@ -249,22 +250,25 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """The wheel, the source archive, and the wheel in an empty environment; `-- v0.2.0`: of that version."""
+    """The wheel and the source archive, into build/dist; `-- v0.2.0`: they must be of that version."""
     session.install(*group("package"))
-    built, empty = Path("build/dist"), Path("build/empty").resolve()
-    for folder in (built, empty):
-        shutil.rmtree(folder, ignore_errors=True)
-    session.run("python", "-m", "build", "--outdir", str(built))
-    [wheel], [source] = built.glob("*.whl"), built.glob("*.tar.gz")
+    shutil.rmtree(BUILT, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(BUILT))
+    [wheel], [source] = BUILT.glob("*.whl"), BUILT.glob("*.tar.gz")
     session.run("twine", "check", "--strict", str(wheel), str(source))
-    session.run("python", "tests/distribution.py", "archives", str(built))
-    session.run("python", "-m", "venv", str(empty))
-    python = str(empty / ("Scripts" if os.name == "nt" else "bin") / "python")
-    session.run(python, "-m", "pip", "install", "-q", "-c", "constraints.txt", str(wheel), external=True)
-    session.run("python", "tests/distribution.py", "environment", python)
+    session.run("python", "tests/distribution.py", "archives", str(BUILT))
     for version in session.posargs:
         if wheel.name != f"palm_dual-{version.removeprefix('v')}-py3-none-any.whl":
             session.error(f"{wheel.name} is not of {version}")
+
+
+@nox.session(python=["3.11", "3.12", "3.13"], requires=["package"])
+def wheel(session: nox.Session) -> None:
+    """The wheel alone in an empty environment of each Python."""
+    [built] = BUILT.glob("*.whl")
+    session.install("-c", "constraints.txt", str(built))
+    [folder] = session.bin_paths or []
+    session.run("python", "tests/distribution.py", "environment", str(Path(folder) / "python"))
 
 
 @nox.session

@@ -3,7 +3,7 @@
     python tests/distribution.py archives DIST       the files in the two archives in the folder DIST
     python tests/distribution.py environment PYTHON  what is installed there, and how quickly palm starts
 
-Both print what is wrong, a line each; the exit status is 1 then. `nox -s package` runs them.
+Both print what is wrong, a line each; the exit status is 1 then. `nox -s package wheel` runs them.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _processor_time(command: list[str], folder: str) -> float:
 if __name__ == "__main__":
     what, where = sys.argv[1:]
     wrong = list(
-        wrong_archives(Path(where)) if what == "archives" else wrong_environment(os.path.abspath(where))
+        wrong_archives(Path(where)) if what == "archives" else wrong_environment(Path(os.path.abspath(where)))
     )
     print("\n".join(wrong) or f"{what}: nothing is wrong")
     sys.exit(bool(wrong))
