@@ -30,6 +30,7 @@ EXTRAS = {
     "sentencepiece",
     "tensorboardx",
     "huggingface-hub",
+    "lm-eval",
     "wandb",
     "trackio",
     "pytest",

@@ -170,6 +170,8 @@ class Handler(BaseHTTPRequestHandler):
             self.may_write(name)
             found.branches[revision] = found.branches["main"]
             return told()
+        if what == "tree" and len(rest) > 2:  # of a folder; here are none
+            raise RefusedError(404, "EntryNotFound")
         commit = found.branches.get(revision, revision)
         if commit not in found.commits:
             raise RefusedError(404, "RevisionNotFound")

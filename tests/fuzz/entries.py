@@ -14,6 +14,7 @@ from fuzz import makers
 import palm
 from palm.checkpoint.boxes import Boxes
 from palm.checkpoint.checkpoint import load_arrays, save_arrays
+from palm.checkpoint.transformers import read_folder
 from palm.cli.main import main
 from palm.data.corpus import open_corpus
 from palm.data.tokenizer import load_tokenizer
@@ -27,6 +28,11 @@ Read = Callable[[Path], Any]
 
 class Refused(PalmError):  # noqa: N818
     """A command ended with status 2."""
+
+
+def exported(folder: Path) -> list[Any]:
+    config, arrays, tokenizer = read_folder(folder)
+    return [config, arrays, None if tokenizer is None else tokenizer.content]
 
 
 def command(*arguments: object) -> str:

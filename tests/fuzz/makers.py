@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from shards import write_rows
@@ -38,6 +39,19 @@ def checkpoint_with_tokenizer(folder: Path) -> None:
     folder.rmdir()
     tokenizer = read_tokenizer_file(WRITTEN / "run-jax-tokenizer" / "tokenizer.json")
     save_arrays(config, arrays, folder, tokenizer=tokenizer)
+
+
+def exported(folder: Path) -> None:
+    """For transformers, in several files and with a tokenizer."""
+    checkpoint, out = folder / "checkpoint", folder / "out"
+    checkpoint.mkdir()
+    checkpoint_with_tokenizer(checkpoint)
+    with mock.patch("palm.checkpoint.export.MOST_BYTES", 9000):
+        palm.export(checkpoint, out, format="transformers")
+    shutil.rmtree(checkpoint)
+    for file in out.iterdir():
+        file.rename(folder / file.name)
+    out.rmdir()
 
 
 def checkpoint_in_pieces(folder: Path) -> None:

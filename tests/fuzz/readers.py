@@ -103,6 +103,21 @@ def weights(folder: Path) -> list[Any]:
     return [summary(folder)["config"], _tensors_of(folder, is_moments=False)]
 
 
+def exported(folder: Path) -> list[Any]:
+    """A folder for transformers: config, arrays by canonical name, and the tokenizer."""
+    index, found = folder / "model.safetensors.index.json", {}
+    whole = {"": "model.safetensors"}
+    for file in {*(load_json(index)["weight_map"] if index.exists() else whole).values()}:
+        found |= tensors(folder / file)
+    arrays = {
+        name.removesuffix(".weight"): array.T if array.ndim == 2 and name != "embedding.weight" else array
+        for name, array in found.items()
+    }
+    tokenizer = folder / "tokenizer.json"
+    content = tokenizer.read_bytes() if tokenizer.exists() else None
+    return [load_json(folder / "config.json")["palm"], arrays, content]
+
+
 def progress(folder: Path) -> list[Any]:
     fields, moments = summary(folder)["fields"], _tensors_of(folder, is_moments=True)
     return [*weights(folder), {"fields": fields, "moments": moments}]

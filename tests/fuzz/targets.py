@@ -101,6 +101,7 @@ TARGETS: dict[str, Target] = {
         makers.checkpoint_in_pieces, entries.boxes, (CheckpointError,), None, readers.reseal
     ),
     "checkpoint.replace": Target(copied("checkpoint-torch"), entries.replace_checkpoint, *SEALED),
+    "transformers": Target(makers.exported, entries.exported, (CheckpointError,), readers.exported),
     "run": Target(
         copied("run-jax-tokenizer"), summarise_run, (RunError, DataError), readers.run, readers.reseal
     ),

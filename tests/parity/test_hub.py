@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 from cases import assert_same_bits, draw_weights, small
 from hub_server import Hub, Repository, serving
@@ -22,6 +23,7 @@ from palm.checkpoint.progress import summarise
 from palm.checkpoint.tokenizer import checkpoint_tokenizer
 from palm.cli.main import main
 from palm.data.tokenizer_file import FileTokenizer
+from palm.spec.rounding import rms
 
 # huggingface_hub's own, of how it calls its HTTP client.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -283,25 +285,55 @@ def test_the_card_is_one_that_the_hub_reads(hub, tmp_path):
     assert f'palm.from_hub("{NAME}", backend="torch")' in card.text
 
 
+def in_a_process(folder: Path, *words: object, **more: str) -> str:
+    """What a Python prints that has the variables which a user sets, and nothing patched."""
+    variables = {"HF_HOME": str(folder), "HF_TOKEN": "hf_mine", "HF_HUB_DISABLE_XET": "1", **more}
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, **variables},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_the_commands_use_the_variables_of_huggingface_hub(tmp_path):
-    """As a user has them: nothing is patched here."""
-    path = saved(tmp_path / "model", TOKENIZER)
-    variables = {"HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_mine", "HF_HUB_DISABLE_XET": "1"}
-
-    def command(*words: object, **more: str) -> str:
-        run = [sys.executable, "-m", "palm", *map(str, words)]
-        env = {**os.environ, **variables, **more}
-        done = subprocess.run(run, capture_output=True, text=True, timeout=120, check=False, env=env)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
+    path, import_ = saved(tmp_path / "model", TOKENIZER), ("-m", "palm", "import", "transformers")
     with serving(Hub()) as hub:
         endpoint = {"HF_ENDPOINT": hub.address}
-        told = command("push", path, NAME, "--private", **endpoint)
+        told = in_a_process(tmp_path / "home", "-m", "palm", "push", path, NAME, "--private", **endpoint)
         commit = hub.repositories[NAME].branches["main"]
         assert told == f"{hub.address}/{NAME}/commit/{commit}\ncommit {commit}\n"
         assert hub.repositories[NAME].private
-        command("import", "transformers", f"hub:{NAME}", tmp_path / "one", **endpoint)
-    command("import", "transformers", f"hub:{NAME}", tmp_path / "two", HF_HUB_OFFLINE="1")
+        in_a_process(tmp_path / "home", *import_, f"hub:{NAME}", tmp_path / "one", **endpoint)
+    in_a_process(tmp_path / "home", *import_, f"hub:{NAME}", tmp_path / "two", HF_HUB_OFFLINE="1")
     for name in ("one", "two"):
         assert_same_bits(palm.to_numpy(palm.load(tmp_path / name, backend="torch")), WEIGHTS)
+
+
+TRANSFORMERS = f"""
+import sys
+import numpy as np, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("{NAME}", trust_remote_code=True, dtype=torch.float64).eval()
+ids = AutoTokenizer.from_pretrained("{NAME}")("the cat sat", return_tensors="pt").input_ids
+with torch.no_grad():
+    np.savez(sys.argv[1], ids=ids.numpy(), logits=model(ids).logits.numpy())
+"""
+
+
+@pytest.mark.whole
+def test_transformers_loads_what_was_pushed_as_its_card_says(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "MOST_BYTES", 9000)
+    palm.push_to_hub(saved(tmp_path / "model", TOKENIZER), NAME)
+    in_a_process(tmp_path, "-c", TRANSFORMERS, tmp_path / "found.npz", HF_ENDPOINT=hub.address)
+    found = np.load(tmp_path / "found.npz", allow_pickle=False)
+    model = palm.convert(palm.from_hub(NAME, backend="torch"), backend="torch", dtype="float64")
+    assert found["ids"][0].tolist() == palm.tokenizer_of(model).encode("the cat sat").tolist()
+    exact = palm.activations(model, found["ids"])["logits"]
+    assert rms(found["logits"] - exact) <= 1e-13 * rms(exact)
+    other = palm.activations(model, found["ids"][:, ::-1])["logits"]
+    assert rms(found["logits"] - other) > 0.01 * rms(exact)
