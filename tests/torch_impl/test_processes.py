@@ -46,8 +46,16 @@ def test_what_is_waited_for_is_given_or_raised():
         processes.interruptibly(lambda: 1 / 0)
 
 
-@pytest.mark.parametrize("what", ["steps", "data", "mesh", "nothing"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        *("steps", "data", "mesh", "weights", "nothing", "weights alike"),
+        pytest.param("weights or none", marks=pytest.mark.whole),
+    ],
+)
 def test_processes_that_are_given_something_else_all_stop_before_the_first_step(what):
     """Before, they trained another run, or waited for each other."""
     found = run_processes(2, "unlike", what)
-    assert ("must be" in found.get("error", "")) == (what != "nothing")
+    assert ("must be" in found.get("error", "")) == (what not in ("nothing", "weights alike"))
+    if what.startswith("weights") and found:
+        assert "all processes must be given the same" in found["error"]

@@ -20,7 +20,7 @@ from palm.data.windows import check_vocabulary
 from palm.errors import ConfigError, DataError, RunError
 from palm.recipes import Recipe
 from palm.spec.mesh import AnyMesh, Mesh, check_batch, mesh_of
-from palm.spec.parameters import frozen
+from palm.spec.parameters import check_weights, frozen
 from palm.spec.sizes import check_cache, check_training
 from palm.training.cadence import Cadence
 from palm.training.follower import Follower
@@ -28,14 +28,16 @@ from palm.training.run_folder import Run
 from palm.wings import Wing
 
 
-def check_kinds(config: Any, recipe: Any) -> None:
-    """Raise `ConfigError` unless these are a config and a recipe."""
+def check_given(config: Any, recipe: Any, weights: Any, backend: Backend) -> None:
+    """Raise `ConfigError` unless these are a config and a recipe, `WeightsError` for weights of another."""
     kinds = (("config", config, PaLMConfig, 'preset("tiny")'), ("recipe", recipe, Recipe, 'recipe("bytes")'))
     for name, value, kind, make in kinds:
         if not isinstance(value, kind):
             raise ConfigError(
                 f"{name} must be a {kind.__name__}; got {name}={value!r}. Make one with palm.{make}."
             )
+    if weights is not None:
+        check_weights(config, weights, backend)
 
 
 def check_room(config: PaLMConfig, recipe: Recipe, cadence: Cadence) -> None:

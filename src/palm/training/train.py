@@ -28,7 +28,7 @@ from palm.training.onlookers import make_onlookers
 from palm.training.run_folder import Run
 from palm.training.setup import (
     check_fits,
-    check_kinds,
+    check_given,
     is_path,
     new_run,
     open_data,
@@ -144,7 +144,7 @@ def train(
 
     Raises `ConfigError`, `DataError`, `RunError`, `DivergedError`, and what `palm.build` raises.
     """
-    check_kinds(config, recipe)
+    check_given(config, recipe, weights, backend)
     implementation = wing(backend)
     config, cadence = config.resolve(backend), cadence or Cadence()
     place = placed(backend, device, mesh)
@@ -156,7 +156,7 @@ def train(
     beside = make_onlookers(out, about, implementation, loggers, profile)
 
     with implementation.together(), asked_to_stop() as asked, run.locked(new=True) if run else nullcontext():
-        check_same_run(implementation, config, recipe, cadence, mesh, corpus)
+        check_same_run(implementation, config, recipe, cadence, mesh, corpus, weights)
         loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step, beside)
         options = {"backend": backend, "dtype": recipe.master, "device": place, "attention": attention}
         trainer = implementation.Trainer(_model(config, weights, recipe, options), recipe)

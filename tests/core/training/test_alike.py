@@ -2,10 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
 import palm
-from palm.training.alike import check_alike
+from palm.training.alike import check_alike, digest_of
 
 
 class Processes:
@@ -52,3 +53,40 @@ def test_the_others_stop_too_and_say_so():
 
 def test_a_process_alone_asks_nobody():
     check_alike(Processes({}, several=False), recipe=RECIPE)
+
+
+def weights(**changed):
+    arrays = {"a": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.ones(5, np.float32)}
+    return arrays | changed
+
+
+def test_weights_that_are_the_same_have_one_digest_however_they_lie():
+    turned = np.asfortranarray(weights()["a"])
+    spread = np.repeat(weights()["b"], 2)[::2]
+    assert digest_of(weights()) == digest_of({"b": spread, "a": turned}) == digest_of(weights())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"b": np.nextafter(np.ones(5, np.float32), 2)},
+        {"b": np.ones(5)},
+        {"b": np.ones((5, 1), np.float32)},
+        {"b": np.array([1, 1, 1, 1, -1], np.float32)},
+        {"c": np.ones(5, np.float32)},
+        {"a": np.arange(12, dtype=np.float32).reshape(4, 3).T.copy()},
+    ],
+    ids=["one unit", "dtype", "shape", "the last number", "name", "order"],
+)
+def test_other_weights_have_another_digest(changed):
+    assert digest_of(weights()) != digest_of(weights(**changed))
+
+
+def test_every_number_of_large_weights_counts():
+    large = np.zeros((3000, 1000), np.float32)
+    whole = digest_of({"a": large})
+    for at in (0, 1_500_001, large.size - 1):
+        large.flat[at] = 1
+        assert digest_of({"a": large}) != whole
+        large.flat[at] = 0
+    assert digest_of({"a": large}) == whole
