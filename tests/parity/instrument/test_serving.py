@@ -180,7 +180,7 @@ def test_padding_that_is_seen_is_found_and_named(rows, monkeypatch):
 def compared(served: np.ndarray, plain: np.ndarray, model: Any, tokens: np.ndarray) -> Any:
     recording = record(model, tokens, label="torch")
     recording = replace(recording, taps={**recording.taps, "logits": plain})
-    return compare_logits("torch rows alone", Logits(served.astype(np.float64), "float32"), recording)
+    return compare_logits("torch rows alone", Logits(served.astype(np.float64), recording.dtype), recording)
 
 
 def test_the_answer_is_about_the_side_that_is_off():
@@ -205,6 +205,38 @@ def test_the_answer_is_about_the_side_that_is_off():
         assert "position 5 of sequence 1</dd>" in found.to_html().replace("\n", "")
     with pytest.raises(ProbeError, match=r"torch must be within rounding of the referee.*palm compare torch"):
         compared(wrong, wrong, model, tokens)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_single_position_is_found_where_all_logits_together_hide_it(dtype):
+    model = model_of("torch", dtype, depth=1)
+    tokens = draw_tokens(model.config, 8, 64)
+    right = palm.activations(model, tokens)["logits"]
+    wrong, size = right.copy(), {"float32": 2e-5, "bfloat16": 0.1}[dtype]
+    scale = np.sqrt(np.square(right.astype(np.float64)).mean())
+    wrong[3, 9] += (size * scale * np.random.default_rng(0).standard_normal(40)).astype(right.dtype)
+    assert compared(right, right, model, tokens).agree
+    for served, plain in ((wrong, right), (right, wrong)):
+        found = compared(served, plain, model, tokens)
+        assert found.before <= found.bound
+        assert (found.outcome, found.first_position, found.likenesses) == ("differ", (3, 9), ()), (
+            found.verdict
+        )
+        assert "differ at single positions, although rounding explains the distance of all" in found.verdict
+        assert found.verdict.endswith("from position 9 of sequence 3 on. Only logits are compared.")
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("positions", ["alibi", "rotary"])
+def test_right_positions_are_not_apart_however_many_there_are(seed, positions):
+    config = small(num_tokens=40, positions=positions)
+    weights = draw_weights(config, seed, dtype="bfloat16")
+    model = palm.from_numpy(config, weights, backend="torch")
+    tokens = draw_tokens(config, 8, 64, seed=seed)
+    served = palm.served(model, padding="left")(tokens)
+    found = compared(served, palm.activations(model, tokens)["logits"], model, tokens)
+    assert found.agree, found.verdict
 
 
 def test_logits_that_are_not_finite_are_placed():

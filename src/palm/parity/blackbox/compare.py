@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -13,10 +14,11 @@ import numpy as np
 from palm.backends import backend_of, config_of, dtype_of, is_model, model_of
 from palm.errors import BackendError, ProbeError
 from palm.models import activations, to_numpy
-from palm.parity.blackbox.examine import Examined, examine, own_errors, rounding_of
+from palm.parity.blackbox.examine import Examined, examine, lone_position, own_errors, rounding_of
 from palm.parity.blackbox.guess import Search
 from palm.parity.blackbox.logits import Logits, logits_of
 from palm.parity.blackbox.result import ForeignComparison, Likeness
+from palm.parity.blackbox.search import Outcome
 from palm.parity.explain.replay import distance
 from palm.parity.judge.need import LOW
 from palm.parity.judge.predictions import predictions
@@ -57,25 +59,35 @@ def compare_logits(label: str, logits: Logits, recording: Recording) -> ForeignC
 
     As `compare_foreign`: they have the recording's weights, and are of its tokens. What the recording is off
     by is a right program's rounding, if it was made in the same type. Where the recording alone is not within
-    rounding of the referee, the answer is about it. Raises `ProbeError` where neither is.
+    rounding of the referee, the answer is about it. Where all logits together are, single positions are held
+    to what right programs are off by there. Raises `ProbeError` where neither side is near the referee.
     """
     weights = {name: np.asarray(array, np.float64) for name, array in recording.weights.items()}
     config, ids = recording.config, recording.tokens
     recorded = Logits(recording.taps["logits"].astype(np.float64), recording.dtype)
+    plain = Search(config, weights, ids, *recorded)
     names = label, recording.label
-    if not _is_near(Search(config, weights, ids, *recorded)):
+    if not _is_near(plain):
         if not _is_near(Search(config, weights, ids, *logits)):
-            _check_plain(recording.label, Search(config, weights, ids, *recorded))
+            _check_plain(recording.label, plain)
         logits, recorded, names = recorded, logits, names[::-1]
+    same = logits.dtype == recorded.dtype
 
     def own(whole: Search) -> Iterator[float]:
-        if whole.dtype == recorded.dtype:
+        if same:
             yield distance(recorded.values, whole.exact)
 
     def beginning(ids: np.ndarray) -> Logits:
         return logits._replace(values=logits.values[tuple(map(slice, ids.shape))])
 
-    return _answer(*names, examine(beginning, config, weights, ids, own), one_model=True)
+    found = examine(beginning, config, weights, ids, own)
+    if found.first is None:
+        found = replace(found, first=lone_position(found.whole, [recorded.values] if same else []))
+    if found.first is None and not found.met:
+        first = lone_position(plain, [logits.values] if same else [])
+        if first is not None:
+            found, names = Examined(plain, Outcome((), 0, 0), (), first), names[::-1]
+    return _answer(*names, found, one_model=True)
 
 
 def _answer(label: str, other: str, found: Examined, *, one_model: bool = False) -> ForeignComparison:

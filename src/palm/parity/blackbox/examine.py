@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from palm.parity.blackbox.guess import HOPELESS, Guess, Search
 from palm.parity.blackbox.logits import Logits
 from palm.parity.blackbox.search import Outcome, confirmed, explain
 from palm.parity.explain.replay import distance
-from palm.parity.judge.need import LOW, Format, a_priori, allowed, formats
+from palm.parity.judge.need import CERTAIN, LOW, Format, a_priori, allowed, formats
 from palm.spec.parameters import DTYPES
 from palm.spec.rounding import rms
 
@@ -126,12 +126,33 @@ def rounding_of(whole: Search) -> Format | None:
     return None
 
 
+def lone_position(whole: Search, right: Sequence[np.ndarray]) -> tuple[int, ...] | None:
+    """The first position that is further off than right programs are there, whatever the whole says.
+
+    `right`: logits of palm's own. Only what is beyond the bound of the whole is asked for: there, right
+    programs may be further off than elsewhere.
+    """
+    off = _off(whole, whole.logits)
+    if not (off > whole.bound).any():
+        return None
+    usual = np.max([_off(whole, logits) for logits in (*right, *whole.right)], 0)
+    return _first(off > np.maximum(whole.bound, CERTAIN * usual))
+
+
 def _first_beyond(whole: Search) -> tuple[int, ...] | None:
     """The first position whose logits are further off than the bound; None if it shows at no single one."""
-    scale = rms(whole.exact) or 1.0
+    return _first(~(_off(whole, whole.logits) <= whole.bound))  # what is not finite is, too
+
+
+def _off(whole: Search, logits: np.ndarray) -> np.ndarray:
+    """How far the logits of each position are off, relative to the rms of all exact ones."""
     with np.errstate(over="ignore", invalid="ignore"):
-        off = np.sqrt(np.square(whole.logits - whole.exact).mean(-1)) / scale
-    places = np.argwhere(~(off <= whole.bound))  # what is not finite is, too
+        return np.sqrt(np.square(logits - whole.exact).mean(-1)) / (rms(whole.exact) or 1.0)
+
+
+def _first(chosen: np.ndarray) -> tuple[int, ...] | None:
+    """The index of the first position that is chosen, in any sequence."""
+    places = np.argwhere(chosen)
     return tuple(int(i) for i in places[np.argmin(places[:, -1])]) if len(places) else None
 
 

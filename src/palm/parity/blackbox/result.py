@@ -82,7 +82,7 @@ class ForeignComparison(Answer):
     @property
     def outcome(self) -> Literal["agree", "differ", "cannot tell"]:
         """The answer: what a known cause explains is a difference, also where rounding could."""
-        if self.likenesses or self.not_finite or self._other_function:
+        if self.likenesses or self.not_finite or self._other_function or self._lone:
             return "differ"
         if self._hidden and self.traced:  # in float64 it is the same function
             return "agree"
@@ -94,6 +94,11 @@ class ForeignComparison(Answer):
     def _hidden(self) -> bool:
         """Whether the logits alone do not tell a difference from rounding."""
         return self.before <= self.bound or self.before < self.certain
+
+    @property
+    def _lone(self) -> bool:
+        """Whether single positions are apart, and rounding explains the distance of all logits together."""
+        return self.one_model and self.first_position is not None and self.before <= self.bound
 
     @property
     def _other_function(self) -> list[Divergence]:
@@ -138,7 +143,7 @@ class ForeignComparison(Answer):
                 f"rounding ({self._size}). Compare in a wider dtype{taps}."
             )
         if not self.likenesses:
-            return f"{both} differ ({self._measured}), {self._unknown}"
+            return f"{both} differ {self._alone if self._lone else f'({self._measured}), {self._unknown}'}"
         first = self.likenesses[0]
         others = "; or ".join(one.detail for one in self.likenesses[1:3])
         told = evidence(first.cause, self.before, first.after, self.bound)
@@ -146,6 +151,13 @@ class ForeignComparison(Answer):
         return (
             f"{self.label} behaves like this model, but {first.detail} ({told}). {first.fix}{equal}"
             f"{self._place if self.one_model else ''}"
+        )
+
+    @property
+    def _alone(self) -> str:
+        return (
+            "at single positions, although rounding explains the distance of all logits together "
+            f"({self._size}).{self._place}"
         )
 
     @property
