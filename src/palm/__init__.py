@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from palm.checkpoint.checkpoint import load, save
     from palm.checkpoint.export import export
     from palm.checkpoint.hub import from_hub
+    from palm.checkpoint.programs import Programs, load_programs
     from palm.checkpoint.push import Pushed, push_to_hub
     from palm.generation.generate import generate
     from palm.generation.rows import Generation
@@ -64,6 +65,7 @@ else:
             "Gap": "palm.training.noise:Gap",
             "Generation": "palm.generation.rows:Generation",
             "Plan": "palm.spec.plan:Plan",
+            "Programs": "palm.checkpoint.programs:Programs",
             "ProgramComparison": "palm.parity.programs.result:ProgramComparison",
             "Pushed": "palm.checkpoint.push:Pushed",
             "Trace": "palm.parity.programs.trace:Trace",
@@ -83,6 +85,7 @@ else:
             "from_upstream": "palm.upstream.read:from_upstream",
             "generate": "palm.generation.generate:generate",
             "load": "palm.checkpoint.checkpoint:load",
+            "load_programs": "palm.checkpoint.programs:load_programs",
             "plan": "palm.spec.plan:plan",
             "push_to_hub": "palm.checkpoint.push:push_to_hub",
             "record": "palm.parity.recording.bundle:record_bundle",
@@ -121,6 +124,7 @@ __all__ = [
     "Plan",
     "ProbeError",
     "ProgramComparison",
+    "Programs",
     "Pushed",
     "Recipe",
     "RunError",
@@ -144,6 +148,7 @@ __all__ = [
     "from_upstream",
     "generate",
     "load",
+    "load_programs",
     "plan",
     "preset",
     "push_to_hub",

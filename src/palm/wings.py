@@ -79,6 +79,18 @@ class DecoderProtocol(Protocol):
         """Take in given tokens (b,) instead of chosen ones."""
 
 
+class ProgramsProtocol(Protocol):
+    """Exported programs, read back: `forward` and `decode` on NumPy's arrays."""
+
+    def forward(self, tokens: np.ndarray) -> np.ndarray:
+        """The logits (b, n, v) of ids (b, n)."""
+
+    def decode(
+        self, tokens: np.ndarray, positions: np.ndarray, caches: tuple[Any, ...]
+    ) -> tuple[np.ndarray, tuple[Any, ...]]:
+        """The logits (b, v) after one new token of each sequence, and the caches with it."""
+
+
 class Wing(Protocol[M]):
     """The functions that palm calls on a wing, whose models are of class M."""
 
@@ -93,6 +105,13 @@ class Wing(Protocol[M]):
     @property
     def Decoder(self) -> Callable[..., DecoderProtocol]:  # noqa: N802
         """Decodes sequences with a KV cache."""
+
+    @property
+    def Programs(self) -> Callable[[Mapping[str, bytes], Mapping[str, np.ndarray]], ProgramsProtocol]:  # noqa: N802
+        """Reads programs back that `make_programs` made, with the weights that they take."""
+
+    def make_programs(self, model: M, length: int) -> dict[str, bytes]:
+        """The forward pass and a decoding step as programs that need no model, by name."""
 
     @property
     def weights(self) -> Any:

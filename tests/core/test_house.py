@@ -39,7 +39,7 @@ PARITY_FLOORS = (
 DOORS = {
     "checkpoint": {
         *("background", "boxes", "checkpoint", "export", "locate", "team", "manifest", "progress"),
-        *("hub", "push", "tokenizer", "transformers"),
+        *("hub", "programs", "push", "tokenizer", "transformers"),
     },
     "data": {"corpus", "download", "remembered", "sharding", "tokenizer", "tokenizer_file", "windows"},
     "generation": {"generate", "prompts", "rows"},

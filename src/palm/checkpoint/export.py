@@ -1,11 +1,11 @@
-"""A checkpoint's weights for other tools: safetensors files, and an index of several.
+"""A checkpoint for other tools: its weights in safetensors files, with an index of several, or as programs.
 
     OUT/config.json                              the resolved config, and what else the format has
     OUT/model.safetensors                        all weights, up to 5 GB
     OUT/model-00001-of-00003.safetensors         or as many files as they need,
     OUT/model.safetensors.index.json             and in which of them each is
 
-Source of the names and the index: https://huggingface.co/docs/huggingface_hub/package_reference/serialization.
+Formats of programs are in palm.checkpoint.programs. Source of the names and the index: https://huggingface.co/docs/huggingface_hub/package_reference/serialization.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from palm.checkpoint import transformers
 from palm.checkpoint.about import free_path, writable
 from palm.checkpoint.boxes import Boxes
 from palm.checkpoint.card import CARD, card, check_license
+from palm.checkpoint.exported import write_programs
 from palm.checkpoint.manifest import CONFIG
+from palm.checkpoint.programs import KINDS
 from palm.checkpoint.progress import summarise
 from palm.checkpoint.tokenizer import checkpoint_tokenizer
 from palm.checkpoint.transformers import INDEX
@@ -34,7 +36,7 @@ from palm.spec.parameters import dtype_name, parameters
 
 # Of a file, as the tools that read them have it.
 MOST_BYTES = 5 * 10**9
-Format = Literal["safetensors", "transformers"]
+Format = Literal["safetensors", "transformers", "torch-export", "stablehlo"]
 
 
 def export(
@@ -43,23 +45,34 @@ def export(
     *,
     format: Format = "safetensors",
     license: str | None = None,
+    length: int | None = None,
 ) -> Path:
-    """Write the weights of a checkpoint to safetensors files in the new folder `out`, for other tools.
+    """Write a checkpoint for other tools to the new folder `out`: its weights, or the model as programs.
 
-    `path` is a checkpoint or a run, which means its newest one. In the format "safetensors" the names are the
-    canonical ones, and matrices are (in, out); `palm.from_numpy` reads them again. In "transformers" the
-    folder is one that `AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)` loads, with the
-    tokenizer and a model card, README.md, which names the `license` if one is given; `palm import
-    transformers` reads it again. The dtype is the checkpoint's. One tensor at a time is in memory. Weights of
-    more than 5 GB go to several files, with the index `model.safetensors.index.json`.
+    `path` is a checkpoint or a run, which means its newest one. The dtype is the checkpoint's.
 
-    Raises `CheckpointError` if the checkpoint is damaged, or if `out` exists or cannot be written, and
-    `ConfigError` for an unknown format, and for a license that is no name or has no card to be in. Then
-    nothing is there.
+    - "safetensors": the names are the canonical ones, and matrices are (in, out); `palm.from_numpy` reads
+      them again. Weights of more than 5 GB go to several files, with the index
+      `model.safetensors.index.json`. One tensor at a time is in memory.
+    - "transformers": the same for `AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)`, with
+      the tokenizer and a model card, README.md, which names the `license` if one is given; `palm import
+      transformers` reads it again.
+    - "torch-export", "stablehlo": the forward pass and a decoding step of at most `length` positions (2,048)
+      as programs of torch.export, or of jax.export; `palm.load_programs` reads them again. Before the folder
+      gets its name, palm reads the programs back, and compares their logits with the model's.
+
+    Raises `CheckpointError` if the checkpoint is damaged, if `out` exists or cannot be written, or if the
+    programs do not agree with the model, `ConfigError` for an unknown format, a length that is none, a
+    license that is no name, and for either where the format has no place for it, `TokenError` for more
+    positions than xPos has, and of programs what `palm.load` raises. Then nothing is there.
     """
     if format not in get_args(Format):
         raise ConfigError(
             f"format must be one of {', '.join(get_args(Format))}; got format={format!r}. Choose one."
+        )
+    if length is not None and format not in KINDS:
+        raise ConfigError(
+            f"length must be left out but for programs; got {length=} and {format=}. Leave it out."
         )
     if format == "transformers":
         return export_card(path, out, "FOLDER", license)
@@ -69,6 +82,8 @@ def export(
             "Leave it out."
         )
     boxes = Boxes(path)
+    if format in KINDS:
+        return write_programs(boxes, free_path(out, overwrite=False), format, length)
     return _write(boxes, out, format, {CONFIG: boxes.config.to_json().encode()})
 
 

@@ -18,6 +18,7 @@ from palm.checkpoint.export import Format
 from palm.checkpoint.export import export as write_export
 from palm.checkpoint.hub import PREFIX, fetch, fetch_exported
 from palm.checkpoint.locate import BEST, LAST
+from palm.checkpoint.programs import KINDS, read_about
 from palm.checkpoint.progress import summarise
 from palm.checkpoint.push import push_to_hub
 from palm.checkpoint.transformers import read_folder
@@ -30,6 +31,7 @@ from palm.files.names import visible
 from palm.memory import in_units
 from palm.presets import PRESETS
 from palm.presets import preset as find_preset
+from palm.spec.rounding import RATIO_BAR
 from palm.spec.sizes import describe
 from palm.training.run_folder import Run
 from palm.training.summary import RunSummary
@@ -219,16 +221,29 @@ class ExportRequest:
     format: Format = "safetensors"
     """safetensors: the weights under palm's names. transformers: a folder that Hugging Face's
     AutoModelForCausalLM loads with trust_remote_code=True, and a model card. Above 5 GB there are several
-    files, and an index."""
+    files, and an index. torch-export, stablehlo: the forward pass and a decoding step as programs of
+    torch.export or of jax.export, which run without palm."""
+    length: Annotated[int | None, default("2048")] = None
+    """Of programs: the most positions of a sequence."""
     license: Annotated[str | None, Optional] = None
     """Name of a license for the model card: mit, apache-2.0, …"""
 
 
 def export(request: Request[ExportRequest]) -> int:
-    """Write the weights of a checkpoint for other tools, or for transformers."""
-    write_export(request.model, request.out, format=request.format, license=request.license)
-    told = "\n".join(str(file) for file in sorted(request.out.iterdir()))
-    Terminal().print(told, highlight=False, markup=False)
+    """Write the weights of a checkpoint for other tools, or for transformers, or the model as programs."""
+    write_export(
+        request.model, request.out, format=request.format, length=request.length, license=request.license
+    )
+    told = [str(file) for file in sorted(request.out.iterdir())]
+    if request.format in KINDS:
+        found = read_about(request.out)["agreement"]
+        rest = ", the others as likely, to rounding" if found["same"] < found["tokens"] else ""
+        told.append(
+            "read back, the logits differ from the model's by rounding: ratio "
+            f"{found['forward']:.2f} (forward) and {found['decode']:.2f} (decode), of at most {RATIO_BAR}; "
+            f"{found['same']} of {found['tokens']} greedy tokens are the same{rest}"
+        )
+    Terminal().print("\n".join(told), highlight=False, markup=False)
     return 0
 
 

@@ -3,6 +3,7 @@
 from palm.jax_impl import weights
 from palm.jax_impl.attention import Attention, choose_path
 from palm.jax_impl.block import Block
+from palm.jax_impl.exported import Programs, make_programs
 from palm.jax_impl.feedforward import FeedForward, swiglu
 from palm.jax_impl.generate import Decoder, choose
 from palm.jax_impl.installation import installation
@@ -43,6 +44,7 @@ __all__ = [
     "Linear",
     "Norm",
     "PaLM",
+    "Programs",
     "Trainer",
     "activations",
     "adafactor",
@@ -68,6 +70,7 @@ __all__ = [
     "leave",
     "linear",
     "logprobs",
+    "make_programs",
     "masked_scores",
     "mesh_of_model",
     "next_token_loss",

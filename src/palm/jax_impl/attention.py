@@ -101,13 +101,13 @@ class Attention(eqx.Module):
         its gradient, which is whole on each device of a mesh, is added to that of y when that is whole, too.
         Shapes: y, keyed (..., n, d) -> (..., n, d).
         """
-        q, k, v = self._projected(y, y if keyed is None else keyed, rotation)
+        q, k, v = self.projected(y, y if keyed is None else keyed, rotation)
         q = tap("q", rearrange(q, "... n h e -> ... n (h e)"))
         q, k, v = rearrange(q, "... n (h e) -> ... n h e", h=self.heads), tap("k", k), tap("v", v)
         attended = on_each_device(ATTENTION[self.path], q, k, v, slopes, segments)
         return self.out(tap("attention", rearrange(attended, "... n h e -> ... n (h e)")))
 
-    def _projected(self, y: Hidden, keyed: Hidden, rotation: Rotations | None) -> tuple[Queries, Keys, Keys]:
+    def projected(self, y: Hidden, keyed: Hidden, rotation: Rotations | None) -> tuple[Queries, Keys, Keys]:
         """Shapes: y, keyed (..., n, d) -> q (..., n, h, e), k and v (..., n, e)."""
         q = rearrange(self.query(y), "... n (h e) -> ... n h e", h=self.heads)
         if self.key_value is not None:

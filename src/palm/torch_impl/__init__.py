@@ -3,6 +3,7 @@
 from palm.torch_impl import weights
 from palm.torch_impl.attention import Attention, choose_path
 from palm.torch_impl.block import Block
+from palm.torch_impl.exported import Programs, make_programs
 from palm.torch_impl.feedforward import FeedForward, swiglu
 from palm.torch_impl.generate import Decoder, choose
 from palm.torch_impl.installation import installation
@@ -43,6 +44,7 @@ __all__ = [
     "Linear",
     "Norm",
     "PaLM",
+    "Programs",
     "Trainer",
     "activations",
     "adafactor",
@@ -68,6 +70,7 @@ __all__ = [
     "leave",
     "linear",
     "logprobs",
+    "make_programs",
     "masked_scores",
     "mesh_of_model",
     "next_token_loss",

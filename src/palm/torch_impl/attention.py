@@ -90,13 +90,13 @@ class Attention(nn.Module):
 
         Shapes: y (..., n, d) -> (..., n, d).
         """
-        q, k, v = self._projected(y, rotation)
+        q, k, v = self.projected(y, rotation)
         q = tap("q", rearrange(q, "... n h e -> ... n (h e)"))
         q, k, v = rearrange(q, "... n (h e) -> ... n h e", h=self.config.heads), tap("k", k), tap("v", v)
         attended = rearrange(ATTENTION[self.path](q, k, v, slopes, segments), "... n h e -> ... n (h e)")
         return self.out(tap("attention", attended))
 
-    def _projected(self, y: Hidden, rotation: Rotations | None) -> tuple[Queries, Keys, Keys]:
+    def projected(self, y: Hidden, rotation: Rotations | None) -> tuple[Queries, Keys, Keys]:
         """Shapes: y (..., n, d) -> q (..., n, h, e), k and v (..., n, e)."""
         q = rearrange(self.query(y), "... n (h e) -> ... n h e", h=self.config.heads)
         if self.config.share_kv:

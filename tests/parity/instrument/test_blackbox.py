@@ -171,6 +171,16 @@ def test_a_port_in_the_dtype_of_the_weights_is_judged_in_float64_too():
     assert (found.outcome, found.divergences[0].cause) == ("differ", "times 1.006")
 
 
+@pytest.mark.parametrize("factor", [1.0, 1.05])
+def test_logits_that_were_computed_out_of_sight_are_judged_by_themselves(factor):
+    cfg = ROTARY
+    model = palm.from_numpy(cfg, draw_weights(cfg, 5, "bfloat16"), backend="torch")
+    ids = draw_tokens(cfg, 40)
+    logits = (lowered(model, "bfloat16", factor)(torch.as_tensor(ids))).detach().view(torch.int16).numpy()
+    found = palm.compare(lambda _: logits.view(ml_dtypes.bfloat16), model, ids)
+    assert (found.agree, found.traced) == (factor == 1.0, False), found.verdict
+
+
 def in_bfloat16(factor: float) -> ForeignComparison:
     cfg = ROTARY
     model = palm.from_numpy(cfg, draw_weights(cfg, 5, "bfloat16"), backend="torch")
