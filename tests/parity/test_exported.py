@@ -15,7 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from cases import draw_tokens, draw_weights, python, small
+import safetensors.numpy
+import torch
+from cases import ROOT, draw_tokens, draw_weights, python, small
 
 import palm
 from palm import CheckpointError, ConfigError, MissingFrameworkError, TokenError, jax_impl, torch_impl
@@ -150,6 +152,23 @@ def test_another_process_runs_them_without_palm(made, tmp_path):
     assert np.array_equal(found["forward"], own)
     assert np.abs(found["decode"] - own).max() <= 1e-5 * np.abs(own).max()
     assert not np.array_equal(programs.forward((ids + 1) % 40), own)  # the control
+
+
+def test_the_examples_of_the_page_run(made, monkeypatch):
+    folder, format, programs, _ = made
+    page = (ROOT / "docs/exporting.md").read_text(encoding="utf-8")
+    with_palm, of_torch, of_jax = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    ids, caches = draw_tokens(programs.config, 2, 5), programs.caches(2)
+    names = {"palm": palm, "ids": ids, "torch": torch, "jax": jax, "safetensors": safetensors, "Path": Path}
+    if format == "torch-export":
+        given = torch.from_numpy(ids), torch.zeros(2, dtype=torch.long), tuple(map(torch.from_numpy, caches))
+    else:
+        given = ids.astype(np.int32), np.zeros(2, np.int32), caches
+    names |= dict(zip(("tokens", "positions", "caches"), given, strict=True))
+    monkeypatch.chdir(folder)
+    for example in (with_palm, of_torch if format == "torch-export" else of_jax):
+        code = example.replace("FOLDER", "out").replace('"RUN"', '"model"')
+        exec(compile(code, "example", "exec"), {**names})
 
 
 def test_any_number_of_sequences_and_of_tokens_up_to_the_length(made):

@@ -5,7 +5,8 @@
     OUT/model-00001-of-00003.safetensors         or as many files as they need,
     OUT/model.safetensors.index.json             and in which of them each is
 
-Formats of programs are in palm.checkpoint.programs. Source of the names and the index: https://huggingface.co/docs/huggingface_hub/package_reference/serialization.
+Formats of programs: see palm.checkpoint.programs.
+Source of the names and the index: https://huggingface.co/docs/huggingface_hub/package_reference/serialization.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ COMMANDS = {
     ),
     "export": (
         "palm.cli.models:export",
-        "Write the weights of a checkpoint for other tools, or for transformers.",
+        "Write the weights of a checkpoint for other tools, or for transformers, or the model as programs.",
     ),
     "push": (
         "palm.cli.models:push",

@@ -23,7 +23,7 @@ from palm.parity.judge.need import holds
 from palm.parity.judge.predictions import predictions, side_by_side
 from palm.parity.programs.compare import compare_programs
 from palm.parity.programs.kinds import Framework, check_frameworks, traced_program
-from palm.parity.programs.parts import ancestry
+from palm.parity.programs.parts import sees_inputs
 from palm.parity.programs.result import ProgramComparison
 from palm.parity.programs.sides import programs
 from palm.parity.programs.trace import Trace, is_trace, read_trace
@@ -36,7 +36,6 @@ from palm.spec import backward, forward
 from palm.spec.parameters import numpy_dtype
 from palm.spec.rounding import coarsest
 from palm.spec.tokens import check_tokens
-from palm.tracing.program import Program
 
 if TYPE_CHECKING:
     from palm.backends import Model
@@ -153,20 +152,13 @@ def _with_lines(found: ForeignComparison, function: Any, model: Any, tokens: Any
     ids = check_tokens(tokens, config, at_least=2)
     try:
         a = traced_program(function, (ids,), label=found.label, most=_MOST_OPERATIONS)
-        if not _sees_inputs(a):
+        if not sees_inputs(a):
             return found
         b = traced_program(model_of(model), (ids,), label="palm", framework=backend_of(model))
         lines = compare_programs(a, b, precision=False)
     except ProbeError:  # it is remote, say, or compiled: its logits are all there is
         return found
     return replace(found, traced=not lines.doubts, divergences=lines.divergences)
-
-
-def _sees_inputs(program: Program) -> bool:
-    """Whether an output is made of the inputs, as far as was seen: not if a file or bytes are in between."""
-    every = np.ones(len(program.operations), bool)
-    made_of = (ancestry(program, index, every) for index in program.outputs.values())
-    return any(program.operations[i].kind == "input" for i in set().union(*made_of))
 
 
 def judged(

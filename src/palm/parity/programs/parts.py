@@ -177,6 +177,13 @@ def ancestry(side: Traced | Program, index: int, need: np.ndarray) -> set[int]:
     return found
 
 
+def sees_inputs(program: Program) -> bool:
+    """Whether an output is made of the inputs, as far as was seen: not if a file or bytes are in between."""
+    every = np.ones(len(program.operations), bool)
+    made_of = (ancestry(program, index, every) for index in program.outputs.values())
+    return any(program.operations[i].kind == "input" for i in set().union(*made_of))
+
+
 def _classes(alignment: Alignment) -> tuple[np.ndarray, np.ndarray]:
     """A number for each value of both sides, the same for equal ones; -1 where there is no counterpart."""
     n, m = len(alignment.to_b), len(alignment.to_a)
