@@ -102,6 +102,8 @@ def test_an_import_records_the_commit_and_the_files(hub, tmp_path, capsys):
     assert origin["sha256 of model.safetensors"] == digest
     assert_same_bits(palm.to_numpy(palm.load(out, backend="torch")), WEIGHTS)
     assert checkpoint_tokenizer(out).content == TOKENIZER.content
+    assert main(["import", f"hub:{NAME}", str(tmp_path / "without a source")]) == 0
+    assert summarise(tmp_path / "without a source").origin == summarise(out).origin
     # A card of the imported model says where it comes from.
     palm.export(out, tmp_path / "exported", format="transformers")
     assert done.commit in (tmp_path / "exported" / "README.md").read_text()

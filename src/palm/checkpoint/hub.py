@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from palm.backends import check_installed
-from palm.checkpoint.transformers import FILES, Exported, read_folder
+from palm.checkpoint.manifest import CONFIG
+from palm.checkpoint.transformers import FILES, MODEL_TYPE, Exported, read_folder
 from palm.config import Backend, DType
 from palm.data.remembered import remember_tokenizer
 from palm.errors import MissingFrameworkError, UpstreamError
 from palm.files.names import visible
-from palm.files.objects import MalformedError
+from palm.files.objects import MalformedError, parse_object
 from palm.files.read import Reader, read_file, reading
 from palm.models import from_numpy
 from palm.spec.mesh import AnyMesh
@@ -68,6 +69,22 @@ def fetch(address: str, revision: str | None = None) -> Fetched:
     except OSError as error:
         raise UpstreamError(f"file must be readable; got {path}: {error.strerror}. Fetch it again.") from None
     return Fetched(path, repository, folder.name, files.digests[path.name])
+
+
+def is_exported(address: str, revision: str | None = None) -> bool:
+    """Whether `hub:OWNER/NAME` is a repository that `palm push` wrote, by its config; False of a file in one.
+
+    Raises what `fetch` raises for what cannot be had.
+    """
+    repository = address.removeprefix(PREFIX)
+    if not _REPOSITORY.fullmatch(repository):
+        return False
+    # The second is in each repository: huggingface_hub warns where no file is of the patterns.
+    config = _snapshot(repository, [CONFIG, ".gitattributes"], revision) / CONFIG
+    try:
+        return parse_object(read_file(config, _MOST_SMALL)).get("model_type") == MODEL_TYPE
+    except (OSError, MalformedError):
+        return False
 
 
 def fetch_exported(repository: str, revision: str | None = None) -> tuple[Exported, dict[str, str]]:

@@ -16,7 +16,7 @@ from tyro.conf import Positional, arg
 from palm.checkpoint.checkpoint import save_arrays
 from palm.checkpoint.export import Format
 from palm.checkpoint.export import export as write_export
-from palm.checkpoint.hub import PREFIX, fetch, fetch_exported
+from palm.checkpoint.hub import PREFIX, fetch, fetch_exported, is_exported
 from palm.checkpoint.locate import BEST, LAST
 from palm.checkpoint.programs import KINDS, read_about
 from palm.checkpoint.progress import summarise
@@ -141,7 +141,8 @@ class ImportRequest:
 
     source: Positional[Annotated[str, arg(metavar="SOURCE")]]
     """palm_pytorch.palm_lite, palm_pytorch.palm_pytorch, palm_jax.palm, palm_jax.palm_lite,
-    palm_rlhf_pytorch, or transformers. Without it: palm_rlhf_pytorch, of which the public weights are."""
+    palm_rlhf_pytorch, or transformers. Without it, of a repository on the hub: transformers if palm push
+    wrote it, else palm_rlhf_pytorch, of which the public weights are."""
     file: Positional[Annotated[str, arg(metavar="FILE")]]
     """Its weights: .pt, .pth, .safetensors, .eqx (Equinox) or .npz; or a file of the Hugging Face hub,
     hub:OWNER/NAME or hub:OWNER/NAME/FILE. Of transformers, a folder that palm export wrote, or a repository
@@ -162,7 +163,8 @@ def import_(request: Request[ImportRequest]) -> int:
     """
     source, file, out = request.source, request.file, request.out
     if source.startswith(PREFIX) and out is None:
-        source, file, out = RLHF, source, Path(file)
+        known = is_exported(source, request.revision)
+        source, file, out = "transformers" if known else RLHF, source, Path(file)
     if out is None:
         raise ConfigError("OUT must be given; got none. Write palm import SOURCE FILE OUT.")
     told: list[str] = []
