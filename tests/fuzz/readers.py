@@ -51,6 +51,12 @@ def text(file: Path) -> np.ndarray:
     return np.fromfile(file, np.uint8).astype(np.int64)
 
 
+def lines(file: Path) -> list[str]:
+    """The lines of a text, without what ends them."""
+    content = file.read_bytes().decode("utf-8-sig").removesuffix("\n")
+    return [line.removesuffix("\r") for line in content.split("\n")]
+
+
 def tensors(file: Path) -> dict[str, np.ndarray]:
     """By the package of the format's authors."""
     found = {}

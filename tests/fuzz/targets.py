@@ -20,6 +20,7 @@ from palm.checkpoint.checkpoint import load_arrays
 from palm.checkpoint.progress import load_progress, summarise
 from palm.checkpoint.tokenizer import checkpoint_tokenizer
 from palm.cli.program_files import read_inputs
+from palm.cli.prompts import read_prompts
 from palm.errors import UpstreamError
 from palm.parity.programs.trace import read_trace
 from palm.parity.recording.bundle import read_bundle
@@ -79,6 +80,7 @@ def _rlhf(suffix: str, save: Callable[..., object], load: Read, *needs: str) -> 
 
 SEALED = (CheckpointError,), readers.weights, readers.reseal
 RUN = (RunError, CheckpointError, DataError, ConfigError, DivergedError)
+PROMPTS = '{"prompt": "The ", "id": 7}\n{"prompt": [84, 104], "more": {"x": [1.5, null]}}\n'
 TEXT, TRACE = copied("text.txt"), at("t.trace", lambda file: makers.trace().save(file))
 TARGETS: dict[str, Target] = {
     "checkpoint": Target(copied("checkpoint-torch"), load_arrays, *SEALED),
@@ -174,6 +176,18 @@ TARGETS: dict[str, Target] = {
         at("i.npy", read_inputs),
         (ConfigError,),
         at("i.npy", lambda file: [np.load(file)]),
+    ),
+    "prompts.jsonl": Target(
+        at("p.jsonl", lambda file: file.write_text(PROMPTS)),
+        at("p.jsonl", lambda file: read_prompts(str(file)).fields),
+        (DataError,),
+        at("p.jsonl", lambda file: [*map(json.loads, readers.lines(file))]),
+    ),
+    "prompts.txt": Target(
+        at("p.txt", lambda file: file.write_text("The \né\n# a third\n", "utf-8")),
+        at("p.txt", lambda file: [fields["prompt"] for fields in read_prompts(str(file)).fields]),
+        (DataError,),
+        at("p.txt", readers.lines),
     ),
     "config": Target(
         copied("checkpoint-torch/config.json"),
