@@ -40,6 +40,10 @@ loss, gradients = palm.value_and_grad(t, tokens)
 assert_type(loss, float)
 print(gradients["embedding"].shape, palm.activations(j, tokens)["logits"].dtype)
 assert_type(palm.save(t, "checkpoint"), Path)
+assert_type(palm.export("checkpoint", "folder", format="transformers", license="mit"), Path)
+assert_type(palm.from_hub("me/my-palm", backend="jax"), JaxModel)
+assert_type(palm.from_hub("me/my-palm", backend=name, revision="main"), Model)
+assert_type(palm.push_to_hub("RUN", "me/my-palm", private=True).commit, str)
 
 # The instrument.
 found = palm.compare(t, j, tokens)
