@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import palm
 from palm import CheckpointError, ConfigError, MissingFrameworkError, TokenError, jax_impl, torch_impl
 from palm.checkpoint.checkpoint import save_arrays
 from palm.checkpoint.exported import agreement_of
+from palm.checkpoint.manifest import fingerprint
 from palm.checkpoint.programs import KINDS, Programs
 from palm.cli.main import main
 from palm.files.sealed import sealed
@@ -215,6 +218,40 @@ def test_programs_that_are_not_the_model_are_never_left_behind(made, tmp_path, m
     ):
         palm.export(folder / "model", tmp_path / "out", format=format, length=LENGTH)
     assert [*tmp_path.iterdir()] == []
+
+
+class Unpickled:
+    """What makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_what_would_be_unpickled_is_refused(tmp_path):
+    exported(tmp_path, "torch-export")
+    out, trap = tmp_path / "out", tmp_path / "trap"
+    stream = io.BytesIO()
+    torch.save((Unpickled(trap),), stream)
+    with zipfile.ZipFile(out / "forward.pt2") as archive:
+        held = {name: archive.read(name) for name in archive.namelist()}
+    [inputs] = [name for name in held if "sample_inputs" in name]
+    assert held[inputs] == b""  # palm pickles none
+    with zipfile.ZipFile(out / "forward.pt2", "w") as archive:
+        for name, content in {**held, inputs: stream.getvalue()}.items():
+            archive.writestr(name, content)
+    about = json.loads((out / "program.json").read_text())
+    about.pop("seal")
+    about["files"]["forward.pt2"] = fingerprint(out / "forward.pt2")
+    (out / "program.json").write_text(sealed(about))
+    with pytest.raises(CheckpointError, match="program forward must hold tensors, JSON and nothing else"):
+        palm.load_programs(out)
+    assert not trap.exists()
+    with suppress(TypeError):  # torch's own warning of that has not all its words
+        torch.export.load(out / "forward.pt2")  # the control
+    assert trap.exists()
 
 
 def flip(file: Path) -> None:

@@ -7,6 +7,8 @@ Mirror: palm.jax_impl.exported; differs in that the programs hold their weights 
 
 from __future__ import annotations
 
+import re
+import zipfile
 from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from palm.errors import CheckpointError
 from palm.spec.arrays import Named
 from palm.spec.positions import check_xpos
 from palm.torch_impl.block import Block
@@ -88,7 +91,10 @@ class Programs:
     """Programs that `make_programs` made, read back, and run on NumPy's arrays where they were made."""
 
     def __init__(self, contents: Mapping[str, bytes], weights: Named) -> None:
-        """`contents` by program; `weights` are in these already. Raises what torch.export.load does."""
+        """`contents` by program; `weights` are in these already. Raises what torch.export.load does, and
+        `CheckpointError` for programs by which that would unpickle objects or load compiled code."""
+        for name, content in contents.items():
+            _check_plain(name, content)
         self._forward, self._decode = (
             torch.export.load(BytesIO(contents[name])).module() for name in ("forward", "decode")
         )
@@ -113,3 +119,31 @@ def _saved(program: torch.export.ExportedProgram) -> bytes:
     stream = BytesIO()
     torch.export.save(program, stream)
     return stream.getvalue()
+
+
+def _check_plain(name: str, content: bytes) -> None:
+    """Raise `CheckpointError` if torch.export.load would unpickle what is in an archive, or run its code."""
+    with zipfile.ZipFile(BytesIO(content)) as archive:
+        members = archive.namelist()
+        is_plain = len({*members}) == len(members) and all(
+            _is_plain(member, archive.read(member)) for member in members
+        )
+    if not is_plain:
+        raise CheckpointError(
+            f"program {name} must hold tensors, JSON and nothing else; it holds pickled objects or compiled "
+            "code. Export the model again."
+        )
+
+
+def _is_plain(member: str, content: bytes) -> bool:
+    file = member.rpartition("/")[2]
+    if file.startswith(("custom_obj", "opaque_obj")) or "/aotinductor/" in member:
+        return False
+    if file.endswith(".json"):
+        return not re.search(rb'"use_pickle":\s*true', content)
+    if file.endswith(".pt") and content:
+        try:
+            torch.load(BytesIO(content), weights_only=True)
+        except Exception:  # whatever it is, torch.export.load would try again without the limit
+            return False
+    return True
