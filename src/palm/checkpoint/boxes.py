@@ -17,7 +17,7 @@ from palm.checkpoint.read import read_config, read_fields
 from palm.config import DType
 from palm.errors import CheckpointError, WeightsError
 from palm.files.objects import MalformedError
-from palm.files.read import Reader, open_regular, read_at
+from palm.files.read import Reader, open_regular
 from palm.files.streamed import rows_of_a_block
 from palm.files.tensors import Row, empty, read_header
 from palm.spec.boxes import Box, box_of, put
@@ -122,7 +122,8 @@ class Boxes:
         try:
             with open_regular(file) as stream:
                 row, begin = self._row(file, stream, name, piece)
-                self._copy(stream, begin + row.first, name, piece, box, found)
+                stream.seek(begin + row.first)
+                self._copy(stream, name, piece, box, found)
         except MalformedError as error:
             raise CheckpointError(
                 f"{file} must be a safetensors file; {error}. Restore another copy."
@@ -150,12 +151,9 @@ class Boxes:
             )
         return row, begin
 
-    def _copy(
-        self, stream: BufferedReader, at: int, name: str, piece: Listed, box: Box, found: np.ndarray
-    ) -> None:
+    def _copy(self, stream: BufferedReader, name: str, piece: Listed, box: Box, found: np.ndarray) -> None:
         """Copy what the box has of a piece, or read it in its place. Numbers are called wrong only if they
         were saved so."""
-        once = piece.box.overlap(box) == piece.box  # of another piece other processes have the rest
         (first, *rest), (count, *widths) = piece.box
         step, checksum, is_finite = rows_of_a_block(piece.box.shape, self.dtype), 0, True
         room: np.ndarray | None = None
@@ -167,9 +165,8 @@ class Boxes:
                 room = np.empty((min(step, count), *widths), self.dtype) if room is None else room
                 block = room[: min(step, count - done)]
             content = block.reshape(-1).view(np.uint8).data
-            if read_at(stream, content, at, once=once) < len(content):
+            if stream.readinto(content) < len(content):
                 break  # it became shorter, and its checksum differs
-            at += len(content)
             checksum = zlib.crc32(content, checksum)
             if both is not None and part is not None:
                 own = block[both.within(here)]

@@ -10,7 +10,6 @@ import errno
 import hashlib
 import os
 import stat
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader, FileIO
@@ -18,7 +17,6 @@ from io import BufferedReader, FileIO
 import numpy as np
 
 _CHUNK = 1 << 22
-_DONTCACHE = 0x80  # Linux 6.14's RWF_DONTCACHE, which Python has no name for
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
@@ -49,34 +47,6 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     except BaseException:
         os.close(descriptor)
         raise
-
-
-def read_at(stream: BufferedReader, target: memoryview, at: int, *, once: bool) -> int:
-    """Fill `target` with a file's bytes from `at` on, and say how many there were.
-
-    `once`: no other process needs them. Where the system can, it keeps no second copy of them then: to find
-    memory for that takes longer than to read. Raises `OSError`.
-    """
-    filled = 0
-    while filled < len(target):
-        count = _past_cache(stream, target[filled:], at + filled) if once else None
-        if count is None:
-            stream.seek(at + filled)
-            count = stream.readinto(target[filled:])
-        if not count:
-            break
-        filled += count
-    return filled
-
-
-def _past_cache(stream: BufferedReader, target: memoryview, at: int) -> int | None:
-    """How many bytes the system has read without keeping them; None where it cannot, or did not."""
-    if sys.platform != "linux":
-        return None
-    try:
-        return os.preadv(stream.fileno(), [target], at, _DONTCACHE)
-    except (OSError, NotImplementedError):
-        return None  # an error of the disk comes again from a plain read
 
 
 class Reader:
