@@ -23,6 +23,7 @@ DEAR = (
     "palm.parity.compare",
     "palm.cli.record",
     "palm.cli.models",
+    "palm.cli.info",
     "palm.cli.text",
     "palm.cli.data",
     "palm.training.train",
@@ -96,6 +97,7 @@ def test_help_and_version_load_no_command():
         ("generate", "palm.cli.text"),
         ("data", "palm.cli.data"),
         ("import", "palm.cli.models"),
+        ("info", "palm.cli.info"),
     ],
 )
 def test_a_command_loads_its_own_module_only(command, module):

@@ -56,7 +56,7 @@ COMMANDS = {
         "Say whether a training fits: memory of each device by what it is for, and a mesh.",
     ),
     "info": (
-        "palm.cli.models:info",
+        "palm.cli.info:info",
         "Describe a preset, a run or a checkpoint: config, parameters by kind, FLOPs per token and memory.",
     ),
     "runs": (

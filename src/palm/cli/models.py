@@ -1,138 +1,31 @@
-"""The commands that describe a model, and bring one in and out: `info`, `import`, `export`. A thin layer."""
+"""The commands that bring a model in and out: `palm import`, `palm export`. A thin layer."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 from tyro.conf import Positional, arg
 
 from palm.checkpoint.checkpoint import save_arrays
 from palm.checkpoint.export import Format
 from palm.checkpoint.export import export as write_export
 from palm.checkpoint.hub import PREFIX, fetch, fetch_exported, is_exported
-from palm.checkpoint.locate import BEST, LAST
 from palm.checkpoint.programs import KINDS, read_about
-from palm.checkpoint.progress import summarise
 from palm.checkpoint.push import push_to_hub
 from palm.checkpoint.transformers import read_folder
 from palm.cli.display import Terminal
-from palm.cli.flags import Architecture, Optional, Request, default
-from palm.config import BACKENDS, Backend, PaLMConfig
+from palm.cli.flags import Optional, Request, default
+from palm.config import PaLMConfig
 from palm.data.tokenizer_file import FileTokenizer
 from palm.errors import ConfigError
 from palm.files.names import visible
-from palm.memory import in_units
-from palm.presets import PRESETS
-from palm.presets import preset as find_preset
 from palm.spec.rounding import RATIO_BAR
-from palm.spec.sizes import describe
-from palm.training.run_folder import Run
-from palm.training.summary import RunSummary
-from palm.training.summary import summarise as summarise_run
 from palm.upstream.read import read_upstream
 from palm.upstream.rlhf import RLHF, NormScale
-
-
-@dataclass(frozen=True, kw_only=True)
-class InfoRequest:
-    """What `palm info` is asked for."""
-
-    model: Positional[Annotated[str, arg(metavar="[MODEL]")]] = "small"
-    """A run, a checkpoint, or a preset: tiny, small, palm-8b, palm-62b, palm-540b, palm_jax.palm, …"""
-    architecture: Architecture = None
-    """The original that a preset follows where it leaves the architecture open."""
-    length: int = 2048
-    """Sequence length for the FLOPs of attention."""
-
-
-def info(request: Request[InfoRequest]) -> int:
-    """Describe a preset, a run or a checkpoint: config, parameters by kind, FLOPs per token and memory.
-
-    Of a run it also shows how far it is, its losses and its checkpoints.
-    """
-    if request.model in PRESETS or not _is_path(request.model):
-        told, config = _preset(request.model, request.architecture or "torch")
-    else:
-        told, config = _read(Path(request.model), request.architecture)
-    sizes = describe(config, request.length)
-    amounts = {
-        f"forward FLOPs per token at {request.length}": f"{sizes.forward_flops:.4g}",
-        "training FLOPs per token": f"{sizes.training_flops:.4g}",
-        **{f"weights in {dtype}": in_units(size) for dtype, size in sizes.weight_bytes.items()},
-        "training state, float32, two moments": in_units(sizes.training_bytes),
-        "KV cache of one position, bfloat16": in_units(sizes.cache_bytes),
-    }
-    counts = {**sizes.parameters, "parameters": sizes.total}
-    sections = [told, config.to_dict(), {kind: f"{count:,}" for kind, count in counts.items()}, amounts]
-    table = Table(box=None, padding=(0, 2), show_header=False)
-    table.add_column(overflow="fold")
-    table.add_column(justify="right", overflow="fold")
-    for i, section in enumerate(filter(None, sections)):
-        if i:
-            table.add_row()
-        for name, value in section.items():
-            table.add_row(name, Text(visible(str(value))))
-    Terminal().print(table, highlight=False)
-    return 0
-
-
-def _preset(name: str, architecture: Backend) -> tuple[dict[str, Any], PaLMConfig]:
-    """The config of a preset as the original of `architecture`, and a line about that if it matters."""
-    try:
-        config = find_preset(name)
-    except ConfigError as error:
-        raise ConfigError(f"{error} There is no folder of that name either.") from None
-    if config.is_resolved:
-        return {}, config
-    other = next(backend for backend in BACKENDS if backend != architecture)
-    told = f"of {architecture}; it depends on the backend (--architecture {other})"
-    return {"architecture": told}, config.resolve(architecture)
-
-
-def _is_path(text: str) -> bool:
-    return os.sep in text or os.path.lexists(text) or Path(text).name in (LAST, BEST)
-
-
-def _read(given: Path, architecture: Backend | None) -> tuple[dict[str, Any], PaLMConfig]:
-    """How far the training of a checkpoint is, and its config; its weights are not read."""
-    if architecture is not None:
-        raise ConfigError(
-            "--architecture must not be given with a checkpoint, which has its own architecture; "
-            f"got {given}. Leave it out."
-        )
-    found = summarise(given)
-    told: dict[str, Any] = {"checkpoint": found.path, "dtype": found.dtype, **found.origin}
-    folder = found.path.resolve().parent
-    if found.fields is not None and Run(folder).is_run:
-        told |= _progress(summarise_run(folder), found.fields)
-    return told, found.config
-
-
-def _progress(run: RunSummary, training: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the run was at the checkpoint, and where it is now."""
-    told = {"step": f"{training['step']} of {run.recipe.steps}"}
-    if training["step"] in run.val_losses:
-        told["validation loss"] = f"{run.val_losses[training['step']]:.4f} nats"
-    if run.first is not None and run.last is not None:
-        losses = f"{run.first['loss']:.4f} → {run.last['loss']:.4f} nats"
-        told["training loss, first → last step"] = f"{losses}, {run.first['step']} → {run.last['step']}"
-    return told | {
-        "tokens": f"{run.tokens:,}",
-        "checkpoints": ", ".join(
-            f"{step} (best)" if step == run.best else str(step) for step in run.checkpoints
-        ),
-        "optimizer": run.recipe.optimizer,
-        "trained in": training.get("backend", run.backend),
-        "data": run.data or "an array",
-        "tokenizer": run.tokenizer or "token ids; the run has no tokenizer",
-    }
 
 
 @dataclass(frozen=True, kw_only=True)

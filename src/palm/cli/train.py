@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-
 from palm.backends import first_backend, keep_programs, wing, wing_of
-from palm.checkpoint.checkpoint import load_arrays
+from palm.checkpoint.progress import summarise
 from palm.checkpoint.tokenizer import checkpoint_tokenizer
 from palm.cli.display import display, tell
 from palm.cli.flags import (
@@ -126,7 +124,7 @@ def _start(request: TrainRequest) -> Trained[Any]:
         if is_first:
             Run(out).check_new()
         text = open_corpus(data)
-        config, weights = _model(request, text)
+        config = _config(request, text)
         if tokenizer is None:  # with one, encoding tells
             check_trainable(text, recipe)
         keep_programs(request.compile_cache, backend)
@@ -145,7 +143,7 @@ def _start(request: TrainRequest) -> Trained[Any]:
                 backend=backend,
                 out=out,
                 tokenizer=tokenizer,
-                weights=weights,
+                weights=request.checkpoint,
                 cadence=Cadence(**given(request.cadence)),
                 device=request.device,
                 mesh=request.mesh,
@@ -192,8 +190,8 @@ def _beside(request: TrainRequest) -> dict[str, Any]:
     return {"loggers": list(dict.fromkeys(names)), "profile": request.profile}
 
 
-def _model(request: TrainRequest, data: Corpus) -> tuple[PaLMConfig, Mapping[str, np.ndarray] | None]:
-    """The config of a new run, and the weights it starts from; None: they are drawn from the seed."""
+def _config(request: TrainRequest, data: Corpus) -> PaLMConfig:
+    """The config of a new run: that of the checkpoint, or of the preset with the changes."""
     changes = given(request.model)
     if request.checkpoint is None:
         if request.tokenizer is None and data.tokenizer is not None:
@@ -201,13 +199,13 @@ def _model(request: TrainRequest, data: Corpus) -> tuple[PaLMConfig, Mapping[str
         if request.tokenizer is not None:
             known = load_tokenizer(request.tokenizer)
             changes["num_tokens"] = vocabulary_size(known, changes.get("num_tokens"))
-        return find_preset(request.preset or "small", **changes), None
+        return find_preset(request.preset or "small", **changes)
     if request.preset is not None or changes:
         raise ConfigError(
             "a checkpoint must come without --preset and flags of the model because it has its own model; "
             "got both. Leave one of them out."
         )
-    return load_arrays(request.checkpoint)
+    return summarise(request.checkpoint).config
 
 
 def _resume(request: TrainRequest, run: Path) -> Trained[Any]:

@@ -60,6 +60,24 @@ def curves(runs: Sequence[ListedRun], axis: Axis) -> list[Curve]:
     return found
 
 
+def covered(found: Sequence[Curve]) -> list[int]:
+    """For each line how many later ones would hide it: they coincide, as far as is seen, at most places."""
+    drawn = [curve.training for curve in found]
+    ends = [
+        end for points in drawn for end in (points.mean.min(initial=np.inf), points.mean.max(initial=-np.inf))
+    ]
+    seen = (max(ends) - min(ends)) / 200 if ends else 0.0
+    return [
+        sum(_coincide(points, later, seen) for later in drawn[at + 1 :]) for at, points in enumerate(drawn)
+    ]
+
+
+def _coincide(one: Points, other: Points, seen: float) -> bool:
+    _, own, its = np.intersect1d(one.x, other.x, return_indices=True)
+    near = np.abs(one.mean[own] - other.mean[its]) <= seen
+    return bool(len(near) and near.mean() > 0.5)
+
+
 def _label(group: Sequence[ListedRun]) -> str:
     if len(group) == 1:
         return group[0].name

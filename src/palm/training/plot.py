@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from palm.files.markup import tag
 from palm.files.names import visible
 from palm.files.write import replace_file
-from palm.training.curves import Axis, Curve, running_mean
+from palm.training.curves import Axis, Curve, covered, running_mean
 from palm.training.run_folder import PLOT, Run
 from palm.training.runs import table
 
@@ -70,8 +70,9 @@ def plot_runs(curves: Sequence[Curve], title: str, axis: Axis, kind: str) -> byt
     """
     figure = Figure(figsize=(9, 5.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    styles = itertools.product(_DASHES, _COLOURS)
-    lines = [_draw(axes, curve, *style) for curve, style in zip(curves, itertools.cycle(styles))]
+    styles = itertools.cycle(itertools.product(_DASHES, _COLOURS))
+    above = covered(curves)
+    lines = [_draw(axes, *row) for row in zip(curves, above, styles, strict=False)]
     _finish(axes, title, axis)
     legend = figure.legend(
         lines, [""] * len(lines), loc="outside lower center", ncols=_columns(curves), frameon=False
@@ -86,20 +87,27 @@ def plot_runs(curves: Sequence[Curve], title: str, axis: Axis, kind: str) -> byt
 
 def describe(curves: Sequence[Curve]) -> str:
     """What the lines, the points and the bands are, in words."""
-    told = "Lines: mean of the training loss over the last 5 % of the steps. Points: validation loss."
+    told = "Lines: training loss, as a running mean over 5 % of the steps. Points: validation loss."
+    if any(covered(curves)):
+        told += " Where lines coincide, the lower one is wider."
     if any(len(curve.runs) > 1 for curve in curves):
         told += " Of several runs: their mean, and a band and bars from the lowest to the highest."
     return told
 
 
-def _draw(axes: Axes, curve: Curve, dashes: Any, colour: str) -> Line2D:
-    """Draw a line, its points, and from the lowest to the highest of several runs a band and bars."""
+def _draw(axes: Axes, curve: Curve, above: int, style: tuple[Any, str]) -> Line2D:
+    """Draw a line, its points, and from the lowest to the highest of several runs a band and bars.
+
+    `above` lines coincide with it and come later: it is wider, so that it shows on both sides of them.
+    """
+    (dashes, colour), wider = style, 2.4 * min(above, 5)
     training, validation = curve.training, curve.validation
     if len(curve.runs) > 1:
         axes.fill_between(training.x, training.low, training.high, color=colour, alpha=0.18, linewidth=0)
         axes.vlines(validation.x, validation.low, validation.high, color=colour, linewidth=1)
-    axes.plot(validation.x, validation.mean, color=colour, linewidth=0, marker="o", markersize=3.5)
-    [line] = axes.plot(training.x, training.mean, color=colour, linewidth=1.6, linestyle=dashes)
+    axes.plot(validation.x, validation.mean, color=colour, linewidth=0, marker="o", markersize=3.5 + wider)
+    width = 1.6 + wider
+    [line] = axes.plot(training.x, training.mean, color=colour, linewidth=width, linestyle=dashes)
     return line
 
 

@@ -16,7 +16,11 @@ from palm.files.schema import (
     NATURAL,
     NUMBER,
     OBJECT,
+    PRINTABLE,
+    SHA256,
     TEXT,
+    ByName,
+    Items,
     Optional,
     Record,
     check,
@@ -40,7 +44,13 @@ _SETTINGS = Record(
         "backend": one_of(*BACKENDS),
         "device": Optional(TEXT),
         "attention": TEXT,
-    }
+    },
+    {  # which runs of older versions do not have
+        "start": Record(
+            {"checkpoint": Optional(TEXT), "weights": SHA256}, {"origin": ByName(TEXT, PRINTABLE)}
+        ),
+        "turns": Items(Record({"after": NATURAL, "backend": one_of(*BACKENDS)})),
+    },
 )
 _LINES = {
     METRICS: Record({"step": NATURAL, "loss": NUMBER}, others=NUMBER),

@@ -19,7 +19,8 @@ class ListedRun:
     """A run: its folder, its name below the folder that was listed, its log, and its settings.
 
     `steps` are those of its recipe, `settings` the fields of config and recipe without them, and the backend,
-    the device, the attention path, the data (name and digest) and the tokenizer's digest.
+    the device, the attention path, the data (name and digest), the tokenizer's digest, and of a run that
+    began from a checkpoint its name and the digest of the weights.
     """
 
     path: Path
@@ -119,7 +120,18 @@ def read_run(path: Path, name: str) -> ListedRun:
         "data": f"{text} {data['digest'][:8]}",
         "tokenizer": (data.get("tokenizer_digest") or "none")[:8],
     }
+    if "start" in settings:
+        told["start"] = start_in_words(settings["start"])
     return ListedRun(path, name, steps, told, run.entries())
+
+
+def start_in_words(start: Mapping[str, Any]) -> str:
+    """The name of the checkpoint that a run began from, and the digest of its weights."""
+    if start["checkpoint"] is None:
+        return f"arrays {start['weights'][:8]}"
+    path = Path(start["checkpoint"])
+    name = os.path.join(path.parent.name, path.name) if path.name.startswith("step-") else path.name
+    return f"{name} {start['weights'][:8]}"
 
 
 def differing(runs: Sequence[ListedRun]) -> list[str]:

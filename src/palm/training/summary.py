@@ -11,6 +11,7 @@ from palm.checkpoint.locate import best_of
 from palm.config import Backend, PaLMConfig
 from palm.recipes import Recipe
 from palm.training.run_folder import Run
+from palm.training.runs import start_in_words
 from palm.training.trained import Entry
 
 
@@ -21,7 +22,9 @@ class RunSummary:
     `step` of `recipe.steps` are made, which took `tokens` tokens; `first` and `last` are the first and the
     last line of the log, None before the first step. `val_losses` are all that were measured, by step, in
     nats; `checkpoints` the steps of the checkpoints that exist, of which `best` has the lowest validation
-    loss. `tokenizer` is a file's name or "bytes"; None for ids that came without one.
+    loss. `tokenizer` is a file's name or "bytes"; None for ids that came without one. `start` is what it
+    began from, in words, and `origin` where that comes from; None and empty for weights of the seed, and for
+    a run of an older version, which does not say. `turns`: after which step which framework went on.
     """
 
     path: Path
@@ -32,6 +35,9 @@ class RunSummary:
     attention: str
     data: str | None
     tokenizer: str | None
+    start: str | None
+    origin: dict[str, str]
+    turns: list[tuple[int, Backend]]
     step: int
     tokens: int
     first: Entry | None
@@ -59,6 +65,9 @@ def summarise(path: Path) -> RunSummary:
         attention=settings["attention"],
         data=settings["data"]["path"],
         tokenizer=None if tokenizer is None else tokenizer.name,
+        start=start_in_words(settings["start"]) if "start" in settings else None,
+        origin=settings.get("start", {}).get("origin", {}),
+        turns=[(turn["after"], turn["backend"]) for turn in settings.get("turns", ())],
         step=int(entries[-1]["step"]) if entries else 0,
         tokens=int(entries[-1].get("tokens", 0)) if entries else 0,
         first=entries[0] if entries else None,

@@ -5,19 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
-
-import numpy as np
 
 from palm.backends import placed, wing
 from palm.checkpoint.tokenizer import kept_file
 from palm.config import Backend, PaLMConfig
 from palm.errors import RunError
 from palm.fields import from_fields
-from palm.models import build, from_numpy
 from palm.recipes import Recipe
 from palm.spec.mesh import AnyMesh
 from palm.training.alike import check_same_run
@@ -38,6 +35,7 @@ from palm.training.setup import (
     run_of,
     settings_of,
 )
+from palm.training.start import Weights, open_start, turns
 from palm.training.stopping import asked_to_stop
 from palm.training.trained import OnStep, Trained
 
@@ -54,7 +52,7 @@ def train(
     backend: Literal["torch"],
     out: str | os.PathLike[str] | None = ...,
     tokenizer: Any = ...,
-    weights: Mapping[str, np.ndarray] | None = ...,
+    weights: Weights = ...,
     cadence: Cadence | None = ...,
     device: Any = ...,
     mesh: AnyMesh = ...,
@@ -74,7 +72,7 @@ def train(
     backend: Literal["jax"],
     out: str | os.PathLike[str] | None = ...,
     tokenizer: Any = ...,
-    weights: Mapping[str, np.ndarray] | None = ...,
+    weights: Weights = ...,
     cadence: Cadence | None = ...,
     device: Any = ...,
     mesh: AnyMesh = ...,
@@ -94,7 +92,7 @@ def train(
     backend: Backend,
     out: str | os.PathLike[str] | None = ...,
     tokenizer: Any = ...,
-    weights: Mapping[str, np.ndarray] | None = ...,
+    weights: Weights = ...,
     cadence: Cadence | None = ...,
     device: Any = ...,
     mesh: AnyMesh = ...,
@@ -113,7 +111,7 @@ def train(
     backend: Backend,
     out: str | os.PathLike[str] | None = None,
     tokenizer: Any = None,
-    weights: Mapping[str, np.ndarray] | None = None,
+    weights: Weights = None,
     cadence: Cadence | None = None,
     device: Any = None,
     mesh: AnyMesh = None,
@@ -122,13 +120,13 @@ def train(
     loggers: Sequence[AnyLogger] = (),
     profile: str | int | None = None,
 ) -> Trained[Model]:
-    """Train a model from `recipe.seed`, or from `weights`, on `data`.
+    """Train a model from `recipe.seed`, or from `weights`, arrays by name or a checkpoint's path, on `data`.
 
     `data` is a path to a file, a folder, a `.npy` of ids, or what `palm data tokenize` wrote; or text as
     bytes; an array of ids; or documents: an object with `__len__` and `__getitem__`, of arrays of ids or of
     rows with `input_ids`. With `tokenizer`, a file or an object (`palm.data.tokenizer.load_tokenizer`), text
-    is encoded; without, tokens are bytes, or those of the tokenizer that came with the ids. It belongs to the
-    model, to the run and to each checkpoint. `config.num_tokens` must be at least its size.
+    is encoded; without, that of the checkpoint is taken, and then tokens are bytes, or those of the tokenizer
+    that came with the ids. It belongs to the run and to each checkpoint. `config.num_tokens` must hold it.
 
     With `out`, everything is kept in that new folder, and the run can go on from there in either backend
     (`palm.resume`). SIGINT, SIGTERM and SIGHUP end it after the step in progress, with a checkpoint.
@@ -141,29 +139,29 @@ def train(
     val_bits_per_byte. `loggers` take them too: "tensorboard", "wandb", "trackio", functions, objects like
     `palm.training.loggers.Logger`. `profile` traces steps into out/profile: "10-12" those, 3 so many after
     the first two. What fails in these ends no run (`Trained.failed`).
-
     Raises `ConfigError`, `DataError`, `RunError`, `DivergedError`, and what `palm.build` raises.
     """
-    check_given(config, recipe, weights, backend)
+    start = open_start(weights)
+    check_given(config, recipe, start.arrays, backend)
     implementation = wing(backend)
     config, cadence = config.resolve(backend), cadence or Cadence()
     place = placed(backend, device, mesh)
     check_fits(implementation, config, recipe, cadence, device, mesh)
+    tokenizer = start.tokenizer if tokenizer is None else tokenizer
     corpus, encoder = open_data(data, tokenizer, config)
     run = new_run(out, data, recipe, is_first=implementation.is_first())
     where = placement(backend, device, attention)
     about = {"config": config.to_dict(), "recipe": recipe.to_dict(), **where}
     beside = make_onlookers(out, about, implementation, loggers, profile)
-
     with implementation.together(), asked_to_stop() as asked, run.locked(new=True) if run else nullcontext():
-        check_same_run(implementation, config, recipe, cadence, mesh, corpus, weights)
+        check_same_run(implementation, config, recipe, cadence, mesh, corpus, start.arrays)
         loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step, beside)
-        options = {"backend": backend, "dtype": recipe.master, "device": place, "attention": attention}
-        trainer = implementation.Trainer(_model(config, weights, recipe, options), recipe)
+        trainer = implementation.Trainer(start.model(config, recipe, place, where), recipe)
         if run is not None:
             loop.save(trainer)
             run.keep_tokenizer(kept_file(encoder))
-            run.write_settings(settings_of(config, recipe, cadence, data, corpus, tokenizer, encoder) | where)
+            settings = settings_of(config, recipe, cadence, data, corpus, tokenizer, encoder)
+            run.write_settings(settings | where | start.told(backend))
         return loop.run(trainer, asked)
 
 
@@ -270,14 +268,6 @@ def resume(
                 "Use more, or start a new run from an earlier checkpoint."
             )
         # After all that can fail: the run stays as it was until it can go on.
-        run.write_settings({**settings, **told})
+        run.write_settings({**settings, **told, **turns(settings, loop.step, backend)})
         run.keep_tokenizer(kept_file(encoder))
         return loop.run(trainer, asked)
-
-
-def _model(
-    config: PaLMConfig, weights: Mapping[str, np.ndarray] | None, recipe: Recipe, options: dict[str, Any]
-) -> Any:
-    if weights is None:
-        return build(config, seed=recipe.seed, **options)
-    return from_numpy(config, weights, **options)

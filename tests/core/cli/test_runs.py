@@ -89,6 +89,20 @@ def test_a_png_has_a_line_for_each_group_and_a_band_for_several_seeds(folder, tm
     assert has(pixels(out), BAND) < 500  # the soft edges of a line
 
 
+@pytest.mark.parametrize("equal", [True, False])
+def test_of_two_equal_runs_both_lines_are_seen(tmp_path, capsys, equal):
+    losses = np.linspace(4, 2, 50).tolist()
+    for batch in (1, 2):
+        make_run(
+            tmp_path / f"{batch}", losses if equal else [x + batch for x in losses], batch=batch, steps=50
+        )
+    printed = palm(capsys, "plot", tmp_path, "--out", tmp_path / "equal.png").out
+    picture = pixels(tmp_path / "equal.png")
+    assert min(has(picture, BLUE), has(picture, ORANGE)) > 1000
+    assert ("Where lines coincide, the lower one is wider." in printed) == equal
+    assert "a running mean over 5 % of the steps" in printed
+
+
 def texts(svg):
     return ["".join(node.itertext()) for node in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
 

@@ -7,8 +7,8 @@ import pytest
 from run_lists import make_run
 
 from palm import RunError
-from palm.training.curves import MOST_POINTS, curves
-from palm.training.runs import differing, list_runs, read_run, table
+from palm.training.curves import MOST_POINTS, covered, curves
+from palm.training.runs import differing, list_runs, read_run, start_in_words, table
 
 
 @pytest.fixture
@@ -79,6 +79,49 @@ def test_only_what_differs_is_a_column(tmp_path):
     assert differing(runs[:1]) == differing(runs[:2]) == []  # the same data elsewhere, and more steps
     assert differing([runs[0], runs[2]]) == ["data"]
     assert differing([runs[0], runs[3]]) == ["batch", "backend", "device"]
+
+
+def began(path="/x/base", digest="ab"):
+    return {"start": {"checkpoint": path, "weights": digest * 32}}
+
+
+def test_runs_that_began_from_other_weights_differ_and_are_not_seeds_of_one_line(tmp_path):
+    for name, settings, seed in (
+        ("a", began(), 1),
+        ("b", began("/moved/base"), 2),
+        ("c", began(digest="cd"), 3),
+        ("d", {}, 4),
+        ("e", began(None), 5),
+    ):
+        make_run(tmp_path / name, [1.0], settings=settings, seed=seed)
+    runs = {run.name: run for run in list_runs(tmp_path).runs}
+    assert differing([runs["a"], runs["b"]]) == ["seed"]
+    assert differing([runs["a"], runs["c"]]) == ["seed", "start"]
+    assert [row[-1] for row in table([*runs.values()])[1]] == [
+        "base abababab",
+        "base abababab",
+        "base cdcdcdcd",
+        "",
+        "arrays abababab",
+    ]
+    assert [len(curve.runs) for curve in drawn(tmp_path).values()] == [2, 1, 1, 1]
+
+
+def test_the_checkpoint_of_a_run_is_named_with_its_run():
+    [told] = began("/x/runs/base/step-00000100").values()
+    assert start_in_words(told) == "base/step-00000100 abababab"
+
+
+def test_a_line_that_later_ones_would_hide_is_known(tmp_path):
+    for name, losses, batch in (
+        ("a", [4.0, 3.0, 2.0], 1),
+        ("b", [4.0, 3.0, 2.0], 2),
+        ("c", [4.0, 3.5, 1.0], 3),
+        ("d", [4.0, 3.00001, 2.0], 4),
+    ):
+        make_run(tmp_path / name, losses, batch=batch)
+    assert covered([*drawn(tmp_path).values()]) == [2, 1, 0, 0]
+    assert covered([]) == []
 
 
 def test_links_are_not_followed_and_a_run_is_a_whole(tmp_path):
