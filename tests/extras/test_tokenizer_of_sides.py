@@ -9,6 +9,7 @@ from cases import draw_weights, small
 from trained_tokenizers import byte_level
 
 from palm.checkpoint.checkpoint import save_arrays
+from palm.checkpoint.tokenizer import checkpoint_tokenizer
 from palm.cli import compare as command
 from palm.cli import record as recording
 from palm.cli.main import main
@@ -147,3 +148,17 @@ def test_both_wings_agree_and_train_on_the_tokens_of_the_tokenizer(files, tmp_pa
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["run"]["tokens"] == "tokenizer.json"
     assert "tokens" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("tokens", "status"), [(300, 0), (270, 2)])
+def test_an_import_keeps_a_tokenizer_that_is_given(files, tmp_path, monkeypatch, capsys, tokens, status):
+    config = small(num_tokens=tokens)
+    found = config, draw_weights(config), None, {}
+    monkeypatch.setattr("palm.cli.models._imported", lambda *given: found)
+    tokenizer, out = files / "mine.json", tmp_path / "out"
+    assert main(["import", "palm_jax.palm", "x.eqx", str(out), "--tokenizer", str(tokenizer)]) == status
+    if status:
+        assert "num_tokens must be at least 291" in capsys.readouterr().err
+        assert not out.exists()
+    else:
+        assert checkpoint_tokenizer(out).content == tokenizer.read_bytes()

@@ -87,6 +87,7 @@ def examine() -> dict[str, Any]:
         f"{name} does not work: {found['broken']}" for name, found in frameworks.items() if "broken" in found
     ]
     packages = {name: _version(name) for extra in EXTRAS.values() for name in extra.packages}
+    packages["transformers"] = _version("transformers")  # no extra: it loads what palm export writes
     missing = [
         {"extra": name, "purpose": extra.purpose, "command": f'pip install "palm-dual[{name}]"'}
         for name, extra in EXTRAS.items()

@@ -8,6 +8,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from functools import wraps
 from io import StringIO
 from pkgutil import resolve_name
+from typing import Any
 
 import tyro
 
@@ -15,6 +16,7 @@ import palm
 from palm.cli.choices import CHOICES
 from palm.cli.ending import Terminated, signals
 from palm.cli.streams import prepare, why_lost
+from palm.cli.wrapping import Wrapping
 from palm.errors import PalmError, ProbeError
 from palm.files.names import visible
 from palm.interrupt import INTERRUPTED
@@ -130,9 +132,12 @@ def _status(given: list[str]) -> int:
 
 def _parse(given: list[str], functions: Mapping[str, Callable[..., int]]) -> int:
     """Read the arguments, and run the function of the command that they name."""
-    return tyro.extras.subcommand_cli_from_dict(
-        dict(functions), prog="palm", description=DESCRIPTION, args=given, config=STYLE
-    )
+    is_help = not {"-h", "--help"}.isdisjoint(given)
+    stream: Any = Wrapping(sys.stdout) if is_help else sys.stdout
+    with redirect_stdout(stream):
+        return tyro.extras.subcommand_cli_from_dict(
+            dict(functions), prog="palm", description=DESCRIPTION, args=given, config=STYLE
+        )
 
 
 def _refuse_visibly(given: list[str], functions: Mapping[str, Callable[..., int]]) -> None:

@@ -16,10 +16,12 @@ from palm.checkpoint.export import export as write_export
 from palm.checkpoint.hub import PREFIX, fetch, fetch_exported, is_exported
 from palm.checkpoint.programs import KINDS, read_about
 from palm.checkpoint.push import push_to_hub
+from palm.checkpoint.tokenizer import kept_file
 from palm.checkpoint.transformers import read_folder
 from palm.cli.display import Terminal
 from palm.cli.flags import Optional, Request, default
 from palm.config import PaLMConfig
+from palm.data.tokenizer import load_tokenizer, vocabulary_size
 from palm.data.tokenizer_file import FileTokenizer
 from palm.errors import ConfigError
 from palm.files.names import visible
@@ -45,6 +47,8 @@ class ImportRequest:
     norm_scale: NormScale | None = None
     """Of palm_rlhf_pytorch: whether norms multiply by gamma (plain, before 0.2.4) or by gamma + 1 (plus-one).
     Left out, the values decide."""
+    tokenizer: Annotated[Path | None, default("that of a folder or a repository for transformers")] = None
+    """A Hugging Face tokenizer.json or a SentencePiece .model to keep in the checkpoint."""
     revision: str | None = None
     """Commit, branch or tag of the repository on the hub. Left out, the newest."""
 
@@ -62,6 +66,8 @@ def import_(request: Request[ImportRequest]) -> int:
         raise ConfigError("OUT must be given; got none. Write palm import SOURCE FILE OUT.")
     told: list[str] = []
     config, arrays, tokenizer, origin = _imported(source, file, request, told.append)
+    if request.tokenizer is not None:
+        tokenizer = _tokenizer(request.tokenizer, config)
     save_arrays(config, arrays, out, tokenizer=tokenizer, origin=origin or None)
     count = sum(array.size for array in arrays.values())
     # Read from the shapes alone: the one thing for a user to check.
@@ -70,6 +76,13 @@ def import_(request: Request[ImportRequest]) -> int:
     for line in (f"{out}: {source}, {count:,} parameters, {sizes}", *from_hub, *told):
         Terminal().print(visible(line), highlight=False, markup=False)
     return 0
+
+
+def _tokenizer(file: Path, config: PaLMConfig) -> FileTokenizer | None:
+    """A tokenizer for the model. Raises `ConfigError` if it has ids that the model lacks."""
+    found = load_tokenizer(file)
+    vocabulary_size(found, config.num_tokens)
+    return kept_file(found)
 
 
 def _imported(

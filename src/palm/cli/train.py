@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -222,10 +224,11 @@ def _resume(request: TrainRequest, run: Path) -> Trained[Any]:
     steps: int | None = request.training.steps
     keep_programs(request.compile_cache, request.backend or settings["backend"])
     total = settings["recipe"]["steps"] if steps is None else steps
-    with (
-        _joined(request, request.backend or settings["backend"]) as is_first,
-        _display(total, is_first=is_first) as on_step,
-    ):
+    backend = request.backend or settings["backend"]
+    with _joined(request, backend) as is_first, ExitStack() as shown:
+        if is_first:
+            tell(*_continues(Run(run), settings, backend, total))
+        on_step = shown.enter_context(_display(total, is_first=is_first))
         return resume_run(
             run,
             backend=request.backend,
@@ -238,6 +241,23 @@ def _resume(request: TrainRequest, run: Path) -> Trained[Any]:
             on_step=on_step,
             **_beside(request),
         )
+
+
+def _continues(run: Run, settings: Mapping[str, Any], backend: Backend, total: int) -> list[str]:
+    """Where a run goes on, and if it has another number of steps than before, what that does to its rate."""
+    made = max(run.checkpoints(), default=None)
+    if made is None:  # which is refused
+        return []
+    before = settings["backend"]
+    told = f"continues at step {made} of {total}"
+    told += f" ({before} before, {backend} now)" if backend != before else f" in {backend}"
+    recipe = Recipe.from_dict(settings["recipe"])
+    if not made < total or not made or total == recipe.steps:
+        return [told]
+    old, new = recipe.lr(made), dataclasses.replace(recipe, steps=total).lr(made + 1)
+    if math.isclose(old, new, rel_tol=0.1):
+        return [told]
+    return [f"{told}; the learning rate goes from {old:.3g} to {new:.3g}: it follows the new number of steps"]
 
 
 def _refuse_changes(flags: Any, own: PaLMConfig | Recipe) -> None:

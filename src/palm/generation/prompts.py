@@ -55,7 +55,7 @@ def need_tokenizer(tokenizer: Tokenizer | None, config: PaLMConfig, otherwise: s
     if tokenizer is None:
         raise TokenError(
             f"{otherwise}, because no tokenizer is known for this model; got text and "
-            f'num_tokens={config.num_tokens}. Pass tokenizer=, which is "bytes" for a model of bytes.'
+            f'num_tokens={config.num_tokens}. Pass tokenizer= (--tokenizer FILE), or "bytes".'
         )
     return tokenizer
 

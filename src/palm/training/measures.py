@@ -34,6 +34,8 @@ class Measures:
             "seconds": seconds,
             **self._in_bits("bits_per_byte", outcome.loss),
         }
+        if self.mfu_per_rate is not None and rate * self.mfu_per_rate > 1:
+            self.mfu_per_rate = None  # a peak that a step exceeds was measured while others had the machine
         if self.mfu_per_rate is not None:
             entry["mfu"] = rate * self.mfu_per_rate
         return entry

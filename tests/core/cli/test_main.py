@@ -67,3 +67,14 @@ def test_choices_are_told_in_their_order(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main(["train", "--backend", "tensorflow"])
     assert "Expected one of ('torch', 'jax')." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_help_is_no_wider_than_the_terminal(width, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    assert "usage: palm generate" in lines[0]
+    assert "Print what a trained model writes after a prompt" in " ".join(lines)

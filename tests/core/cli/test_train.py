@@ -11,8 +11,9 @@ from shards import write_rows
 from palm import ConfigError, preset, recipe
 from palm.checkpoint.checkpoint import load_arrays
 from palm.cli.main import STYLE, main
-from palm.cli.train import TrainRequest, _beside, _config, _sizes
+from palm.cli.train import TrainRequest, _beside, _config, _continues, _sizes
 from palm.data.corpus import open_corpus
+from palm.training.run_folder import Run
 
 RUN = ROOT / "tests/fixtures/v0_1_0/run-jax-tokenizer"
 TOKENIZER = RUN / "tokenizer.json"
@@ -117,3 +118,20 @@ def test_what_cannot_be_trained_on_is_said_before_anything_else(content, out, sa
 def test_a_new_run_needs_its_data_and_its_folder(words, missing, capsys):
     assert main(["train", *words]) == 2
     assert f"; {missing} is missing. " in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_says_where_and_what_becomes_of_its_rate():
+    settings = Run(RUN).settings()
+    own, total = settings["backend"], settings["recipe"]["steps"]
+    other = {"torch": "jax", "jax": "torch"}[own]
+    assert _continues(Run(RUN), settings, own, total) == [f"continues at step 4 of {total} in {own}"]
+    told = f"continues at step 4 of {total} ({own} before, {other} now)"
+    assert _continues(Run(RUN), settings, other, total) == [told]
+    [told] = _continues(Run(RUN), settings, own, 10 * total)
+    assert told.startswith(
+        f"continues at step 4 of {10 * total} in {own}; the learning rate goes from 0.004 to"
+    )
+    settings["recipe"]["schedule"] = "constant"
+    assert _continues(Run(RUN), settings, own, 10 * total) == [
+        f"continues at step 4 of {10 * total} in {own}"
+    ]

@@ -396,7 +396,10 @@ def test_text_is_refused_where_no_tokenizer_is_known(unknown, prompt):
     with pytest.raises(TokenError) as raised:
         generate(["ab", "cd"], prompt, max_new_tokens=2)
     assert_explains(
-        raised, "prompt must be ids, because no tokenizer is known", "num_tokens=300", "Pass tokenizer="
+        raised,
+        "prompt must be ids, because no tokenizer is known",
+        "num_tokens=300",
+        "Pass tokenizer= (--tokenizer FILE)",
     )
 
 

@@ -14,9 +14,11 @@ import pytest
 
 from palm.cli import display
 from palm.cli.display import _line
+from palm.recipes import Outcome, Recipe
 from palm.training import hardware
 from palm.training.curves import running_mean
 from palm.training.hardware import peak_flops
+from palm.training.measures import Measures
 from palm.training.plot import plot_run
 from palm.training.run_folder import PLOT, Run
 
@@ -291,3 +293,12 @@ print(*sizes)
 def huge_pages_are_always_on() -> bool:
     setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     return setting.exists() and "[always]" in setting.read_text()
+
+
+def test_a_peak_that_a_step_exceeds_is_none():
+    measures = Measures(Recipe(batch=2, length=8), 1.0)
+    measures.mfu_per_rate = 0.01
+    outcome = Outcome(1.0, 1.0, [])
+    assert measures.of_step(1, outcome, 1.0)["mfu"] == 0.16
+    assert "mfu" not in measures.of_step(2, outcome, 0.1)
+    assert "mfu" not in measures.of_step(3, outcome, 1.0)
