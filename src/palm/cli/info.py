@@ -137,7 +137,8 @@ def _recipe(run: RunSummary) -> dict[str, str]:
     recipe = run.recipe
     ramp = "".join(f", {size} from step {step}" for step, size in recipe.ramp)
     told = {
-        "started from": run.start or "weights of the seed, or not recorded",
+        "started from": run.start
+        or ("weights of the seed" if run.turns else "weights of the seed, or not recorded"),
         **({"origin": " ".join(run.origin.values())} if run.origin else {}),
         "recipe": f"{recipe.optimizer}, batch {recipe.batch}{ramp}, length {recipe.length}",
         "precision": recipe.precision,

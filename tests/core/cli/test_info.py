@@ -72,6 +72,11 @@ def test_a_run_shows_what_was_trained_and_from_what(tmp_path, capsys):
     assert told["learning rate"].startswith("0.25, ")
 
 
+def test_a_run_that_would_name_its_checkpoint_began_from_the_seed(tmp_path, capsys):
+    path = with_settings(tmp_path, turns=[{"after": 0, "backend": "torch"}])
+    assert shown(capsys, path)["started from"] == "weights of the seed"
+
+
 def test_a_run_of_an_older_version_does_not_say_more_than_it_knows(capsys):
     told = shown(capsys, WRITTEN / "run-torch")
     assert told["started from"] == "weights of the seed, or not recorded"
