@@ -102,5 +102,5 @@ def test_a_call_that_fails_while_a_run_is_resumed_costs_nothing(tmp_path, wing, 
         ended[tampered(call, f"error={error}", busy_run, run, *trial.given)] += 1
         trial.ends_as_if_nothing_had_happened(run)
     print(f"\n{wing}: {error} at {ended.total()} of {len(calls)} calls, {ended[REFUSED]} ended the run")
-    assert {*ended} == {0, REFUSED}
-    assert error == "EIO" or ended[REFUSED] < ended.total() / 10
+    assert {*ended} <= {0, REFUSED}
+    assert (ended[REFUSED] > ended.total() / 4) is (error == "EIO")
