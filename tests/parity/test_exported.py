@@ -31,10 +31,7 @@ from palm.cli.main import main
 from palm.files.sealed import sealed
 from palm.spec.rounding import RATIO_BAR
 
-needs_flatbuffers = pytest.mark.skipif(
-    importlib.util.find_spec("flatbuffers") is None, reason="jax.export saves by flatbuffers"
-)
-FORMATS = ["torch-export", pytest.param("stablehlo", marks=needs_flatbuffers)]
+FORMATS = ["torch-export", "stablehlo"]
 WINGS: dict[str, Any] = {"torch": torch_impl, "jax": jax_impl}
 LENGTH = 24
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]

@@ -85,6 +85,10 @@ def evaluated(model, path):
     return {"losses": found.losses, "counts": found.counts}
 
 
+def decoded(model, path):
+    return {"logits": palm.served(model, decode=True)(TOKENS)}
+
+
 def numbers(model, path):
     return palm.to_numpy(model)
 
@@ -104,6 +108,7 @@ CALLS = {
     "generate": generated,
     "record": recorded,
     "save": saved,
+    "served": decoded,
     "to_numpy": numbers,
     "trace": traced,
     "value_and_grad": gradients,
@@ -111,7 +116,7 @@ CALLS = {
     "widened": wide,
 }
 
-SLOW_TO_COMPILE = ("assert_agree", "compare", "convert", "value_and_grad, remat", "widened")
+SLOW_TO_COMPILE = ("assert_agree", "compare", "convert", "served", "value_and_grad, remat", "widened")
 
 
 def assert_equal(found, expected):
