@@ -91,7 +91,7 @@ def _loading(name: str, tokenizer: Tokenizer | None) -> str:
         told = f"Its tokenizer is in `{tokenizer.file}`."
         if tokenizer.file.endswith(".json"):
             classes += ", AutoTokenizer"
-            extra = f'\ntokenizer = AutoTokenizer.from_pretrained("{name}")'
+            extra = f'\ntokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)'
     elif isinstance(tokenizer, ByteTokenizer):
         told = "Its tokens are the bytes of a text."
     is_here = "/" not in name
