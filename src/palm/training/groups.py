@@ -17,6 +17,8 @@ from palm.training.runs import ListedRun, differing
 
 # Losses on other text, or of other tokens, are no losses of the same task.
 _OF_THE_TEXT = ("data", "tokenizer", "validation")
+# What changes nothing but rounding; and the start, which has other words for the same weights.
+_OF_ROUNDING = ("backend", "device", "attention", "precision", "remat", "accumulate", "start")
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ class Groups:
 class Pair:
     """Two runs of one seed, by the losses of the steps that both have made; in nats.
 
-    `largest` is the largest gap, at step `step`, and `grown` the first step whose gap is above `resolution`:
-    losses that are closer may be one number, summed in another order. None: no gap is.
+    `largest` is the largest gap, at step `step`, and `grown` the first step whose gap is above `resolution`,
+    which is of that step: losses that are closer may be one number, summed in another order. None: no gap is,
+    and `resolution` is the largest of any step.
     """
 
     a: ListedRun
@@ -68,7 +71,7 @@ class Pair:
                 "The losses are those of one run."
             )
         return (
-            f"{found} From step {self.grown:,} on they are further apart than {self.resolution:.2g}, "
+            f"{found} At step {self.grown:,}, for the first time, a gap is above {self.resolution:.2g}, "
             "which is what sums tell apart. Training makes rounding grow, so one run each cannot say whether "
             "this is more than noise: train both with other seeds."
         )
@@ -86,16 +89,16 @@ class Pair:
 def compare_pair(a: ListedRun, b: ListedRun) -> Pair:
     """The training and validation losses of two runs at the steps that both have made.
 
-    Raises `RunError` for one run twice, for runs without a step in common, and for runs of other seeds, other
-    data, another tokenizer or another share of validation.
+    Raises `RunError` for one run twice, for runs with less than two steps in common, whose losses may be
+    equal whatever the updates are, and for runs that differ in more than backend and rounding.
     """
     others = differing([a, b])
     if a.path.resolve() == b.path.resolve():
         raise RunError(f"two runs must be compared; got {a.path} twice. Name another one.")
-    if names := [name for name in others if name in ("seed", *_OF_THE_TEXT)]:
+    if names := [name for name in others if name not in _OF_ROUNDING]:
         raise RunError(
-            f"two single runs must be of one seed and one text; these differ in {', '.join(names)}. "
-            "Give at least two runs a group, with other seeds, to tell a gap from noise."
+            f"two single runs must be of one seed, text, config and recipe; these differ in "
+            f"{', '.join(names)}. Give at least two runs a group, with other seeds, to tell a gap from noise."
         )
     gaps, bounds = {}, {}
     theirs = {entry["step"]: entry for entry in b.entries}
@@ -105,12 +108,16 @@ def compare_pair(a: ListedRun, b: ListedRun) -> Pair:
             if name in entry and name in other:
                 key = int(entry["step"]), name
                 gaps[key] = abs(entry[name] - other[name])
-                bounds[key] = _resolution(a, max(abs(entry[name]), abs(other[name])))
-    if not gaps:
-        raise RunError(f"two runs must have a step in common; got {a.path} and {b.path}. Train them further.")
-    at = max(gaps, key=lambda key: math.inf if math.isnan(gaps[key]) else gaps[key])
-    grown = next((key[0] for key in sorted(gaps) if not gaps[key] <= bounds[key]), None)
-    return Pair(a, b, len(gaps), gaps[at], at[0], grown, max(bounds.values()), others)
+                size = max(abs(entry[name]), abs(other[name]))
+                bounds[key] = max(_resolution(run, size) for run in (a, b))
+    if sum(name == "loss" for _, name in gaps) < 2:
+        raise RunError(
+            f"two runs must have at least two steps in common; got {a.path} and {b.path}. Train them further."
+        )
+    at = max(gaps, key=lambda key: gaps[key])
+    grown = next((key for key in sorted(gaps) if gaps[key] > bounds[key]), None)
+    resolution = max(bounds.values()) if grown is None else bounds[grown]
+    return Pair(a, b, len(gaps), gaps[at], at[0], grown and grown[0], resolution, others)
 
 
 def compare_groups(a: Sequence[ListedRun], b: Sequence[ListedRun], *, seed: int = 0) -> Groups:

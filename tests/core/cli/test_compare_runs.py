@@ -92,3 +92,25 @@ def test_two_runs_of_one_seed_are_compared_step_by_step(tmp_path, capsys):
         "these differ in seed" in palm(capsys, "compare-runs", a, "--against", tmp_path / "d", status=2).err
     )
     assert "twice" in palm(capsys, "compare-runs", a, "--against", a, status=2).err
+
+
+def test_two_runs_that_cannot_be_one_are_not_called_one(tmp_path, capsys):
+    a, b = tmp_path / "a", tmp_path / "b"
+    make_run(a, [5.0, 4.0])
+    make_run(b, [5.0, 4.0], learning_rate=0.5)
+    assert "these differ in learning_rate" in palm(capsys, "compare-runs", a, "--against", b, status=2).err
+    make_run(tmp_path / "short", [5.0])  # a step's loss is of the weights before it: any two begin alike
+    refused = palm(capsys, "compare-runs", a, "--against", tmp_path / "short", status=2).err
+    assert "at least two steps in common" in refused
+
+
+def test_what_sums_tell_apart_is_of_the_coarser_run_and_of_the_step(tmp_path, capsys):
+    make_run(tmp_path / "narrow", [5.0, 1.0 + 3e-7], precision="float32")
+    make_run(tmp_path / "wide", [5.0, 1.0], precision="float64")
+    make_run(tmp_path / "other", [5.0, 1.0 + 4e-6])
+    for pair in (("narrow", "wide"), ("wide", "narrow")):
+        a, b = (tmp_path / name for name in pair)
+        assert "those of one run" in " ".join(palm(capsys, "compare-runs", a, "--against", b).out.split())
+    both = "compare-runs", tmp_path / "narrow", "--against"
+    told = json.loads(palm(capsys, *both, tmp_path / "other", "--json", status=3).out)
+    assert told["resolution"] < told["largest"] < 5e-6
