@@ -42,3 +42,8 @@ class Cadence:
                 f"sample_prompt must be text; got sample_prompt={self.sample_prompt!r}. "
                 'Use "\\n" to generate without a prompt.'
             )
+
+
+def is_due(every: int, step: int) -> bool:
+    """Whether a step is one of those with such an interval between them."""
+    return every > 0 and step % every == 0

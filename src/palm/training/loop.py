@@ -20,13 +20,14 @@ from palm.generation.generate import generate
 from palm.generation.prompts import encode_prompt
 from palm.recipes import Outcome, Recipe
 from palm.training.alike import check_alike
-from palm.training.cadence import Cadence
+from palm.training.cadence import Cadence, is_due
 from palm.training.hardware import give_back_holes, mfu_per_rate
 from palm.training.measures import Measures
 from palm.training.onlookers import Onlookers
 from palm.training.run_files import SAMPLES
 from palm.training.run_folder import Run
 from palm.training.saving import Saver, noted
+from palm.training.start import turns
 from palm.training.state import read_state
 from palm.training.trained import Entry, OnStep, Trained
 from palm.training.validation import Validation, check_trainable
@@ -209,8 +210,8 @@ class Loop:
         self.log.append(entry)
         self.whole = True
         is_last = step == recipe.steps
-        saves = self.folder is not None and (_is_due(self.cadence.checkpoint_every, step) or is_last)
-        if self.validation is not None and (saves or is_last or _is_due(self.cadence.validate_every, step)):
+        saves = self.folder is not None and (is_due(self.cadence.checkpoint_every, step) or is_last)
+        if self.validation is not None and (saves or is_last or is_due(self.cadence.validate_every, step)):
             val_loss = self.validation.loss(trainer)
             if not math.isfinite(val_loss):
                 self.whole = False
@@ -219,7 +220,7 @@ class Loop:
                 return self._mend(trainer, outcome, val_loss)
             entry |= self.measures.of_validation(val_loss)
         self._write_log()
-        if self.folder is not None and _is_due(self.cadence.sample_every, step):
+        if self.folder is not None and is_due(self.cadence.sample_every, step):
             with self._beside("a sample"):
                 self.folder.log({"step": step, "text": self._sample(trainer)}, SAMPLES)
         if saves:
@@ -271,8 +272,11 @@ class Loop:
         after_bad = self.row + self.recipe.batch_at(step)
         target = self._way_back(step)
         assert target is not None
+        assert self.folder is not None
         device, attention = trainer.placement
         trainer = self.restore(target, device=device, attention=attention)
+        settings = self.folder.settings()
+        self.folder.write_settings({**settings, **turns(settings, self.step, self.backend)})
         self.row = max(self.row + self.recipe.skip * self.recipe.batch_at(self.step + 1), after_bad)
         self.rewinds, self.spike = rewinds, step
         return trainer
@@ -294,7 +298,3 @@ class Loop:
             seed=self.step,
         )
         return generated.text
-
-
-def _is_due(every: int, step: int) -> bool:
-    return every > 0 and step % every == 0

@@ -72,13 +72,33 @@ def test_each_way_computes_otherwise(monkeypatch):
     )
     for way in WAYS.values():
         palm.served(model, **way)(tokens)
-    # Prompts of 5, 13 and 21 tokens: 19 steps behind the shortest, 20 from the first tokens on.
-    assert calls[:39] == [(3,)] * 39
-    assert calls[39:42] == [((1, LENGTH), {})] * 3
-    assert calls[42] == ((3, LENGTH + 16), {"segments": 3 * LENGTH})
-    alone = [n for prompt in (5, 13, 21) for n in (LENGTH - prompt, prompt - 1)]
-    assert calls[43:-3] == [(1,)] * sum(alone)
+    # Prompts of 3, 7 and 11 tokens: 23 steps from the first tokens on, 13 behind the longest.
+    assert calls[:36] == [(3,)] * 36
+    assert calls[36:39] == [((1, LENGTH), {})] * 3
+    assert calls[39] == ((3, LENGTH + 16), {"segments": 3 * LENGTH})
+    alone = [n for prompt in (3, 7, 11) for n in (LENGTH - 1, LENGTH - prompt)]
+    assert calls[40:-3] == [(1,)] * sum(alone)
     assert calls[-3:] == [((1, LENGTH + 16), {"segments": LENGTH})] * 3
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_decoding_needs_no_positions_beyond_the_end(wing):
+    model = model_of(wing, positions="xpos", xpos_base=1, depth=1)
+    tokens = draw_tokens(model.config, 3, 48)
+    for rows in ("together", "alone"):
+        found = palm.compare(palm.served(model, decode=True, rows=rows), model, tokens)
+        assert found.agree, found.verdict
+    with pytest.raises(palm.TokenError, match=r"at most 48·xpos_base = 48 positions with xPos.*got n=49"):
+        palm.served(model, decode=True)(draw_tokens(model.config, 3, 49))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 8, 25])
+@pytest.mark.parametrize("rows", [1, 2, 4, 9])
+def test_no_prompt_is_as_long_as_its_sequence(rows, length):
+    prompts = serving._prompts(rows, length)
+    assert len(prompts) == rows
+    assert prompts.max() <= max(1, length // 2)
+    assert len({*prompts}) == rows or rows > length // 2
 
 
 def test_tokens_of_any_shape_are_served():
@@ -99,9 +119,9 @@ def wing(request) -> Iterator[str]:
 
 
 def shifted(wing: Any, patch: pytest.MonkeyPatch) -> None:
-    """New positions are one too large, those of the prompt are not."""
+    """New positions are one too small, those of the prompt are not."""
     right = wing.generate.heads_rotation
-    patch.setattr(wing.generate, "heads_rotation", lambda turns, at, heads: right(turns, at + 1, heads))
+    patch.setattr(wing.generate, "heads_rotation", lambda turns, at, heads: right(turns, at - 1, heads))
 
 
 def looking_ahead(wing: Any, patch: pytest.MonkeyPatch) -> None:
@@ -125,7 +145,7 @@ def changed_step(wing: Any, patch: pytest.MonkeyPatch, change: Callable[..., tup
 def overwritten(wing: Any, patch: pytest.MonkeyPatch) -> None:
     """The key and value of position 7 take the place of those of position 6."""
     xp = namespace(wing)
-    changed_step(wing, patch, lambda x, rows: (x, xp.where(rows % (2 * LENGTH) == 7, rows - 1, rows)))
+    changed_step(wing, patch, lambda x, rows: (x, xp.where(rows % LENGTH == 7, rows - 1, rows)))
 
 
 def mixed(wing: Any, patch: pytest.MonkeyPatch) -> None:

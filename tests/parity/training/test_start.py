@@ -1,6 +1,8 @@
 """A run keeps what it began from and which framework made which steps."""
 
+import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from trained_tokenizers import byte_level
 import palm
 from palm.checkpoint.checkpoint import load_arrays, save_arrays
 from palm.data.tokenizer_file import FileTokenizer
+from palm.recipes import Outcome
 from palm.training.alike import digest_of
 
 CONFIG = small(num_tokens=300, positions="rotary", norm="layernorm", share_kv=False)
@@ -59,3 +62,20 @@ def test_a_run_keeps_which_framework_made_which_steps(tmp_path):
     assert settings(run)["turns"] == [{"after": 0, "backend": "torch"}]
     palm.resume(run, steps=4, data=IDS, backend="jax")
     assert settings(run)["turns"] == [{"after": 0, "backend": "torch"}, {"after": 3, "backend": "jax"}]
+
+
+@pytest.mark.parametrize(("rewind", "left"), [(1, ["torch", "jax"]), (9, ["jax"])])
+def test_steps_that_a_rewind_takes_back_are_nobodys(tmp_path, monkeypatch, rewind, left):
+    run, right, calls = tmp_path / "run", palm.jax_impl.Trainer.step, []
+    recipe = dataclasses.replace(RECIPE, non_finite="rewind", rewind=rewind, skip=1)
+    palm.train(CONFIG, recipe, IDS, backend="torch", out=run, cadence=palm.Cadence(checkpoint_every=1))
+
+    def step(self, batch, rates):
+        calls.append(rates)
+        return Outcome(math.nan, math.nan, []) if len(calls) == 1 else right(self, batch, rates)
+
+    monkeypatch.setattr(palm.jax_impl.Trainer, "step", step)
+    palm.resume(run, steps=3, data=IDS, backend="jax")
+    assert len(calls) == {1: 2, 9: 4}[rewind]
+    assert [turn["backend"] for turn in settings(run)["turns"]] == left
+    assert settings(run)["turns"][0]["after"] == 0

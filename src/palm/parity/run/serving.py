@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from palm.backends import backend_of, config_of, model_of, wing_of
+from palm.backends import backend_of, config_of, dtype_of, model_of, wing_of
 from palm.errors import ConfigError
 from palm.fields import check_choice
 from palm.models import activations
+from palm.spec.parameters import numpy_dtype
 from palm.spec.tokens import check_tokens
 
 ROWS, PADDING = ("together", "alone"), ("none", "left")
@@ -62,9 +63,9 @@ def served(
     `palm.compare(palm.served(model, decode=True), model, tokens)` says whether they are those of the forward
     pass. In the same way `palm compare torch torch@decode=on` does, each side in a process of its own.
 
-    - `decode`: by the cache of keys and values that `palm.generate` uses. The beginning of each sequence is
-      decoded from its first token, one token at a time; the rest behind a prompt, whose length is another one
-      for each sequence, in one batch.
+    - `decode`: by the cache of keys and values that `palm.generate` uses. Each sequence is decoded from its
+      first token, one token at a time; and half of it once more behind a prompt, whose length is another one
+      for each sequence, in one batch. There the logits are those behind the prompt.
     - `rows="alone"`: each sequence is a batch of its own.
     - `padding="left"`: other ids stand in front of each sequence, another number of them for each, as a
       document of their own (`segments` of `palm.activations`).
@@ -88,8 +89,8 @@ def check_padding(padding: str, *, decode: bool) -> None:
 
 
 def _prompts(rows: int, length: int) -> np.ndarray:
-    """How long the prompt of each sequence is: evenly spread, none of them as long as the sequence."""
-    return 1 + length * (2 * np.arange(rows) + 1) // (2 * rows)
+    """How long the prompt of each sequence is: evenly spread, none longer than half of the sequence."""
+    return 1 + length // 2 * (2 * np.arange(rows) + 1) // (2 * rows)
 
 
 def _fronts(rows: int, length: int) -> np.ndarray:
@@ -110,22 +111,19 @@ def _forward(model: Any, ids: np.ndarray, fronts: np.ndarray) -> np.ndarray:
 
 
 def _decoded(model: Any, ids: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-    """From the first token as far as any prompt goes, and then behind the prompts. Shape (b, n, v)."""
-    behind = _behind(model, ids, prompts, ids.shape[1])
-    alone = _behind(model, ids, np.ones_like(prompts), int(prompts.max()))
-    is_behind = np.arange(ids.shape[1]) >= prompts[:, None] - 1
-    return np.where(is_behind[..., None], behind, alone)
+    """From the first token on, and then behind the prompts as far as that goes. Shape (b, n, v).
 
-
-def _behind(model: Any, ids: np.ndarray, prompts: np.ndarray, end: int) -> np.ndarray:
-    """Logits of each sequence from the last position of its prompt up to `end`; others mean nothing."""
-    rows, length = ids.shape
-    padded = np.where(np.arange(length) < prompts[:, None], ids, _PAD)
-    decoder = wing_of(model).Decoder(model, padded, prompts, 2 * length)
-    # Copies: a decoder may use the memory of its logits again.
-    logits, each = [np.array(decoder.fetch(decoder.logits))], np.arange(rows)
-    for step in range(end - int(prompts.min())):
-        decoder.feed(ids[each, np.minimum(prompts + step, length - 1)])  # a sequence at its end goes on
-        logits.append(np.array(decoder.fetch(decoder.logits)))
-    steps = np.arange(length) - (prompts[:, None] - 1)
-    return np.stack(logits)[np.clip(steps, 0, len(logits) - 1), each[:, None]]
+    Nothing is decoded beyond the end of a sequence, where a model may have no positions any more. So all
+    sequences stop behind their prompts where the one of the longest prompt ends.
+    """
+    each, length = np.arange(len(ids)), ids.shape[1]
+    vocabulary, dtype = config_of(model).num_tokens, numpy_dtype(dtype_of(model))
+    logits = np.empty((*ids.shape, vocabulary), dtype)
+    for starts in (np.ones_like(prompts), prompts):
+        padded = np.where(np.arange(length) < starts[:, None], ids, _PAD)
+        decoder = wing_of(model).Decoder(model, padded, starts, length)
+        for at in range(length - int(starts.max()) + 1):
+            if at:
+                decoder.feed(ids[each, starts + at - 1])
+            logits[each, starts + at - 1] = decoder.fetch(decoder.logits)
+    return logits
