@@ -106,6 +106,17 @@ def test_a_text_is_refused_where_no_tokenizer_is_known_but_ids_are_not():
     assert palm.evaluate(model, np.arange(20)).tokens == 19
 
 
+def test_the_command_says_which_model_has_no_tokenizer(tmp_path, capsys):
+    (tmp_path / "text").write_text("The palm by the sea. " * 4)
+    names = [str(tmp_path / name) for name in "ab"]
+    for name, vocabulary in zip(names, (256, 300), strict=True):
+        palm.save(palm.build(small(num_tokens=vocabulary, depth=1), backend="torch"), name)
+    assert main(["eval", *names, "--text", str(tmp_path / "text"), "--length", "16"]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert f"{names[1]}: data must be ids, because no tokenizer is known for this model" in told.err
+
+
 def test_the_command_prints_the_numbers_of_one_model_and_the_gap_of_two(tmp_path, capsys):
     text = tmp_path / "text"
     text.write_bytes(TEXT)

@@ -109,6 +109,21 @@ def test_nothing_is_written_if_any_line_is_wrong(checkpoint, tmp_path, capsys):
     assert "p.jsonl, line 2: tokens must lie in [0, num_tokens) = [0, 256); got token=256" in told.err
 
 
+@pytest.mark.parametrize("backend", palm.available_backends())
+def test_a_prompt_is_held_to_the_positions_that_xpos_has(backend, tmp_path, capsys):
+    """100 positions, which are no whole number of blocks: 90 and ten more fit, and 91 and ten more do not."""
+    config = small(num_tokens=256, depth=1, positions="xpos", xpos_base=100 / 48)
+    palm.save(palm.build(config, backend=backend), tmp_path / "xpos")
+    command = ["generate", str(tmp_path / "xpos"), "--backend", backend, "--batch", "1", "--prompts"]
+    for longest, status in ((90, 0), (91, 2)):
+        (tmp_path / "p.txt").write_text("ab\n" + "x" * longest + "\n")
+        assert main([*command, str(tmp_path / "p.txt"), "--max-new-tokens", "10"]) == status
+        told = capsys.readouterr()
+        assert told.out.count("\n") == (2 if status == 0 else 0)
+    assert "p.txt, line 2: tokens must have at most 48·xpos_base = 100 positions" in told.err
+    assert "got n=101" in told.err
+
+
 def test_the_lines_of_a_batch_go_as_soon_as_it_is_done(checkpoint, file, monkeypatch):
     seen, raw = [], io.BytesIO()
     right = command.generate_text

@@ -17,7 +17,7 @@ from palm.cli.display import Terminal
 from palm.cli.flags import Attention, Optional, Request, default
 from palm.cli.text import find_checkpoint
 from palm.config import Backend
-from palm.errors import ConfigError
+from palm.errors import ConfigError, TokenError
 from palm.files.names import visible
 from palm.training.evaluation import LENGTH, Evaluation
 from palm.training.evaluation import evaluate as evaluate_text
@@ -88,7 +88,11 @@ def evaluate(request: Request[EvalRequest]) -> int:
 
 def _evaluated(request: EvalRequest, text: Path, path: Path, length: int) -> Evaluation:
     options: dict[str, Any] = {"length": length, "stride": request.stride, "batch": request.batch}
-    return evaluate_text(_loaded(request, path), text, tokenizer=request.tokenizer, **options)
+    model = _loaded(request, path)
+    try:
+        return evaluate_text(model, text, tokenizer=request.tokenizer, **options)
+    except TokenError as error:  # of this model, and perhaps not of the other one
+        raise TokenError(f"{path}: {error}") from None
 
 
 def _loaded(request: EvalRequest, path: Path) -> Any:

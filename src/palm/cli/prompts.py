@@ -33,10 +33,13 @@ class Prompts:
     name: str
     fields: list[dict[str, Any]]
 
-    def encoded(self, tokenizer: Tokenizer | None, config: PaLMConfig) -> list[np.ndarray]:
-        """The ids of each prompt. Raises `TokenError` and `DataError` that name the line."""
+    def encoded(self, tokenizer: Tokenizer | None, config: PaLMConfig, count: int) -> list[np.ndarray]:
+        """The ids of each prompt, which `count` new tokens will follow.
+
+        Raises `TokenError` and `DataError` that name the line.
+        """
         return _each(
-            self.name, lambda fields: encode_prompt(fields["prompt"], tokenizer, config), self.fields
+            self.name, lambda fields: encode_prompt(fields["prompt"], tokenizer, config, count), self.fields
         )
 
 

@@ -118,7 +118,7 @@ def _continue_all(request: GenerateRequest, model: Any, given: Prompts) -> None:
     """Print a line for each prompt, a batch at a time; nothing before all prompts are known to be right."""
     size = 8 if request.batch is None else request.batch
     tokenizer = tokenizer_for(model, request.tokenizer)
-    encoded = given.encoded(tokenizer, config_of(model))
+    encoded = given.encoded(tokenizer, config_of(model), request.max_new_tokens)
     options = request.options() | {"tokenizer": tokenizer}
     starts = range(0, len(encoded), size)
     for first in starts:

@@ -9,11 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from palm.backends import config_of, model_of, wing_of
+from palm.config import PaLMConfig
 from palm.data.remembered import remembered_tokenizer
 from palm.data.tokenizer import Tokenizer, load_tokenizer
 from palm.fields import check_choice, integer
 from palm.generation.prompts import encode_prompt, list_prompts, need_tokenizer, text_stops, token_stops
 from palm.generation.rows import Generation, Row
+from palm.spec.positions import most_positions
 from palm.spec.sampling import Noise, Sampling
 from palm.spec.sizes import check_cache
 from palm.wings import DecoderProtocol
@@ -103,7 +105,8 @@ def generate(
     precision (docs/performance.md says what it costs).
 
     Raises `ConfigError`, what `palm.to_numpy` raises, `DataError` for a tokenizer that cannot be used, and
-    `TokenError` for a prompt that is empty or outside the vocabulary, or text though no tokenizer is known.
+    `TokenError` for a prompt that is empty or outside the vocabulary, or text though no tokenizer is known,
+    or that has more positions with its new tokens than xPos.
     """
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     count = integer("max_new_tokens", max_new_tokens, least=1)
@@ -111,7 +114,7 @@ def generate(
     model, config = model_of(model), config_of(model)
     encoder = tokenizer_for(model, tokenizer)
     prompts, is_batch = list_prompts(prompt)
-    encoded = [encode_prompt(item, encoder, config) for item in prompts]
+    encoded = [encode_prompt(item, encoder, config, count) for item in prompts]
     stops, stop_ids = text_stops(stop, config)
     stop_ids |= token_stops(stop_tokens, eos_token_id, config)
     if stops or on_text is not None:
@@ -143,12 +146,13 @@ def check_room(model: Any, prompts: Sequence[np.ndarray], count: int) -> None:
 def _decoder(model: Any, prompts: list[np.ndarray], count: int, weights: str | None) -> DecoderProtocol:
     """The wing's decoder, which has read the prompts; with a capacity of `count` tokens after each."""
     check_room(model, prompts, count)
+    config = config_of(model)
     lengths = np.array([len(ids) for ids in prompts])
-    longest = int(lengths.max()) + count
-    padded = np.zeros((len(prompts), _rounded(int(lengths.max()))), np.int64)
+    longest = int(lengths.max())
+    padded = np.zeros((len(prompts), _rounded(longest, config)), np.int64)
     for number, ids in enumerate(prompts):
         padded[number, : len(ids)] = ids
-    return wing_of(model).Decoder(model, padded, lengths, _rounded(longest), weights)
+    return wing_of(model).Decoder(model, padded, lengths, _rounded(longest + count, config), weights)
 
 
 def _decode(
@@ -179,5 +183,7 @@ def _decode(
         tell(number, row.finish())
 
 
-def _rounded(length: int) -> int:
-    return -(-length // BLOCK) * BLOCK
+def _rounded(length: int, config: PaLMConfig) -> int:
+    """A length in whole blocks, or as many positions as there are."""
+    rounded = -(-length // BLOCK) * BLOCK
+    return min(rounded, most_positions(config.xpos_base)) if config.positions == "xpos" else rounded

@@ -10,6 +10,7 @@ import numpy as np
 from palm.config import PaLMConfig
 from palm.data.tokenizer import Tokenizer
 from palm.errors import ConfigError, TokenError
+from palm.spec.positions import check_xpos
 from palm.spec.tokens import check_tokens
 
 
@@ -25,10 +26,11 @@ def list_prompts(prompt: Any) -> tuple[list[Any], bool]:
     return list(prompt) if is_batch else [prompt], is_batch
 
 
-def encode_prompt(prompt: Any, tokenizer: Tokenizer | None, config: PaLMConfig) -> np.ndarray:
-    """The ids of one prompt, text or ids already.
+def encode_prompt(prompt: Any, tokenizer: Tokenizer | None, config: PaLMConfig, count: int = 0) -> np.ndarray:
+    """The ids of one prompt, text or ids already, which `count` new tokens will follow.
 
-    Raises `TokenError` if it is empty or outside the vocabulary, or text though no tokenizer is known.
+    Raises `TokenError` if it is empty or outside the vocabulary, or text though no tokenizer is known; and if
+    prompt and new tokens are more than xPos has positions for.
     """
     ids = prompt
     if isinstance(prompt, (str, bytes)):
@@ -47,6 +49,8 @@ def encode_prompt(prompt: Any, tokenizer: Tokenizer | None, config: PaLMConfig) 
         raise TokenError(
             f"prompt must be text or one row of ids; got shape={checked.shape}. Pass a list of prompts."
         )
+    if config.positions == "xpos":
+        check_xpos(len(checked) + count, config.xpos_base)
     return checked
 
 

@@ -70,9 +70,14 @@ def xpos_table(length: int, dim_head: int, base: float) -> np.ndarray:
     return np.asarray(table)
 
 
+def most_positions(base: float) -> int:
+    """How many positions the range of float32 and bfloat16 has factors of xPos for."""
+    return int(_BASES * base)
+
+
 def check_xpos(length: int, base: float) -> None:
-    """Raise `TokenError` for more positions than the range of float32 and bfloat16 has factors for."""
-    if length > _BASES * base:
+    """Raise `TokenError` for more than `most_positions`."""
+    if length > most_positions(base):
         raise TokenError(
             f"tokens must have at most {_BASES}·xpos_base = {_BASES * base:g} positions with xPos, whose "
             f"factors would leave the range of float32; got n={length}. Pass shorter sequences."

@@ -62,7 +62,7 @@ class Loop:
         self.validation = None if held_out is None else Validation(held_out, recipe, cadence.validate_windows)
         batch_of(self.learnt, seed=recipe.seed, first=0, rows=1, length=recipe.length)
         if cadence.sample_every:
-            encode_prompt(cadence.sample_prompt, tokenizer, config)
+            encode_prompt(cadence.sample_prompt, tokenizer, config, cadence.sample_tokens)
         self.measures = Measures(recipe, corpus.bytes_per_token)
         self.step = 0
         self.row = 0  # the data cursor: rows of the data's order that were used or skipped so far

@@ -116,7 +116,7 @@ def test_a_file_that_cannot_be_read_is_refused(name, tmp_path):
 def test_a_prompt_that_the_model_does_not_know_is_refused_with_its_line(prompt, error, says):
     given = Prompts("p.jsonl", [{"prompt": "a"}, {"prompt": prompt}])
     with pytest.raises(error) as raised:
-        given.encoded(ByteTokenizer(), small(num_tokens=256))
+        given.encoded(ByteTokenizer(), small(num_tokens=256), 1)
     assert_explains(raised, "p.jsonl, line 2: ", says)
 
 

@@ -211,6 +211,14 @@ def test_a_prompt_that_the_model_does_not_know_is_refused(prompt, says):
     assert says in str(raised.value)
 
 
+def test_a_prompt_and_its_new_tokens_must_have_positions():
+    config = small(num_tokens=256, positions="xpos", xpos_base=1.5)
+    assert len(encode_prompt([1] * 62, BYTES, config, 10)) == 62
+    with pytest.raises(TokenError, match=r"at most 48·xpos_base = 72 positions.*got n=73"):
+        encode_prompt([1] * 63, BYTES, config, 10)
+    assert len(encode_prompt([1] * 63, BYTES, CONFIG, 10)) == 63
+
+
 def test_a_prompt_of_rows_of_several_lengths_is_refused():
     try:
         encode_prompt([[1], [1, 2]], BYTES, CONFIG)
