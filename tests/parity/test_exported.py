@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
 import os
 import re
 import shutil
-import zipfile
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,9 @@ from cases import ROOT, draw_tokens, draw_weights, python, small
 
 import palm
 from palm import CheckpointError, ConfigError, MissingFrameworkError, TokenError, jax_impl, torch_impl
+from palm.checkpoint import exported as exporting
 from palm.checkpoint.checkpoint import save_arrays
-from palm.checkpoint.exported import agreement_of
-from palm.checkpoint.manifest import fingerprint
+from palm.checkpoint.exported import Agreement, agreement_of
 from palm.checkpoint.programs import KINDS, Programs
 from palm.cli.main import main
 from palm.files.sealed import sealed
@@ -194,6 +192,18 @@ def test_any_number_of_sequences_and_of_tokens_up_to_the_length(made):
             programs.generate(wrong, 2)
     with pytest.raises(TokenError, match="of one shape"):
         programs.decode([1, 2], [0], programs.caches(2))
+    with pytest.raises(TokenError, match="positions must be from 0 on; got -1"):
+        programs.decode([1, 2], [-1, 5], programs.caches(2))
+    for caches in (
+        programs.caches(3),
+        programs.caches(2)[:1],
+        [cache[:, :, 1:] for cache in programs.caches(2)],
+    ):
+        with pytest.raises(
+            TokenError, match=r"caches must have shapes \[\(1, 2, 24, 4\), \(1, 2, 24, 4\)\]; got"
+        ):
+            programs.decode([1, 2], [0, 5], caches)
+    assert programs.decode([1, 2], [0, 5], programs.caches(2))[0].shape == (2, 40)  # the control
     with pytest.raises(ConfigError, match="max_new_tokens must be a whole number from 0 on; got"):
         programs.generate([[1]], -1)
 
@@ -223,38 +233,16 @@ def test_programs_that_are_not_the_model_are_never_left_behind(made, tmp_path, m
     assert [*tmp_path.iterdir()] == []
 
 
-class Unpickled:
-    """What makes a folder when it is unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.mkdir, (str(self.folder),)
-
-
-def test_what_would_be_unpickled_is_refused(tmp_path):
-    exported(tmp_path, "torch-export")
-    out, trap = tmp_path / "out", tmp_path / "trap"
-    stream = io.BytesIO()
-    torch.save((Unpickled(trap),), stream)
-    with zipfile.ZipFile(out / "forward.pt2") as archive:
-        held = {name: archive.read(name) for name in archive.namelist()}
-    [inputs] = [name for name in held if "sample_inputs" in name]
-    assert held[inputs] == b""  # palm pickles none
-    with zipfile.ZipFile(out / "forward.pt2", "w") as archive:
-        for name, content in {**held, inputs: stream.getvalue()}.items():
-            archive.writestr(name, content)
-    about = json.loads((out / "program.json").read_text())
-    about.pop("seal")
-    about["files"]["forward.pt2"] = fingerprint(out / "forward.pt2")
-    (out / "program.json").write_text(sealed(about))
-    with pytest.raises(CheckpointError, match="program forward must hold tensors, JSON and nothing else"):
-        palm.load_programs(out)
-    assert not trap.exists()
-    with suppress(TypeError):  # torch's own warning of that has not all its words
-        torch.export.load(out / "forward.pt2")  # the control
-    assert trap.exists()
+@pytest.mark.parametrize("program", ["forward", "decode"])
+def test_programs_whose_logits_are_not_numbers_are_never_left_behind(made, tmp_path, monkeypatch, program):
+    folder, format, programs, _ = made
+    near = Agreement(0.5, 0.5, 32, 32)
+    monkeypatch.setattr(exporting, "agreement_of", lambda *rest: near._replace(**{program: float("nan")}))
+    with pytest.raises(CheckpointError, match=f"must agree with their model, .* got .*{program}=nan"):
+        palm.export(folder / "model", tmp_path / "out", format=format, length=programs.length)
+    assert [*tmp_path.iterdir()] == []
+    monkeypatch.setattr(exporting, "agreement_of", lambda *rest: near)
+    palm.export(folder / "model", tmp_path / "out", format=format, length=programs.length)  # the control
 
 
 def flip(file: Path) -> None:

@@ -77,7 +77,7 @@ def write_programs(boxes: Boxes, out: Path, format: str, length: int | None) -> 
         }
         write_file(folder / ABOUT, sealed(about).encode())
         agreement = agreement_of(load_programs(folder), module, model)
-        if not max(agreement.forward, agreement.decode) <= RATIO_BAR:
+        if not (agreement.forward <= RATIO_BAR and agreement.decode <= RATIO_BAR):  # NaN is no agreement
             raise CheckpointError(
                 f"exported programs must agree with their model, with ratios of at most {RATIO_BAR}; got "
                 f"forward={agreement.forward:.2g} and decode={agreement.decode:.2g}. "

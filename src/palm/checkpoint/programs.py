@@ -106,9 +106,7 @@ class Programs:
 
     def caches(self, batch: int) -> tuple[np.ndarray, ...]:
         """Empty caches for `decode`: keys and values (l, b, length, e), or keys alone where they are both."""
-        shape = (self.config.depth, batch, self.length, self.config.dim_head)
-        one = np.zeros(shape, numpy_dtype(self.dtype))
-        return (one,) if self.config.keys_are_values else (one, one.copy())
+        return tuple(np.zeros(shape, numpy_dtype(self.dtype)) for shape in self._shapes(batch))
 
     def decode(
         self, tokens: Any, positions: Any, caches: tuple[Any, ...]
@@ -117,7 +115,8 @@ class Programs:
 
         A sequence's tokens must come in order: that at position 3 sees what was kept of 0, 1 and 2.
         Shapes: ids and positions (b,), caches as `caches` gives them -> (b, v), the caches. Raises
-        `TokenError` for ids that the model has not, and for positions from `length` on.
+        `TokenError` for ids that the model has not, for positions below 0 and from `length` on, and for
+        caches of other shapes.
         """
         ids, at = check_tokens(tokens, self.config), np.asarray(positions)
         if ids.ndim != 1 or at.shape != ids.shape or at.dtype.kind not in "iu":
@@ -125,8 +124,18 @@ class Programs:
                 "tokens and positions must be integers of one shape (b,); got "
                 f"shapes={ids.shape} and {at.shape}. Pass the next token of each sequence."
             )
-        if at.min() < 0 or at.max() >= self.length:
+        if at.min() < 0:
+            raise TokenError(
+                f"positions must be from 0 on; got {at.min()}. Count each sequence's tokens from 0."
+            )
+        if at.max() >= self.length:
             raise self._too_long(int(at.max()) + 1)
+        found = [tuple(np.shape(cache)) for cache in caches]
+        if found != self._shapes(len(ids)):
+            raise TokenError(
+                f"caches must have shapes {self._shapes(len(ids))}; got {found}. Pass caches({len(ids)}), or "
+                "those that decode gave for these sequences."
+            )
         logits, held = self._run.decode(ids, at.astype(np.int64), caches)
         return logits, held
 
@@ -153,6 +162,10 @@ class Programs:
                     row.append(likeliest)
         return [row[len(prompt) :] for row, prompt in zip(rows, given, strict=True)]
 
+    def _shapes(self, batch: int) -> list[tuple[int, ...]]:
+        shape = (self.config.depth, batch, self.length, self.config.dim_head)
+        return [shape] * (1 if self.config.keys_are_values else 2)
+
     def _too_long(self, got: int) -> TokenError:
         return TokenError(
             f"tokens must be at most {self.length}, the length that was exported; got {got}. "
@@ -172,8 +185,8 @@ def load_programs(path: str | os.PathLike[str]) -> Programs:
 
     Each file is read once, and its SHA-256 compared before the framework gets its bytes. It needs the
     framework, and none of palm's models. A program is code: load those of people whom you trust. Raises
-    `CheckpointError` for what is missing, damaged, of another version, or not to be read by this version of
-    the framework, and `MissingFrameworkError`.
+    `CheckpointError` for what is missing, damaged, of another version, not to be read by this version of the
+    framework, or, with torch, by which it would unpickle objects or run code, and `MissingFrameworkError`.
     """
     path = Path(path)
     about = read_about(path)

@@ -13,8 +13,11 @@ from palm.files.read import read_file
 
 
 def sealed(manifest: Mapping[str, Any]) -> str:
-    """The manifest's text, which carries the SHA-256 of itself: everything else is checked through it."""
-    body = json.dumps(manifest, sort_keys=True)
+    """The manifest's text, which carries the SHA-256 of itself: everything else is checked through it.
+
+    Raises `ValueError` for numbers that JSON does not have: NaN and infinities.
+    """
+    body = json.dumps(manifest, sort_keys=True, allow_nan=False)
     seal = hashlib.sha256(body.encode()).hexdigest()
     return json.dumps({**manifest, "seal": seal}, indent=1, sort_keys=True) + "\n"
 

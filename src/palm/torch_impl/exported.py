@@ -7,9 +7,10 @@ Mirror: palm.jax_impl.exported; differs in that the programs hold their weights 
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from typing import Any
 
@@ -92,7 +93,7 @@ class Programs:
 
     def __init__(self, contents: Mapping[str, bytes], weights: Named) -> None:
         """`contents` by program; `weights` are in these already. Raises what torch.export.load does, and
-        `CheckpointError` for programs by which that would unpickle objects or load compiled code."""
+        `CheckpointError` for programs with anything that `make_programs` does not write."""
         for name, content in contents.items():
             _check_plain(name, content)
         self._forward, self._decode = (
@@ -121,29 +122,92 @@ def _saved(program: torch.export.ExportedProgram) -> bytes:
     return stream.getvalue()
 
 
+# What `make_programs` writes, and no more: torch unpickles, evaluates or executes much of what else it reads.
+_MEMBER = re.compile(
+    r"archive_format|archive_version|byteorder|\.data/(version|serialization_id)|models/model\.json"
+    r"|data/(weights/(weight_[0-9]+|model_weights_config\.json)|constants/model_constants_config\.json"
+    r"|sample_inputs/model\.pt)"
+)
+_ARGUMENTS = (
+    "bool device expr float int ints layout name none optional_tensors scalar_type string sym_int sym_ints "
+    "tensor tensors"
+)
+_KEY = re.compile(rf"(?!as_)[A-Za-z_][A-Za-z0-9_.]*|as_({_ARGUMENTS.replace(' ', '|')})")
+_OPERATIONS = (
+    "_assert_tensor_metadata add arange clamp clone cos div einsum embedding flatten full index index_put_ "
+    "linear lt masked_fill mean mul ne neg outer pow promote_types reshape rsqrt select silu sin slice "
+    "softmax square stack sub sum sym_size to unbind unflatten unsqueeze where"
+)
+_SYMBOL = r"Symbol\('s[0-9]+', positive=True, integer=True\)"
+_NUMBER = r"Integer\([0-9]{1,18}\)"
+_SIZE = r"L\['[a-z]+'\](\[[0-9]\])?\.size\(\)\[[0-9]\]"
+_GUARD = rf"{_SIZE} == ([0-9]+|{_SIZE})"
+_DOTTED, _PRINTABLE = r"([A-Za-z_][A-Za-z0-9_.]*)?", r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]*"
+_TREE = r'([][{}:, 1]|null|"(type|context|children_spec|builtins\.tuple|builtins\.dict|null|\[\])")*'
+# Texts become source code: names of tensors and of arguments too, which are what no key here has.
+_NAME = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+_TEXTS = {
+    key: re.compile(pattern)
+    for key, pattern in {
+        "as_float": "-?Infinity|NaN",
+        "as_string": "[a-z.,>-]*",  # an equation of einsum
+        "expr_str": rf"(Mul\(|Add\(|Pow\({_SYMBOL}, {_NUMBER}\)|{_NUMBER}|{_SYMBOL}|, |\))*",
+        "fqn": _DOTTED,
+        "guards_code": rf"{_GUARD}( or {_GUARD})*",
+        "in_spec": _TREE,
+        "nn_module_stack": _PRINTABLE,
+        "out_spec": _TREE,
+        "parameter_name": _DOTTED,
+        "path_name": "weight_[0-9]+",
+        "stack_trace": rf"{_PRINTABLE}(\n{_PRINTABLE})*",
+        "target": rf"torch\.ops\.aten\.({_OPERATIONS.replace(' ', '|')})\.[A-Za-z][A-Za-z_]*",
+        "torch_fn": _PRINTABLE,
+        "torch_version": "[A-Za-z0-9.+-]*",
+    }.items()
+}
+
+
 def _check_plain(name: str, content: bytes) -> None:
-    """Raise `CheckpointError` if torch.export.load would unpickle what is in an archive, or run its code."""
-    with zipfile.ZipFile(BytesIO(content)) as archive:
-        members = archive.namelist()
-        is_plain = len({*members}) == len(members) and all(
-            _is_plain(member, archive.read(member)) for member in members
-        )
-    if not is_plain:
+    """Raise `CheckpointError` for an archive with anything that `make_programs` does not write."""
+    # What torch will read, by its own reader. If that fails, torch.export.load takes zipfile.
+    archive = torch._C.PyTorchFileReader(BytesIO(content))
+    members = archive.get_all_records()
+    with zipfile.ZipFile(BytesIO(content)) as same:
+        is_same = sorted(member.partition("/")[2] for member in same.namelist()) == sorted({*members})
+    strange = [] if is_same else ["members of one name, or outside of its folder"]
+    strange += [member for member in members if not _MEMBER.fullmatch(member)]
+    for member in () if strange else members:
+        if member.endswith(".json"):
+            strange += _strange("", json.loads(archive.get_record(member).decode(), object_pairs_hook=_once))
+        elif member.endswith(".pt") and archive.get_record_size(member):
+            strange.append(f"pickled objects in {member}")
+    if strange:
         raise CheckpointError(
-            f"program {name} must hold tensors, JSON and nothing else; it holds pickled objects or compiled "
-            "code. Export the model again."
+            f"program {name} must hold tensors, JSON and nothing else; it may hold pickled objects or "
+            f"code, by what palm does not write: {strange[0]!r:.80}. Export the model again."
         )
 
 
-def _is_plain(member: str, content: bytes) -> bool:
-    file = member.rpartition("/")[2]
-    if file.startswith(("custom_obj", "opaque_obj")) or "/aotinductor/" in member:
-        return False
-    if file.endswith(".json"):
-        return not re.search(rb'"use_pickle":\s*true', content)
-    if file.endswith(".pt") and content:
-        try:
-            torch.load(BytesIO(content), weights_only=True)
-        except Exception:  # whatever it is, torch.export.load would try again without the limit
-            return False
-    return True
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which no reader may take another of two values of one name."""
+    held = dict(pairs)
+    if len(held) < len(pairs):
+        raise ValueError("an object in it has two values of one name")
+    return held
+
+
+def _strange(key: str, value: Any) -> Iterator[str]:
+    """The keys and texts in a JSON value that `make_programs` does not write; `key` is whose value it is."""
+    if key == "use_pickle":
+        if value is not False:
+            yield key
+    elif isinstance(value, dict):
+        for name, held in value.items():
+            if not _KEY.fullmatch(name):
+                yield name
+            yield from _strange(name, held)
+    elif isinstance(value, list):
+        for held in value:
+            yield from _strange(key, held)
+    elif isinstance(value, str) and not _TEXTS.get(key, _NAME).fullmatch(value):
+        yield value
