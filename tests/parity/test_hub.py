@@ -191,6 +191,21 @@ def test_what_is_no_checkpoint_or_license_makes_no_repository(hub, tmp_path):
     assert hub.asked == []
 
 
+def test_weights_that_are_damaged_make_no_repository_and_no_branch(hub, tmp_path):
+    path = saved(tmp_path / "model")
+    [file] = path.glob("weights-*")
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(palm.CheckpointError, match=f"{file.name} must be as it was saved"):
+        palm.push_to_hub(path, NAME, revision="trial")
+    assert hub.asked == []
+    content[-5] ^= 1
+    file.write_bytes(content)
+    palm.push_to_hub(path, NAME, revision="trial")  # the control
+    assert "trial" in hub.repositories[NAME].branches
+
+
 def test_without_the_package_the_command_that_installs_it_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     for use in (

@@ -12,7 +12,6 @@ import palm
 from palm.checkpoint.card import check_license
 from palm.checkpoint.export import export_card
 from palm.checkpoint.hub import check_repository, client, reason
-from palm.checkpoint.progress import summarise
 from palm.checkpoint.transformers import REPLACED
 from palm.errors import PalmError, UpstreamError
 from palm.files.temporary import temporary_folder
@@ -58,17 +57,17 @@ def push_to_hub(
     check_repository(repository)
     check_license(license)
     hub = client()
-    summarise(path)  # what is no checkpoint makes no repository
     with _asking(repository):
         if hub.get_token() is None:
             raise UpstreamError(
                 "token must be there to upload; got none. Set HF_TOKEN, or run hf auth login."
             )
-        api = hub.HfApi(library_name="palm-dual", library_version=palm.__version__)
-        _prepare(api, repository, private, revision)
     with temporary_folder("push") as parent:
+        # What is no checkpoint, or a damaged one, makes no repository: all of it is read first.
         folder = export_card(path, parent / "model", repository, license)
         with _asking(repository):
+            api = hub.HfApi(library_name="palm-dual", library_version=palm.__version__)
+            _prepare(api, repository, private, revision)
             done = api.upload_folder(
                 repo_id=repository,
                 folder_path=folder,
