@@ -1,4 +1,4 @@
-"""Whether something fits into memory, before any of it is made."""
+"""Memory: whether something fits into it, before any of it is made; and copies as fast as it allows."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import re
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
+
 from palm.errors import ConfigError
 
 _MEMINFO = Path("/proc/meminfo")
+_LINE = 64  # bytes that a processor reads and writes at once
 _UNITS = {"B": 1} | {
     f"{letter}{'i' * (base == 1024)}B": base**power
     for power, letter in enumerate("KMGT", start=1)
@@ -59,3 +62,16 @@ def bytes_of(size: int | str) -> int:
             f"memory must be bytes or a size in {', '.join(_UNITS)}; got memory={size!r}. Write 80GiB."
         )
     return number
+
+
+def put(room: np.ndarray, array: np.ndarray) -> None:
+    """`room[...] = array`. NumPy alone takes twice as long and more for a matrix that is turned over."""
+    if room.ndim == array.ndim == 2 and room.strides[0] > room.strides[1]:
+        room, array = room.T, array.T  # so that the numbers of a column lie next to each other
+    is_turned = room.ndim == 2 and room.strides[0] < room.strides[1] and array.strides[0] > array.strides[1]
+    if not is_turned:
+        room[...] = array
+        return
+    width = max(1, _LINE // room.itemsize)
+    for first in range(0, len(room), width):
+        room[first : first + width] = array[first : first + width]

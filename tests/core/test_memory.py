@@ -1,5 +1,6 @@
-"""What cannot fit into memory is refused with the bytes that it needs, before anything is made."""
+"""What cannot fit into memory is refused with the bytes that it needs; and copies are what NumPy copies."""
 
+import numpy as np
 import pytest
 from cases import assert_explains, at_most
 
@@ -136,3 +137,13 @@ def test_what_is_no_size_is_refused(given):
     with pytest.raises(ConfigError) as raised:
         memory.bytes_of(given)
     assert_explains(raised, "memory must be bytes or a size in B, KB, KiB", repr(given), "Write 80GiB")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int16"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 50), (16, 16), (67, 41), (7,), (3, 4, 5)])
+def test_a_room_takes_the_elements_however_it_lies(shape, dtype):
+    array = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    for given in (array, np.asfortranarray(array), np.repeat(array, 2, axis=-1)[..., ::2]):
+        for room in (np.zeros(shape, dtype), np.zeros(shape[::-1], dtype).T, np.zeros((9, *shape), dtype)[4]):
+            memory.put(room, given)
+            assert np.array_equal(room, array)

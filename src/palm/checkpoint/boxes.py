@@ -20,7 +20,7 @@ from palm.files.objects import MalformedError
 from palm.files.read import Reader, open_regular
 from palm.files.streamed import rows_of_a_block
 from palm.files.tensors import Row, empty, read_header
-from palm.spec.boxes import Box, box_of, put
+from palm.spec.boxes import Box, box_of, read_into
 from palm.spec.parameters import dtype_name, numpy_dtype
 
 
@@ -40,7 +40,7 @@ class Tensor:
         if room.dtype == self.boxes.dtype == numpy_dtype(self.dtype):
             self.boxes.read_into(room, self.name, box_of(at, self.boxes.shapes[self.name]).start)
         else:
-            put(room, self[at])
+            read_into(room, self[at], tuple(map(slice, room.shape)))
 
     def _cast(self, part: np.ndarray) -> np.ndarray:
         if part.dtype == numpy_dtype(self.dtype):
@@ -172,7 +172,7 @@ class Boxes:
                 own = block[both.within(here)]
                 is_finite = is_finite and bool(np.isfinite(own).all())
                 if part is not block:
-                    put(part, own)
+                    read_into(part, block, both.within(here))
         where = f"{name} from {piece.box.start}"
         if checksum != piece.checksum:
             raise CheckpointError(

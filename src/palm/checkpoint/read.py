@@ -106,10 +106,14 @@ def read_state(
         moments = _whole(path, manifest, is_moments=True) if with_moments else {}
     try:
         check_names(config, weights, source=str(path))
-        for name, parameter in table.items():
-            check_array(parameter, weights[name], source=_file_of(path, manifest, name))
     except WeightsError as error:
         raise CheckpointError(str(error)) from error
+    for name, parameter in table.items():
+        try:
+            check_array(parameter, weights[name], source="")
+        except WeightsError as error:
+            file = path / _file_of(path, manifest, config, name, weights[name])
+            raise CheckpointError(f"{file}{error}") from error
     return config, weights, moments
 
 
@@ -161,10 +165,16 @@ def _joined(
     return arrays
 
 
-def _file_of(path: Path, manifest: Mapping[str, Any], name: str) -> str:
-    listed = (
-        file
-        for file, entry in manifest["files"].items()
-        if name in entry.get("tensors", ()) or name in entry.get("pieces", ())
+def _file_of(
+    path: Path, manifest: Mapping[str, Any], config: PaLMConfig, name: str, array: np.ndarray
+) -> str:
+    """The file of a weight that does not fit; of one in pieces, the file of the first that is not finite."""
+    if manifest["version"] != IN_PIECES:
+        files = manifest["files"].items()
+        return next((file for file, entry in files if name in entry.get("tensors", ())), MANIFEST)
+    whole = Box((0,) * array.ndim, array.shape)
+    return next(
+        piece.file
+        for piece in pieces_of(path, manifest, config)[name]
+        if not np.isfinite(array[piece.box.within(whole)]).all()
     )
-    return str(path / next(listed, MANIFEST))

@@ -16,9 +16,9 @@ import numpy as np
 
 from palm.files.tensors import header_of
 from palm.files.write import opened
+from palm.memory import put
 
 _BLOCK = 1 << 22
-_LINE = 64  # bytes that a processor reads and writes at once
 
 
 class Streamed(NamedTuple):
@@ -65,12 +65,11 @@ def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _by_rows(block: np.ndarray) -> np.ndarray:
-    """The same numbers, row after row. NumPy alone takes several times as long for a transposed matrix."""
-    if block.flags.c_contiguous or block.ndim != 2:
-        return np.ascontiguousarray(block)
-    turned, width = np.empty(block.shape, block.dtype), max(1, _LINE // block.itemsize)
-    for first in range(0, block.shape[1], width):
-        turned[:, first : first + width] = block[:, first : first + width]
+    """The same numbers, row after row."""
+    if block.flags.c_contiguous:
+        return block
+    turned = np.empty(block.shape, block.dtype)
+    put(turned, block)
     return turned
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-_LINE = 64  # bytes that a processor reads and writes at once
+from palm.memory import put
 
 
 class Box(NamedTuple):
@@ -66,17 +66,6 @@ def read_into(room: np.ndarray, source: Sliceable, at: tuple[slice, ...]) -> Non
         put(room, source[at])
     else:
         straight(room, at)
-
-
-def put(room: np.ndarray, array: np.ndarray) -> None:
-    """`room[...] = array`. NumPy alone takes twice as long and more for a matrix that is turned over."""
-    is_turned = room.ndim == 2 and room.strides[0] < room.strides[1] and array.strides[0] > array.strides[1]
-    if not is_turned:
-        room[...] = array
-        return
-    width = max(1, _LINE // room.itemsize)
-    for first in range(0, len(room), width):
-        room[first : first + width] = array[first : first + width]
 
 
 class Rows(Protocol):

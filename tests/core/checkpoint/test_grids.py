@@ -3,6 +3,8 @@
 import json
 import random
 import re
+import shutil
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from cases import assert_same_bits
 from damage import CONFIG, FIELDS, OLD, assert_is_state, undetected
+from safetensors.numpy import load_file, save_file
 from teams import together
 
 import palm
@@ -18,7 +21,7 @@ from palm.checkpoint import checkpoint, team
 from palm.checkpoint.boxes import Boxes
 from palm.checkpoint.checkpoint import load_arrays
 from palm.checkpoint.grids import cells, gridded, listed
-from palm.checkpoint.manifest import FORMAT, MANIFEST, key_of, read_manifest
+from palm.checkpoint.manifest import FORMAT, MANIFEST, fingerprint, key_of, read_manifest
 from palm.checkpoint.pieces import pieces_of, shapes_of
 from palm.checkpoint.progress import load_progress
 from palm.checkpoint.team import check_listable, save_pieces
@@ -111,6 +114,28 @@ def test_damage_is_named_by_its_piece(path):
     for load in (load_arrays, load_progress):
         with pytest.raises(CheckpointError, match=f"{file} must be .* damaged in embedding@"):
             load(path)
+
+
+def test_a_weight_that_is_not_finite_is_blamed_on_the_file_of_its_piece(path):
+    """A file that somebody else made, with checksums that hold."""
+    name, array = "embedding", STATE["embedding"]
+    manifest = read_manifest(path)
+    pieces = list(listed(manifest, name, array.shape))
+    assert len({file for file, *_ in pieces}) > 1
+    for i, (file, box, _) in enumerate(pieces):
+        changed = path.with_name(f"changed-{i}")
+        shutil.copytree(path, changed)
+        arrays = load_file(path / file)
+        own = arrays[key_of(name, box.start)]
+        own[-1, -1] = np.nan
+        save_file(arrays, changed / file)
+        digits = manifest["tensors"][name]["crc32"]
+        digits = f"{digits[: 8 * i]}{zlib.crc32(own.tobytes()):08x}{digits[8 * i + 8 :]}"
+        said = {**manifest, "files": {**manifest["files"], file: fingerprint(changed / file)}}
+        said["tensors"] = {**manifest["tensors"], name: {**manifest["tensors"][name], "crc32": digits}}
+        (changed / MANIFEST).write_text(sealed(said))
+        with pytest.raises(CheckpointError, match=f"{changed / file}: embedding must be finite; got nan"):
+            load_arrays(changed)
 
 
 def other_files(manifest):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cases import at_most
 
-from palm.spec.boxes import Box, miscovered, put, read_into
+from palm.spec.boxes import Box, miscovered, read_into
 
 
 def whole(*shape: int) -> Box:
@@ -95,16 +95,6 @@ def test_the_overlap_of_two_boxes_is_in_both():
 )
 def test_a_box_fits_if_it_lies_inside_and_has_elements(box, is_inside):
     assert box.fits((2, 3)) == is_inside
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int16"])
-@pytest.mark.parametrize("shape", [(1, 1), (3, 50), (16, 16), (67, 41), (7,), (3, 4, 5)])
-def test_a_room_takes_the_elements_however_it_lies(shape, dtype):
-    array = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
-    for given in (array, np.asfortranarray(array), np.repeat(array, 2, axis=-1)[..., ::2]):
-        for room in (np.zeros(shape, dtype), np.zeros(shape[::-1], dtype).T, np.zeros((9, *shape), dtype)[4]):
-            put(room, given)
-            assert np.array_equal(room, array)
 
 
 def test_a_room_is_filled_by_what_can_read_straight_into_it():
