@@ -7,21 +7,17 @@ others. Each would go on, and so would the run, as one that nobody asked for.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-
-import numpy as np
 
 from palm.config import PaLMConfig
 from palm.data.corpus import Corpus
 from palm.errors import ConfigError
-from palm.files.streamed import blocks
 from palm.recipes import Recipe
 from palm.spec.mesh import AnyMesh, mesh_of
 from palm.training.cadence import Cadence
+from palm.training.start import Start
 from palm.wings import Wing
 
 
@@ -32,32 +28,20 @@ def check_same_run(
     cadence: Cadence,
     mesh: AnyMesh,
     corpus: Corpus,
-    weights: Mapping[str, np.ndarray] | None = None,
+    start: Start | None = None,
 ) -> None:
     """Raise `ConfigError` in all processes unless they make the same run. All of them must ask.
 
-    `weights`: what it starts from, if this process was given that; `check_weights` has passed them.
+    `start`: what a new run starts from.
     """
     if processes.several():  # for the digests the whole text is read, and all weights
         facts = {"config": config.to_dict(), "recipe": recipe.to_dict(), "data": corpus.digest}
-        started = None if weights is None else digest_of(weights)
-        about = {"cadence": dataclasses.asdict(cadence), "mesh": mesh_of(mesh), "weights": started}
+        about = {
+            "cadence": dataclasses.asdict(cadence),
+            "mesh": mesh_of(mesh),
+            "weights": start and start.digest,
+        }
         check_alike(processes, **facts, **about)
-
-
-def digest_of(weights: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of names, dtypes, shapes and all numbers, of several arrays at once."""
-    names = sorted(weights)
-    with ThreadPoolExecutor() as pool:
-        digests = [*pool.map(lambda name: _digest(np.asarray(weights[name])), names)]
-    return hashlib.sha256(json.dumps([*zip(names, digests, strict=True)]).encode()).hexdigest()
-
-
-def _digest(array: np.ndarray) -> str:
-    digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
-    for block in blocks(array):
-        digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def check_alike(processes: Wing[Any], **facts: Any) -> None:

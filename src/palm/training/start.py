@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +21,9 @@ from palm.checkpoint.tokenizer import checkpoint_tokenizer
 from palm.config import Backend, PaLMConfig
 from palm.data.tokenizer import Tokenizer
 from palm.errors import ConfigError
+from palm.files.streamed import blocks
 from palm.models import build, from_numpy
 from palm.recipes import Recipe
-from palm.training.alike import digest_of
 
 # Arrays by name, or the path of a checkpoint or a run; None: they are drawn from the recipe's seed.
 Weights = Mapping[str, np.ndarray] | str | os.PathLike[str] | None
@@ -51,6 +55,11 @@ class Start:
                 )
         return from_numpy(config, self.arrays, **options)
 
+    @cached_property
+    def digest(self) -> str | None:
+        """`digest_of` the arrays, all of which are read for it, once."""
+        return None if self.arrays is None else digest_of(self.arrays)
+
     def told(self, backend: Backend) -> dict[str, Any]:
         """What `run.json` keeps of it: the checkpoint, the digest of the weights, their origin."""
         found = turns({"turns": []}, 0, backend)
@@ -58,7 +67,7 @@ class Start:
             return found
         checkpoint = None if self.checkpoint is None else str(self.checkpoint.resolve())
         origin = {"origin": dict(self.origin)} if self.origin else {}
-        return {**found, "start": {"checkpoint": checkpoint, "weights": digest_of(self.arrays), **origin}}
+        return {**found, "start": {"checkpoint": checkpoint, "weights": self.digest, **origin}}
 
 
 def open_start(weights: Weights) -> Start:
@@ -83,3 +92,18 @@ def turns(settings: Mapping[str, Any], step: int, backend: Backend) -> dict[str,
     if not kept or kept[-1]["backend"] != backend:
         kept.append({"after": step, "backend": backend})
     return {"turns": kept}
+
+
+def digest_of(weights: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of names, dtypes, shapes and all numbers, of several arrays at once."""
+    names = sorted(weights)
+    with ThreadPoolExecutor() as pool:
+        digests = [*pool.map(lambda name: _digest(np.asarray(weights[name])), names)]
+    return hashlib.sha256(json.dumps([*zip(names, digests, strict=True)]).encode()).hexdigest()
+
+
+def _digest(array: np.ndarray) -> str:
+    digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+    for block in blocks(array):
+        digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

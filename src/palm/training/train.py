@@ -129,10 +129,9 @@ def train(
     that came with the ids. It belongs to the run and to each checkpoint. `config.num_tokens` must hold it.
 
     With `out`, everything is kept in that new folder, and the run can go on from there in either backend
-    (`palm.resume`). SIGINT, SIGTERM and SIGHUP end it after the step in progress, with a checkpoint.
-    So does an error, which is raised then, if the weights are those of a whole step. `mesh` is as in
-    `palm.build`: each of its processes makes the same call, the first one writes, and an error in one of
-    them ends all without a checkpoint.
+    (`palm.resume`). SIGINT, SIGTERM and SIGHUP end it after the step in progress, with a checkpoint. So does
+    an error, which is raised then, if the weights are those of a whole step. `mesh` is as in `palm.build`:
+    each process makes the same call, the first one writes, an error in one ends all without a checkpoint.
 
     `on_step` is called with each line of the log: step, loss (nats, of the batch before its update),
     grad_norm, lr, tokens (so far), tokens_per_s, seconds, and where they were measured val_loss and
@@ -144,8 +143,7 @@ def train(
     start = open_start(weights)
     check_given(config, recipe, start.arrays, backend)
     implementation = wing(backend)
-    config, cadence = config.resolve(backend), cadence or Cadence()
-    place = placed(backend, device, mesh)
+    config, cadence, place = config.resolve(backend), cadence or Cadence(), placed(backend, device, mesh)
     check_fits(implementation, config, recipe, cadence, device, mesh)
     tokenizer = start.tokenizer if tokenizer is None else tokenizer
     corpus, encoder = open_data(data, tokenizer, config)
@@ -154,14 +152,16 @@ def train(
     about = {"config": config.to_dict(), "recipe": recipe.to_dict(), **where}
     beside = make_onlookers(out, about, implementation, loggers, profile)
     with implementation.together(), asked_to_stop() as asked, run.locked(new=True) if run else nullcontext():
-        check_same_run(implementation, config, recipe, cadence, mesh, corpus, start.arrays)
+        check_same_run(implementation, config, recipe, cadence, mesh, corpus, start)
         loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step, beside)
         trainer = implementation.Trainer(start.model(config, recipe, place, where), recipe)
+        told = {} if run is None else start.told(backend)
+        del start, weights  # steps need no second copy of the model
         if run is not None:
             loop.save(trainer)
             run.keep_tokenizer(kept_file(encoder))
             settings = settings_of(config, recipe, cadence, data, corpus, tokenizer, encoder)
-            run.write_settings(settings | where | start.told(backend))
+            run.write_settings(settings | where | told)
         return loop.run(trainer, asked)
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import palm
-from palm.training.alike import check_alike, digest_of
+from palm.training import start
+from palm.training.alike import check_alike
+from palm.training.start import Start, digest_of
 
 
 class Processes:
@@ -90,3 +92,12 @@ def test_every_number_of_large_weights_counts():
         assert digest_of({"a": large}) != whole
         large.flat[at] = 0
     assert digest_of({"a": large}) == whole
+
+
+def test_the_processes_and_the_run_have_one_digest_that_is_formed_once(monkeypatch):
+    formed = []
+    monkeypatch.setattr(start, "digest_of", lambda arrays: formed.append(arrays) or digest_of(arrays))
+    own = Start(weights())
+    assert own.digest == own.told("torch")["start"]["weights"] == digest_of(weights())
+    assert len(formed) == 1
+    assert Start().digest is None

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ import palm
 from palm.checkpoint.checkpoint import load_arrays, save_arrays
 from palm.data.tokenizer_file import FileTokenizer
 from palm.recipes import Outcome
-from palm.training.alike import digest_of
+from palm.training import start
+from palm.training.start import digest_of
 
 CONFIG = small(num_tokens=300, positions="rotary", norm="layernorm", share_kv=False)
 IDS = np.random.default_rng(1).integers(0, 13, 2_000)
@@ -45,6 +47,34 @@ def test_a_run_keeps_its_checkpoint_its_tokenizer_and_where_that_came_from(base,
     drawn = palm.train(CONFIG, RECIPE, IDS, backend=backend, out=tmp_path / "c")
     assert "start" not in settings(tmp_path / "c")
     assert drawn.log[0]["loss"] != trained.log[0]["loss"]
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("backend", palm.available_backends())
+@pytest.mark.parametrize(("given", "has_folder"), [("path", True), ("arrays", False)])
+def test_no_second_copy_of_the_weights_is_kept_and_one_digest_is_formed(
+    base, tmp_path, monkeypatch, backend, given, has_folder
+):
+    held, alive, digests = [], [], []
+
+    def loaded(path):
+        config, arrays = load_arrays(path)
+        held.extend(map(weakref.ref, arrays.values()))
+        return config, arrays
+
+    monkeypatch.setattr(start, "load_arrays", loaded)
+    monkeypatch.setattr(start, "digest_of", lambda arrays: digests.append(len(arrays)) or digest_of(arrays))
+    palm.train(
+        CONFIG,
+        RECIPE,
+        IDS,
+        backend=backend,
+        out=tmp_path / "run" if has_folder else None,
+        weights=base if given == "path" else loaded(base)[1],
+        on_step=lambda entry: alive.append(sum(one() is not None for one in held)),
+    )
+    assert (len(held), alive) == (len(load_arrays(base)[1]), [0, 0])
+    assert digests == ([len(held)] if has_folder else [])
 
 
 def test_another_config_than_the_checkpoints_is_refused(base, tmp_path):
