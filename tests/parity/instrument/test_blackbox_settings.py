@@ -193,3 +193,17 @@ def test_a_distance_just_above_rounding_is_not_fitted_away(times):
     assert made.bound < made.before < 2 * made.bound
     assert 0.6 * bound < made.bound
     assert search.explain(made).met == ()
+
+
+@pytest.mark.parametrize("share_kv", [True, False], ids=["shared", "separate"])
+def test_a_mistake_beside_normed_heads_is_found_though_heads_of_other_sizes_have_no_scales(
+    share_kv,
+):
+    config = small(qk_norm=True, share_kv=share_kv, heads=8, dim_head=8)
+    weights = draw_weights(config, 5, "float32")
+    changed = {**weights, "blocks.1.feedforward.gate": weights["blocks.1.feedforward.gate"][:, ::-1].copy()}
+    model, port = (palm.from_numpy(config, one, backend="torch") for one in (weights, changed))
+    tokens = draw_tokens(config, 2, 24)
+    assert compare_foreign(lambda ids: palm.activations(model, ids)["logits"], model, tokens).agree
+    found = compare_foreign(lambda ids: palm.activations(port, ids)["logits"], model, tokens)
+    assert found.outcome == "differ"

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import torch
 from cases import assert_explains, draw_tokens, draw_weights, small
 from support import namespace
 
@@ -181,6 +182,20 @@ def test_a_fault_of_a_decoder_is_found_where_it_begins(wing, fault, dtype, monke
     assert found.first_position == first or (dtype == "bfloat16" and found.first_position[1] > first[1])
     alone = palm.compare(palm.served(model, decode=True, rows="alone"), model, tokens)
     assert alone.agree is (fault is mixed), alone.verdict
+
+
+@pytest.mark.parametrize("position", [1, 5, 6, 7, 23])
+def test_a_step_that_is_wrong_at_one_position_only_is_found_whichever_that_is(position, monkeypatch):
+    monkeypatch.setattr(search, "_WORK", 1e8)
+    model = model_of("torch", depth=1)
+
+    def change(x: Any, rows: Any) -> tuple[Any, Any]:
+        return torch.where((rows == position)[:, None], 3 * x, x), rows
+
+    changed_step(torch_impl, monkeypatch, change)
+    found = palm.compare(palm.served(model, decode=True), model, draw_tokens(model.config, 1, LENGTH))
+    assert found.outcome == "differ"
+    assert found.first_position == (0, position)
 
 
 @pytest.mark.parametrize("rows", [1, 3])

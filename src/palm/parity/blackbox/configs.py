@@ -147,7 +147,10 @@ def _norms(config: PaLMConfig) -> Iterator[_Choice]:
 
 
 def _keys_and_values(config: PaLMConfig) -> Iterator[_Choice]:
-    """One tensor for two or two for one; of the columns of both, if the port reads the fused matrix so."""
+    """One tensor for two or two for one; of the columns of both, if the port reads the fused matrix so.
+
+    Heads of another size have no scales, if queries and keys are normed.
+    """
     yield _OWN
     h, e = config.heads, config.dim_head
 
@@ -172,10 +175,10 @@ def _keys_and_values(config: PaLMConfig) -> Iterator[_Choice]:
     if not config.share_kv:
         yield _Choice({"share_kv": True}, shared(("key",)), "the matrix of the keys for both")
         yield _Choice({"share_kv": True}, shared(("value",)), "the matrix of the values for both")
-        if h % 2 == 0:
+        if h % 2 == 0 and not config.qk_norm:
             fields = {"share_kv": True, "heads": h // 2, "dim_head": 2 * e}
             yield _Choice(fields, shared(("key", "value")), "keys and values side by side for both")
-    elif e % 2 == 0:
+    elif e % 2 == 0 and not config.qk_norm:
         yield _Choice(
             {"share_kv": False, "heads": 2 * h, "dim_head": e // 2}, halves, "one half of the matrix for each"
         )

@@ -111,19 +111,21 @@ def _forward(model: Any, ids: np.ndarray, fronts: np.ndarray) -> np.ndarray:
 
 
 def _decoded(model: Any, ids: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-    """From the first token on, and then behind the prompts as far as that goes. Shape (b, n, v).
+    """From the first token on, and behind the prompts as far as that goes. Shape (b, n, v).
 
-    Nothing is decoded beyond the end of a sequence, where a model may have no positions any more. So all
-    sequences stop behind their prompts where the one of the longest prompt ends.
+    Of a position that both give it is the mean: what is wrong in either moves it. Nothing is decoded beyond
+    the end of a sequence, where a model may have no positions any more. So all sequences stop behind their
+    prompts where the one of the longest prompt ends.
     """
     each, length = np.arange(len(ids)), ids.shape[1]
     vocabulary, dtype = config_of(model).num_tokens, numpy_dtype(dtype_of(model))
-    logits = np.empty((*ids.shape, vocabulary), dtype)
+    total, count = np.zeros((*ids.shape, vocabulary)), np.zeros((*ids.shape, 1))
     for starts in (np.ones_like(prompts), prompts):
         padded = np.where(np.arange(length) < starts[:, None], ids, _PAD)
         decoder = wing_of(model).Decoder(model, padded, starts, length)
         for at in range(length - int(starts.max()) + 1):
             if at:
                 decoder.feed(ids[each, starts + at - 1])
-            logits[each, starts + at - 1] = decoder.fetch(decoder.logits)
-    return logits
+            total[each, starts + at - 1] += decoder.fetch(decoder.logits)
+            count[each, starts + at - 1] += 1
+    return (total / count).astype(dtype)
