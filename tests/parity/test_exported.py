@@ -293,6 +293,14 @@ def test_a_framework_that_is_missing_is_named(made, monkeypatch):
         palm.load_programs(folder / "out")
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_length_whose_caches_fit_nowhere_is_refused_before_anything_is_made(tmp_path, format):
+    save_arrays(small(num_tokens=40), draw_weights(small(num_tokens=40)), tmp_path / "model")
+    with pytest.raises(palm.ConfigError, match="keys and values of 2 × 1,000,000,000,000 tokens"):
+        palm.export(tmp_path / "model", tmp_path / "out", format=format, length=10**12)
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_flatbuffers_jax_says_what_to_install(tmp_path, monkeypatch):
     config = small(depth=1)
     save_arrays(config, weights_of(config, "float32"), tmp_path / "model")

@@ -34,6 +34,7 @@ from palm.spec.parameters import dtype_name, parameters
 from palm.spec.random import generator
 from palm.spec.rounding import RATIO_BAR, rms, rounding_ratio
 from palm.spec.sampling import Sampling
+from palm.spec.sizes import check_cache
 
 # What the programs are tried on: so many sequences, of so many tokens, a third of which are a prompt.
 _ROWS, _TOKENS = 2, 24
@@ -51,6 +52,7 @@ class Agreement(NamedTuple):
 def write_programs(boxes: Boxes, out: Path, format: str, length: int | None) -> Path:
     """Write the model of a checkpoint as programs to the new folder `out`; raises what `palm.export` says."""
     length = LENGTH if length is None else whole_number("length", length, LEAST)
+    check_cache(boxes.config, batch=_ROWS, length=length)
     kind = KINDS[format]
     module = wing(kind.backend)
     # torch's programs name the device that they were made on.

@@ -82,7 +82,7 @@ def check_cache(config: PaLMConfig, *, batch: int, length: int) -> None:
     """Raise `ConfigError` if keys and values of `batch` sequences do not fit into memory, in bfloat16."""
     needed = describe(config).cache_bytes * batch * length
     what = f"the keys and values of {batch:,} × {length:,} tokens"
-    check_fits(what, needed, "Use fewer new tokens, or fewer prompts at once.")
+    check_fits(what, needed, "Use a smaller length, or fewer sequences at once.")
 
 
 def check_comparison(config: PaLMConfig, *, rows: int, sides: int) -> None:
