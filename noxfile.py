@@ -275,7 +275,9 @@ def wheel(session: nox.Session) -> None:
 def loggers(session: nox.Session) -> None:
     """The loggers with the real packages, offline: `-- wandb` for one of wandb and trackio."""
     for name in session.posargs or ("wandb", "trackio"):
-        install(session, name, "tests")
+        # trackio wants older packages than those that are pinned.
+        pins = CONSTRAINTS if name == "wandb" else CONSTRAINTS[:1]
+        session.install(*pins, "-e", f".[{name}]", *group("tests"))
         session.run("pytest", "tests/loggers", "-k", name)
 
 
