@@ -29,7 +29,7 @@ from palm.files.schema import (
     one_of,
     whole,
 )
-from palm.files.sealed import check_format, read_sealed
+from palm.files.sealed import read_format
 from palm.files.tensors import read_tensors as _read_tensors
 from palm.files.write import what_lacks
 from palm.spec.parameters import DTYPES
@@ -37,7 +37,7 @@ from palm.spec.parameters import DTYPES
 FORMAT = "palm-checkpoint"
 # Version 2 is version 1 with a tokenizer. A palm that knows none must not take such a model for one of bytes.
 # Version 3 holds pieces of tensors in place of whole ones, and a tokenizer if there is one.
-VERSION, WITH_TOKENIZER, IN_PIECES = 1, 2, 3
+VERSION, WITH_TOKENIZER, IN_PIECES = _VERSIONS = 1, 2, 3
 # What makes a folder a run (palm.training.run_folder), which holds checkpoints and is none; and its log.
 RUN_SETTINGS, METRICS = "run.json", "metrics.jsonl"
 MANIFEST, CONFIG, TRAINING = "manifest.json", "config.json", "training.json"
@@ -76,18 +76,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of the checkpoint at `path`, verified against its own seal."""
     file = path / MANIFEST
     try:
-        content, is_intact = read_sealed(file)
+        content = read_format(file, FORMAT, _VERSIONS, CheckpointError(damaged(file)))
     except OSError as error:
         raise CheckpointError(
             f"path must be a checkpoint directory with {MANIFEST}; got path="
             f"{what_lacks(path, MANIFEST, error)}. Pass what palm.save returned, or the folder of a run. For "
             "weights in another file: palm.from_numpy, or palm.from_upstream if it is a published original's."
         ) from None
-    if content is None:
-        raise CheckpointError(_damaged(file))
-    check_format(file, content, FORMAT, (VERSION, WITH_TOKENIZER, IN_PIECES), CheckpointError)
-    if not is_intact:
-        raise CheckpointError(_damaged(file))
     check_manifest(file, content)
     return content
 
@@ -188,7 +183,7 @@ def check_size(reader: Reader, file: Path, entry: Mapping[str, Any]) -> None:
 def check_digest(reader: Reader, file: Path, entry: Mapping[str, Any]) -> None:
     """Raise `CheckpointError` unless the bytes that were read are those that its manifest entry says."""
     if reader.finish() != entry["sha256"]:
-        raise CheckpointError(_damaged(file, _locate(reader, entry)))
+        raise CheckpointError(damaged(file, _locate(reader, entry)))
 
 
 def _locate(reader: Reader, entry: Mapping[str, Any]) -> str:
@@ -224,5 +219,6 @@ def _checksum(reader: Reader, start: int, count: int) -> int | None:
     return found
 
 
-def _damaged(file: Path, where: str = "") -> str:
+def damaged(file: Path, where: str = "") -> str:
+    """The message about a file whose checksum differs, at a place in it."""
     return f"{file} must be as it was saved; its checksum differs{where}. Restore another copy."

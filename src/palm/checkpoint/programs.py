@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from palm.backends import wing
-from palm.checkpoint.manifest import read_tensors, verifying
+from palm.checkpoint.manifest import damaged, read_tensors, verifying
 from palm.config import Backend, DType, PaLMConfig
 from palm.errors import CheckpointError, ConfigError, PalmError, TokenError, WeightsError
 from palm.files.objects import MalformedError
@@ -36,7 +36,7 @@ from palm.files.schema import (
     one_of,
     whole,
 )
-from palm.files.sealed import check_format, read_sealed
+from palm.files.sealed import read_format
 from palm.files.write import what_lacks
 from palm.spec.parameters import DTYPES, check_array, check_names, numpy_dtype, parameters
 from palm.spec.tokens import check_tokens
@@ -217,16 +217,12 @@ def read_about(path: Path) -> dict[str, Any]:
     """What the program.json of a folder says, verified against its own seal. Raises `CheckpointError`."""
     file = path / ABOUT
     try:
-        content, is_intact = read_sealed(file)
+        content = read_format(file, FORMAT, (VERSION,), CheckpointError(damaged(file)))
     except OSError as error:
         raise CheckpointError(
             f"path must be a folder of exported programs with {ABOUT}; got path="
             f"{what_lacks(path, ABOUT, error)}. Pass what palm.export returned for a format of programs."
         ) from None
-    if content is not None:
-        check_format(file, content, FORMAT, (VERSION,), CheckpointError)
-    if content is None or not is_intact:
-        raise CheckpointError(f"{file} must be as it was saved; its checksum differs. Restore another copy.")
     try:
         check(content, _ABOUT)
         kind = KINDS[content["kind"]]

@@ -25,7 +25,7 @@ from palm.errors import DataError
 from palm.files.arrays import NPY_HEADER
 from palm.files.objects import MalformedError
 from palm.files.schema import NATURAL, SHA256, TEXT, ByName, Items, Optional, Record, check, one_of, whole
-from palm.files.sealed import check_format, read_sealed
+from palm.files.sealed import read_format
 from palm.files.write import remedy
 
 FORMAT, VERSION = "palm-shards", 1
@@ -94,7 +94,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder of shards, verified against its own seal. Raises `DataError`."""
     file = folder / MANIFEST
     try:
-        content, is_intact = read_sealed(file)
+        content = read_format(file, FORMAT, (VERSION,), _damaged(file))
     except FileNotFoundError:
         if (folder / JOURNAL).exists():
             fix = "Its shards are not all written: run the same palm data tokenize once more."
@@ -102,11 +102,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise refusal(f"with its {MANIFEST}", folder, _RESTORE) from None
     except OSError as error:
         raise unreadable(file, error) from None
-    if content is None:
-        raise _damaged(file)
-    check_format(file, content, FORMAT, (VERSION,), DataError)
-    if not is_intact:
-        raise _damaged(file)
     try:
         check(content, _MANIFEST)
         _check_fit(content)

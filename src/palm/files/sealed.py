@@ -36,6 +36,20 @@ def read_sealed(file: Path) -> tuple[dict[str, Any] | None, bool]:
     return content, text == sealed(content).encode()
 
 
+def read_format(file: Path, name: str, versions: Collection[int], damaged: Exception) -> dict[str, Any]:
+    """What `sealed` was given, of this format and one of the versions.
+
+    Raises `damaged` unless the file is as it was written, an error of that kind as `check_format` does, and
+    `OSError` as `read_sealed` does.
+    """
+    content, is_intact = read_sealed(file)
+    if content is not None:
+        check_format(file, content, name, versions, type(damaged))  # another version may seal otherwise
+    if content is None or not is_intact:
+        raise damaged
+    return content
+
+
 def check_format(
     file: Path, content: Mapping[str, Any], name: str, versions: Collection[int], kind: type[Exception]
 ) -> None:

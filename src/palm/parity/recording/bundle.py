@@ -21,7 +21,7 @@ from palm.errors import BundleError, CheckpointError, PalmError
 from palm.fields import plain
 from palm.files.objects import MalformedError
 from palm.files.schema import NATURAL, OBJECT, PRINTABLE, SHA256, ByName, Items, Record, check
-from palm.files.sealed import check_format, read_sealed, sealed
+from palm.files.sealed import read_format, read_sealed, sealed
 from palm.files.write import new_folder, put_in_place, remedy, write_file, write_tensors
 from palm.parity.recording.bundle_check import check_recording, number
 from palm.parity.recording.excerpt import Excerpt, record_excerpt
@@ -164,16 +164,13 @@ def _plain_fields(kind: str) -> list[str]:
 def _read_header(path: Path) -> dict[str, Any]:
     file = path / HEADER
     try:
-        header, is_intact = read_sealed(file)
+        damaged = BundleError(f"{file} must be as it was written; its checksum differs. Record again.")
+        header = read_format(file, FORMAT, (VERSION,), damaged)
     except OSError as error:
         raise BundleError(
             f"bundle must be a folder with {HEADER}; got {path}: {error.strerror}. Write one with palm "
             "record, or load a checkpoint: palm.load."
         ) from None
-    if header is not None:
-        check_format(file, header, FORMAT, (VERSION,), BundleError)
-    if header is None or not is_intact:
-        raise BundleError(f"{file} must be as it was written; its checksum differs. Record again.")
     kind = header.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise BundleError(f"{file} must be of kind {' or '.join(_KINDS)}; got kind={kind!r}. Record again.")

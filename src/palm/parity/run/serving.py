@@ -65,7 +65,7 @@ def served(
 
     - `decode`: by the cache of keys and values that `palm.generate` uses. Each sequence is decoded from its
       first token, one token at a time; and half of it once more behind a prompt, whose length is another one
-      for each sequence, in one batch. There the logits are those behind the prompt.
+      for each sequence, in one batch. There the logits are the mean of both.
     - `rows="alone"`: each sequence is a batch of its own.
     - `padding="left"`: other ids stand in front of each sequence, another number of them for each, as a
       document of their own (`segments` of `palm.activations`).
