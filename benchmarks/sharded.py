@@ -37,7 +37,7 @@ from palm.parity.recording.recording import environment
 from palm.spec.sizes import describe
 
 RESULTS = Path(__file__).parent / "results"
-PROCESSES, ROUNDS, BLOCK = 2, 2, 1 << 22
+PROCESSES, ROUNDS, BLOCK = 2, 6, 1 << 22
 TINY = palm.PaLMConfig(num_tokens=16, dim=8, depth=2, heads=2, dim_head=4).resolve("torch")
 MESH = f"data={PROCESSES}"
 COMPARED = (

@@ -1,5 +1,6 @@
 """A run's checkpoint to damage, and every kind of damage; without a framework."""
 
+import hashlib
 import itertools
 import random
 from collections.abc import Iterator
@@ -53,6 +54,13 @@ def save_state(state: tuple[dict[str, np.ndarray], Progress], path: Path, *, ove
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "MAX_FILE_BYTES", 5000)
         return save_arrays(CONFIG, state[0], path, overwrite=overwrite, progress=state[1])
+
+
+def entry_of_pieces(file: Path) -> dict[str, int | str]:
+    """What a manifest says of a file of pieces as a whole."""
+    content = file.read_bytes()
+    header = content[: 8 + int.from_bytes(content[:8], "little")]
+    return {"bytes": len(content), "header": hashlib.sha256(header).hexdigest()}
 
 
 def assert_is_state(path: Path, state: tuple[dict[str, np.ndarray], Progress]) -> None:

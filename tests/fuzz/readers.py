@@ -14,6 +14,7 @@ from zipfile import ZipFile
 
 import ml_dtypes
 import numpy as np
+from damage import entry_of_pieces
 from fuzz import entries
 from safetensors import deserialize
 
@@ -177,7 +178,7 @@ def reseal(changed: Path) -> None:
         content["data"]["tokenizer_digest"] = hashlib.sha256(changed.read_bytes()).hexdigest()
     elif changed != header:
         entry = content["arrays"] if header.name == "bundle.json" else content["files"][changed.name]
-        entry.update(fingerprint(changed))
+        entry.update(entry_of_pieces(changed) if "header" in entry else fingerprint(changed))
         if "tensors" in entry:
             entry["tensors"] = _checksums(changed.read_bytes()) or entry["tensors"]
     content.pop("seal", None)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from palm.checkpoint.about import read_config, read_fields
 from palm.checkpoint.locate import checkpoint_path
-from palm.checkpoint.manifest import check_size, key_of, read_manifest
+from palm.checkpoint.manifest import check_size, damaged, key_of, read_manifest
 from palm.checkpoint.pieces import Listed, pieces_of, shapes_of
-from palm.checkpoint.read import read_config, read_fields
 from palm.config import DType
 from palm.errors import CheckpointError, WeightsError
 from palm.files.objects import MalformedError
@@ -96,6 +96,16 @@ class Boxes:
         self.read_into(found, name, tuple(start))
         return found
 
+    def whole(self, name: str) -> np.ndarray:
+        """`read` for all elements of a tensor."""
+        return self.read(name, (0,) * len(self.shapes[name]), self.shapes[name])
+
+    def verify(self, name: str) -> None:
+        """Hold all pieces of a tensor against their CRC-32. Raises `CheckpointError` as `read_into` does."""
+        none = (0,) * len(self.shapes[name])
+        for piece in self._pieces[name]:
+            self._take(name, piece, Box(none, none), np.empty(none, self.dtype))
+
     def read_into(self, room: np.ndarray, name: str, start: tuple[int, ...]) -> None:
         """Fill an array of the checkpoint's dtype, however it lies, with the elements from `start` on.
 
@@ -135,11 +145,14 @@ class Boxes:
             ) from None
 
     def _row(self, file: Path, stream: BufferedReader, name: str, piece: Listed) -> tuple[Row, int]:
-        """Where the piece lies in its file. The header is read once; that it is true the CRC-32 shows."""
+        """Where the piece lies in its file, whose header is read once."""
         reader, entry = Reader(stream), self._manifest["files"][piece.file]
         check_size(reader, file, entry)
         if piece.file not in self._headers:
-            self._headers[piece.file] = (read_header(reader), reader.at)
+            rows = read_header(reader)
+            if reader.digest() != entry.get("header", reader.digest()):
+                raise CheckpointError(damaged(file, ", damaged in its header"))
+            self._headers[piece.file] = (rows, reader.at)
         rows, begin = self._headers[piece.file]
         key = name if "tensors" in entry else key_of(name, piece.box.start)
         row = rows.get(key)

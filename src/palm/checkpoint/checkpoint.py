@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from palm.backends import check_attention, check_installed, config_of, model_of, placed, wing, wing_of
-from palm.checkpoint.about import check_free, free_path, writable, write_about
+from palm.checkpoint.about import check_free, free_path, read_fields, writable, write_about
 from palm.checkpoint.boxes import Boxes
 from palm.checkpoint.locate import checkpoint_path
 from palm.checkpoint.manifest import (
@@ -44,7 +44,7 @@ from palm.checkpoint.manifest import (
     verify,
 )
 from palm.checkpoint.progress import Progress, check_moments
-from palm.checkpoint.read import read_fields, read_state
+from palm.checkpoint.read import read_state
 from palm.checkpoint.team import check_listable, save_pieces, team_of
 from palm.checkpoint.tokenizer import checkpoint_tokenizer, kept_file
 from palm.config import Backend, DType, PaLMConfig

@@ -19,6 +19,7 @@ from palm.files.schema import (
     FILE_NAME,
     HEXADECIMAL,
     NATURAL,
+    OBJECT,
     PRINTABLE,
     SHA256,
     TEXT,
@@ -45,20 +46,24 @@ WEIGHTS, OPTIMIZER = "weights-", "optimizer-"
 TOKENIZERS = FILES
 _CHUNK = 1 << 22
 _ENTRY = {"bytes": NATURAL, "sha256": SHA256}
-_MANIFEST = Record({"version": NATURAL, "dtype": one_of(*DTYPES), "files": ByName(FILE_NAME, Record(_ENTRY))})
+_MANIFEST = Record({"version": NATURAL, "dtype": one_of(*DTYPES), "files": ByName(FILE_NAME, OBJECT)})
+_OTHERS = Record({"files": ByName(TEXT, Record(_ENTRY))})
 # Where imported weights come from, which a manifest need not say.
 _ORIGIN = ByName(TEXT, PRINTABLE)
 _TENSORS = Record(
     {"files": ByName(TEXT, Record({**_ENTRY, "tensors": ByName(PRINTABLE, whole(0, 2**32 - 1))}))}
 )
+# A file of pieces has a CRC-32 of each, and the SHA-256 of its header alone: to take that of all its bytes
+# takes longer than to write them.
+_OF_PIECES = {"bytes": NATURAL, "header": SHA256}
 # Of each piece its CRC-32, then where it starts, then its shape: half a million of them fit into a manifest.
 _PIECES = Record(
-    {"files": ByName(TEXT, Record({**_ENTRY, "pieces": ByName(PRINTABLE, Items(Items(NATURAL)))}))}
+    {"files": ByName(TEXT, Record({**_OF_PIECES, "pieces": ByName(PRINTABLE, Items(Items(NATURAL)))}))}
 )
 # Millions, where they form grids (palm.checkpoint.grids).
 _GRIDS = Record(
     {
-        "files": ByName(TEXT, Record(_ENTRY, optional={"pieces": ABSENT, "tensors": ABSENT})),
+        "files": ByName(TEXT, Record(_OF_PIECES, optional={"pieces": ABSENT, "tensors": ABSENT})),
         "grids": Items(Record({"starts": Items(Items(NATURAL)), "files": Items(NATURAL)})),
         "tensors": ByName(PRINTABLE, Record({"grid": NATURAL, "crc32": HEXADECIMAL})),
     }
@@ -93,6 +98,7 @@ def check_manifest(file: Path, content: Mapping[str, Any]) -> None:
         check(content, _MANIFEST)
         check(content.get("origin", {}), _ORIGIN)
         tensors = {"files": {name: content["files"][name] for name in files_of_tensors(content)}}
+        check({"files": {k: v for k, v in content["files"].items() if k not in tensors["files"]}}, _OTHERS)
         if has_grids(content):
             check({**content, **tensors}, _GRIDS)
         else:

@@ -49,7 +49,7 @@ def write_pieces(folder: Path, process: int, processes: int, pieces: Iterable[Pi
         listed: dict[str, list[list[int]]] = {}
         for piece, checksum in zip(given, written.checksums, strict=True):
             listed.setdefault(piece.name, []).append([checksum, *piece.start, *piece.array.shape])
-        files[file.name] = {"bytes": written.size, "sha256": written.sha256, "pieces": listed}
+        files[file.name] = {"bytes": written.size, "header": written.header, "pieces": listed}
     part = {"dtypes": dtypes, "files": files}
     write_file(folder / f"{_PART}{_number(process, processes)}.json", sealed(part).encode())
 
@@ -83,7 +83,10 @@ def seal(
     manifest = {"format": FORMAT, "version": IN_PIECES, "dtype": dtypes.pop(), "files": files}
     grids = gridded(files, shapes_of(config, with_moments=TRAINING in files))
     if grids is not None:
-        listed = {file: {key: entry[key] for key in ("bytes", "sha256")} for file, entry in files.items()}
+        listed = {
+            file: {key: value for key, value in entry.items() if key != "pieces"}
+            for file, entry in files.items()
+        }
         manifest |= {"files": listed, **grids}
     check_manifest(path / MANIFEST, manifest)
     pieces_of(path, manifest, config)

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from palm.checkpoint.about import read_config, read_fields
 from palm.checkpoint.locate import checkpoint_path
 from palm.checkpoint.manifest import TRAINING, read_manifest
 from palm.checkpoint.pieces import MOMENTS
-from palm.checkpoint.read import read_config, read_fields, read_state
+from palm.checkpoint.read import read_state
 from palm.config import PaLMConfig
 from palm.errors import CheckpointError, WeightsError
 from palm.spec.parameters import check_array, parameters

@@ -80,12 +80,16 @@ class Reader:
         if self.into(array.reshape(-1).view(np.uint8).data) < array.nbytes:
             raise OSError(errno.EIO, "It became shorter while it was read")
 
+    def digest(self) -> str:
+        """SHA-256 of what has been read."""
+        return self._digest.hexdigest()
+
     def finish(self) -> str:
         """Read what is left, also what came after `size` was known; SHA-256 of all bytes of the file."""
         rest = memoryview(bytearray(min(_CHUNK, max(self.size - self.at, 1))))
         while self.into(rest):
             pass
-        return self._digest.hexdigest()
+        return self.digest()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""safetensors files that are written one tensor after the other, and hashed on the way.
+"""safetensors files that are written one tensor after the other, with checksums taken on the way.
 
 The library copies all tensors of a file before it writes the first one. Here a few MiB are copied at a time.
 """
@@ -22,10 +22,10 @@ _BLOCK = 1 << 22
 
 
 class Streamed(NamedTuple):
-    """A file that was written: its size, its SHA-256, and the CRC-32 of each tensor's bytes, in order."""
+    """A file that was written: its size, the SHA-256 of its header, the CRC-32 of each tensor in order."""
 
     size: int
-    sha256: str
+    header: str
     checksums: list[int]
 
 
@@ -41,7 +41,7 @@ def write_streamed(
     dtype or shape.
     """
     header = header_of(rows, about or {})
-    digest, size, checksums = hashlib.sha256(header), len(header), []
+    size, checksums = len(header), []
     with opened(file) as write:
         write(header)
         for (name, row), array in zip(rows.items(), arrays, strict=True):
@@ -50,12 +50,11 @@ def write_streamed(
             checksum = 0
             for block in blocks(array):
                 content = _by_rows(block).reshape(-1).view(np.uint8).data
-                digest.update(content)
                 checksum = zlib.crc32(content, checksum)
                 size += len(content)
                 write(content)
             checksums.append(checksum)
-    return Streamed(size, digest.hexdigest(), checksums)
+    return Streamed(size, hashlib.sha256(header).hexdigest(), checksums)
 
 
 def blocks(array: np.ndarray) -> Iterator[np.ndarray]:

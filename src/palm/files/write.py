@@ -14,7 +14,6 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
 _CANNOT_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM}
 _NUMBER = re.compile(r"\(os error (\d+)\)")
 _NEW = os.O_WRONLY | os.O_CREAT
+_WINDOW = 1 << 26  # bytes
 
 
 def fsync(path: Path) -> None:
@@ -46,12 +46,32 @@ def write_file(file: Path, content: bytes) -> None:
 
 @contextmanager
 def opened(file: Path) -> Iterator[Callable[[bytes | memoryview], None]]:
-    """`write_file` in parts: what writes the next bytes of the file. Raises `OSError`."""
+    """`write_file` in parts: what writes the next bytes of the file. Raises `OSError`.
+
+    The disk gets what was written while the next part is made, and the system keeps no copy of it in memory:
+    to find memory for a large file takes longer than to write it.
+    """
     descriptor = os.open(file, _NEW | os.O_TRUNC, 0o666)
+    written = 0
+
+    def write(content: bytes | memoryview) -> None:
+        nonlocal written
+        _write_all(descriptor, content)
+        before, written = written, written + len(content)
+        if written // _WINDOW > before // _WINDOW:
+            _let_go(descriptor, max(0, written - 2 * _WINDOW), written)
+
     try:
-        yield partial(_write_all, descriptor)
+        yield write
     finally:
         os.close(descriptor)
+
+
+def _let_go(descriptor: int, first: int, last: int) -> None:
+    """Have the system begin to write out these bytes of a file, and forget those that are on the disk."""
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):  # a pipe
+            os.posix_fadvise(descriptor, first, last - first, os.POSIX_FADV_DONTNEED)
 
 
 def write_tensors(file: Path, arrays: Mapping[str, np.ndarray]) -> None:

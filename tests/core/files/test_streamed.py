@@ -46,7 +46,8 @@ def test_what_is_written_is_read_by_the_library_and_by_palm(tmp_path):
         assert opened.metadata() == {"note": "naïve"}
     content = file.read_bytes()
     assert found.size == len(content)
-    assert found.sha256 == hashlib.sha256(content).hexdigest()
+    length = 8 + int.from_bytes(content[:8], "little")
+    assert found.header == hashlib.sha256(content[:length]).hexdigest()
     assert found.checksums == [zlib.crc32(array.tobytes()) for array in ARRAYS.values()]
 
 

@@ -15,7 +15,16 @@ from palm.checkpoint.checkpoint import load_arrays, save_arrays
 from palm.cli import report
 from palm.files import hidden, write
 from palm.files.hidden import clear, delete, recover
-from palm.files.write import append, new_folder, put_in_place, remedy, replace_files, write_tensors
+from palm.files.write import (
+    append,
+    new_folder,
+    opened,
+    put_in_place,
+    remedy,
+    replace_files,
+    write_file,
+    write_tensors,
+)
 
 CONFIG = small()
 OLD, NEW = (draw_weights(CONFIG, seed) for seed in (0, 1))
@@ -251,3 +260,37 @@ def test_what_cannot_be_locked_is_never_taken_for_abandoned(tmp_path, monkeypatc
 )
 def test_the_remedy_fits_the_cause(error, words):
     assert words in remedy(OSError(error, os.strerror(error)))
+
+
+def test_what_is_written_goes_to_the_disk_meanwhile_and_is_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "_WINDOW", 100)
+    spans, original = [], os.posix_fadvise
+
+    def spied(descriptor, first, length, advice):
+        assert advice == os.POSIX_FADV_DONTNEED
+        spans.append((first, first + length, os.fstat(descriptor).st_size))
+        original(descriptor, first, length, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", spied)
+    content = bytes(range(250)) * 4
+    with opened(tmp_path / "file") as add:
+        for first in range(0, len(content), 50):
+            add(content[first : first + 50])
+    assert (tmp_path / "file").read_bytes() == content
+    assert all(last == size for _, last, size in spans)  # never what is not there yet
+    told = [sum(first <= byte < last for first, last, _ in spans) for byte in range(len(content))]
+    assert told == [2] * 900 + [1] * 100  # once to write it out, and again to forget it
+    spans.clear()
+    write_file(tmp_path / "small", content[:99])
+    assert spans == []
+
+
+def test_a_pipe_is_written_to_whatever_its_length(tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "_WINDOW", 100)
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_file(tmp_path / "pipe", bytes(500))
+        assert os.read(reader, 1000) == bytes(500)
+    finally:
+        os.close(reader)
