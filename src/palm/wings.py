@@ -229,5 +229,8 @@ class Wing(Protocol[M]):
     def agreed(self, flag: bool) -> bool:
         """Whether the flag is set in any of the processes of a mesh."""
 
+    def greatest(self, array: np.ndarray) -> np.ndarray:
+        """Element by element, the largest that a process gives."""
+
     def wait(self) -> None:
         """Return once all processes of a mesh have come here."""

@@ -23,6 +23,7 @@ from unittest.mock import patch
 import jax
 import numpy as np
 from peaks import CONFIG, peaks
+from started import started
 
 import palm
 from palm import jax_impl
@@ -320,12 +321,18 @@ def rows(cell: dict[str, Any]) -> dict[str, Any]:
         return {"same": own.step(batch, recipe.rates(1)) == expected, "read": found}
 
 
+def start(cell: dict[str, Any]) -> dict[str, Any]:
+    """A training that starts from a checkpoint."""
+    return started("jax", cell["mesh"], Path(cell["folder"]))
+
+
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
 WHAT: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    function.__name__: function for function in (training, rounding, uses, resumed, pieces, memory, rows)
+    function.__name__: function
+    for function in (training, rounding, uses, resumed, pieces, memory, rows, start)
 }
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from cases import ROOT, assert_explains
 from peaks import RESET
+from started import assert_started
 
 import palm
 from palm import jax_impl
@@ -208,6 +209,14 @@ def test_two_processes_save_and_read_their_own_pieces(tmp_path):
         assert 0.4 < figures["owned"] < 0.6
         assert 0.4 < figures["read"] < 0.6  # of two devices each
     assert sum(figures["owned"] for figures in found) == pytest.approx(1)
+
+
+def test_two_processes_start_from_a_checkpoint_of_which_each_reads_its_part(tmp_path):
+    found = [of_one for [of_one] in run(cells("start", "data=4", folder=str(tmp_path)), processes=2)]
+    for figures in found:
+        assert_started(figures)
+    assert found[0]["losses"] == found[1]["losses"]
+    assert max(figures["read"] for figures in found) < 1.2  # half of it for its devices, half for the digest
 
 
 @pytest.mark.skipif(not RESET.exists(), reason="the peak of a process is what Linux says")

@@ -18,6 +18,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from peaks import peaks
+from started import started
 from torch.distributed import fsdp
 
 import palm
@@ -300,6 +301,11 @@ def one_process_fails(how: str) -> str:
         raise MemoryError("out of memory")
     learn(trainer, range(3, 4))
     return "went on"
+
+
+def a_run_starts_from_a_checkpoint() -> dict[str, Any]:
+    folder = torch_impl.share(tempfile.mkdtemp().encode() if is_first() else b"").decode()
+    return started("torch", "data=4", Path(folder))
 
 
 def main(names: list[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from cases import small
 from peaks import RESET
 from processes import ON_CPUS, run_processes, start_processes
+from started import assert_started
 
 from palm import torch_impl
 from palm.errors import BackendError
@@ -31,6 +32,7 @@ def found() -> Any:
             "only_the_first_is_first",
             "copies_stay_alike",
             "each_reads_its_own_rows",
+            "a_run_starts_from_a_checkpoint",
             "what_stays_wide",
             "errors",
         ],
@@ -50,6 +52,12 @@ def test_a_trainer_goes_on_where_another_one_stopped(found, what):
 @pytest.mark.parametrize("what", ["weights", "moments", "again", "plain", "loaded", "narrow", "refused"])
 def test_pieces_are_saved_and_read_by_all_processes(found, what):
     assert found["each_saves_and_reads_its_own_pieces"][what]
+
+
+def test_a_run_starts_from_a_checkpoint_of_which_each_process_reads_its_part(found):
+    figures = found["a_run_starts_from_a_checkpoint"]
+    assert_started(figures)
+    assert figures["read"] < 0.7  # a quarter of it for its device, a quarter for the digest
 
 
 def test_no_process_owns_or_reads_more_than_its_own_pieces(found):

@@ -50,12 +50,13 @@ def test_what_is_waited_for_is_given_or_raised():
     "what",
     [
         *("steps", "data", "mesh", "weights", "nothing", "weights alike"),
+        *("weights in a checkpoint", "weights in a checkpoint alike", "weights or a checkpoint"),
         pytest.param("weights or none", marks=pytest.mark.whole),
     ],
 )
 def test_processes_that_are_given_something_else_all_stop_before_the_first_step(what):
     """Before, they trained another run, or waited for each other."""
     found = run_processes(2, "unlike", what)
-    assert ("must be" in found.get("error", "")) == (what not in ("nothing", "weights alike"))
+    assert ("must be" in found.get("error", "")) == (what != "nothing" and "alike" not in what)
     if what.startswith("weights") and found:
         assert "all processes must be given the same" in found["error"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedReader
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from palm.config import DType
 from palm.errors import CheckpointError, WeightsError
 from palm.files.objects import MalformedError
 from palm.files.read import Reader, open_regular
+from palm.files.sealed import seal_of
 from palm.files.streamed import rows_of_a_block
 from palm.files.tensors import Row, empty, read_header
 from palm.spec.boxes import Box, box_of, read_into
@@ -73,6 +76,11 @@ class Boxes:
         self._headers: dict[str, tuple[dict[str, Row], int]] = {}  # of each file, and where its numbers begin
 
     @property
+    def seal(self) -> str:
+        """That of the manifest, which has checksums of all else: other numbers have another seal."""
+        return seal_of(self._manifest)
+
+    @property
     def tensors(self) -> dict[str, Tensor]:
         """What a wing takes weights and moments from, by name."""
         return self.as_type(dtype_name(self.dtype))
@@ -99,6 +107,13 @@ class Boxes:
     def whole(self, name: str) -> np.ndarray:
         """`read` for all elements of a tensor."""
         return self.read(name, (0,) * len(self.shapes[name]), self.shapes[name])
+
+    def bands(self, name: str) -> Iterator[np.ndarray]:
+        """A tensor in parts of some of its rows, cut where its pieces begin: of a grid each is read once."""
+        count, *widths = self.shapes[name]
+        firsts = sorted({piece.box.start[0] for piece in self._pieces[name]})
+        for first, last in pairwise([*firsts, count]):
+            yield self.read(name, (first, *(0 for _ in widths)), (last - first, *widths))
 
     def verify(self, name: str) -> None:
         """Hold all pieces of a tensor against their CRC-32. Raises `CheckpointError` as `read_into` does."""

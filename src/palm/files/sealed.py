@@ -17,9 +17,12 @@ def sealed(manifest: Mapping[str, Any]) -> str:
 
     Raises `ValueError` for numbers that JSON does not have: NaN and infinities.
     """
-    body = json.dumps(manifest, sort_keys=True, allow_nan=False)
-    seal = hashlib.sha256(body.encode()).hexdigest()
-    return json.dumps({**manifest, "seal": seal}, indent=1, sort_keys=True) + "\n"
+    return json.dumps({**manifest, "seal": seal_of(manifest)}, indent=1, sort_keys=True) + "\n"
+
+
+def seal_of(manifest: Mapping[str, Any]) -> str:
+    """The SHA-256 that `sealed` gives a manifest."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def read_sealed(file: Path) -> tuple[dict[str, Any] | None, bool]:

@@ -26,7 +26,17 @@ from palm.jax_impl.probe import (
     value_and_grad,
     widened,
 )
-from palm.jax_impl.processes import agreed, join, leave, numbered, several, share, together, wait
+from palm.jax_impl.processes import (
+    agreed,
+    greatest,
+    join,
+    leave,
+    numbered,
+    several,
+    share,
+    together,
+    wait,
+)
 from palm.jax_impl.profile import profiled
 from palm.jax_impl.programs import keep_programs
 from palm.jax_impl.trace.program import trace_program
@@ -63,6 +73,7 @@ __all__ = [
     "dtype_of",
     "find_model",
     "from_arrays",
+    "greatest",
     "installation",
     "is_first",
     "join",

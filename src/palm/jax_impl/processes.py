@@ -92,15 +92,23 @@ def leave() -> None:
         atexit.register(_end)
 
 
-@together()
 def agreed(flag: bool) -> bool:
     """Whether the flag is set in any of the processes. All of them must ask.
 
     Raises `BackendError` where one of them is gone.
     """
+    return bool(greatest(np.array(flag)))
+
+
+@together()
+def greatest(array: np.ndarray) -> np.ndarray:
+    """Element by element, the largest that a process gives, of arrays of one shape and dtype. All must ask.
+
+    Raises `BackendError` where one of them is gone.
+    """
     if not several():
-        return flag
-    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+        return array
+    return np.asarray(multihost_utils.process_allgather(array)).max(0)
 
 
 @together()

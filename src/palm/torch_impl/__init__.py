@@ -26,7 +26,17 @@ from palm.torch_impl.probe import (
     value_and_grad,
     widened,
 )
-from palm.torch_impl.processes import agreed, join, leave, numbered, several, share, together, wait
+from palm.torch_impl.processes import (
+    agreed,
+    greatest,
+    join,
+    leave,
+    numbered,
+    several,
+    share,
+    together,
+    wait,
+)
 from palm.torch_impl.profile import profiled
 from palm.torch_impl.programs import keep_programs
 from palm.torch_impl.trace.program import trace_program
@@ -63,6 +73,7 @@ __all__ = [
     "dtype_of",
     "find_model",
     "from_arrays",
+    "greatest",
     "installation",
     "is_first",
     "join",

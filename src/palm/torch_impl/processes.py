@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -80,18 +81,26 @@ def leave() -> None:
     """What an error in this process makes necessary: nothing. It ends without waiting for the others."""
 
 
-@together()
 def agreed(flag: bool) -> bool:
     """Whether the flag is set in any of the processes. All of them must ask.
 
     Raises `BackendError` where one of them is gone.
     """
+    return bool(greatest(np.array(int(flag))))
+
+
+@together()
+def greatest(array: np.ndarray) -> np.ndarray:
+    """Element by element, the largest that a process gives, of arrays of one shape and dtype. All must ask.
+
+    Raises `BackendError` where one of them is gone.
+    """
     if not several():
-        return flag
+        return array
     on_cpu = "gloo" in dist.get_backend_config()  # a user may have joined them by NCCL alone
-    found = torch.tensor(int(flag), device="cpu" if on_cpu else "cuda")
+    found = torch.tensor(array, device="cpu" if on_cpu else "cuda")
     dist.all_reduce(found, dist.ReduceOp.MAX)
-    return bool(found)
+    return found.numpy(force=True)
 
 
 @together()

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from palm.config import PaLMConfig
+from palm.config import Backend, PaLMConfig
 from palm.data.corpus import Corpus
 from palm.errors import ConfigError
 from palm.recipes import Recipe
@@ -32,16 +32,30 @@ def check_same_run(
 ) -> None:
     """Raise `ConfigError` in all processes unless they make the same run. All of them must ask.
 
-    `start`: what a new run starts from.
+    `start`: what a new run starts from. That it is the same numbers is left to `told_of_start`.
     """
-    if processes.several():  # for the digests the whole text is read, and all weights
+    if processes.several():  # for the digest the whole text is read
         facts = {"config": config.to_dict(), "recipe": recipe.to_dict(), "data": corpus.digest}
         about = {
             "cadence": dataclasses.asdict(cadence),
             "mesh": mesh_of(mesh),
-            "weights": start and start.digest,
+            "weights": start and start.kind,
         }
         check_alike(processes, **facts, **about)
+
+
+def told_of_start(
+    processes: Wing[Any], start: Start, config: PaLMConfig, backend: Backend, *, kept: bool
+) -> dict[str, Any]:
+    """What `run.json` keeps of what a new run starts from, if it is `kept`.
+
+    Raises `ConfigError` for another config than the checkpoint's, and in all processes unless they start from
+    the same numbers. All of them must ask, after `check_same_run`.
+    """
+    start.check_config(config)
+    digest = start.digest(processes) if kept or processes.several() else None
+    check_alike(processes, weights=digest)
+    return start.told(backend, digest)
 
 
 def check_alike(processes: Wing[Any], **facts: Any) -> None:

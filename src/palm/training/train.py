@@ -17,7 +17,7 @@ from palm.errors import RunError
 from palm.fields import from_fields
 from palm.recipes import Recipe
 from palm.spec.mesh import AnyMesh
-from palm.training.alike import check_same_run
+from palm.training.alike import check_same_run, told_of_start
 from palm.training.cadence import Cadence
 from palm.training.loggers import AnyLogger
 from palm.training.loop import Loop
@@ -140,7 +140,7 @@ def train(
     the first two. What fails in these ends no run (`Trained.failed`).
     Raises `ConfigError`, `DataError`, `RunError`, `DivergedError`, and what `palm.build` raises.
     """
-    start = open_start(weights)
+    start = open_start(weights, mesh)
     check_given(config, recipe, start.arrays, backend)
     implementation = wing(backend)
     config, cadence, place = config.resolve(backend), cadence or Cadence(), placed(backend, device, mesh)
@@ -153,9 +153,9 @@ def train(
     beside = make_onlookers(out, about, implementation, loggers, profile)
     with implementation.together(), asked_to_stop() as asked, run.locked(new=True) if run else nullcontext():
         check_same_run(implementation, config, recipe, cadence, mesh, corpus, start)
+        told = told_of_start(implementation, start, config, backend, kept=run is not None)
         loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step, beside)
         trainer = implementation.Trainer(start.model(config, recipe, place, where), recipe)
-        told = {} if run is None else start.told(backend)
         del start, weights  # steps need no second copy of the model
         if run is not None:
             loop.save(trainer)

@@ -4,11 +4,18 @@ import json
 
 import numpy as np
 import pytest
+from cases import draw_weights, small
+from teams import cut, together
 
 import palm
-from palm.training import start
+from palm.checkpoint.boxes import Boxes
+from palm.checkpoint.checkpoint import save_arrays
+from palm.checkpoint.team import alone, save_pieces
+from palm.spec.boxes import Piece
 from palm.training.alike import check_alike
-from palm.training.start import Start, digest_of
+from palm.training.start import Start, digest_of, digest_of_boxes
+
+CONFIG = small()
 
 
 class Processes:
@@ -94,10 +101,54 @@ def test_every_number_of_large_weights_counts():
     assert digest_of({"a": large}) == whole
 
 
-def test_the_processes_and_the_run_have_one_digest_that_is_formed_once(monkeypatch):
-    formed = []
-    monkeypatch.setattr(start, "digest_of", lambda arrays: formed.append(arrays) or digest_of(arrays))
-    own = Start(weights())
-    assert own.digest == own.told("torch")["start"]["weights"] == digest_of(weights())
-    assert len(formed) == 1
-    assert Start().digest is None
+class Some:
+    """One of several processes; `merged` gives what all of them have from what it has."""
+
+    def __init__(self, number, count, merged=lambda own: own):
+        self.numbered, self.greatest = lambda: (number, count), merged
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+@pytest.mark.parametrize("owners", [0, 1, 3])
+def test_the_digest_of_a_checkpoint_is_that_of_its_arrays(tmp_path, owners, count):
+    """However many processes form it, and into whatever pieces it is cut."""
+    path, arrays = tmp_path / "model", draw_weights(CONFIG)
+    if owners:
+        dealt = cut(arrays, owners)
+        together(owners, lambda team: save_pieces(CONFIG, dealt[team.process], path, team))
+    else:
+        save_arrays(CONFIG, arrays, path)
+    boxes, found = Boxes(path), []
+    for number in range(count):
+        digest_of_boxes(boxes, Some(number, count, lambda own: found.append(own) or own))
+    shares = np.any(found, axis=2)
+    assert (shares.sum(0) == 1).all()  # each tensor is read by one of them
+    assert shares.sum(1).max() <= -(-len(arrays) // count)
+    processes = Some(0, count, lambda own: np.max(found, axis=0))
+    assert Start(boxes=boxes).digest(processes) == digest_of(arrays)
+    assert json.loads((path / "manifest.json").read_text())["seal"] in Start(boxes=boxes).kind
+    arrays["norm"] = np.nextafter(arrays["norm"], 2)
+    assert Start(boxes=boxes).digest(processes) != digest_of(arrays)
+    assert Start(boxes=Boxes(save_arrays(CONFIG, arrays, tmp_path / "other"))).kind != Start(boxes=boxes).kind
+
+
+def test_pieces_are_read_once_for_the_digest(tmp_path, monkeypatch):
+    path, arrays = tmp_path / "model", draw_weights(CONFIG)
+    embedding = arrays.pop("embedding")
+    pieces = [Piece(name, (0,) * array.ndim, array) for name, array in arrays.items()]
+    half = embedding.shape[1] // 2
+    for row in range(len(embedding)):
+        pieces += [Piece("embedding", (row, at), embedding[row : row + 1, at:][:, :half]) for at in (0, half)]
+    save_pieces(CONFIG, pieces, path, alone())
+    boxes, read, take = Boxes(path), [], Boxes._take
+    monkeypatch.setattr(Boxes, "_take", lambda *given: read.append(given[2].box) or take(*given))
+    parts = [part.copy() for part in boxes.bands("embedding")]
+    assert [part.shape for part in parts] == [(1, embedding.shape[1])] * len(embedding)
+    assert np.array_equal(np.concatenate(parts), embedding)
+    assert len({*read}) == len(read) == 2 * len(embedding)
+
+
+def test_what_is_given_is_said_before_a_digest_is_formed():
+    assert [Start().kind, Start(weights()).kind] == ["none", "arrays"]
+    assert Start().digest(Some(0, 1)) is None
+    assert Start(weights()).digest(Some(0, 2)) == digest_of(weights())
