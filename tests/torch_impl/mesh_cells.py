@@ -16,7 +16,7 @@ from palm.spec.initial import initial_value
 from palm.spec.mesh import mesh_of
 from palm.spec.parameters import numpy_dtype
 from palm.spec.rounding import rms, rounding_bound, rounding_ratio
-from palm.torch_impl import Linear, Trainer, device_mesh, from_arrays, is_first, loss, mesh_of_model
+from palm.torch_impl import Linear, Trainer, cut, device_mesh, from_arrays, is_first, loss, mesh_of_model
 from palm.torch_impl import to_arrays as arrays_of
 from palm.torch_impl.cut import CutPaLM, SpreadHeadNorm, SpreadLinear
 from palm.torch_impl.norm import HeadNorm
@@ -142,17 +142,22 @@ def _own_sizes(program: Sharded) -> list[torch.Tensor]:
     return [torch.linalg.vector_norm(p) * p.numel() ** -0.5 for p in program.learnt.values()]
 
 
+def _but_words(x: torch.Tensor, group: Any) -> torch.Tensor:
+    return x if len(x) == 13 else SPREAD(x, group)  # the output matrix of as many tokens
+
+
 def _slopes_of_all(model: CutPaLM, length: int, x: torch.Tensor) -> Any:
     with patch.object(model, "_rank", 0):
         return POSITIONS(model, length, x)
 
 
-TOKENS, POSITIONS = Sharded.tokens, CutPaLM.positions
+TOKENS, POSITIONS, SPREAD = Sharded.tokens, CutPaLM.positions, cut.spread
 # Each thing that must be done on a mesh, left undone.
 CONTROLS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "keys whose gradient is of one process's heads": partial(
         patch.object, SpreadLinear, "forward", Linear.forward
     ),
+    "words whose gradient is of one process's part": partial(patch, "palm.torch_impl.cut.spread", _but_words),
     "head norms whose gradient is of one process's heads": partial(
         patch.object, SpreadHeadNorm, "forward", HeadNorm.forward
     ),
@@ -171,7 +176,7 @@ CONTROLS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         patch.object,
         CutPaLM,
         "entropy",
-        lambda self, logits, targets, masked: loss.cross_entropy(logits, targets % logits.shape[-1]),
+        lambda self, logits, targets, masked=False: loss.cross_entropy(logits, targets % logits.shape[-1]),
     ),
 }
 

@@ -22,6 +22,7 @@ MESHES = {
     4: ["data=4", "model=4", "data=2,model=2", "pod=2,data=2", "pod=2,model=2"],
 }
 # How far the losses and gradient norms of five steps may be apart: some roundings.
+ODD = {"num_tokens": 13}
 NEAR = {"float32": 2e-6, "bfloat16": 2e-2}
 CHOICES: dict[str, tuple[Any, ...]] = {
     "positions": ("alibi", "rotary", "xpos"),
@@ -30,7 +31,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "tie_embeddings": (True, False),
     "norm": ("rmsnorm", "layernorm"),
     # What does not divide stays whole.
-    "sizes": ({}, {"num_tokens": 13}, {"heads": 3}, {"dim": 7, "ff_mult": 1}, {"dim": 6, "heads": 3}),
+    "sizes": ({}, ODD, {"heads": 3}, {"dim": 7, "ff_mult": 1}, {"dim": 6, "heads": 3}),
     "optimizer": ("adamw", "adafactor"),
     "remat": (False, True, "feedforward"),
     "accumulate": (1, 2),
@@ -90,14 +91,18 @@ FEW = [
     cell("pod=2,data=2", optimizer="adamw", sizes={"dim": 6}),
     cell("data=2,model=2", optimizer="adafactor", freeze=r"embedding|blocks\.0\..*|.*\.up", remat=True),
     cell("data=4", freeze=r"(?!blocks\.1\.attention\.out).*"),
+    cell("data=2,model=2", sizes=ODD, most_logits=40, accumulate=2),
+    cell("model=4", sizes={"num_tokens": 9}, tie_embeddings=False),  # 3, 3, 3 and none
+    cell("data=2,model=2", sizes=ODD, control="words whose gradient is of one process's part"),
     cell("data=2,model=2", control="keys whose gradient is of one process's heads"),
     cell("data=2,model=2", control="head norms whose gradient is of one process's heads", qk_norm=True),
 ]
 
 
 def test_a_few_meshes_of_four_processes():
-    *results, keys, norms = run_processes(4, "mesh_cells", FEW)
-    check(FEW[:-2], results)
+    *results, words, keys, norms = run_processes(4, "mesh_cells", FEW)
+    check(FEW[:-3], results)
+    assert words["numbers"] > 1e-4
     assert keys["numbers"] > 1e-3
     assert norms["numbers"] > 1e-4
 

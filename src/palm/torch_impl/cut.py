@@ -1,7 +1,8 @@
 """One process's part of a model that is cut along `model`: tensor parallelism.
 
 Each process has some of the heads, of the feed-forward columns and of the vocabulary, and all of what does
-not divide. It forms its part of a sum over these, and what follows the sum is the same in all.
+not divide. It forms its part of a sum over these, and what follows the sum is the same in all. The loss takes
+a part of the vocabulary in each process also where that does not divide.
 Letters: n sequence, d dim, v num_tokens. Source: Megatron-LM (arXiv:1909.08053) §3.
 """
 
@@ -22,7 +23,6 @@ from palm.spec.taps import Tap, untapped
 from palm.spec.tokens import IGNORED
 from palm.torch_impl.block import Block, recomputed
 from palm.torch_impl.linear import Linear, linear
-from palm.torch_impl.loss import cross_entropy
 from palm.torch_impl.model import PaLM
 from palm.torch_impl.norm import HeadNorm, unit, widen
 from palm.torch_impl.pieces import mesh_of_processes
@@ -31,7 +31,9 @@ from palm.torch_impl.shapes import (
     Features,
     Hidden,
     Inputs,
+    Output,
     Outputs,
+    OwnOutput,
     Scalar,
     Scores,
     Segments,
@@ -87,10 +89,11 @@ class CutPaLM(PaLM):
         return rotation, slopes
 
     def entropy(self, logits: Scores, targets: Targets, *, masked: bool = False) -> tuple[Scalar, Scalar]:
-        """`cross_entropy`, of logits of this process's part of the vocabulary if that is cut."""
-        if not self._words:
-            return cross_entropy(logits, targets, masked=masked)
+        """`cross_entropy`, of logits of this process's part of the vocabulary, as `own_words` gives them."""
         wide = widen(logits)
+        own = self.config.num_tokens - self._rank * wide.shape[-1]
+        if own < wide.shape[-1]:  # the rest stands for no token
+            wide = wide.masked_fill(torch.arange(wide.shape[-1], device=wide.device) >= own, -torch.inf)
         highest = wide.detach().amax(-1)
         dist.all_reduce(highest, dist.ReduceOp.MAX, group=self.group)
         sums = collected((wide - highest[..., None]).exp().sum(-1), self.group)
@@ -102,9 +105,17 @@ class CutPaLM(PaLM):
             losses, log_z = (x.masked_fill(targets == IGNORED, 0) for x in (losses, log_z))
         return losses.mean(), log_z.square().mean()
 
-    def spread_features(self, features: Features) -> Features:
-        """What the output layer reads, which gives each process its part of the logits if that is cut."""
-        return spread(features, self.group) if self._words else features
+    def own_words(self, features: Features, weight: Output) -> tuple[Features, OwnOutput]:
+        """What the output layer reads, and the rows of its matrix for this process's part of the logits.
+
+        Of a matrix that `model` does not divide all processes take as many rows; beyond the last are zeros.
+        Shapes: features (..., d), weight (v, d), its part where it is cut -> (..., d), (w, d).
+        """
+        if not self._words:
+            count = -(-len(weight) // self._parts)
+            own = spread(weight, self.group)[self._rank * count :][:count]
+            weight = nn.functional.pad(own, (0, 0, 0, count - len(own)))
+        return spread(features, self.group), weight
 
     def _embedded(self, tokens: Tokens) -> Hidden:
         if not self._words:

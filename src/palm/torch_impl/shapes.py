@@ -34,6 +34,7 @@ Scores: TypeAlias = Float[Tensor, "... v"]
 Targets: TypeAlias = Integer[Tensor, "..."]
 Features: TypeAlias = Float[Tensor, "... d"]
 Output: TypeAlias = Float[Tensor, "v d"]
+OwnOutput: TypeAlias = Float[Tensor, "w d"]
 Scalar: TypeAlias = Float[Tensor, ""]
 
 Rows: TypeAlias = Float[Tensor, "b k"]

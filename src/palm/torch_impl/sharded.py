@@ -251,11 +251,12 @@ class _Objective(nn.Module):
         segments, targets = packed(windows, self._recipe.pack)
         options: dict[str, Any] = {"remat": self._recipe.remat, "features": True, "tap": tap}
         features = model(windows[:, :-1], segments=segments, **options)
-        if isinstance(model, CutPaLM):
-            features, entropy = model.spread_features(features), model.entropy
         weight = (model.embedding if config.tie_embeddings else model.unembedding).weight
         if tap is not untapped:
             tap("logits", linear(features, weight) * config.logit_scale)
+        if isinstance(model, CutPaLM):
+            entropy = model.entropy
+            features, weight = model.own_words(features, weight)
         options = {"scale": config.logit_scale, "z_loss": self._recipe.z_loss, "entropy": entropy}
         return output_loss(features, weight, targets, **options, per_counted=per_counted)
 

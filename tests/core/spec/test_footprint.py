@@ -1,6 +1,7 @@
 """The memory of a training step, by formulas."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from cases import ROOT
@@ -73,6 +74,8 @@ def test_logits_are_never_all_there():
     assert footprint(config, short, Mesh()).logits == 3 * 4 * 4 * config.num_tokens
     both = footprint(config, short, Mesh(model=2))
     assert both.logits == 3 * 4 * 4 * config.num_tokens // 2
+    odd = replace(config, num_tokens=config.num_tokens + 1)
+    assert footprint(odd, short, Mesh(model=2)).logits == 3 * 4 * 4 * (config.num_tokens // 2 + 1)
 
 
 def test_most_logits_are_those_of_the_wings():
