@@ -21,7 +21,6 @@ notices neither flipped bits nor duplicate names and does not fsync; the manifes
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -39,7 +38,6 @@ from palm.checkpoint.manifest import (
     VERSION,
     WEIGHTS,
     WITH_TOKENIZER,
-    fingerprint,
     read_manifest,
     verify,
 )
@@ -52,8 +50,9 @@ from palm.data.remembered import remember_tokenizer
 from palm.data.tokenizer import load_tokenizer
 from palm.data.tokenizer_file import FileTokenizer
 from palm.files.sealed import sealed
+from palm.files.streamed import write_streamed
 from palm.files.tensors import grouped
-from palm.files.write import new_folder, put_in_place, write_file, write_tensors
+from palm.files.write import new_folder, put_in_place, write_file
 from palm.models import common_dtype, from_numpy, to_numpy, tokenizer_of
 from palm.spec.mesh import AnyMesh, mesh_of
 from palm.spec.parameters import check_array, check_names, dtype_name, parameters
@@ -234,7 +233,9 @@ def _write_tensors(arrays: Mapping[str, np.ndarray], prefix: str, folder: Path) 
     groups = list(grouped({name: array.nbytes for name, array in arrays.items()}, MAX_FILE_BYTES))
     for number, group in enumerate(groups, 1):
         file = folder / f"{prefix}{number:05d}-of-{len(groups):05d}.safetensors"
-        write_tensors(file, {name: arrays[name] for name in group})
-        sums = {name: zlib.crc32(arrays[name].tobytes()) for name in group}
-        files[file.name] = {**fingerprint(file), "tensors": sums}
+        names = sorted(group)  # as the library has them
+        rows = {name: (arrays[name].dtype, arrays[name].shape) for name in names}
+        written = write_streamed(file, rows, (arrays[name] for name in names), hashed=True)
+        sums = dict(zip(names, written.checksums, strict=True))
+        files[file.name] = {"bytes": written.size, "sha256": written.sha256, "tensors": sums}
     return files

@@ -22,10 +22,15 @@ _BLOCK = 1 << 22
 
 
 class Streamed(NamedTuple):
-    """A file that was written: its size, the SHA-256 of its header, the CRC-32 of each tensor in order."""
+    """A file that was written.
+
+    `header` is the SHA-256 of its header; `sha256` that of all its bytes, if it was asked for. `checksums`
+    are the CRC-32 of each tensor, in order.
+    """
 
     size: int
     header: str
+    sha256: str | None
     checksums: list[int]
 
 
@@ -34,14 +39,17 @@ def write_streamed(
     rows: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
     arrays: Iterable[np.ndarray],
     about: Mapping[str, str] | None = None,
+    *,
+    hashed: bool = False,
 ) -> Streamed:
     """Write tensors of these names, dtypes and shapes, which `arrays` gives in this order.
 
-    `about`: texts by name for the file's metadata. Raises `OSError`, and `ValueError` for an array of another
-    dtype or shape.
+    `about`: texts by name for the file's metadata. `hashed`: whether to take the SHA-256 of all bytes. Raises
+    `OSError`, and `ValueError` for an array of another dtype or shape.
     """
     header = header_of(rows, about or {})
-    size, checksums = len(header), []
+    digest, size, checksums = hashlib.sha256(header), len(header), []
+    of_header = digest.hexdigest()
     with opened(file) as write:
         write(header)
         for (name, row), array in zip(rows.items(), arrays, strict=True):
@@ -50,15 +58,18 @@ def write_streamed(
             checksum = 0
             for block in blocks(array):
                 content = _by_rows(block).reshape(-1).view(np.uint8).data
+                if hashed:
+                    digest.update(content)
                 checksum = zlib.crc32(content, checksum)
                 size += len(content)
                 write(content)
             checksums.append(checksum)
-    return Streamed(size, hashlib.sha256(header).hexdigest(), checksums)
+    return Streamed(size, of_header, digest.hexdigest() if hashed else None, checksums)
 
 
 def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
     """Views of a few MiB of an array, one after the other, cut along its first dimension."""
+    array = np.atleast_1d(array)
     rows = rows_of_a_block(array.shape, array.dtype)
     yield from (array[first : first + rows] for first in range(0, len(array), rows))
 

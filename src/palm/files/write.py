@@ -9,22 +9,16 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import re
 import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
-
 from palm.files.hidden import claimed, clear, held, recover
 
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
 _CANNOT_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM}
-_NUMBER = re.compile(r"\(os error (\d+)\)")
 _NEW = os.O_WRONLY | os.O_CREAT
 _WINDOW = 1 << 26  # bytes
 
@@ -72,20 +66,6 @@ def _let_go(descriptor: int, first: int, last: int) -> None:
     if hasattr(os, "posix_fadvise"):
         with suppress(OSError):  # a pipe
             os.posix_fadvise(descriptor, first, last - first, os.POSIX_FADV_DONTNEED)
-
-
-def write_tensors(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """`write_file` for a safetensors file. Raises `OSError`, where the library has an error of its own."""
-    _touch(file)
-    mode = stat.S_IMODE(file.stat().st_mode)  # the library's own is 0600
-    try:
-        # The library writes the buffer behind a strided view as it lies: only contiguous arrays are safe.
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, file)
-    except SafetensorError as error:
-        found = _NUMBER.search(str(error))
-        number = int(found[1]) if found else errno.EIO
-        raise OSError(number, os.strerror(number), str(file)) from error
-    file.chmod(mode)
 
 
 def append(file: Path, content: bytes) -> None:

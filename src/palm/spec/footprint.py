@@ -16,9 +16,9 @@ the whole dim, e is dim_head, l the number of blocks.
     block      while a block runs backwards, what of S is computed again, S of gradients, and 3·w·D, of which
                the gradient of the norm's output is the sum; and where `data` cuts it, 2·c + w for each of the
                block's weights, whole in `data`: those in use, the next, and a gradient to be shared out
-    logits     3·w for each number of b·n·v, of MOST_LOGITS at most: logits, softmax and gradient, which the
-               loss cuts by `model` also if that does not divide v; and where `data` cuts it, the output matrix
-               whole in `data`, and its gradient: (c + w)·D·v
+    logits     3·w for each number of b·n·v, of MOST_LOGITS at most: logits, softmax and gradient, which
+               `model` cuts also if it does not divide v; and where `data` cuts it, the output matrix whole in
+               `data`, and its gradient: (c + w)·D·v
 
 Attention is not the textbook's, which keeps n² scores. A step needs the sum, of `block` and `logits` only
 the larger one: the loss is done before the first block runs backwards. The state is exact. The rest is what

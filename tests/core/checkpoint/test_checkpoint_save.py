@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import assert_explains, assert_same_bits, draw_weights, python, small
+from safetensors.numpy import save_file
 
 from palm import CheckpointError, ConfigError, PaLMConfig, WeightsError
 from palm.checkpoint import about, checkpoint
@@ -68,9 +69,8 @@ def test_a_path_below_a_file_cannot_be_written(tmp_path):
 
 
 STEPS = [
-    *((write, "save_file", call) for call in (1, 2)),
+    *((checkpoint, "write_streamed", call) for call in (1, 2)),
     (about, "fingerprint", 1),
-    *((checkpoint, "fingerprint", call) for call in (1, 2)),
     (checkpoint, "sealed", 1),
     *((write, "fsync", call) for call in (1, 5)),
     (checkpoint, "put_in_place", 1),
@@ -91,11 +91,11 @@ def test_a_failure_at_any_step_leaves_nothing_and_keeps_the_older_checkpoint(
     raises, expected = ERRORS[error]
     original, calls = getattr(owner, step), []
 
-    def fail(*arguments):
+    def fail(*arguments, **options):
         calls.append(arguments)
         if len(calls) == call:
             raise raises
-        return original(*arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(owner, step, fail)
     for path, overwrite in ((tmp_path / "new", False), (old, True)):
@@ -113,14 +113,13 @@ def test_a_failure_at_any_step_leaves_nothing_and_keeps_the_older_checkpoint(
 KILLED_WHILE_WRITING = """
 import os, sys
 from cases import draw_weights, small
-from palm.checkpoint import about, checkpoint
-from palm.files import write
+from palm.checkpoint import checkpoint
 
-def die(arrays, file):
+def die(file, *_, **__):
     file.write_bytes(b"half a file")
     os._exit(9)
 
-write.save_file = die
+checkpoint.write_streamed = die
 checkpoint.save_arrays(small(), draw_weights(small(), 1), sys.argv[1], overwrite=True)
 """
 
@@ -132,6 +131,13 @@ def test_a_process_killed_while_writing_leaves_the_older_checkpoint_whole(tmp_pa
     assert_same_bits(load_arrays(old)[1], OLD)
     save_arrays(CONFIG, NEW, old, overwrite=True)
     assert_same_bits(load_arrays(old)[1], NEW)
+
+
+def test_the_files_of_weights_are_those_that_the_library_writes(tmp_path):
+    """As versions of palm have them that wrote them by the library: to the last byte."""
+    path = save_arrays(CONFIG, NEW, tmp_path / "checkpoint")
+    save_file({name: np.ascontiguousarray(array) for name, array in NEW.items()}, tmp_path / "library")
+    assert (path / "weights-00001-of-00001.safetensors").read_bytes() == (tmp_path / "library").read_bytes()
 
 
 def test_every_file_is_synced_before_the_rename_and_the_parent_after_it(tmp_path, monkeypatch):
@@ -166,14 +172,14 @@ def test_a_disk_that_is_really_full_is_a_checkpoint_error(tmp_path):
 
 def while_saving(monkeypatch, happens: Callable[[], object]) -> None:
     """Let something happen in the middle of the next save, and only then."""
-    original = write.save_file
+    original = checkpoint.write_streamed
 
-    def save_file(*arguments):
-        monkeypatch.setattr(write, "save_file", original)
+    def write_streamed(*arguments, **options):
+        monkeypatch.setattr(checkpoint, "write_streamed", original)
         happens()
-        original(*arguments)
+        return original(*arguments, **options)
 
-    monkeypatch.setattr(write, "save_file", save_file)
+    monkeypatch.setattr(checkpoint, "write_streamed", write_streamed)
 
 
 def test_of_two_saves_to_one_path_one_succeeds_and_is_whole(tmp_path, monkeypatch):

@@ -26,12 +26,14 @@ ARRAYS = {
     "turned and narrow": RNG.standard_normal((70, 41)).astype(ml_dtypes.bfloat16).T,
     "every second": RNG.standard_normal((6, 8))[::2, ::-2],
     "one": np.ones((1, 1), np.float32),
+    "none": np.ones((0, 3)),
+    "a number": np.array(7.5),
 }
 
 
-def write(file, arrays=ARRAYS, about=None):
+def write(file, arrays=ARRAYS, about=None, *, hashed=False):
     rows = {name: (array.dtype, array.shape) for name, array in arrays.items()}
-    return write_streamed(file, rows, iter(arrays.values()), about)
+    return write_streamed(file, rows, iter(arrays.values()), about, hashed=hashed)
 
 
 def test_what_is_written_is_read_by_the_library_and_by_palm(tmp_path):
@@ -48,6 +50,9 @@ def test_what_is_written_is_read_by_the_library_and_by_palm(tmp_path):
     assert found.size == len(content)
     length = 8 + int.from_bytes(content[:8], "little")
     assert found.header == hashlib.sha256(content[:length]).hexdigest()
+    assert found.sha256 is None
+    again = write(tmp_path / "again", about={"note": "naïve"}, hashed=True)
+    assert again == found._replace(sha256=hashlib.sha256(content).hexdigest())
     assert found.checksums == [zlib.crc32(array.tobytes()) for array in ARRAYS.values()]
 
 

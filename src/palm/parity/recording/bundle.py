@@ -15,14 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from palm.checkpoint.manifest import fingerprint, read_tensors
+from palm.checkpoint.manifest import read_tensors
 from palm.config import PaLMConfig
 from palm.errors import BundleError, CheckpointError, PalmError
 from palm.fields import plain
 from palm.files.objects import MalformedError
 from palm.files.schema import NATURAL, OBJECT, PRINTABLE, SHA256, ByName, Items, Record, check
 from palm.files.sealed import read_format, read_sealed, sealed
-from palm.files.write import new_folder, put_in_place, remedy, write_file, write_tensors
+from palm.files.streamed import write_streamed
+from palm.files.write import new_folder, put_in_place, remedy, write_file
 from palm.parity.recording.bundle_check import check_recording, number
 from palm.parity.recording.excerpt import Excerpt, record_excerpt
 from palm.parity.recording.recording import Recording, record
@@ -121,7 +122,8 @@ def _write(recording: Recording | Excerpt, folder: Path) -> None:
     for group in _GROUPS[kind]:
         for name, array in getattr(recording, group).items():
             arrays[f"{group}/{name}"] = array
-    write_tensors(folder / ARRAYS, arrays)
+    rows = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+    written = write_streamed(folder / ARRAYS, rows, arrays.values(), hashed=True)
     header = {name: getattr(recording, name) for name in _plain_fields(kind)}
     header["config"] = recording.config.to_dict()
     if kind == "excerpt":
@@ -130,8 +132,8 @@ def _write(recording: Recording | Excerpt, folder: Path) -> None:
             for name, row in header["statistics"].items()
         }
     header |= {"format": FORMAT, "version": VERSION, "kind": kind}
-    # safetensors sorts its names; the report walks them in dataflow order.
-    header |= {"order": list(arrays), "arrays": fingerprint(folder / ARRAYS)}
+    # The report walks the names in dataflow order.
+    header |= {"order": list(arrays), "arrays": {"bytes": written.size, "sha256": written.sha256}}
     write_file(folder / HEADER, sealed({key: plain(value) for key, value in header.items()}).encode())
 
 
