@@ -230,7 +230,7 @@ class Wing(Protocol[M]):
         """Whether the flag is set in any of the processes of a mesh."""
 
     def greatest(self, array: np.ndarray) -> np.ndarray:
-        """Element by element, the largest that a process gives."""
+        """Element by element, the largest that a process gives, of arrays of one shape and dtype."""
 
     def wait(self) -> None:
         """Return once all processes of a mesh have come here."""

@@ -1,8 +1,12 @@
-"""What is read of collectives from the text of compiled programs."""
+"""What is read from the text of compiled programs, and from what the compiler says of those it refuses."""
 
+import jax
+import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from palm.jax_impl.collectives import collectives
+from palm.jax_impl.compiled import _needed
 
 # As the TPU's compiler writes it, shortened: a loop of seven, with a fusion in it.
 TEXT = """\
@@ -78,3 +82,19 @@ def test_a_loop_that_counts_by_two_runs_half_as_often():
 
 def test_a_program_of_one_device_has_none():
     assert collectives("ENTRY %main (p: f32[2]) -> f32[2] {\n  ROOT %p = f32[2] parameter(0)\n}\n") == {}
+
+
+def test_what_a_program_that_is_too_large_needs_is_read_from_what_the_compiler_says():
+    four = AbstractMesh((4,), ("data",))
+    given = (
+        jax.ShapeDtypeStruct((8, 3), np.float32, sharding=NamedSharding(four, PartitionSpec("data"))),
+        [jax.ShapeDtypeStruct((5,), np.int8, sharding=NamedSharding(four, PartitionSpec()))],
+    )
+    of_all = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 40.5G of 30.75G hbm. Exceeded"
+    of_rest = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+        "(47.25G) exceeds available HBM (30.75G)."
+    )
+    assert _needed(of_all, given) == 40.5 * 2**30
+    assert _needed(of_rest, given) == 47.25 * 2**30 + 2 * 3 * 4 + 5
+    assert _needed("UNIMPLEMENTED: Encountered AllReduce fusion", given) is None

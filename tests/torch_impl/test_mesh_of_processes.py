@@ -93,6 +93,7 @@ FEW = [
     cell("data=4", freeze=r"(?!blocks\.1\.attention\.out).*"),
     cell("data=2,model=2", sizes=ODD, most_logits=40, accumulate=2),
     cell("model=4", sizes={"num_tokens": 9}, tie_embeddings=False),  # 3, 3, 3 and none
+    cell("model=4", sizes={"num_tokens": 2}, most_logits=40),  # 1, 1, none and none
     cell("data=2,model=2", sizes=ODD, control="words whose gradient is of one process's part"),
     cell("data=2,model=2", control="keys whose gradient is of one process's heads"),
     cell("data=2,model=2", control="head norms whose gradient is of one process's heads", qk_norm=True),

@@ -50,7 +50,7 @@ def test_what_is_waited_for_is_given_or_raised():
     "what",
     [
         *("steps", "data", "mesh", "weights", "nothing", "weights alike"),
-        *("weights in a checkpoint", "weights in a checkpoint alike", "weights or a checkpoint"),
+        *("weights in a checkpoint", "weights in a checkpoint alike", "weights or a checkpoint", "out"),
         pytest.param("weights or none", marks=pytest.mark.whole),
     ],
 )

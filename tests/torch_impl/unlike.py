@@ -26,11 +26,12 @@ def main(what: str) -> dict[str, Any]:
         if what in ("weights", "weights in a checkpoint"):
             weights["blocks.0.attention.query"][-1, -1] += 1e-6
         weights = None if what == "weights or none" else weights
+    out = Path(tempfile.mkdtemp()) / "run" if what == "out" and rank == "0" else None
     if what.startswith("weights in a checkpoint") or (what == "weights or a checkpoint" and rank == "1"):
         weights = save_arrays(config.resolve("torch"), weights, Path(tempfile.mkdtemp()) / "model")
     recipe = palm.recipe("adamw", steps=steps, batch=2, length=8)
     try:
-        palm.train(config, recipe, data, backend="torch", mesh=mesh, weights=weights)
+        palm.train(config, recipe, data, backend="torch", mesh=mesh, weights=weights, out=out)
     except palm.PalmError as error:
         return {"error": f"{type(error).__name__}: {error}"}
     return {}

@@ -62,6 +62,10 @@ def test_a_step_that_is_too_large_says_what_it_needs():
     assert found.fits is False
     assert found.bytes_per_device > found.memory == int(30.75 * 2**30)
     assert found.compiled.collectives == {}
+    # The state counts also where the compiler speaks of nothing else because that is too much by itself.
+    assert found.bytes_per_device > found.memory + found.footprint.state
+    found = palm.plan("palm-8b", mesh="data=4", topology=CHIPS, batch=4)
+    assert found.fits is False
 
 
 @pytest.mark.parametrize(

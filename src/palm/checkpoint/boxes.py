@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,13 +64,13 @@ class Boxes:
     """The tensors of a checkpoint of any version, to be read box by box.
 
     `config`, `dtype` and `fields` (of a run in progress, else None) are those of the checkpoint. `path` is a
-    checkpoint or a run, which means its newest one. Raises `CheckpointError` unless the pieces that the
-    manifest lists make up each tensor.
+    checkpoint or a run, which means its newest one. `manifest` is the checkpoint's, if it was read before.
+    Raises `CheckpointError` unless the pieces that the manifest lists make up each tensor.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], manifest: Mapping[str, Any] | None = None) -> None:
         self.path = checkpoint_path(path)
-        self._manifest = read_manifest(self.path)
+        self._manifest = read_manifest(self.path) if manifest is None else manifest
         self.fields = read_fields(self.path, self._manifest)
         self.config = read_config(self.path, self._manifest)
         self.dtype = numpy_dtype(self._manifest["dtype"])
@@ -108,12 +111,29 @@ class Boxes:
         """`read` for all elements of a tensor."""
         return self.read(name, (0,) * len(self.shapes[name]), self.shapes[name])
 
-    def bands(self, name: str) -> Iterator[np.ndarray]:
-        """A tensor in parts of some of its rows, cut where its pieces begin: of a grid each is read once."""
+    def rows(self, name: str) -> Iterator[np.ndarray]:
+        """All rows of a tensor, some at a time, so that of a grid of pieces each is read once.
+
+        Needs a few MiB for a grid. What is given out of a piece is held against its CRC-32 after its last row
+        only. Raises `CheckpointError` as `read_into` does.
+        """
         count, *widths = self.shapes[name]
-        firsts = sorted({piece.box.start[0] for piece in self._pieces[name]})
-        for first, last in pairwise([*firsts, count]):
-            yield self.read(name, (first, *(0 for _ in widths)), (last - first, *widths))
+        step = rows_of_a_block(self.shapes[name], self.dtype)
+        bands: dict[int, list[Listed]] = {}
+        for piece in self._pieces[name]:
+            bands.setdefault(piece.box.start[0], []).append(piece)
+        for first, last in pairwise([*sorted(bands), count]):
+            band = bands[first]
+            size = sum(math.prod(piece.box.shape[1:]) for piece in band)
+            if size != math.prod(widths) or any(piece.box.shape[0] != last - first for piece in band):
+                # It is not of a grid.
+                yield self.read(name, (first, *(0 for _ in widths)), (last - first, *widths))
+                continue
+            for parts in zip(*(self._blocks(name, piece, step) for piece in band), strict=True):
+                room = np.empty((len(parts[0]), *widths), self.dtype)
+                for (_, (start, shape), _), part in zip(band, parts, strict=True):
+                    room[:, *(slice(a, a + n) for a, n in zip(start[1:], shape[1:], strict=True))] = part
+                yield room
 
     def verify(self, name: str) -> None:
         """Hold all pieces of a tensor against their CRC-32. Raises `CheckpointError` as `read_into` does."""
@@ -143,12 +163,18 @@ class Boxes:
 
     def _take(self, name: str, piece: Listed, box: Box, found: np.ndarray) -> None:
         """Read a piece, and copy into `found`, which holds the box, what both have."""
+        with self._at(name, piece) as stream:
+            self._copy(stream, name, piece, box, found)
+
+    @contextmanager
+    def _at(self, name: str, piece: Listed) -> Iterator[BufferedReader]:
+        """The file of a piece, at its first number."""
         file = self.path / piece.file
         try:
             with open_regular(file) as stream:
                 row, begin = self._row(file, stream, name, piece)
                 stream.seek(begin + row.first)
-                self._copy(stream, name, piece, box, found)
+                yield stream
         except MalformedError as error:
             raise CheckpointError(
                 f"{file} must be a safetensors file; {error}. Restore another copy."
@@ -158,6 +184,27 @@ class Boxes:
                 f"{file} must be a file that can be read, for it has a piece of {name}; {error.strerror}. "
                 "Restore another copy."
             ) from None
+
+    def _blocks(self, name: str, piece: Listed, step: int) -> Iterator[np.ndarray]:
+        """The rows of a piece, so many at a time."""
+        count, *widths = piece.box.shape
+        checksum = 0
+        with self._at(name, piece) as stream:
+            for done in range(0, count, step):
+                block = np.empty((min(step, count - done), *widths), self.dtype)
+                content = block.reshape(-1).view(np.uint8).data
+                if stream.readinto(content) < len(content):
+                    break  # it became shorter, and its checksum differs
+                checksum = zlib.crc32(content, checksum)
+                yield block
+        self._check_sum(name, piece, checksum)
+
+    def _check_sum(self, name: str, piece: Listed, checksum: int) -> None:
+        if checksum != piece.checksum:
+            raise CheckpointError(
+                f"{self.path / piece.file} must be as it was saved; its checksum differs, damaged in "
+                f"{name} from {piece.box.start}. Restore another copy."
+            )
 
     def _row(self, file: Path, stream: BufferedReader, name: str, piece: Listed) -> tuple[Row, int]:
         """Where the piece lies in its file, whose header is read once."""
@@ -201,14 +248,9 @@ class Boxes:
                 is_finite = is_finite and bool(np.isfinite(own).all())
                 if part is not block:
                     read_into(part, block, both.within(here))
-        where = f"{name} from {piece.box.start}"
-        if checksum != piece.checksum:
-            raise CheckpointError(
-                f"{self.path / piece.file} must be as it was saved; its checksum differs, damaged in "
-                f"{where}. Restore another copy."
-            )
+        self._check_sum(name, piece, checksum)
         if not is_finite:
             raise CheckpointError(
-                f"{self.path / piece.file}: {where} must be finite; it is not. Go back to weights from "
-                "before the run diverged."
+                f"{self.path / piece.file}: {name} from {piece.box.start} must be finite; it is not. Go back "
+                "to weights from before the run diverged."
             )

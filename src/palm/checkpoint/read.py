@@ -13,7 +13,6 @@ from palm.checkpoint.boxes import Boxes
 from palm.checkpoint.manifest import (
     CONFIG,
     IN_PIECES,
-    MANIFEST,
     OPTIMIZER,
     TOKENIZERS,
     TRAINING,
@@ -30,7 +29,7 @@ def read_state(
 ) -> tuple[PaLMConfig, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The config, the weights and, if asked for, the moments of the checkpoint at `path`.
 
-    Each file that holds any of them is verified as a whole. Raises `CheckpointError`.
+    All that the manifest lists is verified, asked for or not. Raises `CheckpointError`.
     """
     config = read_config(path, manifest)
     table = parameters(config)
@@ -38,15 +37,12 @@ def read_state(
         if name in manifest["files"]:
             verify(path / name, manifest["files"][name])
     if manifest["version"] == IN_PIECES:
-        boxes = Boxes(path)
-        weights = {name: boxes.whole(name) for name in table}
-        others = [name for name in boxes.shapes if name not in table]
-        moments = {name: boxes.whole(name) for name in others if with_moments}
-        for name in others if not with_moments else ():
-            boxes.verify(name)
-    else:
-        weights = _whole(path, manifest, is_moments=False)
-        moments = _whole(path, manifest, is_moments=True) if with_moments else {}
+        return config, *_in_pieces(Boxes(path, manifest), set(table), with_moments=with_moments)
+    weights = _whole(path, manifest, is_moments=False)
+    moments = _whole(path, manifest, is_moments=True) if with_moments else {}
+    for file, entry in {} if with_moments else manifest["files"].items():
+        if file.startswith(OPTIMIZER):
+            verify(path / file, entry)
     try:
         check_names(config, weights, source=str(path))
     except WeightsError as error:
@@ -56,9 +52,20 @@ def read_state(
             check_array(parameter, weights[name], source="")
         except WeightsError as error:
             files = manifest["files"].items()
-            file = next((file for file, entry in files if name in entry.get("tensors", ())), MANIFEST)
+            file = next(file for file, entry in files if name in entry.get("tensors", ()))
             raise CheckpointError(f"{path / file}{error}") from error
     return config, weights, moments
+
+
+def _in_pieces(
+    boxes: Boxes, names: set[str], *, with_moments: bool
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The weights, which have these names, and the moments, if they are asked for."""
+    others = [name for name in boxes.shapes if name not in names]
+    for name in () if with_moments else others:
+        boxes.verify(name)
+    weights = {name: boxes.whole(name) for name in boxes.shapes if name in names}
+    return weights, {name: boxes.whole(name) for name in others if with_moments}
 
 
 def _whole(path: Path, manifest: Mapping[str, Any], *, is_moments: bool) -> dict[str, np.ndarray]:

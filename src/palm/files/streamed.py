@@ -55,7 +55,7 @@ def write_streamed(
         for (name, row), array in zip(rows.items(), arrays, strict=True):
             if (array.dtype, array.shape) != row:
                 raise ValueError(f"{name} must be {row}; got {(array.dtype, array.shape)}")
-            checksum = 0
+            checksum, end = 0, size + array.nbytes
             for block in blocks(array):
                 content = _by_rows(block).reshape(-1).view(np.uint8).data
                 if hashed:
@@ -63,13 +63,15 @@ def write_streamed(
                 checksum = zlib.crc32(content, checksum)
                 size += len(content)
                 write(content)
+            if size != end:
+                raise ValueError(f"{name} must be written whole; {size - end:+,} bytes differ")
             checksums.append(checksum)
     return Streamed(size, of_header, digest.hexdigest() if hashed else None, checksums)
 
 
 def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
     """Views of a few MiB of an array, one after the other, cut along its first dimension."""
-    array = np.atleast_1d(array)
+    array = np.atleast_1d(np.asarray(array))  # a np.matrix has two axes whatever is done with it
     rows = rows_of_a_block(array.shape, array.dtype)
     yield from (array[first : first + rows] for first in range(0, len(array), rows))
 

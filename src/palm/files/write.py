@@ -42,8 +42,8 @@ def write_file(file: Path, content: bytes) -> None:
 def opened(file: Path) -> Iterator[Callable[[bytes | memoryview], None]]:
     """`write_file` in parts: what writes the next bytes of the file. Raises `OSError`.
 
-    The disk gets what was written while the next part is made, and the system keeps no copy of it in memory:
-    to find memory for a large file takes longer than to write it.
+    The disk gets what was written while the next part is made, and the system keeps copies of the last parts
+    only: to find memory for a large file takes longer than to write it.
     """
     descriptor = os.open(file, _NEW | os.O_TRUNC, 0o666)
     written = 0

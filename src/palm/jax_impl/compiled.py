@@ -7,6 +7,7 @@ The compiler takes gigabytes and minutes, and may end the process: so it has one
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from typing import Any
@@ -32,7 +33,10 @@ from palm.spec.mesh import BATCH, Mesh
 
 # A v4 chip is one device of two cores, as JAX has it on a machine that has one; the others are so anyway.
 _OPTIONS = {"v4": {"chip_config_name": "megacore"}}
-_TOO_LARGE = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
+# What a step that is too large needs: all of it; or, if that is too much by itself, what is there only while it
+# runs.
+_ALL = re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm")
+_TEMPORARY = re.compile(r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds")
 _HBM = re.compile(r"available HBM \(([\d.]+)([KMGT])\)")
 
 
@@ -46,23 +50,36 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
             f"mesh={mesh}, which is {mesh.size}. Change one of them."
         )
     memory = memory_of(devices[0])
-    lowered = lower(config, recipe, mesh, arranged(mesh, devices))
+    given = described(config, recipe, mesh, arranged(mesh, devices))
+    lowered = lower(recipe, given)
     start = time.perf_counter()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        used = _TOO_LARGE.search(str(error))
-        if used is None:
+        total, sizes, found = _needed(str(error), given), {}, {}
+        if total is None:
             raise ConfigError(
                 f"mesh must be one for which the TPU's compiler has a program; got mesh={mesh}, and it says: "
                 f"{error}. Use another mesh."
             ) from None
-        total, sizes, found = _bytes(used[1], used[2]), {}, {}
     else:
         sizes, found = _sizes(compiled), collectives(compiled.as_text() or "")
         total = sum(sizes.values())
     seconds = time.perf_counter() - start
     return {"total": total, "memory": memory, "seconds": seconds, "sizes": sizes, "collectives": found}
+
+
+def _needed(told: str, given: Any) -> int | None:
+    """The bytes of a chip for a program that the compiler finds too large, of what it is `given`; None if the
+    compiler says something else."""
+    used, temporary = _ALL.search(told), _TEMPORARY.search(told)
+    if used is not None:
+        return _bytes(used[1], used[2])
+    if temporary is None:
+        return None
+    return _bytes(temporary[1], temporary[2]) + sum(
+        math.prod(of.sharding.shard_shape(of.shape)) * of.dtype.itemsize for of in jax.tree.leaves(given)
+    )
 
 
 def _sizes(compiled: Compiled) -> dict[str, int]:
@@ -107,8 +124,10 @@ def _bytes(number: str, unit: str) -> int:
     return int(float(number) * 1024 ** " KMGT".index(unit))
 
 
-def lower(config: PaLMConfig, recipe: Recipe, mesh: Mesh, devices: jax.sharding.Mesh) -> Lowered:
-    """What `Trainer.step` runs, of arrays that are described and not there."""
+def described(
+    config: PaLMConfig, recipe: Recipe, mesh: Mesh, devices: jax.sharding.Mesh
+) -> tuple[Any, Rates, _State]:
+    """The windows, rates and state of a step, of which no number is there."""
 
     def place(shape: tuple[int, ...], dtype: Any, *spec: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(devices, PartitionSpec(*spec)))
@@ -124,12 +143,17 @@ def lower(config: PaLMConfig, recipe: Recipe, mesh: Mesh, devices: jax.sharding.
     shape = (*rows, largest_batch(recipe) // recipe.accumulate, recipe.length + 1)
     windows = place(shape, np.int32, *(None for _ in rows), BATCH)
     rates = Rates._make([place((), np.float32)] * len(Rates._fields))
+    return windows, rates, _State(model, model, model)
+
+
+def lower(recipe: Recipe, given: tuple[Any, Rates, _State]) -> Lowered:
+    """What `Trainer.step` runs, of arrays that are `described`."""
     unwrapped: Any = _step  # `eqx.filter_jit` itself wants arrays
 
     def step(windows: Any, rates: Rates, state: _State) -> Any:
         return unwrapped.__wrapped__((windows, rates, recipe), state)
 
-    return jax.jit(step, donate_argnums=2).lower(windows, rates, _State(model, model, model))
+    return jax.jit(step, donate_argnums=2).lower(*given)
 
 
 if __name__ == "__main__":

@@ -29,10 +29,13 @@ def check_same_run(
     mesh: AnyMesh,
     corpus: Corpus,
     start: Start | None = None,
+    *,
+    kept: bool = True,
 ) -> None:
     """Raise `ConfigError` in all processes unless they make the same run. All of them must ask.
 
-    `start`: what a new run starts from. That it is the same numbers is left to `told_of_start`.
+    `start`: what a new run starts from; that it is the same numbers is left to `told_of_start`. `kept`:
+    whether the run has a folder.
     """
     if processes.several():  # for the digest the whole text is read
         facts = {"config": config.to_dict(), "recipe": recipe.to_dict(), "data": corpus.digest}
@@ -40,19 +43,17 @@ def check_same_run(
             "cadence": dataclasses.asdict(cadence),
             "mesh": mesh_of(mesh),
             "weights": start and start.kind,
+            "out": "a folder" if kept else "none",
         }
         check_alike(processes, **facts, **about)
 
 
-def told_of_start(
-    processes: Wing[Any], start: Start, config: PaLMConfig, backend: Backend, *, kept: bool
-) -> dict[str, Any]:
+def told_of_start(processes: Wing[Any], start: Start, backend: Backend, *, kept: bool) -> dict[str, Any]:
     """What `run.json` keeps of what a new run starts from, if it is `kept`.
 
-    Raises `ConfigError` for another config than the checkpoint's, and in all processes unless they start from
-    the same numbers. All of them must ask, after `check_same_run`.
+    Raises `ConfigError` in all processes unless they start from the same arrays; of checkpoints
+    `check_same_run` has compared the seals. All of them must ask, after that.
     """
-    start.check_config(config)
     digest = start.digest(processes) if kept or processes.several() else None
     check_alike(processes, weights=digest)
     return start.told(backend, digest)

@@ -25,19 +25,24 @@ from palm.spec.sizes import check_cache, check_training
 from palm.training.cadence import Cadence
 from palm.training.follower import Follower
 from palm.training.run_folder import Run
+from palm.training.start import Start
 from palm.wings import Wing
 
 
-def check_given(config: Any, recipe: Any, weights: Any, backend: Backend) -> None:
-    """Raise `ConfigError` unless these are a config and a recipe, `WeightsError` for weights of another."""
+def check_given(config: Any, recipe: Any, start: Start, backend: Backend) -> None:
+    """Raise `ConfigError` unless these are a config, that of the checkpoint if there is one, and a recipe.
+
+    And `WeightsError` for arrays of another config.
+    """
     kinds = (("config", config, PaLMConfig, 'preset("tiny")'), ("recipe", recipe, Recipe, 'recipe("bytes")'))
     for name, value, kind, make in kinds:
         if not isinstance(value, kind):
             raise ConfigError(
                 f"{name} must be a {kind.__name__}; got {name}={value!r}. Make one with palm.{make}."
             )
-    if weights is not None:
-        check_weights(config, weights, backend)
+    start.check_config(config.resolve(backend))
+    if start.arrays is not None:
+        check_weights(config, start.arrays, backend)
 
 
 def check_room(config: PaLMConfig, recipe: Recipe, cadence: Cadence) -> None:

@@ -130,12 +130,15 @@ def digest_of_boxes(boxes: Boxes, processes: Wing[Any]) -> str:
     """`digest_of` the weights of a checkpoint. Each process reads some tensors, some rows at a time."""
     names = sorted(parameters(boxes.config))
     number, count = processes.numbered()
+    own = range(number, len(names), count)
     found = np.zeros((len(names), hashlib.sha256().digest_size), np.uint8)
-    for row in range(number, len(names), count):
-        shape = boxes.shapes[names[row]]
-        found[row] = np.frombuffer(_digest(boxes.dtype, shape, boxes.bands(names[row])), np.uint8)
-    digests = [*processes.greatest(found)]
-    return _joined(names, [row.tobytes() for row in digests])
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(
+            lambda row: _digest(boxes.dtype, boxes.shapes[names[row]], boxes.rows(names[row])), own
+        )
+        for row, digest in zip(own, digests, strict=True):
+            found[row] = np.frombuffer(digest, np.uint8)
+    return _joined(names, [row.tobytes() for row in processes.greatest(found)])
 
 
 def _joined(names: list[str], digests: Iterable[bytes]) -> str:

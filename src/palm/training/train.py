@@ -141,7 +141,7 @@ def train(
     Raises `ConfigError`, `DataError`, `RunError`, `DivergedError`, and what `palm.build` raises.
     """
     start = open_start(weights, mesh)
-    check_given(config, recipe, start.arrays, backend)
+    check_given(config, recipe, start, backend)
     implementation = wing(backend)
     config, cadence, place = config.resolve(backend), cadence or Cadence(), placed(backend, device, mesh)
     check_fits(implementation, config, recipe, cadence, device, mesh)
@@ -152,8 +152,8 @@ def train(
     about = {"config": config.to_dict(), "recipe": recipe.to_dict(), **where}
     beside = make_onlookers(out, about, implementation, loggers, profile)
     with implementation.together(), asked_to_stop() as asked, run.locked(new=True) if run else nullcontext():
-        check_same_run(implementation, config, recipe, cadence, mesh, corpus, start)
-        told = told_of_start(implementation, start, config, backend, kept=run is not None)
+        check_same_run(implementation, config, recipe, cadence, mesh, corpus, start, kept=run is not None)
+        told = told_of_start(implementation, start, backend, kept=run is not None)
         loop = Loop(run, config, recipe, cadence, corpus, encoder, backend, on_step, beside)
         trainer = implementation.Trainer(start.model(config, recipe, place, where), recipe)
         del start, weights  # steps need no second copy of the model

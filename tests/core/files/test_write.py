@@ -259,6 +259,13 @@ def test_the_remedy_fits_the_cause(error, words):
     assert words in remedy(OSError(error, os.strerror(error)))
 
 
+def test_saving_works_where_the_system_takes_no_advice(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "posix_fadvise", raising=False)
+    monkeypatch.setattr(write, "_WINDOW", 100)
+    assert_same_bits(load_arrays(save_arrays(CONFIG, OLD, tmp_path / "model"))[1], OLD)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="macOS and Windows take no such advice")
 def test_what_is_written_goes_to_the_disk_meanwhile_and_is_forgotten(tmp_path, monkeypatch):
     monkeypatch.setattr(write, "_WINDOW", 100)
     spans, original = [], os.posix_fadvise

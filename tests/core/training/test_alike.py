@@ -1,6 +1,7 @@
 """The processes of a training must be given the same."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -140,15 +141,48 @@ def test_pieces_are_read_once_for_the_digest(tmp_path, monkeypatch):
     for row in range(len(embedding)):
         pieces += [Piece("embedding", (row, at), embedding[row : row + 1, at:][:, :half]) for at in (0, half)]
     save_pieces(CONFIG, pieces, path, alone())
-    boxes, read, take = Boxes(path), [], Boxes._take
-    monkeypatch.setattr(Boxes, "_take", lambda *given: read.append(given[2].box) or take(*given))
-    parts = [part.copy() for part in boxes.bands("embedding")]
-    assert [part.shape for part in parts] == [(1, embedding.shape[1])] * len(embedding)
-    assert np.array_equal(np.concatenate(parts), embedding)
-    assert len({*read}) == len(read) == 2 * len(embedding)
+    boxes, opened, at = Boxes(path), [], Boxes._at
+    monkeypatch.setattr(Boxes, "_at", lambda *given: opened.append(given[2].box) or at(*given))
+    assert np.array_equal(np.concatenate([part.copy() for part in boxes.rows("embedding")]), embedding)
+    assert len({*opened}) == len(opened) == 2 * len(embedding)
 
 
-def test_what_is_given_is_said_before_a_digest_is_formed():
+@pytest.mark.parametrize("owners", [0, 1])
+def test_a_digest_needs_a_few_rows_in_memory(tmp_path, owners):
+    config = small(num_tokens=60_000, dim=64)
+    path, arrays = tmp_path / "model", draw_weights(config)
+    pieces = [Piece(name, (0,) * array.ndim, array) for name, array in arrays.items()]
+    save_pieces(config, pieces, path, alone()) if owners else save_arrays(config, arrays, path)
+    boxes = Boxes(path)
+    tracemalloc.start()
+    try:
+        assert Start(boxes=boxes).digest(Some(0, 1)) == digest_of(arrays)
+        assert tracemalloc.get_traced_memory()[1] < arrays["embedding"].nbytes
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+def test_rows_of_a_damaged_piece_have_no_digest(tmp_path, damage):
+    path = save_arrays(CONFIG, draw_weights(CONFIG), tmp_path / "model")
+    file = path / "weights-00001-of-00001.safetensors"
+    boxes, content = Boxes(path), file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if damage == "flip" else content[:-1])
+    with pytest.raises(palm.CheckpointError, match=file.name):
+        digest_of_boxes(boxes, Some(0, 1))
+
+
+def test_pieces_that_form_no_grid_are_read_too(tmp_path):
+    """As no mesh cuts them: on the left in two halves, on the right whole."""
+    path, arrays = tmp_path / "model", draw_weights(CONFIG)
+    embedding = arrays.pop("embedding")
+    pieces = [Piece(name, (0,) * array.ndim, array) for name, array in arrays.items()]
+    pieces += [Piece("embedding", (0, 0), embedding[:5, :2]), Piece("embedding", (5, 0), embedding[5:, :2])]
+    save_pieces(CONFIG, [*pieces, Piece("embedding", (0, 2), embedding[:, 2:])], path, alone())
+    assert np.array_equal(np.concatenate([*Boxes(path).rows("embedding")]), embedding)
+
+
+def test_what_is_given_is_said_without_a_digest():
     assert [Start().kind, Start(weights()).kind] == ["none", "arrays"]
     assert Start().digest(Some(0, 1)) is None
     assert Start(weights()).digest(Some(0, 2)) == digest_of(weights())

@@ -122,8 +122,10 @@ def _write(recording: Recording | Excerpt, folder: Path) -> None:
     for group in _GROUPS[kind]:
         for name, array in getattr(recording, group).items():
             arrays[f"{group}/{name}"] = array
-    rows = {name: (array.dtype, array.shape) for name, array in arrays.items()}
-    written = write_streamed(folder / ARRAYS, rows, arrays.values(), hashed=True)
+    # The widest first, so that the numbers of each begin at a multiple of their width.
+    names = sorted(arrays, key=lambda name: -arrays[name].itemsize)
+    rows = {name: (arrays[name].dtype, arrays[name].shape) for name in names}
+    written = write_streamed(folder / ARRAYS, rows, (arrays[name] for name in names), hashed=True)
     header = {name: getattr(recording, name) for name in _plain_fields(kind)}
     header["config"] = recording.config.to_dict()
     if kind == "excerpt":
