@@ -33,8 +33,7 @@ from palm.spec.mesh import BATCH, Mesh
 
 # A v4 chip is one device of two cores, as JAX has it on a machine that has one; the others are so anyway.
 _OPTIONS = {"v4": {"chip_config_name": "megacore"}}
-# What a step that is too large needs: all of it; or, if that is too much by itself, what is there only while it
-# runs.
+# What a step that is too large needs: all of it, or what it adds while it runs if that alone is too much.
 _ALL = re.compile(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm")
 _TEMPORARY = re.compile(r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds")
 _HBM = re.compile(r"available HBM \(([\d.]+)([KMGT])\)")

@@ -10,7 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import DTYPES, assert_same_bits, at_most, draw_weights, small
-from damage import CONFIG, FIELDS, OLD, draw_moments, draw_state, entry_of_pieces, save_state, undetected
+from damage import (
+    CONFIG,
+    FIELDS,
+    NEW,
+    OLD,
+    draw_moments,
+    draw_state,
+    entry_of_pieces,
+    save_state,
+    undetected,
+)
 from safetensors import safe_open
 from safetensors.numpy import load as parse
 from safetensors.numpy import load_file, save_file
@@ -18,6 +28,7 @@ from teams import cut, together
 
 from palm import CheckpointError
 from palm.checkpoint import boxes as readers
+from palm.checkpoint import read as whole_reader
 from palm.checkpoint.boxes import Boxes
 from palm.checkpoint.checkpoint import load_arrays
 from palm.checkpoint.manifest import MANIFEST
@@ -319,6 +330,22 @@ def test_numbers_that_are_not_finite_are_never_given_out(path):
         Boxes(path).read("embedding", begin, (1, 1))
     with pytest.raises(CheckpointError, match=f"{FILES[0]}: embedding from .* must be finite"):
         load_arrays(path)
+
+
+@pytest.mark.parametrize("load", [load_arrays, load_progress])
+def test_a_checkpoint_that_is_exchanged_while_it_is_read_is_never_mixed_with_the_other(
+    path, monkeypatch, load
+):
+    other = save(path.with_name("other"), {**NEW[0], **NEW[1].moments})
+
+    def exchanged(*given):
+        path.rename(path.with_name("old"))
+        other.rename(path)
+        return Boxes(*given)
+
+    monkeypatch.setattr(whole_reader, "Boxes", exchanged)
+    with pytest.raises(CheckpointError, match="checksum differs"):
+        load(path)
 
 
 def test_what_is_not_in_a_tensor_cannot_be_asked_for(path):

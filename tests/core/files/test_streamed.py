@@ -27,6 +27,7 @@ ARRAYS = {
     "every second": RNG.standard_normal((6, 8))[::2, ::-2],
     "one": np.ones((1, 1), np.float32),
     "none": np.ones((0, 3)),
+    "a matrix": RNG.standard_normal((3, 4)).view(np.matrix),
     "a number": np.array(7.5),
 }
 

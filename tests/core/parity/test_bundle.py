@@ -13,6 +13,8 @@ from mutations import MUTATIONS, mutate
 from recordings import scaled, side
 
 from palm import BundleError, ConfigError, compare
+from palm.files.read import reading
+from palm.files.tensors import read_header
 from palm.parity.recording.bundle import ARRAYS, HEADER, read_bundle, write_bundle
 from palm.parity.recording.excerpt import excerpt_of
 
@@ -38,6 +40,18 @@ def test_a_loss_that_is_not_finite_goes_through_a_folder(tmp_path):
     write_bundle(dataclasses.replace(side("a"), loss=float("nan")), tmp_path / "a")
     assert np.isnan(read_bundle(tmp_path / "a").loss)
     json.loads((tmp_path / "a" / HEADER).read_text(), parse_constant=pytest.fail)
+
+
+def test_each_array_begins_at_a_multiple_of_its_width(tmp_path):
+    """So that a file can be mapped into memory, whatever is in front of an array."""
+    recording = side("a")
+    odd = {**recording.weights, "odd": np.zeros(3, np.float32)}
+    write_bundle(dataclasses.replace(recording, weights=odd), tmp_path / "a")
+    with reading(tmp_path / "a" / ARRAYS) as reader:
+        rows = read_header(reader)
+        begin = reader.at
+    assert {row.dtype.itemsize for row in rows.values()} == {4, 8}
+    assert [name for name, row in rows.items() if (begin + row.first) % row.dtype.itemsize] == []
 
 
 def test_a_bundle_replaces_a_bundle_and_nothing_else(tmp_path):
