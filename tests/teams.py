@@ -18,6 +18,7 @@ from disks import Disk
 from palm import PalmError
 from palm.checkpoint.progress import Progress
 from palm.checkpoint.team import Team, save_pieces
+from palm.files import write
 from palm.spec.boxes import Piece
 
 State = tuple[dict[str, np.ndarray], Progress]
@@ -149,6 +150,7 @@ def _member(
         return found
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "_SMALL", 0)  # each piece is a change of its own
         disk = Disk(at or 0, lambda: os._exit(DIED))
         if at is not None:
             disk.install(patch)

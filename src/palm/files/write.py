@@ -20,7 +20,7 @@ from palm.files.hidden import claimed, clear, held, recover
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
 _CANNOT_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM}
 _NEW = os.O_WRONLY | os.O_CREAT
-_WINDOW = 1 << 26  # bytes
+_WINDOW, _SMALL = 1 << 26, 1 << 16  # bytes
 
 
 def fsync(path: Path) -> None:
@@ -46,19 +46,40 @@ def opened(file: Path) -> Iterator[Callable[[bytes | memoryview], None]]:
     only: to find memory for a large file takes longer than to write it.
     """
     descriptor = os.open(file, _NEW | os.O_TRUNC, 0o666)
-    written = 0
-
-    def write(content: bytes | memoryview) -> None:
-        nonlocal written
-        _write_all(descriptor, content)
-        before, written = written, written + len(content)
-        if written // _WINDOW > before // _WINDOW:
-            _let_go(descriptor, max(0, written - 2 * _WINDOW), written)
-
     try:
-        yield write
+        parts = _Parts(descriptor)
+        yield parts.write
+        parts.flush()
     finally:
         os.close(descriptor)
+
+
+class _Parts:
+    """A file that is written in parts, small ones several at once: to each call to the system a file server
+    may have to answer."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._written, self._small = descriptor, 0, bytearray()
+
+    def write(self, content: bytes | memoryview) -> None:
+        """Write it, at once or with what comes next."""
+        if len(self._small) + len(content) <= _SMALL:
+            self._small += content
+            return
+        self.flush()
+        self._put(content)
+
+    def flush(self) -> None:
+        """Write what has waited."""
+        small, self._small = self._small, bytearray()
+        if small:
+            self._put(small)
+
+    def _put(self, content: bytes | bytearray | memoryview) -> None:
+        _write_all(self._descriptor, content)
+        before, self._written = self._written, self._written + len(content)
+        if self._written // _WINDOW > before // _WINDOW:
+            _let_go(self._descriptor, max(0, self._written - 2 * _WINDOW), self._written)
 
 
 def _let_go(descriptor: int, first: int, last: int) -> None:
@@ -83,7 +104,7 @@ def append(file: Path, content: bytes) -> None:
         os.close(descriptor)
 
 
-def _write_all(descriptor: int, content: bytes | memoryview) -> None:
+def _write_all(descriptor: int, content: bytes | bytearray | memoryview) -> None:
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(descriptor, rest) :]

@@ -268,6 +268,7 @@ def test_saving_works_where_the_system_takes_no_advice(tmp_path, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="macOS and Windows take no such advice")
 def test_what_is_written_goes_to_the_disk_meanwhile_and_is_forgotten(tmp_path, monkeypatch):
     monkeypatch.setattr(write, "_WINDOW", 100)
+    monkeypatch.setattr(write, "_SMALL", 0)
     spans, original = [], os.posix_fadvise
 
     def spied(descriptor, first, length, advice):
@@ -287,6 +288,18 @@ def test_what_is_written_goes_to_the_disk_meanwhile_and_is_forgotten(tmp_path, m
     spans.clear()
     write_file(tmp_path / "small", content[:99])
     assert spans == []
+
+
+def test_small_parts_are_written_together_in_their_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "_SMALL", 10)
+    sizes, original = [], os.write
+    monkeypatch.setattr(os, "write", lambda at, some: sizes.append(len(some)) or original(at, some))
+    parts = [bytes([i]) * size for i, size in enumerate((3, 4, 3, 1, 11, 10, 2, 50, 5, 5, 0))]
+    with opened(tmp_path / "file") as add:
+        for part in parts:
+            add(part)
+    assert (tmp_path / "file").read_bytes() == b"".join(parts)
+    assert sizes == [10, 1, 11, 10, 2, 50, 10]
 
 
 def test_a_pipe_is_written_to_whatever_its_length(tmp_path, monkeypatch):
