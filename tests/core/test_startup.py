@@ -60,21 +60,20 @@ def test_importing_palm_loads_nothing_dear():
 @pytest.mark.parametrize(
     ("use", "loads"),
     [
-        ("palm.save", {"safetensors", "palm.checkpoint.checkpoint"}),
-        ("palm.compare", {"rich", "safetensors", "palm.checkpoint.checkpoint", "palm.parity.compare"}),
+        ("palm.save", {"palm.checkpoint.checkpoint"}),
+        ("palm.compare", {"rich", "palm.checkpoint.checkpoint", "palm.parity.compare"}),
         ("import palm.parity.finding", set()),
-        ("palm.train", {"safetensors", "palm.checkpoint.checkpoint", "palm.training.train"}),
+        ("palm.train", {"palm.checkpoint.checkpoint", "palm.training.train"}),
         (
             "from palm import *",
             {
                 "rich",
-                "safetensors",
                 "palm.checkpoint.checkpoint",
                 "palm.parity.compare",
                 "palm.training.train",
             },
         ),
-        ("import palm.training.plot", {"matplotlib", "safetensors"}),
+        ("import palm.training.plot", {"matplotlib", "palm.checkpoint.checkpoint"}),
     ],
 )
 def test_a_name_loads_its_own_part_when_it_is_used(use, loads):
