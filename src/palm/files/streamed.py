@@ -1,6 +1,7 @@
 """safetensors files that are written one tensor after the other, with checksums taken on the way.
 
-The library copies all tensors of a file before it writes the first one. Here a few MiB are copied at a time.
+The library wants all tensors of a file at once. Here each is asked for when its turn comes, and at most a few
+MiB of it are in memory twice.
 """
 
 from __future__ import annotations
