@@ -137,9 +137,10 @@ class Boxes:
 
     def verify(self, name: str) -> None:
         """Hold all pieces of a tensor against their CRC-32. Raises `CheckpointError` as `read_into` does."""
-        none = (0,) * len(self.shapes[name])
+        step = rows_of_a_block(self.shapes[name], self.dtype)
         for piece in self._pieces[name]:
-            self._take(name, piece, Box(none, none), np.empty(none, self.dtype))
+            for _ in self._blocks(name, piece, step):
+                pass
 
     def read_into(self, room: np.ndarray, name: str, start: tuple[int, ...]) -> None:
         """Fill an array of the checkpoint's dtype, however it lies, with the elements from `start` on.

@@ -50,7 +50,7 @@ from palm.data.remembered import remember_tokenizer
 from palm.data.tokenizer import load_tokenizer
 from palm.data.tokenizer_file import FileTokenizer
 from palm.files.sealed import sealed
-from palm.files.streamed import write_streamed
+from palm.files.streamed import write_arrays
 from palm.files.tensors import grouped
 from palm.files.write import new_folder, put_in_place, write_file
 from palm.models import common_dtype, from_numpy, to_numpy, tokenizer_of
@@ -230,9 +230,6 @@ def _write_tensors(arrays: Mapping[str, np.ndarray], prefix: str, folder: Path) 
     groups = list(grouped({name: array.nbytes for name, array in arrays.items()}, MAX_FILE_BYTES))
     for number, group in enumerate(groups, 1):
         file = folder / f"{prefix}{number:05d}-of-{len(groups):05d}.safetensors"
-        names = sorted(group)  # as the library has them
-        rows = {name: (arrays[name].dtype, arrays[name].shape) for name in names}
-        written = write_streamed(file, rows, (arrays[name] for name in names), hashed=True)
-        sums = dict(zip(names, written.checksums, strict=True))
-        files[file.name] = {"bytes": written.size, "sha256": written.sha256, "tensors": sums}
+        entry, sums = write_arrays(file, {name: arrays[name] for name in group})
+        files[file.name] = {**entry, "tensors": sums}
     return files

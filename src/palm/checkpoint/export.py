@@ -139,8 +139,7 @@ class _Layout:
         return shape[::-1] if self._turns(name) else shape
 
     def read(self, name: str) -> np.ndarray:
-        shape = self._boxes.shapes[name]
-        array = self._boxes.read(name, (0,) * len(shape), shape)
+        array = self._boxes.whole(name)
         return np.ascontiguousarray(array.T) if self._turns(name) else array
 
     def _turns(self, name: str) -> bool:

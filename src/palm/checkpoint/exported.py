@@ -63,8 +63,7 @@ def write_programs(boxes: Boxes, out: Path, format: str, length: int | None) -> 
             write_file(folder / kind.files[name], content)
         if kind.weights is not None:
             rows = {name: (boxes.dtype, row.shape) for name, row in parameters(boxes.config).items()}
-            whole = ((name, (0,) * len(shape), shape) for name, (_, shape) in rows.items())
-            write_streamed(folder / kind.weights, rows, (boxes.read(*box) for box in whole), {"format": "np"})
+            write_streamed(folder / kind.weights, rows, map(boxes.whole, rows), {"format": "np"})
         about = {
             "format": FORMAT,
             "version": VERSION,

@@ -31,13 +31,13 @@ def read_state(
 
     All that the manifest lists is verified, asked for or not. Raises `CheckpointError`.
     """
-    config = read_config(path, manifest)
-    table = parameters(config)
     for name in TOKENIZERS:
         if name in manifest["files"]:
             verify(path / name, manifest["files"][name])
     if manifest["version"] == IN_PIECES:
-        return config, *_in_pieces(Boxes(path, manifest), set(table), with_moments=with_moments)
+        return _in_pieces(Boxes(path, manifest), with_moments=with_moments)
+    config = read_config(path, manifest)
+    table = parameters(config)
     weights = _whole(path, manifest, is_moments=False)
     moments = _whole(path, manifest, is_moments=True) if with_moments else {}
     for file, entry in {} if with_moments else manifest["files"].items():
@@ -58,14 +58,15 @@ def read_state(
 
 
 def _in_pieces(
-    boxes: Boxes, names: set[str], *, with_moments: bool
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The weights, which have these names, and the moments, if they are asked for."""
-    others = [name for name in boxes.shapes if name not in names]
-    for name in () if with_moments else others:
+    boxes: Boxes, *, with_moments: bool
+) -> tuple[PaLMConfig, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """`read_state` of a checkpoint in pieces."""
+    table = parameters(boxes.config)
+    moments = [name for name in boxes.shapes if name not in table]
+    for name in () if with_moments else moments:
         boxes.verify(name)
-    weights = {name: boxes.whole(name) for name in boxes.shapes if name in names}
-    return weights, {name: boxes.whole(name) for name in others if with_moments}
+    weights = {name: boxes.whole(name) for name in table}
+    return boxes.config, weights, {name: boxes.whole(name) for name in moments if with_moments}
 
 
 def _whole(path: Path, manifest: Mapping[str, Any], *, is_moments: bool) -> dict[str, np.ndarray]:

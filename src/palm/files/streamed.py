@@ -11,7 +11,7 @@ import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,6 +68,19 @@ def write_streamed(
                 raise ValueError(f"{name} must be written whole; {size - end:+,} bytes differ")
             checksums.append(checksum)
     return Streamed(size, of_header, digest.hexdigest() if hashed else None, checksums)
+
+
+def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, int]]:
+    """Write arrays in the order of the library, the widest first and then by name, so that each is aligned.
+
+    The size and the SHA-256 of the file, as manifests have them, and the CRC-32 of each array. Raises
+    `OSError`.
+    """
+    names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+    rows = {name: (arrays[name].dtype, arrays[name].shape) for name in names}
+    written = write_streamed(file, rows, (arrays[name] for name in names), hashed=True)
+    entry = {"bytes": written.size, "sha256": written.sha256}
+    return entry, dict(zip(names, written.checksums, strict=True))
 
 
 def blocks(array: np.ndarray) -> Iterator[np.ndarray]:

@@ -69,16 +69,15 @@ def read_header(reader: Reader) -> dict[str, Row]:
 
 
 def read_tensors(reader: Reader) -> dict[str, np.ndarray]:
-    """All tensors of a file by name. Raises `MalformedError`, also if they do not fit into memory."""
-    return dict(read_each(reader))
+    """All tensors of a file by name, in the order in which they lie.
 
-
-def read_each(reader: Reader) -> Iterator[tuple[str, np.ndarray]]:
-    """`read_tensors` one after the other, in the order in which they lie."""
+    Raises `MalformedError`, also if they do not fit into memory.
+    """
+    arrays = {}
     for name, row in read_header(reader).items():
-        array = empty(row.shape, row.dtype)
-        reader.fill(array)
-        yield name, array
+        arrays[name] = empty(row.shape, row.dtype)
+        reader.fill(arrays[name])
+    return arrays
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

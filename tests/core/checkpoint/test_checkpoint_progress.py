@@ -197,7 +197,7 @@ def test_moments_that_could_not_be_loaded_are_not_saved(tmp_path, moments):
 # Where writing goes through, and how often before the new checkpoint has its name.
 STAGES = {
     "write_file": ((checkpoint, about), 3),
-    "write_streamed": ((checkpoint,), 6),
+    "write_arrays": ((checkpoint,), 6),
     "fingerprint": ((about,), 2),
     "sealed": ((checkpoint,), 1),
     "fsync": ((write,), 10),
@@ -214,7 +214,7 @@ def save_on_a_full_disk(stage: str, call: int, path: Path, *, overwrite: bool = 
         nonlocal calls
         calls += 1
         if calls == call:
-            if stage == "write_streamed":
+            if stage == "write_arrays":
                 arguments[0].write_bytes(b"half a file")
             raise OSError(errno.ENOSPC, "No space left on device")
         return original(*arguments, **options)
@@ -251,7 +251,7 @@ def test_an_older_checkpoint_that_stepped_aside_comes_back(tmp_path):
     assert_is_state(old, OLD)
 
 
-@pytest.mark.parametrize("stage", ["write_file", "write_streamed", "fingerprint", "sealed", "fsync"])
+@pytest.mark.parametrize("stage", ["write_file", "write_arrays", "fingerprint", "sealed", "fsync"])
 def test_there_is_no_later_moment_than_those(tmp_path, stage):
     """The twin of the test above: one call later there is no error, or (fsync) a whole checkpoint already."""
     said = save_on_a_full_disk(stage, STAGES[stage][1] + 1, tmp_path / "new")

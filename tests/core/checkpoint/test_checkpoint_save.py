@@ -69,7 +69,7 @@ def test_a_path_below_a_file_cannot_be_written(tmp_path):
 
 
 STEPS = [
-    *((checkpoint, "write_streamed", call) for call in (1, 2)),
+    *((checkpoint, "write_arrays", call) for call in (1, 2)),
     (about, "fingerprint", 1),
     (checkpoint, "sealed", 1),
     *((write, "fsync", call) for call in (1, 5)),
@@ -119,7 +119,7 @@ def die(file, *_, **__):
     file.write_bytes(b"half a file")
     os._exit(9)
 
-checkpoint.write_streamed = die
+checkpoint.write_arrays = die
 checkpoint.save_arrays(small(), draw_weights(small(), 1), sys.argv[1], overwrite=True)
 """
 
@@ -172,14 +172,14 @@ def test_a_disk_that_is_really_full_is_a_checkpoint_error(tmp_path):
 
 def while_saving(monkeypatch, happens: Callable[[], object]) -> None:
     """Let something happen in the middle of the next save, and only then."""
-    original = checkpoint.write_streamed
+    original = checkpoint.write_arrays
 
-    def write_streamed(*arguments, **options):
-        monkeypatch.setattr(checkpoint, "write_streamed", original)
+    def write_arrays(*arguments, **options):
+        monkeypatch.setattr(checkpoint, "write_arrays", original)
         happens()
         return original(*arguments, **options)
 
-    monkeypatch.setattr(checkpoint, "write_streamed", write_streamed)
+    monkeypatch.setattr(checkpoint, "write_arrays", write_arrays)
 
 
 def test_of_two_saves_to_one_path_one_succeeds_and_is_whole(tmp_path, monkeypatch):

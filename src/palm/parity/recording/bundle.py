@@ -22,7 +22,7 @@ from palm.fields import plain
 from palm.files.objects import MalformedError
 from palm.files.schema import NATURAL, OBJECT, PRINTABLE, SHA256, ByName, Items, Record, check
 from palm.files.sealed import read_format, read_sealed, sealed
-from palm.files.streamed import write_streamed
+from palm.files.streamed import write_arrays
 from palm.files.write import new_folder, put_in_place, remedy, write_file
 from palm.parity.recording.bundle_check import check_recording, number
 from palm.parity.recording.excerpt import Excerpt, record_excerpt
@@ -122,10 +122,7 @@ def _write(recording: Recording | Excerpt, folder: Path) -> None:
     for group in _GROUPS[kind]:
         for name, array in getattr(recording, group).items():
             arrays[f"{group}/{name}"] = array
-    # The widest first, so that the numbers of each begin at a multiple of their width.
-    names = sorted(arrays, key=lambda name: -arrays[name].itemsize)
-    rows = {name: (arrays[name].dtype, arrays[name].shape) for name in names}
-    written = write_streamed(folder / ARRAYS, rows, (arrays[name] for name in names), hashed=True)
+    entry, _ = write_arrays(folder / ARRAYS, arrays)
     header = {name: getattr(recording, name) for name in _plain_fields(kind)}
     header["config"] = recording.config.to_dict()
     if kind == "excerpt":
@@ -134,8 +131,8 @@ def _write(recording: Recording | Excerpt, folder: Path) -> None:
             for name, row in header["statistics"].items()
         }
     header |= {"format": FORMAT, "version": VERSION, "kind": kind}
-    # The report walks the names in dataflow order.
-    header |= {"order": list(arrays), "arrays": {"bytes": written.size, "sha256": written.sha256}}
+    # The file has another order; the report walks the names in dataflow order.
+    header |= {"order": list(arrays), "arrays": entry}
     write_file(folder / HEADER, sealed({key: plain(value) for key, value in header.items()}).encode())
 
 
